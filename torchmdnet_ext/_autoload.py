@@ -1,0 +1,107 @@
+"""Entry point of the group `torch.backends`: called at the end of every `import torch`.
+
+Standard library only, a few microseconds, and it must never raise: it only asks Python to call us back when one of
+TorchMD-Net's modules that we extend has been imported.
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+import warnings
+
+# module of TorchMD-Net -> function of torchmdnet_ext.registration that extends it
+HOOKS = {
+    "torchmdnet.models.model": "extend_models",
+    "torchmdnet.datasets": "extend_datasets",
+    "torchmdnet.data": "extend_data_module",
+    "torchmdnet.scripts.train": "extend_arguments",
+}
+
+
+def _extend(module):
+    """Call our extension of a module of TorchMD-Net; a failure is a warning, never an error."""
+    try:
+        from torchmdnet_ext import registration
+
+        getattr(registration, HOOKS[module.__name__])(module)
+    except Exception as error:
+        warnings.warn(
+            f"openmm-geomgnn could not extend {module.__name__} ({type(error).__name__}: {error}); TorchMD-Net works as "
+            "without it. Reinstall openmm-geomgnn or see which versions of TorchMD-Net it was tested with.",
+            stacklevel=2,
+        )
+
+
+class _Loader(importlib.abc.Loader):
+    """Runs a module with its own loader, then extends it."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __getattr__(self, name):  # is_package, get_source, ... of the real loader
+        return getattr(self.loader, name)
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module):
+        self.loader.exec_module(module)
+        # what looks at the module later (inspect, runpy, importlib.reload) sees it as it is without us
+        module.__loader__ = module.__spec__.loader = self.loader
+        _extend(module)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds nothing itself; wraps the loader of the modules we extend."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in HOOKS:
+            return None
+        for finder in sys.meta_path:
+            if isinstance(finder, _Finder) or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Loader(spec.loader)
+                return spec
+        return None
+
+
+class _WatchedSpec(importlib.machinery.ModuleSpec):
+    """Spec of a module whose import began before `import torch`: tells us when that import is complete.
+
+    `python -c "import torchmdnet.models.model"` imports torch, and so reaches us, from the middle of that module. The import
+    system sets `_initializing` to False when a module is done.
+    """
+
+    @property
+    def _initializing(self):
+        return self.__dict__.get("_initializing", False)
+
+    @_initializing.setter
+    def _initializing(self, value):
+        self.__dict__["_initializing"] = value
+        if not value:
+            self.__class__ = importlib.machinery.ModuleSpec
+            if self.name in sys.modules:  # not there if its import failed
+                _extend(sys.modules[self.name])
+
+
+def register():
+    """Extend TorchMD-Net's modules: those already imported now, the others when their import is complete."""
+    try:
+        if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+            return
+        sys.meta_path.insert(0, _Finder())
+        for name in HOOKS:
+            module = sys.modules.get(name)
+            if module is None:
+                continue
+            spec = getattr(module, "__spec__", None)
+            if getattr(spec, "_initializing", False):
+                spec.__class__ = _WatchedSpec
+            else:
+                _extend(module)
+    except Exception as error:
+        warnings.warn(f"openmm-geomgnn could not register itself with TorchMD-Net: {error}", stacklevel=2)

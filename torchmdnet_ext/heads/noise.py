@@ -1,0 +1,50 @@
+"""Per-atom vector read-out for denoising (Zaidi et al. 2022, arXiv 2206.00133)."""
+
+import torch
+from torch import nn
+from torchmdnet.models.output_modules import OutputModel
+from torchmdnet.models.utils import GatedEquivariantBlock
+
+from torchmdnet_ext.models.visnet import vectors
+
+
+class EquivariantNoise(OutputModel):
+    """One vector per atom from scalars (N, H) and vectors (N, 3 or 8, H): the predicted noise, (N, 3).
+
+    In a configuration of `torchmd-train` it is `output_model: Noise`. Rows stay per atom (`reduce` does nothing), so with
+    the noise as `batch.y` the trainer's own mean squared error per coordinate is the denoising loss.
+    """
+
+    def __init__(
+        self,
+        hidden_channels,
+        activation="silu",
+        allow_prior_model=False,
+        reduce_op="sum",
+        dtype=torch.float,
+        static_shapes=False,
+        **unused,
+    ):
+        super().__init__(allow_prior_model=allow_prior_model, reduce_op=reduce_op, static_shapes=static_shapes)
+        half = hidden_channels // 2
+        self.output_network = nn.ModuleList(
+            [
+                GatedEquivariantBlock(hidden_channels, half, activation=activation, scalar_activation=True, dtype=dtype),
+                GatedEquivariantBlock(half, 1, activation=activation, dtype=dtype),
+            ]
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        for layer in self.output_network:
+            layer.reset_parameters()
+
+    def pre_reduce(self, x, v, z, pos, batch, box=None):
+        """(N, 3) predicted noise, in units of the noise's standard deviation."""
+        v = vectors(v)
+        for layer in self.output_network:
+            x, v = layer(x, v)
+        return v.squeeze(2)
+
+    def reduce(self, x, batch, num_systems=None):
+        return x

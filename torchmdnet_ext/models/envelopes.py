@@ -1,0 +1,68 @@
+"""The envelope that makes messages vanish smoothly at the cutoff."""
+
+import torch
+from torch import Tensor, nn
+
+DEFAULT_WIDTH = 1.0  # angstrom
+
+
+class C2Envelope(nn.Module):
+    """1 up to `cutoff - width`, 0 from `cutoff` on, a quintic in between with two continuous derivatives.
+
+    Parameters
+    ----------
+    cutoff : float
+        Distance in angstrom from which on the envelope is 0.
+    width : float
+        Length in angstrom over which it falls from 1 to 0.
+
+    Raises
+    ------
+    ValueError
+        If `width` is not positive or exceeds `cutoff`.
+    """
+
+    def __init__(self, cutoff: float, width: float = DEFAULT_WIDTH):
+        super().__init__()
+        if not 0 < width <= cutoff:
+            raise ValueError(
+                f"The envelope's width must be positive and no larger than the cutoff, but width is {width} and "
+                f"cutoff is {cutoff} angstrom. Set envelope_width to a value between 0 and cutoff_upper."
+            )
+        self.cutoff = float(cutoff)
+        self.width = float(width)
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """Envelope of distances in angstrom; same shape as `distance`."""
+        u = ((distance - (self.cutoff - self.width)) / self.width).clamp(0.0, 1.0)
+        return 1.0 - u * u * u * (10.0 - 15.0 * u + 6.0 * u * u)
+
+
+class NoEnvelope(nn.Module):
+    """The networks as published: nothing is added to their own cutoff function."""
+
+    def forward(self, distance: Tensor) -> Tensor:
+        return torch.ones_like(distance)
+
+
+def make_envelope(smooth_cutoff: bool, cutoff: float, width: float) -> nn.Module:
+    """The envelope of a network: C2 where `smooth_cutoff` is set, none otherwise."""
+    return C2Envelope(cutoff, width) if smooth_cutoff else NoEnvelope()
+
+
+def enveloped_neighbour_embedding(module: nn.Module, z: Tensor, x: Tensor, graph, rbf: Tensor, envelope: nn.Module) -> Tensor:
+    """The neighbour embedding of TorchMD-Net's or PyG's `module`, its messages multiplied by an envelope.
+
+    Parameters
+    ----------
+    module : the published module; its `embedding`, `distance_proj`, `combine` and `cutoff` are used.
+    z, x : (N,), (N, H)
+    graph : Graph
+    rbf : (P + 1, K)
+        Radial basis of all pairs and, last, of the self loops, which this embedding leaves out.
+    """
+    weight = module.distance_proj(rbf[:-1]) * (module.cutoff(graph.distance) * envelope(graph.distance))[:, None]
+    neighbours = module.embedding(z)
+    total = torch.zeros_like(x)
+    total = total.index_add(0, graph.i, weight * neighbours[graph.j]).index_add(0, graph.j, weight * neighbours[graph.i])
+    return module.combine(torch.cat([x, total], dim=1))

@@ -1,0 +1,184 @@
+"""The one place that knows how TorchMD-Net is extended. Each `extend_*` is called once, after its module was imported.
+
+Models and heads become names that `create_model` understands, datasets become attributes of `torchmdnet.datasets`, our
+settings become arguments of `torchmd-train`. Nothing of TorchMD-Net is changed for names that are not ours.
+"""
+
+import functools
+import importlib.metadata
+import warnings
+
+TESTED = ((3, 1), (3, 2))  # from the first, up to but not including the second
+
+MODELS = ("visnet", "smooth-equivariant-transformer")
+HEADS = ("Noise",)
+DATASETS = ("Conformers", "Denoising")
+
+# name, type, default, help: the arguments that `torchmd-train` gets from us
+ARGUMENTS = (
+    (
+        "smooth-cutoff",
+        bool,
+        True,
+        "Multiply every message by a C2 envelope, so that features and forces are continuous at the cutoff "
+        "(visnet, smooth-equivariant-transformer)",
+    ),
+    ("envelope-width", float, 1.0, "Length in angstrom over which that envelope falls from 1 to 0 before cutoff-upper"),
+    ("lmax", int, 1, "Highest degree of the spherical harmonics, 1 or 2 (visnet)"),
+    ("vecnorm-type", str, "none", "Normalisation of the vector features, none or max_min (visnet)"),
+    ("trainable-vecnorm", bool, False, "Whether that normalisation has trainable weights (visnet)"),
+    ("vertex", bool, False, "Whether to use vertex geometric features (visnet)"),
+)
+OWN_DEFAULTS = {name.replace("-", "_"): default for name, _, default, _ in ARGUMENTS}
+_COMMON = (
+    ("embedding_dimension", "hidden_channels"),
+    ("num_layers", "num_layers"),
+    ("num_rbf", "num_rbf"),
+    ("num_heads", "num_heads"),
+    ("max_z", "max_z"),
+    ("cutoff_lower", "cutoff_lower"),
+    ("cutoff_upper", "cutoff_upper"),
+    ("rbf_type", "rbf_type"),
+    ("trainable_rbf", "trainable_rbf"),
+    ("activation", "activation"),
+    ("smooth_cutoff", "smooth_cutoff"),
+    ("envelope_width", "envelope_width"),
+)
+_TRANSFORMER = ("attn_activation", "distance_influence", "neighbor_embedding", "vector_cutoff")
+_VISNET = ("lmax", "vecnorm_type", "trainable_vecnorm", "vertex")
+
+
+@functools.cache
+def check_version():
+    """Warn, once, about a version of TorchMD-Net that this package was not tested with."""
+    version = importlib.metadata.version("torchmd-net")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if not TESTED[0] <= numbers < TESTED[1]:
+        low, high = (".".join(map(str, bound)) for bound in TESTED)
+        warnings.warn(
+            f"openmm-geomgnn was tested with TorchMD-Net >= {low}, < {high}, but {version} is installed. If training or "
+            f'loading fails, install a tested version: pip install "torchmd-net>={low},<{high}".',
+            stacklevel=3,
+        )
+
+
+def representation_model(args):
+    """The network that `args` (the settings of `torchmd-train`) describe, one of `MODELS`."""
+    import torch
+    from torchmdnet.models.utils import dtype_mapping
+
+    args = {**OWN_DEFAULTS, "vector_cutoff": False, **args}
+    dtype = dtype_mapping[args["precision"]]
+    box = args.get("box_vecs")
+    settings = {ours: args[theirs] for theirs, ours in _COMMON}
+    settings.update(dtype=dtype, box_vecs=None if box is None else torch.tensor(box, dtype=dtype))
+    if args["model"] == "visnet":
+        from torchmdnet_ext.models.visnet import ViSNet
+
+        return ViSNet(**settings, **{name: args[name] for name in _VISNET})
+    from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
+
+    return SmoothEquivariantTransformer(**settings, **{name: args[name] for name in _TRANSFORMER})
+
+
+def create_model(args, prior_model=None, mean=None, std=None):
+    """`torchmdnet.models.model.create_model` for our networks, with any equivariant head."""
+    from torchmdnet.models import model as upstream
+    from torchmdnet.models import output_modules
+    from torchmdnet.models.utils import dtype_mapping
+    from torchmdnet.models.wrappers import AtomFilter
+
+    network = representation_model(args)
+    if args["atom_filter"] > -1:
+        if args["derivative"]:
+            raise ValueError("derivative and atom_filter cannot be used together: switch one of them off.")
+        network = AtomFilter(network, args["atom_filter"])
+    if args["prior_model"] and prior_model is None:
+        prior_model = upstream.create_prior_models(args)
+    dtype = dtype_mapping[args["precision"]]
+    head = getattr(output_modules, "Equivariant" + args["output_model"])(
+        args["embedding_dimension"],
+        activation=args["activation"],
+        reduce_op=args["reduce_op"],
+        dtype=dtype,
+        static_shapes=args.get("static_shapes", False),
+        num_hidden_layers=args.get("output_mlp_num_layers", 0),
+    )
+    return upstream.TorchMD_Net(
+        network,
+        head,
+        prior_model=prior_model,
+        mean=mean,
+        std=std,
+        derivative=args["derivative"],
+        dtype=dtype,
+    )
+
+
+def _append(names, new):
+    names.extend(name for name in new if name not in names)
+
+
+def extend_models(module):
+    """`torchmdnet.models.model`: our models and heads."""
+    check_version()
+    from torchmdnet import models
+    from torchmdnet.models import output_modules
+
+    from torchmdnet_ext.heads.noise import EquivariantNoise
+
+    _append(models.__all_models__, MODELS)
+    _append(output_modules.__all__, HEADS)
+    output_modules.EquivariantNoise = EquivariantNoise
+    upstream_create_model = module.create_model
+
+    @functools.wraps(upstream_create_model)
+    def create(args, prior_model=None, mean=None, std=None):
+        ours = args["model"] in MODELS
+        if args["output_model"] in HEADS and not ours and args["model"] != "equivariant-transformer":
+            raise ValueError(
+                f"output_model: {args['output_model']} needs vector features, which model: {args['model']} does not "
+                f"provide. Choose one of {', '.join(MODELS)}, equivariant-transformer."
+            )
+        return (create_model if ours else upstream_create_model)(args, prior_model, mean, std)
+
+    module.create_model = create
+
+
+def extend_datasets(module):
+    """`torchmdnet.datasets`: our datasets."""
+    from torchmdnet_ext.datasets.conformers import Conformers
+    from torchmdnet_ext.denoising import Denoising
+
+    module.Conformers = Conformers
+    module.Denoising = Denoising
+    _append(module.__all__, DATASETS)
+
+
+def extend_data_module(module):
+    """`torchmdnet.data`: noise that stays the same in the validation and test sets of a denoising dataset."""
+    from torchmdnet_ext.denoising import fix_held_out_noise
+
+    upstream_setup = module.DataModule.setup
+
+    @functools.wraps(upstream_setup)
+    def setup(self, stage):
+        upstream_setup(self, stage)
+        fix_held_out_noise(self)
+
+    module.DataModule.setup = setup
+
+
+def extend_arguments(module):
+    """`torchmdnet.scripts.train`: our settings as arguments of `torchmd-train`."""
+    upstream_get_argparse = module.get_argparse
+
+    @functools.wraps(upstream_get_argparse)
+    def get_argparse():
+        parser = upstream_get_argparse()
+        group = parser.add_argument_group("openmm-geomgnn")
+        for name, kind, default, description in ARGUMENTS:
+            group.add_argument(f"--{name}", type=kind, default=default, help=description)
+        return parser
+
+    module.get_argparse = get_argparse
