@@ -107,7 +107,7 @@ def create_model(args, prior_model=None, mean=None, std=None):
     return upstream.TorchMD_Net(
         network,
         head,
-        prior_model=prior_model,
+        prior_model=prior_model or None,  # the trainer hands over an empty list for none
         mean=mean,
         std=std,
         derivative=args["derivative"],

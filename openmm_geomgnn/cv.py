@@ -1,0 +1,305 @@
+"""A collective variable: encoder, token mixer and Koopman projection, frozen, in one file."""
+
+import hashlib
+import json
+
+import mdtraj
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from openmm_geomgnn.encoder import Encoder
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.mixers import make_mixer
+from openmm_geomgnn.tokens import Tokenizer
+from openmm_geomgnn.whole import MoleculeMaker
+from openmm_geomgnn.windows import as_topology, check_same_molecule, make_windows, residue_table, select_atoms
+from torchmdnet_ext.checkpoints import build_network
+
+FORMAT = "openmm-geomgnn collective variable"
+VERSION = 1
+PRECISIONS = {"single": torch.float32, "double": torch.float64}
+NM_TO_ANGSTROM = 10.0
+
+# metadata of version k -> metadata of version k + 1; a step for every change of the format
+MIGRATIONS = {}
+
+
+class CollectiveVariable(nn.Module):
+    """psi(conformation) = (chi - mean) @ projection, with chi the mixer's output on the encoder's residue tokens.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    mixer : Mixer
+    mean : (n,) array, projection : (n, d) array, singular_values : (d,) array
+        The frozen Koopman projection, float64.
+    molecule : list
+        The residue table (`windows.residue_table`) of the molecule it was trained on.
+    selection, window, context, pooling
+        As in `windows.select_atoms`, `windows.make_windows` and `tokens.Tokenizer`.
+    lag_time : float
+        Picoseconds.
+    training : dict
+        Scores and how it was trained: anything that JSON can hold.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        mixer,
+        mean,
+        projection,
+        singular_values,
+        molecule,
+        *,
+        selection=None,
+        window="all",
+        context=1,
+        pooling="sum",
+        lag_time=float("nan"),
+        training=None,
+    ):
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.mixer = mixer.requires_grad_(False).eval()
+        self.register_buffer("mean", torch.as_tensor(np.array(mean, dtype=np.float64)))
+        self.register_buffer("projection", torch.as_tensor(np.array(projection, dtype=np.float64)))
+        self.register_buffer("singular_values", torch.as_tensor(np.array(singular_values, dtype=np.float64)))
+        self.molecule = molecule
+        self.selection = selection
+        self.window = window
+        self.context = context
+        self.pooling = pooling
+        self.lag_time = float(lag_time)
+        self.training_information = dict(training or {})
+
+    @property
+    def dimension(self):
+        return self.projection.shape[1]
+
+    def project(self, chi):
+        """psi (F, d) in float64 from chi (F, n)."""
+        return (chi.double() - self.mean) @ self.projection
+
+    def _metadata(self):
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "encoder": {
+                "name": self.encoder.name,
+                "settings": self.encoder.settings,
+                "training": self.encoder.training_information,
+            },
+            "mixer": self.mixer.settings,
+            "selection": self.selection,
+            "window": self.window,
+            "context": self.context,
+            "pooling": self.pooling,
+            "lag_time_ps": self.lag_time,
+            "molecule": self.molecule,
+            "training": self.training_information,
+        }
+
+    def _tensors(self):
+        tensors = {f"encoder.{name}": tensor for name, tensor in self.encoder.network.state_dict().items()}
+        tensors.update({f"mixer.{name}": tensor for name, tensor in self.mixer.state_dict().items()})
+        for name in ("mean", "projection", "singular_values"):
+            tensors[f"koopman.{name}"] = getattr(self, name)
+        return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+    def save(self, path):
+        """Write everything to one safetensors file; it appears under its name only when it is complete."""
+        tensors, metadata = self._tensors(), self._metadata()
+        metadata["content_hash"] = _content_hash(tensors, metadata)
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, metadata={"cv": json.dumps(metadata)})
+
+    @classmethod
+    def load(cls, path):
+        """Read a file that `save` wrote.
+
+        Raises
+        ------
+        GeomGNNError
+            If the file is missing, truncated, changed, of another kind or of a version this one cannot read.
+        """
+        metadata, tensors = _read(path)
+        parts = {"encoder": {}, "mixer": {}, "koopman": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        try:
+            network = build_network(metadata["encoder"]["settings"], parts["encoder"], str(path))
+            mixer = make_mixer(**metadata["mixer"])
+            mixer.load_state_dict(parts["mixer"])
+        except (ValueError, RuntimeError) as error:
+            raise GeomGNNError(f"{path} does not hold a usable collective variable: {error} Fit it again.") from error
+        described = metadata["encoder"]
+        encoder = Encoder(network, described["settings"], described["training"], described["name"])
+        return cls(
+            encoder,
+            mixer,
+            parts["koopman"]["mean"],
+            parts["koopman"]["projection"],
+            parts["koopman"]["singular_values"],
+            metadata["molecule"],
+            selection=metadata["selection"],
+            window=metadata["window"],
+            context=metadata["context"],
+            pooling=metadata["pooling"],
+            lag_time=metadata["lag_time_ps"],
+            training=metadata["training"],
+        )
+
+    def bind(self, topology, precision="single", engine="auto"):
+        """The CV on a given topology, ready to be evaluated; see `BoundCV`."""
+        return BoundCV(self, topology, precision, engine)
+
+
+def _content_hash(tensors, metadata):
+    """Hash of the tensors and of the metadata that has a say in the CV's value."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().numpy().tobytes())
+    described = {name: value for name, value in metadata.items() if name not in ("training", "content_hash", "version")}
+    digest.update(json.dumps(described, sort_keys=True).encode())
+    return digest.hexdigest()[:32]
+
+
+def _read(path):
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("cv", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError as error:
+        raise GeomGNNError(f"There is no collective variable file {path}. Check the path, or make it with `geomgnn fit`.") from error
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise GeomGNNError(
+            f"{path} cannot be read as a collective variable ({error}): it is truncated or of another kind. Copy it again "
+            "from where it was made, or fit it again."
+        ) from error
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise GeomGNNError(
+            f"{path} is a safetensors file, but not a collective variable of openmm-geomgnn. Give the file that "
+            "`geomgnn fit` or `geomgnn run` wrote."
+        )
+    if metadata["version"] > VERSION:
+        raise GeomGNNError(
+            f"{path} has version {metadata['version']} of the format and this code reads up to version {VERSION}. Update "
+            "openmm-geomgnn."
+        )
+    if metadata["content_hash"] != _content_hash(tensors, metadata):
+        raise GeomGNNError(
+            f"{path} was changed or damaged after it was written: its content does not have the hash that it states. Copy "
+            "it again from where it was made, or fit it again."
+        )
+    while metadata["version"] < VERSION:
+        metadata = MIGRATIONS[metadata["version"]](metadata)
+    return metadata, tensors
+
+
+class BoundCV(nn.Module):
+    """A collective variable on the atoms of one topology.
+
+    Parameters
+    ----------
+    cv : CollectiveVariable
+    topology : openmm.app.Topology, mdtraj.Topology or path
+        Must be of the molecule the CV was trained on; solvent and ions around it do not matter.
+    precision : {"single", "double"}
+        Of encoder and mixer; the projection is always in float64.
+    engine : {"auto", "eager", "numba"}
+        What evaluates one frame at a time: compiled kernels where they are to be had (`auto`), or plain PyTorch.
+
+    Attributes
+    ----------
+    atoms : (n,) ndarray
+        The atoms it depends on.
+    """
+
+    def __init__(self, cv, topology, precision="single", engine="auto"):
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise GeomGNNError(f"The precision must be 'single' or 'double', but was '{precision}'.")
+        topology = as_topology(topology)
+        self.atoms = select_atoms(topology, cv.selection)
+        check_same_molecule(cv.molecule, residue_table(topology, self.atoms))
+        windows = make_windows(topology, self.atoms, cv.window, cv.context)
+        # a copy: two precisions of one CV must not share their parameters
+        dtype = PRECISIONS[precision]
+        settings = cv.encoder.settings
+        network = build_network(settings, cv.encoder.network.state_dict()).to(dtype)
+        encoder = Encoder(network, settings, cv.encoder.training_information, cv.encoder.name)
+        self.tokenizer = Tokenizer(encoder, windows, cv.pooling)
+        self.mixer = make_mixer(**cv.mixer.settings)
+        self.mixer.load_state_dict(cv.mixer.state_dict())
+        self.mixer.requires_grad_(False).eval().to(dtype)
+        self.register_buffer("mean", cv.mean.clone())
+        self.register_buffer("projection", cv.projection.clone())
+        self.dtype = dtype
+        self.make_whole = MoleculeMaker(topology, self.atoms)
+        self.n_atoms_total = topology.n_atoms
+        from openmm_geomgnn.engines import make_engine
+
+        self.engine_name, self._features = make_engine(engine, self.tokenizer, precision)
+
+    @property
+    def dimension(self):
+        return self.projection.shape[1]
+
+    def _project(self, tokens):
+        return (self.mixer(tokens).double() - self.mean) @ self.projection
+
+    def forward(self, pos):
+        """psi (F, d), float64, of whole molecules `pos` (F, n, 3) in angstrom; differentiable."""
+        return self._project(self.tokenizer(pos.to(self.dtype)))
+
+    def single(self, pos):
+        """psi (d,), float64, of one whole molecule `pos` (n, 3) in angstrom, by the fast engine; differentiable."""
+        x, v = self._features(pos.to(self.dtype))
+        return self._project(self.tokenizer.pool(x, v, 1))[0]
+
+    def whole_positions(self, trajectory, n_frames=None):
+        """Whole molecules (F, n, 3) in angstrom from a trajectory or from positions of all atoms in nm."""
+        if isinstance(trajectory, mdtraj.Trajectory):
+            pos, box = trajectory.xyz, trajectory.unitcell_vectors
+        else:
+            if hasattr(trajectory, "value_in_unit"):
+                from openmm import unit
+
+                trajectory = trajectory.value_in_unit(unit.nanometer)
+            pos, box = np.asarray(trajectory), None
+            pos = pos[None] if pos.ndim == 2 else pos
+        if pos.ndim != 3 or pos.shape[1:] != (self.n_atoms_total, 3):
+            raise GeomGNNError(
+                f"Positions of shape {pos.shape} do not fit this topology of {self.n_atoms_total} atoms. Give an mdtraj "
+                "trajectory or positions (frames, atoms, 3) in nm of the whole system the CV was bound to."
+            )
+        pos = pos[:, self.atoms].astype(np.float64)
+        bad = ~np.isfinite(pos).all(axis=(1, 2))
+        if bad.any():
+            raise GeomGNNError(
+                f"{bad.sum()} of {len(pos)} frames have positions that are not finite, the first is frame "
+                f"{np.flatnonzero(bad)[0]}. Remove them, or repair the run they come from."
+            )
+        if box is not None:
+            pos = self.make_whole(pos, box)
+        return torch.as_tensor(pos * NM_TO_ANGSTROM)
+
+    def compute(self, trajectory, progress=None):
+        """psi (F, d) of an mdtraj trajectory, or of positions (F, atoms, 3) in nm.
+
+        Raises
+        ------
+        GeomGNNError
+            If the number of atoms does not fit or positions are not finite.
+        """
+        pos = self.whole_positions(trajectory)
+        with torch.no_grad():
+            tokens = self.tokenizer.embed(pos, progress)
+            return torch.cat([self._project(chunk) for chunk in tokens.split(4096)]).numpy()

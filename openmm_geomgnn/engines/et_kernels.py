@@ -1,0 +1,133 @@
+"""The equivariant transformer and its vector-Jacobian product, put together from the kernels of atoms and of pairs.
+
+Layer 0 is simple: vec is 0 and queries, keys and values depend on the element only. Sizes as in `pair_kernels`; index 0 of
+`normed` and `inverse` belongs to the norm of the output, index 0 of the weights to layer 1.
+"""
+
+import numpy as np
+from numba import njit
+
+from openmm_geomgnn.engines.kernel_cache import keep_compiled
+from openmm_geomgnn.engines.node_kernels import (
+    copy_lanes,
+    layer_norm,
+    layer_norm_vjp,
+    matmul,
+    set_zero,
+    update,
+    update_vjp,
+)
+from openmm_geomgnn.engines.pair_kernels import (
+    messages,
+    messages_vjp,
+    neighbours,
+    scatter_gradient,
+    self_messages,
+    self_messages_vjp,
+)
+
+
+@njit(error_model="numpy")
+def forward(
+    pos, pair_i, pair_j, cutoff, share, steepness, alpha, table, groups, depth, present, features, epsilon,
+    start_x, start_w, qkv_w, qkv_b, vec_w, o_w, o_b, self_filters, zeros, out_gain, out_bias, order,
+    near_i, near_j, node, geometry, qkv, normed, inverse, vec, projected, mixed, attention, self_attention,
+    x, total_x, total_v, out_x, out_v,
+):  # fmt: skip
+    """Fill out_x (M, H) and out_v (M, 3, H); returns the number of pairs within the cutoff, -1 if `pos` is not finite."""
+    atoms, channels, layers = x.shape[0], x.shape[1], table.shape[0]
+    size = atoms * channels
+    n = neighbours(
+        pos, pair_i, pair_j, cutoff, share, steepness, alpha, table.shape[1], near_i, near_j, node, geometry
+    )
+    if n < 0:
+        out_x[:] = np.nan
+        out_v[:] = np.nan
+        return n
+    set_zero(total_x, 0, size)
+    set_zero(total_v, 0, 3 * size)
+    messages(
+        n, near_i, near_j, node, geometry, table, 0, qkv, 0, vec, 0, attention, groups, depth, False, total_x, total_v
+    )
+    copy_lanes(total_v, 0, vec, 3 * size, 3 * size)
+    copy_lanes(start_x, 0, x, 0, size)
+    matmul(total_x, 0, atoms, channels, start_w, 0, channels, zeros, 0, x, 0, True)
+    for layer in range(1, layers):
+        last = layer - 1
+        qkv0, vec0, mixed0, projected0 = layer * 5 * size, layer * 3 * size, layer * 3 * size, layer * 9 * size
+        square = channels * channels
+        layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, layer * size, inverse, layer)
+        matmul(
+            normed, layer * size, atoms, channels, qkv_w, last * 5 * square, 5 * channels,
+            qkv_b, last * 5 * channels, qkv, qkv0, False,
+        )  # fmt: skip
+        matmul(
+            vec, vec0, 3 * atoms, channels, vec_w, last * 3 * square, 3 * channels, zeros, 0, projected, projected0, False
+        )
+        self_messages(atoms, self_filters, layer, qkv, qkv0, vec, vec0, self_attention, groups, depth, total_x, total_v)
+        messages(
+            n, near_i, near_j, node, geometry, table, layer, qkv, qkv0, vec, vec0, attention, groups, depth, True,
+            total_x, total_v,
+        )  # fmt: skip
+        matmul(
+            total_x, 0, atoms, channels, o_w, last * 3 * square, 3 * channels, o_b, last * 3 * channels, mixed, mixed0, False
+        )
+        update(atoms, channels, mixed, mixed0, projected, projected0, vec, vec0, total_v, x)
+    layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, 0, inverse, 0)
+    for m in range(atoms):
+        for c in range(order.shape[0]):
+            out_x[m, c] = normed[0, m, order[c]] * out_gain[c] + out_bias[c]
+            for d in range(3):
+                out_v[m, d, c] = vec[layers, m, d, order[c]]
+    return n
+
+
+@njit(error_model="numpy")
+def backward(
+    n, g_out_x, g_out_v, table, groups, depth, present, features,
+    start_w_t, qkv_w_t, vec_w_t, o_w_t, self_filters, zeros, out_gain, order,
+    near_i, near_j, node, geometry, qkv, normed, inverse, vec, projected, mixed, attention, self_attention,
+    g_x, g_v, g_vec, g_total, g_normed, g_qkv, g_mixed, g_projected, g_pair, g_pos,
+):  # fmt: skip
+    """Fill g_pos (M, 3), float64, from the gradients with respect to the outputs of the last `forward`."""
+    g_pos[:] = 0.0
+    if n < 0:
+        g_pos[:] = np.nan
+        return
+    atoms, channels, layers = g_x.shape[0], g_x.shape[1], table.shape[0]
+    size, square = atoms * channels, channels * channels
+    g_pair[:n] = 0.0
+    set_zero(g_x, 0, size)
+    for m in range(atoms):
+        for c in range(order.shape[0]):
+            g_normed[m, order[c]] = g_out_x[m, c] * out_gain[c]
+            for d in range(3):
+                g_v[m, d, order[c]] = g_out_v[m, d, c]
+    layer_norm_vjp(g_normed, atoms, channels, present, features, normed, 0, inverse, 0, g_x)
+    for layer in range(layers - 1, 0, -1):
+        last = layer - 1
+        qkv0, vec0, mixed0, projected0 = layer * 5 * size, layer * 3 * size, layer * 3 * size, layer * 9 * size
+        update_vjp(atoms, channels, mixed, mixed0, projected, projected0, g_x, g_v, g_mixed, g_projected)
+        matmul(g_mixed, 0, atoms, 3 * channels, o_w_t, last * 3 * square, channels, zeros, 0, g_total, 0, False)
+        copy_lanes(g_v, 0, g_vec, 0, 3 * size)
+        matmul(g_projected, 0, 3 * atoms, 3 * channels, vec_w_t, last * 3 * square, channels, zeros, 0, g_vec, 0, True)
+        self_messages_vjp(
+            atoms, self_filters, layer, qkv, qkv0, vec, vec0, self_attention, groups, depth, g_total, g_v, g_qkv, g_vec
+        )
+        messages_vjp(
+            n, near_i, near_j, node, geometry, table, layer, qkv, qkv0, vec, vec0, attention, groups, depth, True,
+            g_total, g_v, g_qkv, g_vec, g_pair,
+        )  # fmt: skip
+        matmul(g_qkv, 0, atoms, 5 * channels, qkv_w_t, last * 5 * square, channels, zeros, 0, g_normed, 0, False)
+        layer_norm_vjp(g_normed, atoms, channels, present, features, normed, layer * size, inverse, layer, g_x)
+        g_v, g_vec = g_vec, g_v
+    matmul(g_x, 0, atoms, channels, start_w_t, 0, channels, zeros, 0, g_total, 0, False)
+    messages_vjp(
+        n, near_i, near_j, node, geometry, table, 0, qkv, 0, vec, 0, attention, groups, depth, False,
+        g_total, g_v, g_qkv, g_vec, g_pair,
+    )  # fmt: skip
+    scatter_gradient(n, near_i, near_j, geometry, g_pair, g_pos)
+
+
+keep_compiled(forward)
+keep_compiled(backward)

@@ -1,0 +1,180 @@
+"""Numba kernels of everything that happens at single atoms: matrix products, layer norms, residuals.
+
+Arrays are C-contiguous; arguments named like `x0` are offsets into the array `x`, in elements.
+"""
+
+import math
+
+from numba import njit
+
+from openmm_geomgnn.engines.lanes import (
+    PANEL,
+    WIDTH,
+    broadcast16,
+    increase,
+    load8,
+    load16,
+    splat8,
+    splat16,
+    store,
+    total8,
+)
+
+kernel = njit(error_model="numpy")
+
+
+@kernel
+def matmul(a, a0, rows, inner, packed, w0, columns, bias, b0, out, out0, add):
+    """out (rows, columns) = a (rows, inner) @ packed + bias, or += without the bias where `add` is set.
+
+    `packed` (columns / PANEL, inner, PANEL) holds panels of columns; a0, w0, b0, out0 are offsets.
+    """
+    for panel in range(columns // PANEL):
+        w = w0 + panel * inner * PANEL
+        start = splat16(out, 0.0) if add else load16(bias, b0 + panel * PANEL)
+        o = out0 + panel * PANEL
+        m = 0
+        while m + 6 <= rows:
+            c0, c1, c2, c3, c4, c5 = start, start, start, start, start, start
+            s0 = a0 + m * inner
+            s1, s2, s3, s4, s5 = s0 + inner, s0 + 2 * inner, s0 + 3 * inner, s0 + 4 * inner, s0 + 5 * inner
+            for k in range(inner):
+                b = load16(packed, w + k * PANEL)
+                c0 = c0 + broadcast16(a, s0 + k) * b
+                c1 = c1 + broadcast16(a, s1 + k) * b
+                c2 = c2 + broadcast16(a, s2 + k) * b
+                c3 = c3 + broadcast16(a, s3 + k) * b
+                c4 = c4 + broadcast16(a, s4 + k) * b
+                c5 = c5 + broadcast16(a, s5 + k) * b
+            r = o + m * columns
+            if add:
+                increase(out, r, c0)
+                increase(out, r + columns, c1)
+                increase(out, r + 2 * columns, c2)
+                increase(out, r + 3 * columns, c3)
+                increase(out, r + 4 * columns, c4)
+                increase(out, r + 5 * columns, c5)
+            else:
+                store(out, r, c0)
+                store(out, r + columns, c1)
+                store(out, r + 2 * columns, c2)
+                store(out, r + 3 * columns, c3)
+                store(out, r + 4 * columns, c4)
+                store(out, r + 5 * columns, c5)
+            m += 6
+        while m + 2 <= rows:
+            c0, c1 = start, start
+            s0, s1 = a0 + m * inner, a0 + (m + 1) * inner
+            for k in range(inner):
+                b = load16(packed, w + k * PANEL)
+                c0 = c0 + broadcast16(a, s0 + k) * b
+                c1 = c1 + broadcast16(a, s1 + k) * b
+            r = o + m * columns
+            if add:
+                increase(out, r, c0)
+                increase(out, r + columns, c1)
+            else:
+                store(out, r, c0)
+                store(out, r + columns, c1)
+            m += 2
+        if m < rows:
+            c0 = start
+            s0 = a0 + m * inner
+            for k in range(inner):
+                c0 = c0 + broadcast16(a, s0 + k) * load16(packed, w + k * PANEL)
+            if add:
+                increase(out, o + m * columns, c0)
+            else:
+                store(out, o + m * columns, c0)
+
+
+@kernel
+def layer_norm(x, x0, atoms, channels, present, features, epsilon, out, out0, inverse, row):
+    """Without the affine part; `present` (C,) is 0 on padding, `features` the number of true channels."""
+    for m in range(atoms):
+        start = x0 + m * channels
+        total = splat8(x, 0.0)
+        for c in range(0, channels, WIDTH):
+            total = total + load8(x, start + c)
+        mean = splat8(x, total8(total) / features)
+        total = splat8(x, 0.0)
+        for c in range(0, channels, WIDTH):
+            d = (load8(x, start + c) - mean) * load8(present, c)
+            total = total + d * d
+            store(out, out0 + m * channels + c, d)
+        scale = 1.0 / math.sqrt(total8(total) / features + epsilon)
+        inverse[row, m] = scale
+        s = splat8(x, scale)
+        for c in range(0, channels, WIDTH):
+            store(out, out0 + m * channels + c, load8(out, out0 + m * channels + c) * s)
+
+
+@kernel
+def layer_norm_vjp(g, atoms, channels, present, features, y, y0, inverse, row, out):
+    """out += gradient with respect to the input, from that of the output `g` (M, C) and the output `y`."""
+    for m in range(atoms):
+        start = m * channels
+        plain, projected = splat8(g, 0.0), splat8(g, 0.0)
+        for c in range(0, channels, WIDTH):
+            gc = load8(g, start + c)
+            plain = plain + gc
+            projected = projected + gc * load8(y, y0 + start + c)
+        mean, along = splat8(g, total8(plain) / features), splat8(g, total8(projected) / features)
+        s = splat8(g, inverse[row, m])
+        for c in range(0, channels, WIDTH):
+            d = load8(g, start + c) - mean - load8(y, y0 + start + c) * along
+            increase(out, start + c, d * s * load8(present, c))
+
+
+@kernel
+def update(atoms, channels, mixed, mixed0, projected, projected0, vec, vec0, total_v, x):
+    """Residuals: x += vec_dot * o2 + o3 in place, the next layer's vec = vec + vec3 * o1 + total_v."""
+    next0 = vec0 + atoms * 3 * channels
+    for m in range(atoms):
+        for c in range(0, channels, WIDTH):
+            o = mixed0 + m * 3 * channels + c
+            o1 = load8(mixed, o)
+            dot = splat8(x, 0.0)
+            for d in range(3):
+                p = projected0 + (m * 3 + d) * 3 * channels + c
+                v = (m * 3 + d) * channels + c
+                dot = dot + load8(projected, p) * load8(projected, p + channels)
+                new = load8(vec, vec0 + v) + load8(total_v, v) + load8(projected, p + 2 * channels) * o1
+                store(vec, next0 + v, new)
+            increase(x, m * channels + c, dot * load8(mixed, o + channels) + load8(mixed, o + 2 * channels))
+
+
+@kernel
+def update_vjp(atoms, channels, mixed, mixed0, projected, projected0, g_x, g_v, g_mixed, g_projected):
+    """Gradients with respect to o (M, 3C) and the projections of vec (M, 3, 3C)."""
+    for m in range(atoms):
+        for c in range(0, channels, WIDTH):
+            o = m * 3 * channels + c
+            o1, o2 = load8(mixed, mixed0 + o), load8(mixed, mixed0 + o + channels)
+            gx = load8(g_x, m * channels + c)
+            g_dot = gx * o2
+            dot, g1 = splat8(g_x, 0.0), splat8(g_x, 0.0)
+            for d in range(3):
+                p = (m * 3 + d) * 3 * channels + c
+                v1, v2 = load8(projected, projected0 + p), load8(projected, projected0 + p + channels)
+                gv = load8(g_v, (m * 3 + d) * channels + c)
+                dot = dot + v1 * v2
+                g1 = g1 + gv * load8(projected, projected0 + p + 2 * channels)
+                store(g_projected, p, g_dot * v2)
+                store(g_projected, p + channels, g_dot * v1)
+                store(g_projected, p + 2 * channels, gv * o1)
+            store(g_mixed, o, g1)
+            store(g_mixed, o + channels, gx * dot)
+            store(g_mixed, o + 2 * channels, gx)
+
+
+@kernel
+def copy_lanes(source, source0, out, out0, count):
+    for c in range(0, count, WIDTH):
+        store(out, out0 + c, load8(source, source0 + c))
+
+
+@kernel
+def set_zero(out, out0, count):
+    for c in range(0, count, WIDTH):
+        store(out, out0 + c, splat8(out, 0.0))

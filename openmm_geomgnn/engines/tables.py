@@ -1,0 +1,112 @@
+"""The radial filters of an equivariant transformer as piecewise cubics of the distance."""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.autograd import forward_ad
+
+# share of the nodes spread evenly in exp(-alpha r), where the exponential radial basis is resolved evenly; the rest is even in r
+EXPONENTIAL_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Nodes k = 0 ... intervals at which u(r) * intervals = k, for r from 0 to `cutoff` angstrom.
+
+    u(r) = share * (1 - exp(-alpha r)) / (1 - exp(-alpha cutoff)) + (1 - share) * r / cutoff
+    """
+
+    cutoff: float
+    intervals: int
+    share: float = EXPONENTIAL_SHARE
+
+    @property
+    def alpha(self) -> float:
+        return 5.0 / self.cutoff
+
+    @property
+    def steepness(self) -> float:
+        """Factor of 1 - exp(-alpha r) in u."""
+        return self.share / -np.expm1(-self.alpha * self.cutoff)
+
+    def u(self, r):
+        return self.steepness * -np.expm1(-self.alpha * r) + (1 - self.share) * r / self.cutoff
+
+    def slope(self, r):
+        """du/dr in 1/angstrom."""
+        return self.steepness * self.alpha * np.exp(-self.alpha * r) + (1 - self.share) / self.cutoff
+
+    def distance(self, u):
+        """The inverse of `u`, for an array of values in [0, 1]."""
+        r = np.array(u) * self.cutoff
+        for _ in range(60):  # Newton's method from the right of the root of a concave function cannot overshoot twice
+            r = np.clip(r - (self.u(r) - u) / self.slope(r), 0.0, self.cutoff)
+        return r
+
+    def nodes(self):
+        r = self.distance(np.arange(self.intervals + 1) / self.intervals)
+        r[0], r[-1] = 0.0, self.cutoff
+        return r
+
+
+def radial_filters(network, distance: torch.Tensor) -> torch.Tensor:
+    """Filters (L, n, 4, H) of all layers at `distance` (n,), float64: keys, scalars, gates and radial vectors.
+
+    In the order of the layer's own channels. The factors of the attention and of the message are included, that of the
+    attention in the scalar part, which is the only one it multiplies.
+    """
+    weight = network.message_weights(distance)
+    basis = copy.deepcopy(network.distance_expansion).double()(distance)
+    ones = torch.ones(distance.shape[0], network.hidden_channels, dtype=torch.float64)
+    layers = []
+    for layer in network.attention_layers:
+        key, value = ones, torch.cat([ones, ones, ones], 1)
+        if layer.dk_proj is not None:
+            key = layer.act(copy.deepcopy(layer.dk_proj).double()(basis))
+        if layer.dv_proj is not None:
+            value = layer.act(copy.deepcopy(layer.dv_proj).double()(basis))
+        value = value.view(-1, layer.num_heads, 3, layer.head_dim).transpose(1, 2).reshape(-1, 3, network.hidden_channels)
+        scalar = value[:, 0] * weight[:, :1] * weight[:, 1:]
+        layers.append(torch.stack([key, scalar, value[:, 1] * weight[:, 1:], value[:, 2] * weight[:, 1:]], 1))
+    return torch.stack(layers)
+
+
+def radial_filters_and_slopes(network, distance: np.ndarray):
+    """`radial_filters` and their derivatives in 1/angstrom, as float64 arrays (L, n, 4, H)."""
+    r = torch.as_tensor(distance, dtype=torch.float64)
+    with torch.no_grad(), forward_ad.dual_level():
+        value, slope = forward_ad.unpack_dual(radial_filters(network, forward_ad.make_dual(r, torch.ones_like(r))))
+        slope = torch.zeros_like(value) if slope is None else slope
+        return value.numpy().copy(), slope.numpy().copy()
+
+
+def hermite_coefficients(grid: Grid, value: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """Coefficients (L, intervals, 4 powers, ...) of t in [0, 1] from values and slopes at the nodes (L, intervals + 1, ...).
+
+    The piecewise cubic has the exact value and the exact first derivative at every node.
+    """
+    shape = (1, -1) + (1,) * (value.ndim - 2)
+    step = slope / (grid.slope(grid.nodes()) * grid.intervals).reshape(shape)
+    rise = value[:, 1:] - value[:, :-1]
+    left, right = step[:, :-1], step[:, 1:]
+    return np.stack([value[:, :-1], left, 3 * rise - 2 * left - right, left + right - 2 * rise], 2)
+
+
+def tabulate(network, intervals: int):
+    """Grid and coefficients (L, intervals, 4 powers, 4 filters, H) in float64 of a network's radial filters."""
+    grid = Grid(float(network.cutoff_upper), intervals)
+    return grid, hermite_coefficients(grid, *radial_filters_and_slopes(network, grid.nodes()))
+
+
+def table_error(network, grid: Grid, coefficients: np.ndarray) -> float:
+    """Largest root-mean-square error of the slope over channels, relative to the largest slope, between the nodes."""
+    r = grid.distance((np.arange(grid.intervals) + 0.21) / grid.intervals)
+    t = (grid.u(r) * grid.intervals - np.arange(grid.intervals)).reshape(1, -1, 1, 1)
+    _, exact = radial_filters_and_slopes(network, r)
+    slope = coefficients[:, :, 1] + t * (2 * coefficients[:, :, 2] + t * 3 * coefficients[:, :, 3])
+    slope *= (grid.slope(r) * grid.intervals).reshape(1, -1, 1, 1)
+    error = np.sqrt(np.square(slope - exact).mean(-1)).max((1, 2))
+    scale = np.sqrt(np.square(exact).mean(-1)).max((1, 2))
+    return float((error / np.where(scale > 0, scale, 1.0)).max())

@@ -1,0 +1,72 @@
+"""Molecules cut by the periodic box are made whole along their bonds."""
+
+import numpy as np
+
+
+class MoleculeMaker:
+    """Moves atoms by whole box vectors so that bonded atoms are neighbours in space.
+
+    Parameters
+    ----------
+    topology : mdtraj.Topology
+        Bonds between the selected atoms say what belongs together. Groups of atoms without a bond between them (several
+        chains, or a selection with gaps) are joined at their first atoms by the minimum image.
+    atoms : (n,) int
+        The selected atoms.
+
+    Notes
+    -----
+    Only multiples of the box vectors are added, so derivatives with respect to the positions are unchanged.
+    """
+
+    def __init__(self, topology, atoms):
+        row = {int(index): k for k, index in enumerate(atoms)}
+        partners = [[] for _ in row]
+        for bond in topology.bonds:
+            a, b = row.get(bond[0].index), row.get(bond[1].index)
+            if a is not None and b is not None:
+                partners[a].append(b)
+                partners[b].append(a)
+        # breadth first: level k holds (child, parent) with every parent placed in an earlier level
+        levels, seen, previous_root = [], np.zeros(len(row), dtype=bool), None
+        for root in range(len(row)):
+            if seen[root]:
+                continue
+            seen[root] = True
+            if previous_root is not None:
+                levels.append(([root], [previous_root]))
+            previous_root = root
+            front = [root]
+            while front:
+                children, parents = [], []
+                for parent in front:
+                    for child in partners[parent]:
+                        if not seen[child]:
+                            seen[child] = True
+                            children.append(child)
+                            parents.append(parent)
+                if children:
+                    levels.append((children, parents))
+                front = children
+        self.levels = [(np.array(children), np.array(parents)) for children, parents in levels]
+
+    def __call__(self, pos, box):
+        """Whole molecules.
+
+        Parameters
+        ----------
+        pos : (n, 3) or (F, n, 3)
+        box : (3, 3) or (F, 3, 3)
+            Reduced box vectors, as rows, in the same unit; zeros mean that there is no box.
+        """
+        box = np.asarray(box, dtype=np.float64)
+        if not box.any():
+            return np.asarray(pos)
+        pos = np.array(pos)
+        for children, parents in self.levels:
+            delta = pos[..., children, :] - pos[..., parents, :]
+            for k in (2, 1, 0):
+                rows = box[..., None, k, :]
+                delta = delta - np.round(delta[..., k : k + 1] / rows[..., k : k + 1]) * rows
+            pos[..., children, :] = pos[..., parents, :] + delta
+        return pos
