@@ -3,7 +3,6 @@
 import hashlib
 import json
 
-import mdtraj
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,14 +14,13 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.tokens import Tokenizer
-from openmm_geomgnn.whole import MoleculeMaker
+from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import as_topology, check_same_molecule, make_windows, residue_table, select_atoms
 from torchmdnet_ext.checkpoints import build_network
 
 FORMAT = "openmm-geomgnn collective variable"
 VERSION = 1
 PRECISIONS = {"single": torch.float32, "double": torch.float64}
-NM_TO_ANGSTROM = 10.0
 
 # metadata of version k -> metadata of version k + 1; a step for every change of the format
 MIGRATIONS = {}
@@ -177,7 +175,9 @@ def _read(path):
             metadata = json.loads((file.metadata() or {}).get("cv", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError as error:
-        raise GeomGNNError(f"There is no collective variable file {path}. Check the path, or make it with `geomgnn fit`.") from error
+        raise GeomGNNError(
+            f"There is no collective variable file {path}. Check the path, or make it with `geomgnn fit`."
+        ) from error
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise GeomGNNError(
             f"{path} cannot be read as a collective variable ({error}): it is truncated or of another kind. Copy it again "
@@ -242,8 +242,7 @@ class BoundCV(nn.Module):
         self.register_buffer("mean", cv.mean.clone())
         self.register_buffer("projection", cv.projection.clone())
         self.dtype = dtype
-        self.make_whole = MoleculeMaker(topology, self.atoms)
-        self.n_atoms_total = topology.n_atoms
+        self.molecule = SelectedMolecule(topology, self.atoms)
         from openmm_geomgnn.engines import make_engine
 
         self.engine_name, self._features = make_engine(engine, self.tokenizer, precision)
@@ -264,33 +263,6 @@ class BoundCV(nn.Module):
         x, v = self._features(pos.to(self.dtype))
         return self._project(self.tokenizer.pool(x, v, 1))[0]
 
-    def whole_positions(self, trajectory, n_frames=None):
-        """Whole molecules (F, n, 3) in angstrom from a trajectory or from positions of all atoms in nm."""
-        if isinstance(trajectory, mdtraj.Trajectory):
-            pos, box = trajectory.xyz, trajectory.unitcell_vectors
-        else:
-            if hasattr(trajectory, "value_in_unit"):
-                from openmm import unit
-
-                trajectory = trajectory.value_in_unit(unit.nanometer)
-            pos, box = np.asarray(trajectory), None
-            pos = pos[None] if pos.ndim == 2 else pos
-        if pos.ndim != 3 or pos.shape[1:] != (self.n_atoms_total, 3):
-            raise GeomGNNError(
-                f"Positions of shape {pos.shape} do not fit this topology of {self.n_atoms_total} atoms. Give an mdtraj "
-                "trajectory or positions (frames, atoms, 3) in nm of the whole system the CV was bound to."
-            )
-        pos = pos[:, self.atoms].astype(np.float64)
-        bad = ~np.isfinite(pos).all(axis=(1, 2))
-        if bad.any():
-            raise GeomGNNError(
-                f"{bad.sum()} of {len(pos)} frames have positions that are not finite, the first is frame "
-                f"{np.flatnonzero(bad)[0]}. Remove them, or repair the run they come from."
-            )
-        if box is not None:
-            pos = self.make_whole(pos, box)
-        return torch.as_tensor(pos * NM_TO_ANGSTROM)
-
     def compute(self, trajectory, progress=None):
         """psi (F, d) of an mdtraj trajectory, or of positions (F, atoms, 3) in nm.
 
@@ -299,7 +271,10 @@ class BoundCV(nn.Module):
         GeomGNNError
             If the number of atoms does not fit or positions are not finite.
         """
-        pos = self.whole_positions(trajectory)
+        return self.compute_whole(self.molecule.positions(trajectory), progress)
+
+    def compute_whole(self, pos, progress=None):
+        """psi (F, d) ndarray of whole molecules `pos` (F, n, 3) in angstrom, in chunks."""
         with torch.no_grad():
             tokens = self.tokenizer.embed(pos, progress)
             return torch.cat([self._project(chunk) for chunk in tokens.split(4096)]).numpy()

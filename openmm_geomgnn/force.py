@@ -6,9 +6,10 @@ import numpy as np
 import openmm
 import torch
 
-from openmm_geomgnn.cv import NM_TO_ANGSTROM, CollectiveVariable
+from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import sha256
+from openmm_geomgnn.whole import NM_TO_ANGSTROM
 from openmm_geomgnn.windows import as_topology
 
 
@@ -54,7 +55,7 @@ class _Callback:
     def _evaluate(self, state):
         pos = state.getPositions(asNumpy=True)._value
         if self.periodic:
-            pos = self.bound.make_whole(pos, state.getPeriodicBoxVectors(asNumpy=True)._value)
+            pos = self.bound.molecule.make_whole(pos, state.getPeriodicBoxVectors(asNumpy=True)._value)
         if not np.isfinite(pos).all():
             raise GeomGNNError(
                 f"{_bad_atoms(pos, self.bound.atoms)} have positions that are not finite at step {state.getStepCount()}: "
@@ -174,6 +175,9 @@ class GeomGNNCV(openmm.PythonForce):
         Of the network; the projection is always in double precision.
     engine : {"auto", "eager", "numba"}
         What evaluates the network.
+    periodic : bool, optional
+        Whether the molecule may be cut by a periodic box and has to be made whole. By default so if `topology` is an
+        OpenMM topology with a box; `addToSystem` asks the System.
 
     Raises
     ------
@@ -181,7 +185,9 @@ class GeomGNNCV(openmm.PythonForce):
         If the file cannot be read, the topology is of another molecule, or the component does not exist.
     """
 
-    def __init__(self, cv, topology, component=None, *, precision="single", engine="auto"):
+    def __init__(self, cv, topology, component=None, *, precision="single", engine="auto", periodic=None):
+        if periodic is None:
+            periodic = hasattr(topology, "getPeriodicBoxVectors") and topology.getPeriodicBoxVectors() is not None
         path = None if isinstance(cv, CollectiveVariable) else cv
         cv = CollectiveVariable.load(path) if path is not None else cv
         topology = as_topology(topology)
@@ -198,11 +204,8 @@ class GeomGNNCV(openmm.PythonForce):
         self.setParticles([int(index) for index in bound.atoms])
         self.setName("GeomGNNCV")
         self._callback = callback
-        self._set_periodic(topology.unitcell_vectors is not None if hasattr(topology, "unitcell_vectors") else False)
-
-    def _set_periodic(self, periodic):
-        self._callback.periodic = periodic
-        self.setUsesPeriodicBoundaryConditions(periodic)
+        callback.periodic = bool(periodic)
+        self.setUsesPeriodicBoundaryConditions(callback.periodic)
 
     @property
     def bound(self):
@@ -244,10 +247,10 @@ class GeomGNNCV(openmm.PythonForce):
         GeomGNNError
             If the System has another number of particles than the topology, or no force group is free.
         """
-        if system.getNumParticles() != self.bound.n_atoms_total:
+        if system.getNumParticles() != self.bound.molecule.n_atoms_total:
             raise GeomGNNError(
-                f"The System has {system.getNumParticles()} particles and the topology {self.bound.n_atoms_total} atoms. "
-                "Make GeomGNNCV with the topology that this System was made from."
+                f"The System has {system.getNumParticles()} particles and the topology "
+                f"{self.bound.molecule.n_atoms_total} atoms. Make GeomGNNCV with the topology that this System was made from."
             )
         if forceGroup is None:
             used = {force.getForceGroup() for force in system.getForces()}

@@ -1,6 +1,12 @@
-"""Molecules cut by the periodic box are made whole along their bonds."""
+"""Positions of the selected atoms; molecules cut by the periodic box are made whole along their bonds."""
 
+import mdtraj
 import numpy as np
+import torch
+
+from openmm_geomgnn.errors import GeomGNNError
+
+NM_TO_ANGSTROM = 10.0
 
 
 class MoleculeMaker:
@@ -70,3 +76,57 @@ class MoleculeMaker:
                 delta = delta - np.round(delta[..., k : k + 1] / rows[..., k : k + 1]) * rows
             pos[..., children, :] = pos[..., parents, :] + delta
         return pos
+
+
+class SelectedMolecule:
+    """Reads the positions of selected atoms from whatever users hold them in.
+
+    Parameters
+    ----------
+    topology : mdtraj.Topology
+        Of the whole system.
+    atoms : (n,) int
+    """
+
+    def __init__(self, topology, atoms):
+        self.atoms = atoms
+        self.n_atoms_total = topology.n_atoms
+        self.make_whole = MoleculeMaker(topology, atoms)
+
+    def positions(self, trajectory):
+        """Whole molecules (F, n, 3) in angstrom, float64 tensor.
+
+        Parameters
+        ----------
+        trajectory : mdtraj.Trajectory, or (F, N, 3) or (N, 3) array or Quantity
+            Of all N atoms of the system; bare numbers are nm.
+
+        Raises
+        ------
+        GeomGNNError
+            If the number of atoms does not fit or positions are not finite.
+        """
+        if isinstance(trajectory, mdtraj.Trajectory):
+            pos, box = trajectory.xyz, trajectory.unitcell_vectors
+        else:
+            if hasattr(trajectory, "value_in_unit"):
+                from openmm import unit
+
+                trajectory = trajectory.value_in_unit(unit.nanometer)
+            pos, box = np.asarray(trajectory), None
+            pos = pos[None] if pos.ndim == 2 else pos
+        if pos.ndim != 3 or pos.shape[1:] != (self.n_atoms_total, 3):
+            raise GeomGNNError(
+                f"Positions of shape {pos.shape} do not fit this topology of {self.n_atoms_total} atoms. Give an mdtraj "
+                "trajectory or positions (frames, atoms, 3) in nm of the whole system that the topology describes."
+            )
+        pos = pos[:, self.atoms].astype(np.float64)
+        bad = ~np.isfinite(pos).all(axis=(1, 2))
+        if bad.any():
+            raise GeomGNNError(
+                f"{bad.sum()} of {len(pos)} frames have positions that are not finite, the first is frame "
+                f"{np.flatnonzero(bad)[0]}. Remove them, or repair the run they come from."
+            )
+        if box is not None:
+            pos = self.make_whole(pos, box)
+        return torch.as_tensor(pos * NM_TO_ANGSTROM)

@@ -48,7 +48,7 @@ def as_topology(topology):
         try:
             return mdtraj.load_topology(str(path))
         except (OSError, ValueError, KeyError, IndexError) as error:
-            raise GeomGNNError(f"The topology cannot be read from {path}: {error}. Give a PDB, GRO or PRMTOP file.") from error
+            raise GeomGNNError(f"The topology cannot be read from {path}: {error}. Give a PDB or GRO file.") from error
     raise GeomGNNError(
         f"A topology must be an openmm.app.Topology, an mdtraj.Topology or the path of a structure file, not a "
         f"{type(topology).__name__}."
@@ -108,7 +108,7 @@ def check_same_molecule(expected, found, what="the CV file"):
         "Use the topology the CV was trained on (solvent and ions may differ), or fit a new CV for this molecule with "
         "`geomgnn fit`."
     )
-    for number, (old, new) in enumerate(zip(expected, found), start=1):
+    for number, (old, new) in enumerate(zip(expected, found, strict=False), start=1):
         old, new = [old[0], old[1], dict(sorted(old[2].items()))], [new[0], new[1], dict(sorted(new[2].items()))]
         if old == new:
             continue
@@ -200,7 +200,8 @@ def make_windows(topology, atoms, window="all", context=1):
             first, last = k, k
             while first > 0 and k - first < context and _bonded_in_sequence(residues[first - 1], residues[first]):
                 first -= 1
-            while last + 1 < len(residues) and last - k < context and _bonded_in_sequence(residues[last], residues[last + 1]):
+            end = len(residues) - 1
+            while last < end and last - k < context and _bonded_in_sequence(residues[last], residues[last + 1]):
                 last += 1
             inside = np.concatenate([own[m] for m in range(first, last + 1)])
             rows.append(inside)
@@ -225,7 +226,7 @@ def _pairs_within(graph):
     starts = np.flatnonzero(np.r_[True, graph[1:] != graph[:-1]])
     ends = np.r_[starts[1:], len(graph)]
     blocks = []
-    for start, end in zip(starts, ends):
+    for start, end in zip(starts, ends, strict=True):
         i, j = np.triu_indices(end - start, k=1)
         blocks.append(np.stack([i, j]) + start)
     i, j = np.concatenate(blocks, axis=1).astype(np.int64)

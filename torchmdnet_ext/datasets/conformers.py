@@ -208,11 +208,15 @@ class Conformers(torch.utils.data.Dataset):
         self.sources = header["sources"]
         self.source = tensors["source"]
         self.how = header["how"]
-        self._z, self._pos, self._ptr = tensors["z"], tensors["pos"], tensors["ptr"].tolist()
         self.heavy_atoms = float(heavy_atoms)
-        heavy = np.concatenate([[0], np.cumsum(self._z.numpy() > 1)])
-        n_heavy = np.diff(heavy[self._ptr])
-        self._only_heavy = ((_uniform(np.arange(len(self))) < heavy_atoms) & (n_heavy >= 2)).tolist()
+        z, pos, ptr = tensors["z"], tensors["pos"], tensors["ptr"].numpy()
+        heavy = z.numpy() > 1
+        n_heavy = np.add.reduceat(heavy, ptr[:-1], dtype=np.int64)
+        stripped = (_uniform(np.arange(len(n_heavy))) < heavy_atoms) & (n_heavy >= 2)
+        keep = heavy | ~np.repeat(stripped, np.diff(ptr))
+        # done once for all: the trainer asks for each conformer many times
+        self._z, self._pos = z[torch.from_numpy(keep)], pos[torch.from_numpy(keep)]
+        self._ptr = np.concatenate([[0], np.cumsum(keep)])[ptr].tolist()
 
     @staticmethod
     def _locate(root, file):
@@ -236,11 +240,7 @@ class Conformers(torch.utils.data.Dataset):
         if not 0 <= i < len(self):
             raise IndexError(f"Conformer {index} was asked for and {self.file} has {len(self)}.")
         atoms = slice(self._ptr[i], self._ptr[i + 1])
-        z, pos = self._z[atoms], self._pos[atoms]
-        if self._only_heavy[i]:
-            heavy = z > 1
-            z, pos = z[heavy], pos[heavy]
-        return Data(z=z.long(), pos=pos.float() * UNIT)
+        return Data(z=self._z[atoms].long(), pos=self._pos[atoms].float() * UNIT)
 
     def __repr__(self):
         return f"Conformers({len(self)} from {self.file})"

@@ -50,8 +50,10 @@ def make_envelope(smooth_cutoff: bool, cutoff: float, width: float) -> nn.Module
     return C2Envelope(cutoff, width) if smooth_cutoff else NoEnvelope()
 
 
-def enveloped_neighbour_embedding(module: nn.Module, z: Tensor, x: Tensor, graph, rbf: Tensor, envelope: nn.Module) -> Tensor:
+def enveloped_neighbour_embedding(module: nn.Module, z: Tensor, x: Tensor, graph, rbf: Tensor, envelope: nn.Module):
     """The neighbour embedding of TorchMD-Net's or PyG's `module`, its messages multiplied by an envelope.
+
+    Returns (N, H).
 
     Parameters
     ----------

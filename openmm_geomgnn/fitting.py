@@ -1,0 +1,239 @@
+"""From trajectories to a collective variable: embed, mix, estimate, freeze."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.encoder import Encoder
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.koopman import cross_validate, fit_linear, timescales, train_vampnet
+from openmm_geomgnn.mixers import make_mixer
+from openmm_geomgnn.tokens import Tokenizer
+from openmm_geomgnn.whole import NM_TO_ANGSTROM, SelectedMolecule
+from openmm_geomgnn.windows import as_topology, make_windows, residue_table, select_atoms
+
+BOLTZMANN = 0.00831446261815324  # kJ/mol/K
+ESTIMATORS = ("linear", "vampnet")
+SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one basin
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a CV is fitted; see `windows`, `tokens`, `mixers` and `koopman` for what each setting means.
+
+    `lag_time` and `frame_interval` are in picoseconds.
+    """
+
+    lag_time: float
+    frame_interval: float
+    encoder: str = "et-64"
+    selection: str | None = None
+    window: str = "all"
+    context: int = 1
+    pooling: str = "sum"
+    mixer: str = "none"
+    mixer_settings: dict = field(default_factory=dict)
+    estimator: str = "linear"
+    components: int = 1
+    pca: int | None = 50
+    reversible: bool = True
+    training: dict = field(default_factory=dict)
+    seed: int = 1
+
+    def lag_frames(self):
+        """The lag time in frames.
+
+        Raises
+        ------
+        GeomGNNError
+            If it is not a whole number of frames.
+        """
+        frames = self.lag_time / self.frame_interval
+        if round(frames) < 1 or abs(frames - round(frames)) > 1e-3 * frames:
+            nearest = max(1, round(frames)) * self.frame_interval
+            raise GeomGNNError(
+                f"The lag time of {self.lag_time:g} ps is not a whole number of frames, which are "
+                f"{self.frame_interval:g} ps apart. The nearest possible lag time is {nearest:g} ps."
+            )
+        return round(frames)
+
+
+def fit_cv(trajectories, topology, settings, progress=None):
+    """Fit a collective variable to trajectories of one molecule.
+
+    Parameters
+    ----------
+    trajectories : list of mdtraj.Trajectory
+        Each a continuous piece of simulation. They are never stitched together.
+    topology : openmm.app.Topology, mdtraj.Topology or path
+    settings : FitSettings
+    progress : callable, optional
+        Called as progress(stage, done, total).
+
+    Returns
+    -------
+    CollectiveVariable
+        Its `training_information` holds scores, timescales in ps and the figures of `stiffness`.
+
+    Raises
+    ------
+    GeomGNNError
+        If settings are wrong or the data do not suffice; before the embedding where it can be known by then.
+    """
+    progress = progress or (lambda stage, done, total: None)
+    if settings.estimator not in ESTIMATORS:
+        raise GeomGNNError(f"Unknown estimator '{settings.estimator}'; the choices are {', '.join(ESTIMATORS)}.")
+    if settings.estimator == "vampnet" and settings.mixer == "none":
+        raise GeomGNNError("A VAMPnet needs a mixer with parameters: set mixer: mlp or mixer: attention.")
+    if settings.estimator == "linear" and settings.mixer != "none":
+        raise GeomGNNError("The linear estimator works on the tokens themselves: set mixer: none, or estimator: vampnet.")
+    lag = settings.lag_frames()
+    topology = as_topology(topology)
+    atoms = select_atoms(topology, settings.selection)
+    encoder = Encoder.load(settings.encoder)
+    windows = make_windows(topology, atoms, settings.window, settings.context)
+    tokenizer = Tokenizer(encoder, windows, settings.pooling)
+    mixer = make_mixer(settings.mixer, windows.n_tokens, encoder.hidden_channels, **settings.mixer_settings)
+
+    molecule = SelectedMolecule(topology, atoms)
+    positions = [molecule.positions(trajectory) for trajectory in trajectories]
+    tokens = _embed(tokenizer, positions, progress)
+    if settings.estimator == "linear":
+        mixer, model, scores = _fit_linear(mixer, tokens, lag, settings)
+    else:
+        mixer, model, scores = _fit_vampnet(mixer, tokens, lag, settings, progress)
+    information = {
+        **scores,
+        "estimator": settings.estimator,
+        "reversible": settings.reversible,
+        "singular_values": [float(value) for value in model.singular_values],
+        "timescales_ps": [float(value) for value in timescales(model.singular_values, settings.lag_time)],
+        "dropped_directions": int(model.dropped),
+        "frames": [len(pos) for pos in positions],
+        "frame_interval_ps": settings.frame_interval,
+        "seed": settings.seed,
+    }
+    cv = CollectiveVariable(
+        encoder,
+        mixer,
+        model.mean,
+        model.projection,
+        model.singular_values,
+        residue_table(topology, atoms),
+        selection=settings.selection,
+        window=settings.window,
+        context=settings.context,
+        pooling=settings.pooling,
+        lag_time=settings.lag_time,
+        training=information,
+    )
+    progress("stiffness", 0, 1)
+    cv.training_information.update(stiffness(cv, topology, positions, settings.frame_interval))
+    progress("stiffness", 1, 1)
+    return cv
+
+
+def _embed(tokenizer, positions, progress):
+    total = sum(len(pos) for pos in positions)
+    done = 0
+
+    def advance(frames):
+        nonlocal done
+        done += frames
+        progress("embed", done, total)
+
+    progress("embed", 0, total)
+    return [tokenizer.embed(pos, advance) for pos in positions]
+
+
+def _fit_linear(mixer, tokens, lag, settings):
+    with torch.no_grad():
+        features = [mixer(part).double().numpy() for part in tokens]
+
+    def fit(training):
+        return fit_linear(training, lag, settings.components, settings.pca, settings.reversible)
+
+    model = fit(features)
+    folds = cross_validate(fit, features, lag, folds=4, reversible=settings.reversible)
+    scores = {
+        "vamp2_training": 1.0 + float(np.sum(np.square(model.singular_values))),
+        "vamp2_held_out": float(np.mean(folds)),
+        "vamp2_held_out_std": float(np.std(folds, ddof=1)),
+        "pca": settings.pca,
+    }
+    return mixer, model, scores
+
+
+def _fit_vampnet(mixer, tokens, lag, settings, progress):
+    def report(epoch, epochs, train_score, validation_score):
+        progress("train", epoch + 1, epochs)
+
+    result = train_vampnet(
+        mixer,
+        tokens,
+        lag,
+        settings.components,
+        reversible=settings.reversible,
+        seed=settings.seed,
+        progress=report,
+        **settings.training,
+    )
+    scores = {
+        "vamp2_training": 1.0 + float(np.sum(np.square(result.model.singular_values))),
+        "vamp2_held_out": _best(result.history),
+        "history": {name: [None if x is None else float(x) for x in row] for name, row in result.history.items()},
+        "best_epoch": int(result.best_epoch),
+    }
+    return result.lobe, result.model, scores
+
+
+def _best(history):
+    validation = [value for value in history["validation"] if value is not None]
+    return float(max(validation)) if validation else None
+
+
+def stiffness(cv, topology, positions, frame_interval, n_frames=200):
+    """How hard a CV pulls on the atoms, and how much it fluctuates within a basin.
+
+    A bias of width sigma on a CV drives motions of angular frequency Omega = rate / sigma; a simulation whose outer step
+    dt does not resolve them, Omega * dt > 1, heats.
+
+    Parameters
+    ----------
+    positions : list of (F, n, 3) tensors
+        Whole molecules in angstrom, frames `frame_interval` ps apart.
+
+    Returns
+    -------
+    dict
+        `rate_300K_per_ps`, for each component sqrt(kT * p99(sum_i |ds/dx_i|^2 / m_i)) at 300 K in (CV unit)/ps;
+        `in_basin_spread`, for each component the median standard deviation within pieces of 10 ps; `range`, the 1st and
+        99th percentile of each component.
+    """
+    bound = cv.bind(topology, engine="eager")
+    masses = torch.tensor([as_topology(topology).atom(int(i)).element.mass for i in bound.atoms], dtype=torch.float64)
+    pooled = torch.cat(positions)
+    sample = pooled[torch.linspace(0, len(pooled) - 1, min(n_frames, len(pooled))).long()].requires_grad_(True)
+    psi = bound(sample)
+    kT = BOLTZMANN * 300.0
+    rates = []
+    for component in range(cv.dimension):
+        (gradient,) = torch.autograd.grad(psi[:, component].sum(), sample, retain_graph=True)
+        per_frame = ((NM_TO_ANGSTROM * gradient).square().sum(2) / masses).sum(1)  # 1/nm^2/amu
+        rates.append(float(torch.sqrt(kT * torch.quantile(per_frame, 0.99))))
+    values = [bound.compute_whole(pos) for pos in positions]
+    piece = max(2, round(SPREAD_WINDOW / frame_interval))
+    spreads = [
+        part.std(axis=0)
+        for value in values
+        for part in np.array_split(value, max(1, len(value) // piece))
+        if len(part) > 1
+    ]
+    low, high = np.percentile(np.concatenate(values), [1, 99], axis=0)
+    return {
+        "rate_300K_per_ps": rates,
+        "in_basin_spread": [float(value) for value in np.median(spreads, axis=0)],
+        "range": [[float(a), float(b)] for a, b in zip(low, high, strict=True)],
+    }

@@ -1,0 +1,29 @@
+"""Slow functions of time series: covariances, VAMP and TICA, VAMPnets, held-out scores. Pure: arrays in, arrays out."""
+
+from .covariance import Covariances, covariances, static_weights
+from .linear import fit_linear
+from .loss import vamp2
+from .validation import Segment, cross_validate, held_out_score, hold_out
+from .vamp import EPSILON, KoopmanModel, fix_sign, skewness, timescales, vamp, vamp_score
+from .vampnet import VAMPNetResult, train_vampnet
+
+__all__ = [
+    "EPSILON",
+    "Covariances",
+    "KoopmanModel",
+    "Segment",
+    "VAMPNetResult",
+    "covariances",
+    "cross_validate",
+    "fit_linear",
+    "fix_sign",
+    "held_out_score",
+    "hold_out",
+    "skewness",
+    "static_weights",
+    "timescales",
+    "train_vampnet",
+    "vamp",
+    "vamp2",
+    "vamp_score",
+]

@@ -1,0 +1,203 @@
+"""Time-lagged covariances of trajectories, with static weights, in float64."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+
+from ..errors import GeomGNNError
+
+_CHUNK = 16384  # frames converted to float64 at a time
+
+
+@dataclass(frozen=True)
+class Covariances:
+    """Moments of the pairs (x_t, x_{t+lag}); see `covariances`.
+
+    Attributes
+    ----------
+    mean_0, mean_t : (n,) ndarray
+        Means of the first and second frames of the pairs; equal when reversible.
+    c00, c0t, ctt : (n, n) ndarray
+        Covariances about those means; c00 = ctt and c0t symmetric when reversible.
+    n_pairs : int
+        Number of pairs.
+    effective_pairs : float
+        Kish size (sum w)^2 / sum w^2 of the pairs; n_pairs without weights.
+    lag : int
+        In frames.
+    reversible : bool
+    """
+
+    mean_0: np.ndarray
+    mean_t: np.ndarray
+    c00: np.ndarray
+    c0t: np.ndarray
+    ctt: np.ndarray
+    n_pairs: int
+    effective_pairs: float = float("nan")
+    lag: int = 0
+    reversible: bool = False
+
+    @property
+    def varies(self) -> bool:
+        """Whether any feature varies by more than the rounding of its mean."""
+        moments = ((self.c00, self.mean_0), (self.ctt, self.mean_t))
+        return all(np.trace(c) > 1e-24 * (mean @ mean) for c, mean in moments)
+
+    def project(self, left: np.ndarray, right: np.ndarray | None = None) -> "Covariances":
+        """Moments of x_t @ left and x_{t+lag} @ right, both (n, m); right is left by default."""
+        right = left if right is None else right
+        return Covariances(self.mean_0 @ left, self.mean_t @ right, left.T @ self.c00 @ left, left.T @ self.c0t @ right,
+                           right.T @ self.ctt @ right, self.n_pairs, self.effective_pairs, self.lag, self.reversible)
+
+
+def as_trajectories(trajs, lag: int = 0) -> list[np.ndarray]:
+    """A list of (T, n) arrays from one array or tensor, or a sequence of them.
+
+    Raises
+    ------
+    GeomGNNError
+        If a trajectory is not two-dimensional, has another number of features than the first, is not longer than the
+        lag, or holds NaN or inf (trajectory and frame are named).
+    """
+    if not isinstance(trajs, (list, tuple)):
+        trajs = [trajs]
+    if not trajs:
+        raise GeomGNNError("There are no trajectories: pass a list of arrays of shape (frames, features).")
+    arrays = [x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x) for x in trajs]
+    for k, x in enumerate(arrays):
+        if x.ndim != 2:
+            raise GeomGNNError(f"Trajectory {k} must have the shape (frames, features) but has {x.shape}: reshape "
+                               "it, for one feature with x[:, None].")
+        if x.shape[1] != arrays[0].shape[1]:
+            raise GeomGNNError(f"Trajectory {k} has {x.shape[1]} features but trajectory 0 has {arrays[0].shape[1]}: "
+                               "all must come from the same selection and encoder.")
+    check_lengths([len(x) for x in arrays], lag)
+    check_finite(arrays)
+    return arrays
+
+
+def check_lengths(lengths: Sequence[int], lag: int) -> None:
+    """GeomGNNError naming the trajectories without a pair of frames `lag` apart."""
+    short = [k for k, length in enumerate(lengths) if length <= lag]
+    if short:
+        k = short[0]
+        raise GeomGNNError(f"Trajectory {k} has {lengths[k]} frames, which is not more than the lag of {lag} frames "
+                           f"({len(short)} of {len(lengths)} trajectories are so short): leave them out or take a "
+                           "shorter lag. Trajectories are never joined, since a pair across a joint is not dynamics.")
+
+
+def check_finite(arrays: Sequence[np.ndarray]) -> None:
+    """GeomGNNError naming the first trajectory and frame with NaN or inf."""
+    for k, x in enumerate(arrays):
+        for start in range(0, len(x), _CHUNK):
+            part = np.isfinite(x[start : start + _CHUNK])
+            if not part.all():
+                bad = np.flatnonzero(~part.reshape(len(part), -1).all(1))
+                raise GeomGNNError(f"Trajectory {k} has a feature that is NaN or infinite in frame {start + bad[0]}: "
+                                   "look at that frame (broken coordinates, a molecule split by the box) and leave "
+                                   "it out.")
+
+
+def static_weights(log_weights: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Weights exp(l) from log-weights l (T,) of each trajectory, such as beta*V, with one common offset.
+
+    The offset is the largest log-weight over all trajectories: an offset for each trajectory would corrupt their
+    relative weights. Weights of biased data correct the distribution, not the propagator, so label the singular
+    values that follow as an ordering, not as timescales.
+    """
+    log_weights = [np.asarray(w, dtype=np.float64) for w in log_weights]
+    top = max((float(w.max()) for w in log_weights if w.size), default=np.nan)
+    if not all(np.isfinite(w).all() for w in log_weights) or not np.isfinite(top):
+        raise GeomGNNError("Log-weights must be finite, and there must be at least one.")
+    return [np.exp(w - top) for w in log_weights]
+
+
+def pair_weights(lengths: Sequence[int], lag: int, weights: Sequence[np.ndarray] | None) -> list[np.ndarray]:
+    """Weight of each pair, (T - lag,) for each trajectory, summing to one over all of them: that of its first frame."""
+    if weights is None:
+        n_pairs = sum(length - lag for length in lengths)
+        return [np.full(length - lag, 1.0 / n_pairs) for length in lengths]
+    if not isinstance(weights, (list, tuple)):
+        weights = [weights]
+    weights = [np.asarray(w, dtype=np.float64) for w in weights]
+    if [w.shape for w in weights] != [(length,) for length in lengths]:
+        raise GeomGNNError("Weights must be one array (frames,) for each trajectory: expected lengths "
+                           f"{list(lengths)} but got shapes {[w.shape for w in weights]}.")
+    for k, w in enumerate(weights):
+        bad = np.flatnonzero(~(np.isfinite(w) & (w >= 0)))
+        if len(bad):
+            raise GeomGNNError(f"The weight of frame {bad[0]} of trajectory {k} is {w[bad[0]]}: weights must be "
+                               "finite and not negative. From log-weights use static_weights(), which cannot "
+                               "overflow.")
+    total = sum(w[: len(w) - lag].sum() for w in weights)
+    if not total > 0:
+        raise GeomGNNError("All weights are zero: nothing is left to estimate from.")
+    return [w[: len(w) - lag] / total for w in weights]
+
+
+def covariances(trajs, lag: int, weights=None, reversible: bool = True) -> Covariances:
+    """Means and covariances of all pairs of frames `lag` apart within a trajectory, never across two.
+
+    Parameters
+    ----------
+    trajs
+        (T, n) array or a list of them; converted to float64 piece by piece.
+    lag
+        In frames, at least 1.
+    weights
+        (T,) array for each trajectory, of any common scale: a pair counts with the weight of its first frame, in all
+        three covariances. A weight of 2 is the same as having the pair twice.
+    reversible
+        Count each pair in both directions: one common mean, C = (C00 + Ctt)/2, C0t symmetrised. Its singular values
+        are at most 1 by construction.
+
+    Raises
+    ------
+    GeomGNNError
+        For bad trajectories or weights; see `as_trajectories`.
+
+    Wu & Noé, J. Nonlinear Sci. 30, 23 (2020); the reversible estimator is that of Pérez-Hernández et al., J. Chem.
+    Phys. 139, 015102 (2013).
+    """
+    check_lag(lag)
+    trajs = as_trajectories(trajs, lag)
+    pairs = pair_weights([len(x) for x in trajs], lag, weights)
+    n = trajs[0].shape[1]
+    mean_0, mean_t = np.zeros(n), np.zeros(n)
+    for w, first, second in _chunks(trajs, pairs, lag):
+        mean_0 += w @ first
+        mean_t += w @ second
+    if reversible:
+        mean_0 = mean_t = 0.5 * (mean_0 + mean_t)
+    c00, c0t, ctt = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n))
+    for w, first, second in _chunks(trajs, pairs, lag):
+        first, second = first - mean_0, second - mean_t
+        weighted_first = w[:, None] * first
+        c00 += weighted_first.T @ first
+        c0t += weighted_first.T @ second
+        ctt += (w[:, None] * second).T @ second
+    if reversible:
+        c00 = ctt = 0.25 * (c00 + c00.T + ctt + ctt.T)
+        c0t = 0.5 * (c0t + c0t.T)
+    else:
+        c00, ctt = 0.5 * (c00 + c00.T), 0.5 * (ctt + ctt.T)
+    n_pairs = sum(map(len, pairs))
+    kish = float(n_pairs) if weights is None else 1.0 / sum(float(w @ w) for w in pairs)
+    return Covariances(mean_0, mean_t, c00, c0t, ctt, n_pairs, kish, lag, reversible)
+
+
+def check_lag(lag: int) -> None:
+    """GeomGNNError unless `lag` is a whole number of at least one frame."""
+    if isinstance(lag, bool) or not isinstance(lag, Integral) or lag < 1:
+        raise GeomGNNError(f"The lag must be a whole number of at least one frame but was {lag!r}.")
+
+
+def _chunks(trajs, pairs, lag) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pieces of (weights, first frames, second frames) in float64."""
+    for x, w in zip(trajs, pairs, strict=True):
+        for start in range(0, len(w), _CHUNK):
+            stop = min(start + _CHUNK, len(w))
+            yield w[start:stop], np.float64(x[start:stop]), np.float64(x[start + lag : stop + lag])

@@ -1,0 +1,127 @@
+"""A linear CV in one step: standardised features, principal components, TICA or VAMP, folded into one projection."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..errors import GeomGNNError
+from .covariance import as_trajectories, check_lag, covariances, pair_weights
+from .vamp import EPSILON, KoopmanModel, check_dim, fix_sign, vamp
+
+# A feature whose spread is below these shares of its mean and of the widest spread is noise of float32 arithmetic: it
+# is divided by the floor, which keeps it small, and not by its spread.
+FLOOR_OF_MEAN, FLOOR_OF_WIDEST = 1e-5, 1e-6
+
+
+def fit_linear(features, lag: int, dim: int, pca: int | None = 50, reversible: bool = True, weights=None,
+               epsilon: float = EPSILON) -> KoopmanModel:
+    """The slowest linear combinations of features, as one map from the raw features.
+
+    Standardise, keep the `pca` principal components of largest variance, then TICA (reversible) or VAMP on them. Few
+    components hold back overfitting and the noise of directions that hardly vary.
+
+    Parameters
+    ----------
+    features
+        (T, n) array, or a list of them, one for each trajectory.
+    lag
+        In frames.
+    dim
+        Components of the result.
+    pca
+        Principal components; None keeps all above the cutoff.
+    reversible
+        See `covariances`.
+    weights
+        (T,) array for each trajectory; see `covariances`.
+    epsilon
+        Principal components with less than this share of the largest one's variance are dropped.
+
+    Returns
+    -------
+    KoopmanModel
+        From raw features to psi: unit variance, decorrelated, singular values descending, positive skewness over
+        `features`. `info` says how many features are flat (vary no more than float32 noise), how many components and
+        which share of the variance the PCA kept; `dropped` counts the directions below `epsilon`.
+
+    Raises
+    ------
+    GeomGNNError
+        For trajectories no longer than the lag, features that are not finite (trajectory and frame are named), bad
+        weights, or a `dim` larger than the number of independent directions.
+    """
+    check_lag(lag)
+    trajs = as_trajectories(features, lag)
+    frames = _frame_weights([len(x) for x in trajs], lag, weights)
+    mean, std, flat = _standardisation(trajs, frames)
+    if flat == len(mean):
+        raise GeomGNNError(f"None of the {flat} features varies by more than the noise of float32 numbers: check "
+                           "that the frames differ and that the selection moves.")
+    variances, components = _principal_components(trajs, frames, mean, std)
+    n = len(mean)
+    rank = int(np.count_nonzero(variances > epsilon * variances[0]))
+    kept = rank if pca is None else min(pca, rank)
+    check_dim(dim, kept, n)
+    # Components of unit variance, so that the cutoff inside `vamp` sees dependence only, not size.
+    to_components = components[:, :kept] / std[:, None] / np.sqrt(variances[:kept])
+    inner = vamp(covariances([_project(x, mean, to_components) for x in trajs], lag, weights, reversible), dim, epsilon)
+    info = {**inner.info, "n_features": n, "flat_features": flat, "pca_components": kept,
+            "explained_variance": float(variances[:kept].sum() / variances.sum())}
+    model = KoopmanModel(mean, to_components @ inner.projection, inner.singular_values, n - rank + inner.dropped, lag,
+                         reversible, info=info)
+    if not reversible:
+        pairs = pair_weights([len(x) for x in trajs], lag, weights)
+        model = replace(model, mean=_mean([x[:-lag] for x in trajs], pairs),
+                        right_mean=_mean([x[lag:] for x in trajs], pairs),
+                        right_projection=to_components @ inner.right_projection)
+    return fix_sign(model, trajs)
+
+
+def _frame_weights(lengths, lag, weights) -> list[np.ndarray]:
+    """Weight of each frame, summing to one: half of each pair that it is part of."""
+    result = []
+    for length, w in zip(lengths, pair_weights(lengths, lag, weights), strict=True):
+        frame = np.zeros(length)
+        frame[: length - lag] += 0.5 * w
+        frame[lag:] += 0.5 * w
+        result.append(frame)
+    return result
+
+
+def _pieces(trajs, frames, size=16384):
+    for x, w in zip(trajs, frames, strict=True):
+        for start in range(0, len(x), size):
+            yield np.float64(x[start : start + size]), w[start : start + size]
+
+
+def _mean(trajs, frames) -> np.ndarray:
+    return sum(w @ x for x, w in _pieces(trajs, frames))
+
+
+def _standardisation(trajs, frames) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean (n,), floored standard deviation (n,) and the number of features below the floor."""
+    mean = _mean(trajs, frames)
+    std = np.sqrt(sum(w @ (x - mean) ** 2 for x, w in _pieces(trajs, frames)))
+    floor = FLOOR_OF_MEAN * np.abs(mean) + FLOOR_OF_WIDEST * std.max()
+    flat = int(np.count_nonzero(std <= floor))
+    std = np.maximum(std, floor)
+    return mean, np.where(std > 0, std, 1.0), flat
+
+
+def _principal_components(trajs, frames, mean, std) -> tuple[np.ndarray, np.ndarray]:
+    """Variances (k,), descending, and components (n, k) of the standardised features."""
+    n, n_frames = len(mean), sum(len(x) for x in trajs)
+    if n_frames < n:
+        rows = np.concatenate([np.sqrt(w)[:, None] * ((x - mean) / std) for x, w in _pieces(trajs, frames)])
+        _, s, vt = np.linalg.svd(rows, full_matrices=False)
+        return s**2, vt.T
+    correlation = np.zeros((n, n))
+    for x, w in _pieces(trajs, frames):
+        z = np.sqrt(w)[:, None] * ((x - mean) / std)
+        correlation += z.T @ z
+    values, vectors = np.linalg.eigh(correlation)
+    return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+
+
+def _project(x, mean, projection, size=16384) -> np.ndarray:
+    return np.concatenate([(np.float64(x[i : i + size]) - mean) @ projection for i in range(0, len(x), size)])
