@@ -250,7 +250,7 @@ class GeomGNNCV(openmm.PythonForce):
         if system.getNumParticles() != self.bound.molecule.n_atoms_total:
             raise GeomGNNError(
                 f"The System has {system.getNumParticles()} particles and the topology "
-                f"{self.bound.molecule.n_atoms_total} atoms. Make GeomGNNCV with the topology that this System was made from."
+                f"{self.bound.molecule.n_atoms_total} atoms. Make GeomGNNCV with the topology this System was made from."
             )
         if forceGroup is None:
             used = {force.getForceGroup() for force in system.getForces()}

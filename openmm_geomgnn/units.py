@@ -118,7 +118,7 @@ def parse_unit(text):
 
 
 def did_you_mean(word, known):
-    """" Did you mean 'x'?" with the known word nearest to `word`, whatever its case; "" where none is near."""
+    """The question "Did you mean 'x'?", after a space, with the known word nearest to `word`; "" where none is near."""
     known = list(known)
     lowered = {name.lower(): name for name in reversed(known)}
     if str(word).lower() in lowered:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from torchmdnet_ext import registration
 
@@ -34,14 +34,20 @@ def build_network(settings, tensors, origin="the encoder"):
     Raises
     ------
     ValueError
-        If a tensor is missing, left over or of the wrong shape; all of them are named.
+        If a setting is missing, or a tensor is missing, left over or of the wrong shape; all tensors are named.
     """
     if settings.get("model") not in registration.MODELS:
         raise ValueError(
             f"{origin} holds a network of the kind '{settings.get('model')}', which cannot be an encoder. Train one with "
             f"model: {' or '.join(registration.MODELS)}."
         )
-    network = registration.representation_model({"precision": 32, "box_vecs": None, **settings})
+    try:
+        network = registration.representation_model({"precision": 32, "box_vecs": None, **settings})
+    except KeyError as error:
+        raise ValueError(
+            f"{origin} does not say what {error} the network has, so it cannot be built. Use the file that was written by "
+            "the training."
+        ) from error
     expected = network.state_dict()
     tensors = {"distance.box": expected["distance.box"], **tensors}
     problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
@@ -80,7 +86,8 @@ def write_encoder(path, settings, network, training=None):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part")
     try:
-        save_file(tensors, temporary, metadata={"encoder": json.dumps(header)})
+        # not save_file, which makes the file readable by its owner only
+        temporary.write_bytes(save(tensors, metadata={"encoder": json.dumps(header)}))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -104,9 +111,9 @@ def read_encoder(path):
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file, but not an encoder of openmm-geomgnn. Give an encoder's file.")
-    if header["version"] != VERSION:
+    if header.get("version") != VERSION:
         raise ValueError(
-            f"{path} has version {header['version']} of the encoder format and this code reads version {VERSION}. "
+            f"{path} has version {header.get('version')} of the encoder format and this code reads version {VERSION}. "
             "Update openmm-geomgnn."
         )
     return header["settings"], tensors, header["training"]

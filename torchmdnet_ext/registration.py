@@ -4,8 +4,10 @@ Models and heads become names that `create_model` understands, datasets become a
 settings become arguments of `torchmd-train`. Nothing of TorchMD-Net is changed for names that are not ours.
 """
 
+import argparse
 import functools
 import importlib.metadata
+import sys
 import warnings
 
 TESTED = ((3, 1), (3, 2))  # from the first, up to but not including the second
@@ -14,11 +16,20 @@ MODELS = ("visnet", "smooth-equivariant-transformer")
 HEADS = ("Noise",)
 DATASETS = ("Conformers", "Denoising")
 
+
+def flag(text):
+    """A bool from the command line (`bool("false")` is True)."""
+    try:
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false") from None
+
+
 # name, type, default, help: the arguments that `torchmd-train` gets from us
 ARGUMENTS = (
     (
         "smooth-cutoff",
-        bool,
+        flag,
         True,
         "Multiply every message by a C2 envelope, so that features and forces are continuous at the cutoff "
         "(visnet, smooth-equivariant-transformer)",
@@ -26,8 +37,8 @@ ARGUMENTS = (
     ("envelope-width", float, 1.0, "Length in angstrom over which that envelope falls from 1 to 0 before cutoff-upper"),
     ("lmax", int, 1, "Highest degree of the spherical harmonics, 1 or 2 (visnet)"),
     ("vecnorm-type", str, "none", "Normalisation of the vector features, none or max_min (visnet)"),
-    ("trainable-vecnorm", bool, False, "Whether that normalisation has trainable weights (visnet)"),
-    ("vertex", bool, False, "Whether to use vertex geometric features (visnet)"),
+    ("trainable-vecnorm", flag, False, "Whether that normalisation has trainable weights (visnet)"),
+    ("vertex", flag, False, "Whether to use vertex geometric features (visnet)"),
 )
 OWN_DEFAULTS = {name.replace("-", "_"): default for name, _, default, _ in ARGUMENTS}
 _COMMON = (
@@ -127,10 +138,8 @@ def extend_models(module):
 
     from torchmdnet_ext.heads.noise import EquivariantNoise
 
-    _append(models.__all_models__, MODELS)
-    _append(output_modules.__all__, HEADS)
-    output_modules.EquivariantNoise = EquivariantNoise
-    upstream_create_model = module.create_model
+    # everything is looked up before anything is changed: a TorchMD-Net that lacks one of them stays as it is
+    model_names, head_names, upstream_create_model = models.__all_models__, output_modules.__all__, module.create_model
 
     @functools.wraps(upstream_create_model)
     def create(args, prior_model=None, mean=None, std=None):
@@ -142,7 +151,14 @@ def extend_models(module):
             )
         return (create_model if ours else upstream_create_model)(args, prior_model, mean, std)
 
+    _append(model_names, MODELS)
+    _append(head_names, HEADS)
+    output_modules.EquivariantNoise = EquivariantNoise
     module.create_model = create
+    # whoever took the name before us: TorchMD-Net was imported with the entry points of torch.backends switched off
+    for name, other in list(sys.modules.items()):
+        if name.startswith("torchmdnet.") and getattr(other, "create_model", None) is upstream_create_model:
+            other.create_model = create
 
 
 def extend_datasets(module):
@@ -150,9 +166,9 @@ def extend_datasets(module):
     from torchmdnet_ext.datasets.conformers import Conformers
     from torchmdnet_ext.denoising import Denoising
 
+    _append(module.__all__, DATASETS)
     module.Conformers = Conformers
     module.Denoising = Denoising
-    _append(module.__all__, DATASETS)
 
 
 def extend_data_module(module):

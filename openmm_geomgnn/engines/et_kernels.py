@@ -18,6 +18,7 @@ from openmm_geomgnn.engines.node_kernels import (
     update_vjp,
 )
 from openmm_geomgnn.engines.pair_kernels import (
+    attend,
     messages,
     messages_vjp,
     neighbours,
@@ -37,18 +38,15 @@ def forward(
     """Fill out_x (M, H) and out_v (M, 3, H); returns the number of pairs within the cutoff, -1 if `pos` is not finite."""
     atoms, channels, layers = x.shape[0], x.shape[1], table.shape[0]
     size = atoms * channels
-    n = neighbours(
-        pos, pair_i, pair_j, cutoff, share, steepness, alpha, table.shape[1], near_i, near_j, node, geometry
-    )
+    n = neighbours(pos, pair_i, pair_j, cutoff, share, steepness, alpha, table.shape[1], near_i, near_j, node, geometry)
     if n < 0:
         out_x[:] = np.nan
         out_v[:] = np.nan
         return n
     set_zero(total_x, 0, size)
     set_zero(total_v, 0, 3 * size)
-    messages(
-        n, near_i, near_j, node, geometry, table, 0, qkv, 0, vec, 0, attention, groups, depth, False, total_x, total_v
-    )
+    attend(n, near_i, near_j, node, geometry, table, 0, qkv, 0, attention, groups, depth)
+    messages(n, near_i, near_j, node, geometry, table, 0, qkv, 0, vec, 0, attention, groups, depth, False, total_x, total_v)
     copy_lanes(total_v, 0, vec, 3 * size, 3 * size)
     copy_lanes(start_x, 0, x, 0, size)
     matmul(total_x, 0, atoms, channels, start_w, 0, channels, zeros, 0, x, 0, True)
@@ -65,6 +63,7 @@ def forward(
             vec, vec0, 3 * atoms, channels, vec_w, last * 3 * square, 3 * channels, zeros, 0, projected, projected0, False
         )
         self_messages(atoms, self_filters, layer, qkv, qkv0, vec, vec0, self_attention, groups, depth, total_x, total_v)
+        attend(n, near_i, near_j, node, geometry, table, layer, qkv, qkv0, attention, groups, depth)
         messages(
             n, near_i, near_j, node, geometry, table, layer, qkv, qkv0, vec, vec0, attention, groups, depth, True,
             total_x, total_v,

@@ -16,6 +16,7 @@ from openmm_geomgnn.engines.et_kernels import backward, forward
 from openmm_geomgnn.engines.lanes import PANEL, WIDTH
 from openmm_geomgnn.engines.tables import radial_filters, table_error, tabulate
 from openmm_geomgnn.errors import GeomGNNError
+from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
 
 INTERVALS = (1024, 1536, 2048, 3072, 4096, 6144, 8192)
 TOLERANCE = 2e-5  # of the slope of the tabulated filters at the worst distance; typical errors are ten times smaller
@@ -34,7 +35,7 @@ class _Evaluate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g_x, g_v):
         (pos,) = ctx.saved_tensors
-        gradient = ctx.engine.vjp(pos.detach().numpy(), g_x.numpy(), g_v.numpy(), ctx.ticket)
+        gradient = ctx.engine.vjp(pos.detach().numpy(), g_x.detach().numpy(), g_v.detach().numpy(), ctx.ticket)
         return torch.from_numpy(gradient).to(ctx.dtype), None
 
 
@@ -86,6 +87,8 @@ class NumbaET:
     @staticmethod
     def supports(network) -> str | None:
         """None if a network can be run, otherwise the reason why not."""
+        if not isinstance(network, SmoothEquivariantTransformer):
+            return f"it is a {type(network).__name__}, not a SmoothEquivariantTransformer"
         if getattr(network, "neighbor_embedding", None) is not None:
             return "neighbor_embedding is not covered"
         if network.attn_activation not in ("silu", "swish"):
@@ -134,6 +137,11 @@ class NumbaET:
         rows = self._channels(parts.transpose(2, 0, 1))  # (H, parts, C)
         return self._channels(rows.transpose(1, 2, 0)).transpose(2, 0, 1).reshape(self.channels, -1)
 
+    def _interleaved(self, parts):
+        """(n, parts, C) -> (n, parts * C) with the parts of each block side by side."""
+        n, count, channels = parts.shape
+        return parts.reshape(n, count, channels // WIDTH, WIDTH).transpose(0, 2, 1, 3).reshape(n, count * channels)
+
     def _packed(self, matrices):
         """Matrices (inner, columns) -> (n, columns / PANEL, inner, PANEL)."""
         shape = (0, 1, 1, PANEL)
@@ -180,7 +188,7 @@ class NumbaET:
         attention = np.repeat(product / (1.0 + np.exp(-product)), hidden // heads, axis=1)
         start_w = first["o"][2 * hidden :]
         x = x + first["o_bias"][2 * hidden :] + (qkv[:, 2] * filters0[0, 1] * attention) @ start_w.T
-        self._start_qkv = self._cast(self._channels(qkv).reshape(len(z), -1))
+        self._start_qkv = self._interleaved(self._channels(qkv))
 
         choices = INTERVALS if intervals is None else (int(intervals),)
         for choice in choices:
@@ -189,25 +197,27 @@ class NumbaET:
                 break
         self.grid = grid
         table = self._channels(coefficients).reshape(*coefficients.shape[:4], -1, WIDTH)
-        table = self._cast(table.transpose(0, 1, 3, 4, 2, 5))  # (L, intervals, filter, block, power, lane)
+        table = self._cast(table.transpose(0, 1, 4, 3, 2, 5))  # (L, intervals, block, filter, power, lane)
 
         later = layers[1:]
         qkv_w, vec_w, o_w = ([self._matrix(layer[name]) for layer in later] for name in ("qkv", "vec", "o"))
+        qkv_w = [self._interleaved(w.reshape(self.channels, 5, self.channels)) for w in qkv_w]
         start = self._matrix(start_w)
         present = self._cast(self._channels(np.ones(hidden)))
         zeros = np.zeros(5 * self.channels, self.dtype)
-        self_filters = self._cast(self._channels(filters0))
+        self_filters = self._cast(self._interleaved(self._channels(filters0)))
         gain, order = self._cast(numbers(network.out_norm.weight)), self.order.astype(np.int64)
 
         def biases(name, parts):
-            rows = [self._channels(layer[name].reshape(parts, hidden)).reshape(-1) for layer in later]
-            return self._cast(np.stack(rows) if rows else np.zeros((0, parts * self.channels)))
+            rows = [layer[name].reshape(parts, hidden) for layer in later]
+            return self._channels(np.stack(rows) if rows else np.zeros((0, parts, hidden)))
 
         shape = (table, self.groups, self.depth, present, float(hidden))
         self._forward_weights = (
             grid.cutoff, grid.share, float(grid.steepness), grid.alpha, *shape, float(epsilon),
-            self._cast(self._channels(x)), self._packed([start]), self._packed(qkv_w), biases("qkv_bias", 5),
-            self._packed(vec_w), self._packed(o_w), biases("o_bias", 3), self_filters, zeros,
+            self._cast(self._channels(x)), self._packed([start]),
+            self._packed(qkv_w), self._cast(self._interleaved(biases("qkv_bias", 5))),
+            self._packed(vec_w), self._packed(o_w), self._cast(biases("o_bias", 3)), self_filters, zeros,
             gain, self._cast(numbers(network.out_norm.bias)), order,
         )  # fmt: skip
         self._backward_weights = (
@@ -241,6 +251,10 @@ class NumbaET:
         Differentiable once with respect to `pos`. Outputs have the engine's precision; the gradient has the type of `pos`.
         If any position is not finite, all outputs and gradients are NaN.
         """
+        if pos.device.type != "cpu":
+            raise GeomGNNError(
+                f"The compiled engine runs on the CPU, but the positions are on {pos.device}. Move them to it."
+            )
         return _Evaluate.apply(pos, self)
 
     def forward(self, pos):

@@ -1,13 +1,19 @@
 """Where compiled kernels are kept: in a folder of the user, under a key made of the content of all kernel sources.
 
 Numba's own key is the one file in which a function is defined, so a change in a file it calls into would go unnoticed.
-Files are written under temporary names and renamed, so processes may share the folder.
+Numba writes files under temporary names and renames them; a lock keeps two processes from giving one name to two functions.
 """
 
 import hashlib
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
 
 import llvmlite
 import numba
@@ -69,8 +75,27 @@ class _Implementation(CompileResultCacheImpl):
     _locator_classes = [_Locator]
 
 
+@contextmanager
+def _alone(folder):
+    """Hold the lock of a folder; where the file system has no locks, go ahead without."""
+    with open(Path(folder) / "lock", "w") as handle:
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+
+
 class _KernelCache(FunctionCache):
     _impl_class = _Implementation
+
+    def save_overload(self, sig, data):
+        try:
+            with _alone(self.cache_path):
+                super().save_overload(sig, data)
+        except OSError:
+            pass  # a full disk must not stop a simulation: the function is compiled, only not kept
 
 
 def keep_compiled(dispatcher):

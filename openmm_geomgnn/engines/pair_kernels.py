@@ -2,7 +2,8 @@
 
 Channels are ordered in blocks of `WIDTH` lanes: a block holds one channel of each of `WIDTH` heads, and the `depth` blocks
 of one group of heads follow one another. So sums over the channels of a head are sums over blocks, lane by lane.
-Sizes: M atoms, P pairs, C channels (padded), B = C / WIDTH blocks, G groups of heads, L layers.
+Sizes: M atoms, P pairs, C channels (padded), B = C / WIDTH blocks, G groups of heads, L layers. Arrays: table (L, intervals,
+B, 4 filters, 4 powers of t, WIDTH); qkv (L, M, B, 5, WIDTH) from the offset qkv0 on; vec (L + 1, M, 3, C) from vec0 on.
 """
 
 import math
@@ -12,7 +13,10 @@ from numba import njit
 from openmm_geomgnn.engines.lanes import WIDTH, cubic8, exp8, increase, load8, slope8, splat8, store, total8
 
 kernel = njit(error_model="numpy")
-CUBIC = 4 * WIDTH  # numbers of one block of a table: four coefficients for every lane
+# numbers of one block of channels: queries, keys, scalar, gate and radial values of an atom lie side by side ...
+K, V, G, R, QKV = WIDTH, 2 * WIDTH, 3 * WIDTH, 4 * WIDTH, 5 * WIDTH
+# ... and so do the four cubics (four coefficients each) of the filters of keys, scalars, gates and radial vectors
+SCALAR, GATE, RADIAL, ROW = 4 * WIDTH, 8 * WIDTH, 12 * WIDTH, 16 * WIDTH
 
 
 @kernel
@@ -47,62 +51,85 @@ def neighbours(pos, pair_i, pair_j, cutoff, share, steepness, alpha, intervals, 
 
 
 @kernel
+def attend(n, near_i, near_j, node, geometry, table, layer, qkv, qkv0, attention, groups, depth):
+    """Attention of all pairs in both directions.
+
+    Fills `attention` (L, P, G, 4, WIDTH) with silu(a) and its derivative: to i, to j, derivative of that to i, of that to j.
+    """
+    blocks = groups * depth
+    one, zero = splat8(table, 1.0), splat8(table, 0.0)
+    a0 = layer * attention.shape[1] * groups * 4 * WIDTH
+    for p in range(n):
+        t = splat8(table, geometry[p, 0])
+        f = (layer * table.shape[1] + node[p]) * blocks * ROW
+        i, j = qkv0 + near_i[p] * blocks * QKV, qkv0 + near_j[p] * blocks * QKV
+        for g in range(groups):
+            ai, aj = zero, zero
+            for _ in range(depth):
+                key = cubic8(table, f, t)
+                ai = ai + load8(qkv, i) * load8(qkv, j + K) * key
+                aj = aj + load8(qkv, j) * load8(qkv, i + K) * key
+                f, i, j = f + ROW, i + QKV, j + QKV
+            store(attention, a0 + (p * groups + g) * 4 * WIDTH, ai)
+            store(attention, a0 + (p * groups + g) * 4 * WIDTH + WIDTH, aj)
+    # a loop of its own: the long chain of exp overlaps between pairs
+    for a in range(a0, a0 + n * groups * 4 * WIDTH, 4 * WIDTH):
+        for side in (a, a + WIDTH):
+            value = load8(attention, side)
+            s = one / (one + exp8(zero - value))
+            value = value * s
+            store(attention, side, value)
+            store(attention, side + 2 * WIDTH, s + value * (one - s))
+
+
+@kernel
 def messages(
     n, near_i, near_j, node, geometry, table, layer, qkv, qkv0, vec, vec0, attention, groups, depth, gated, total_x, total_v
-):
+):  # fmt: skip
     """Add the messages of all pairs, in both directions, to total_x (M, C) and total_v (M, 3, C).
 
-    `attention` (L, P, G, 4, WIDTH) keeps silu(a) and its derivative for both directions. Without `gated` vec is 0.
+    `attention` is that of `attend`. Without `gated` vec is taken to be 0.
     """
-    channels = groups * depth * WIDTH
-    filters = groups * depth * CUBIC  # numbers of one filter in a row of the table
-    one = splat8(table, 1.0)
+    blocks = groups * depth
+    channels = blocks * WIDTH
     zero = splat8(table, 0.0)
     for p in range(n):
         i, j = near_i[p], near_j[p]
         t = splat8(table, geometry[p, 0])
         ux, uy, uz = splat8(table, geometry[p, 3]), splat8(table, geometry[p, 4]), splat8(table, geometry[p, 5])
-        row = (layer * table.shape[1] + node[p]) * 4 * filters
-        qi, qj = qkv0 + i * 5 * channels, qkv0 + j * 5 * channels
-        vi, vj = vec0 + i * 3 * channels, vec0 + j * 3 * channels
-        for g in range(groups):
-            ai, aj = zero, zero
-            for b in range(g * depth, (g + 1) * depth):
-                c = b * WIDTH
-                f = cubic8(table, row + b * CUBIC, t)
-                ai = ai + load8(qkv, qi + c) * load8(qkv, qj + channels + c) * f
-                aj = aj + load8(qkv, qj + c) * load8(qkv, qi + channels + c) * f
-            si, sj = one / (one + exp8(zero - ai)), one / (one + exp8(zero - aj))
-            ai, aj = ai * si, aj * sj
-            keep = ((layer * attention.shape[1] + p) * groups + g) * 4 * WIDTH
-            store(attention, keep, ai)
-            store(attention, keep + WIDTH, aj)
-            store(attention, keep + 2 * WIDTH, si + ai * (one - si))
-            store(attention, keep + 3 * WIDTH, sj + aj * (one - sj))
-            for b in range(g * depth, (g + 1) * depth):
-                c = b * WIDTH
-                f = cubic8(table, row + filters + b * CUBIC, t)
-                increase(total_x, i * channels + c, load8(qkv, qj + 2 * channels + c) * f * ai)
-                increase(total_x, j * channels + c, load8(qkv, qi + 2 * channels + c) * f * aj)
-                f = cubic8(table, row + 3 * filters + b * CUBIC, t)
-                ri, rj = load8(qkv, qj + 4 * channels + c) * f, load8(qkv, qi + 4 * channels + c) * f
-                ti, tj = i * 3 * channels + c, j * 3 * channels + c
+        f = (layer * table.shape[1] + node[p]) * blocks * ROW
+        a = (layer * attention.shape[1] + p) * groups * 4 * WIDTH
+        qi, qj = qkv0 + i * blocks * QKV, qkv0 + j * blocks * QKV
+        xi, xj = i * channels, j * channels
+        vi, vj = i * 3 * channels, j * 3 * channels
+        for _ in range(groups):
+            ai, aj = load8(attention, a), load8(attention, a + WIDTH)
+            a += 4 * WIDTH
+            for _ in range(depth):
+                scalar = cubic8(table, f + SCALAR, t)
+                increase(total_x, xi, load8(qkv, qj + V) * scalar * ai)
+                increase(total_x, xj, load8(qkv, qi + V) * scalar * aj)
+                radial = cubic8(table, f + RADIAL, t)
+                ri, rj = load8(qkv, qj + R) * radial, load8(qkv, qi + R) * radial
                 if gated:
-                    f = cubic8(table, row + 2 * filters + b * CUBIC, t)
-                    gi, gj = load8(qkv, qj + 3 * channels + c) * f, load8(qkv, qi + 3 * channels + c) * f
-                    increase(total_v, ti, ri * ux + gi * load8(vec, vj + c))
-                    increase(total_v, ti + channels, ri * uy + gi * load8(vec, vj + channels + c))
-                    increase(total_v, ti + 2 * channels, ri * uz + gi * load8(vec, vj + 2 * channels + c))
-                    increase(total_v, tj, gj * load8(vec, vi + c) - rj * ux)
-                    increase(total_v, tj + channels, gj * load8(vec, vi + channels + c) - rj * uy)
-                    increase(total_v, tj + 2 * channels, gj * load8(vec, vi + 2 * channels + c) - rj * uz)
+                    gate = cubic8(table, f + GATE, t)
+                    gi, gj = load8(qkv, qj + G) * gate, load8(qkv, qi + G) * gate
+                    wi, wj = vec0 + vi, vec0 + vj
+                    increase(total_v, vi, ri * ux + gi * load8(vec, wj))
+                    increase(total_v, vi + channels, ri * uy + gi * load8(vec, wj + channels))
+                    increase(total_v, vi + 2 * channels, ri * uz + gi * load8(vec, wj + 2 * channels))
+                    increase(total_v, vj, gj * load8(vec, wi) - rj * ux)
+                    increase(total_v, vj + channels, gj * load8(vec, wi + channels) - rj * uy)
+                    increase(total_v, vj + 2 * channels, gj * load8(vec, wi + 2 * channels) - rj * uz)
                 else:
-                    increase(total_v, ti, ri * ux)
-                    increase(total_v, ti + channels, ri * uy)
-                    increase(total_v, ti + 2 * channels, ri * uz)
-                    increase(total_v, tj, zero - rj * ux)
-                    increase(total_v, tj + channels, zero - rj * uy)
-                    increase(total_v, tj + 2 * channels, zero - rj * uz)
+                    increase(total_v, vi, ri * ux)
+                    increase(total_v, vi + channels, ri * uy)
+                    increase(total_v, vi + 2 * channels, ri * uz)
+                    increase(total_v, vj, zero - rj * ux)
+                    increase(total_v, vj + channels, zero - rj * uy)
+                    increase(total_v, vj + 2 * channels, zero - rj * uz)
+                f, qi, qj = f + ROW, qi + QKV, qj + QKV
+                xi, xj, vi, vj = xi + WIDTH, xj + WIDTH, vi + WIDTH, vj + WIDTH
 
 
 @kernel
@@ -115,75 +142,74 @@ def messages_vjp(
     Adds to g_pair (P, 4), float64, with respect to t and to the unit vector, and where `gated` is set to g_qkv (M, 5C) and
     g_vec (M, 3, C); otherwise q, k, v are constants and vec is 0.
     """
-    channels = groups * depth * WIDTH
-    filters = groups * depth * CUBIC
+    blocks = groups * depth
+    channels = blocks * WIDTH
     zero = splat8(table, 0.0)
     for p in range(n):
         i, j = near_i[p], near_j[p]
         t = splat8(table, geometry[p, 0])
         ux, uy, uz = splat8(table, geometry[p, 3]), splat8(table, geometry[p, 4]), splat8(table, geometry[p, 5])
-        row = (layer * table.shape[1] + node[p]) * 4 * filters
-        qi, qj = i * 5 * channels, j * 5 * channels
+        f = (layer * table.shape[1] + node[p]) * blocks * ROW
+        a = (layer * attention.shape[1] + p) * groups * 4 * WIDTH
+        qi, qj = i * blocks * QKV, j * blocks * QKV
+        xi, xj = i * channels, j * channels
         vi, vj = i * 3 * channels, j * 3 * channels
         gt, gux, guy, guz = zero, zero, zero, zero
-        for g in range(groups):
-            keep = ((layer * attention.shape[1] + p) * groups + g) * 4 * WIDTH
-            ai, aj = load8(attention, keep), load8(attention, keep + WIDTH)
+        for _ in range(groups):
+            ai, aj = load8(attention, a), load8(attention, a + WIDTH)
             ei, ej = zero, zero
-            for b in range(g * depth, (g + 1) * depth):
-                c = b * WIDTH
-                at = row + filters + b * CUBIC
-                f, df = cubic8(table, at, t), slope8(table, at, t)
-                xi, xj = load8(g_x, i * channels + c), load8(g_x, j * channels + c)
-                source_i, source_j = qkv0 + qj + c, qkv0 + qi + c  # of the messages to i and to j
-                mi = xi * load8(qkv, source_i + 2 * channels)
-                mj = xj * load8(qkv, source_j + 2 * channels)
-                ei, ej = ei + mi * f, ej + mj * f
-                gt = gt + (mi * ai + mj * aj) * df
-                ix, iy, iz = load8(g_v, vi + c), load8(g_v, vi + channels + c), load8(g_v, vi + 2 * channels + c)
-                jx, jy, jz = load8(g_v, vj + c), load8(g_v, vj + channels + c), load8(g_v, vj + 2 * channels + c)
-                at = row + 3 * filters + b * CUBIC
-                fr, df = cubic8(table, at, t), slope8(table, at, t)
-                ri, rj = load8(qkv, source_i + 4 * channels), load8(qkv, source_j + 4 * channels)
+            for _ in range(depth):
+                si, sj = qkv0 + qj, qkv0 + qi  # sources of the messages to i and to j
+                scalar = cubic8(table, f + SCALAR, t)
+                gi, gj = load8(g_x, xi), load8(g_x, xj)
+                mi, mj = gi * load8(qkv, si + V), gj * load8(qkv, sj + V)
+                ei, ej = ei + mi * scalar, ej + mj * scalar
+                gt = gt + (mi * ai + mj * aj) * slope8(table, f + SCALAR, t)
+                ix, iy, iz = load8(g_v, vi), load8(g_v, vi + channels), load8(g_v, vi + 2 * channels)
+                jx, jy, jz = load8(g_v, vj), load8(g_v, vj + channels), load8(g_v, vj + 2 * channels)
+                radial = cubic8(table, f + RADIAL, t)
                 di, dj = ix * ux + iy * uy + iz * uz, zero - (jx * ux + jy * uy + jz * uz)
-                gt = gt + (di * ri + dj * rj) * df
-                ri, rj = ri * fr, rj * fr
+                ri, rj = load8(qkv, si + R), load8(qkv, sj + R)
+                gt = gt + (di * ri + dj * rj) * slope8(table, f + RADIAL, t)
+                ri, rj = ri * radial, rj * radial
                 gux, guy, guz = gux + ix * ri - jx * rj, guy + iy * ri - jy * rj, guz + iz * ri - jz * rj
                 if gated:
-                    increase(g_qkv, qj + 2 * channels + c, xi * f * ai)
-                    increase(g_qkv, qi + 2 * channels + c, xj * f * aj)
-                    increase(g_qkv, qj + 4 * channels + c, di * fr)
-                    increase(g_qkv, qi + 4 * channels + c, dj * fr)
-                    at = row + 2 * filters + b * CUBIC
-                    f, df = cubic8(table, at, t), slope8(table, at, t)
-                    wi, wj = vec0 + vi + c, vec0 + vj + c
+                    increase(g_qkv, qj + V, gi * scalar * ai)
+                    increase(g_qkv, qi + V, gj * scalar * aj)
+                    increase(g_qkv, qj + R, di * radial)
+                    increase(g_qkv, qi + R, dj * radial)
+                    gate = cubic8(table, f + GATE, t)
+                    wi, wj = vec0 + vi, vec0 + vj
                     di = ix * load8(vec, wj) + iy * load8(vec, wj + channels) + iz * load8(vec, wj + 2 * channels)
                     dj = jx * load8(vec, wi) + jy * load8(vec, wi + channels) + jz * load8(vec, wi + 2 * channels)
-                    ri, rj = load8(qkv, source_i + 3 * channels), load8(qkv, source_j + 3 * channels)
-                    gt = gt + (di * ri + dj * rj) * df
-                    increase(g_qkv, qj + 3 * channels + c, di * f)
-                    increase(g_qkv, qi + 3 * channels + c, dj * f)
-                    ri, rj = ri * f, rj * f
-                    increase(g_vec, vj + c, ix * ri)
-                    increase(g_vec, vj + channels + c, iy * ri)
-                    increase(g_vec, vj + 2 * channels + c, iz * ri)
-                    increase(g_vec, vi + c, jx * rj)
-                    increase(g_vec, vi + channels + c, jy * rj)
-                    increase(g_vec, vi + 2 * channels + c, jz * rj)
-            ei, ej = ei * load8(attention, keep + 2 * WIDTH), ej * load8(attention, keep + 3 * WIDTH)
-            for b in range(g * depth, (g + 1) * depth):
-                c = b * WIDTH
-                at = row + b * CUBIC
-                query_i, query_j = load8(qkv, qkv0 + qi + c), load8(qkv, qkv0 + qj + c)
-                key_i, key_j = load8(qkv, qkv0 + qi + channels + c), load8(qkv, qkv0 + qj + channels + c)
-                gt = gt + (ei * query_i * key_j + ej * query_j * key_i) * slope8(table, at, t)
+                    ri, rj = load8(qkv, si + G), load8(qkv, sj + G)
+                    gt = gt + (di * ri + dj * rj) * slope8(table, f + GATE, t)
+                    increase(g_qkv, qj + G, di * gate)
+                    increase(g_qkv, qi + G, dj * gate)
+                    ri, rj = ri * gate, rj * gate
+                    increase(g_vec, vj, ix * ri)
+                    increase(g_vec, vj + channels, iy * ri)
+                    increase(g_vec, vj + 2 * channels, iz * ri)
+                    increase(g_vec, vi, jx * rj)
+                    increase(g_vec, vi + channels, jy * rj)
+                    increase(g_vec, vi + 2 * channels, jz * rj)
+                f, qi, qj = f + ROW, qi + QKV, qj + QKV
+                xi, xj, vi, vj = xi + WIDTH, xj + WIDTH, vi + WIDTH, vj + WIDTH
+            ei, ej = ei * load8(attention, a + 2 * WIDTH), ej * load8(attention, a + 3 * WIDTH)
+            a += 4 * WIDTH
+            # the same blocks again, now that the gradient of their sum is known
+            f, qi, qj = f - depth * ROW, qi - depth * QKV, qj - depth * QKV
+            for _ in range(depth):
+                pi, pj = load8(qkv, qkv0 + qi) * ei, load8(qkv, qkv0 + qj) * ej
+                ki, kj = load8(qkv, qkv0 + qi + K), load8(qkv, qkv0 + qj + K)
+                gt = gt + (pi * kj + pj * ki) * slope8(table, f, t)
                 if gated:
-                    f = cubic8(table, at, t)
-                    fi, fj = ei * f, ej * f
-                    increase(g_qkv, qi + c, fi * key_j)
-                    increase(g_qkv, qj + c, fj * key_i)
-                    increase(g_qkv, qi + channels + c, fj * query_j)
-                    increase(g_qkv, qj + channels + c, fi * query_i)
+                    key = cubic8(table, f, t)
+                    increase(g_qkv, qi, ei * key * kj)
+                    increase(g_qkv, qj, ej * key * ki)
+                    increase(g_qkv, qi + K, pj * key)
+                    increase(g_qkv, qj + K, pi * key)
+                f, qi, qj = f + ROW, qi + QKV, qj + QKV
         g_pair[p, 0] += total8(gt)
         g_pair[p, 1] += total8(gux)
         g_pair[p, 2] += total8(guy)
@@ -192,58 +218,60 @@ def messages_vjp(
 
 @kernel
 def self_messages(atoms, filters, layer, qkv, qkv0, vec, vec0, attention, groups, depth, total_x, total_v):
-    """Set the totals to the messages of every atom to itself; filters (L, 4, C) at distance 0."""
-    channels = groups * depth * WIDTH
+    """Set the totals to the messages of every atom to itself; filters (L, B, 4, WIDTH) at distance 0."""
+    blocks = groups * depth
+    channels = blocks * WIDTH
     one, zero = splat8(filters, 1.0), splat8(filters, 0.0)
-    f0 = layer * 4 * channels
     for m in range(atoms):
-        q, v = qkv0 + m * 5 * channels, vec0 + m * 3 * channels
         for g in range(groups):
             a = zero
-            for c in range(g * depth * WIDTH, (g + 1) * depth * WIDTH, WIDTH):
-                a = a + load8(qkv, q + c) * load8(qkv, q + channels + c) * load8(filters, f0 + c)
+            for b in range(g * depth, (g + 1) * depth):
+                q, f = qkv0 + (m * blocks + b) * QKV, (layer * blocks + b) * 4 * WIDTH
+                a = a + load8(qkv, q) * load8(qkv, q + K) * load8(filters, f)
             s = one / (one + exp8(zero - a))
             a = a * s
             keep = ((layer * atoms + m) * groups + g) * 2 * WIDTH
             store(attention, keep, a)
             store(attention, keep + WIDTH, s + a * (one - s))
-            for c in range(g * depth * WIDTH, (g + 1) * depth * WIDTH, WIDTH):
-                store(total_x, m * channels + c, load8(qkv, q + 2 * channels + c) * load8(filters, f0 + channels + c) * a)
-                gate = load8(qkv, q + 3 * channels + c) * load8(filters, f0 + 2 * channels + c)
-                for d in range(c, 3 * channels, channels):
-                    store(total_v, m * 3 * channels + d, gate * load8(vec, v + d))
+            for b in range(g * depth, (g + 1) * depth):
+                q, f = qkv0 + (m * blocks + b) * QKV, (layer * blocks + b) * 4 * WIDTH
+                store(total_x, m * channels + b * WIDTH, load8(qkv, q + V) * load8(filters, f + WIDTH) * a)
+                gate = load8(qkv, q + G) * load8(filters, f + 2 * WIDTH)
+                for d in range(3):
+                    v = (m * 3 + d) * channels + b * WIDTH
+                    store(total_v, v, gate * load8(vec, vec0 + v))
 
 
 @kernel
-def self_messages_vjp(
-    atoms, filters, layer, qkv, qkv0, vec, vec0, attention, groups, depth, g_x, g_v, g_qkv, g_vec
-):  # fmt: skip
+def self_messages_vjp(atoms, filters, layer, qkv, qkv0, vec, vec0, attention, groups, depth, g_x, g_v, g_qkv, g_vec):
     """Set g_qkv (M, 5C) and add to g_vec (M, 3, C)."""
-    channels = groups * depth * WIDTH
+    blocks = groups * depth
+    channels = blocks * WIDTH
     zero = splat8(filters, 0.0)
-    f0 = layer * 4 * channels
     for m in range(atoms):
-        q, v, w = m * 5 * channels, m * 3 * channels, vec0 + m * 3 * channels
         for g in range(groups):
             keep = ((layer * atoms + m) * groups + g) * 2 * WIDTH
             a, e = load8(attention, keep), zero
-            for c in range(g * depth * WIDTH, (g + 1) * depth * WIDTH, WIDTH):
-                x = load8(g_x, m * channels + c) * load8(filters, f0 + channels + c)
-                e = e + x * load8(qkv, qkv0 + q + 2 * channels + c)
-                store(g_qkv, q + 2 * channels + c, x * a)
-                f = load8(filters, f0 + 2 * channels + c)
-                gate, inner = load8(qkv, qkv0 + q + 3 * channels + c) * f, zero
-                for d in range(c, 3 * channels, channels):
-                    gv = load8(g_v, v + d)
-                    inner = inner + gv * load8(vec, w + d)
-                    increase(g_vec, v + d, gv * gate)
-                store(g_qkv, q + 3 * channels + c, inner * f)
-                store(g_qkv, q + 4 * channels + c, zero)
+            for b in range(g * depth, (g + 1) * depth):
+                q, f = (m * blocks + b) * QKV, (layer * blocks + b) * 4 * WIDTH
+                x = load8(g_x, m * channels + b * WIDTH) * load8(filters, f + WIDTH)
+                e = e + x * load8(qkv, qkv0 + q + V)
+                gate_filter = load8(filters, f + 2 * WIDTH)
+                gate, inner = load8(qkv, qkv0 + q + G) * gate_filter, zero
+                for d in range(3):
+                    v = (m * 3 + d) * channels + b * WIDTH
+                    gv = load8(g_v, v)
+                    inner = inner + gv * load8(vec, vec0 + v)
+                    increase(g_vec, v, gv * gate)
+                store(g_qkv, q + V, x * a)
+                store(g_qkv, q + G, inner * gate_filter)
+                store(g_qkv, q + R, zero)
             e = e * load8(attention, keep + WIDTH)
-            for c in range(g * depth * WIDTH, (g + 1) * depth * WIDTH, WIDTH):
-                f = e * load8(filters, f0 + c)
-                store(g_qkv, q + c, f * load8(qkv, qkv0 + q + channels + c))
-                store(g_qkv, q + channels + c, f * load8(qkv, qkv0 + q + c))
+            for b in range(g * depth, (g + 1) * depth):
+                q, f = (m * blocks + b) * QKV, (layer * blocks + b) * 4 * WIDTH
+                key = e * load8(filters, f)
+                store(g_qkv, q, key * load8(qkv, qkv0 + q + K))
+                store(g_qkv, q + K, key * load8(qkv, qkv0 + q))
 
 
 @kernel

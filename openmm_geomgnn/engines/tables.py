@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-# share of the nodes spread evenly in exp(-alpha r), where the exponential radial basis is resolved evenly; the rest is even in r
+# share of the nodes even in exp(-alpha r), as the exponential radial basis is; the others are even in r
 EXPONENTIAL_SHARE = 0.6
 
 

@@ -65,7 +65,7 @@ def fit_linear(features, lag: int, dim: int, pca: int | None = 50, reversible: b
     # Components of unit variance, so that the cutoff inside `vamp` sees dependence only, not size.
     to_components = components[:, :kept] / std[:, None] / np.sqrt(variances[:kept])
     inner = vamp(covariances([_project(x, mean, to_components) for x in trajs], lag, weights, reversible), dim, epsilon)
-    info = {**inner.info, "n_features": n, "flat_features": flat, "pca_components": kept,
+    info = {**inner.info, "n_features": n, "rank": rank, "flat_features": flat, "pca_components": kept,
             "explained_variance": float(variances[:kept].sum() / variances.sum())}
     model = KoopmanModel(mean, to_components @ inner.projection, inner.singular_values, n - rank + inner.dropped, lag,
                          reversible, info=info)

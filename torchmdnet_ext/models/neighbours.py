@@ -92,8 +92,9 @@ def connect(pos: Tensor, i: Tensor, j: Tensor, cutoff: float, batch: Tensor | No
         keep = near.nonzero().squeeze(1)
         i, j, vectors, squared = i[keep], j[keep], vectors[keep], squared[keep]
     apart = squared > 0
-    distance = torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
-    direction = vectors / torch.where(apart, distance, 1.0).unsqueeze(1)
+    root = torch.where(apart, squared, 1.0).sqrt()
+    distance = torch.where(apart, root, 0.0)
+    direction = vectors * torch.where(apart, 1.0 / root, 0.0).unsqueeze(1)
     return Graph(i, j, distance, direction, pos.shape[0])
 
 

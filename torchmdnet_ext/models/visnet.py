@@ -52,7 +52,8 @@ class ViSNet(ViSNetBlock):
     Raises
     ------
     ValueError
-        If `activation` or `rbf_type` is not what ViSNet is defined with, or `cutoff_lower` is not 0.
+        If `activation` or `rbf_type` is not what ViSNet is defined with, `cutoff_lower` is not 0, or `lmax` or
+        `vecnorm_type` is not one of the choices.
     """
 
     def __init__(
@@ -83,6 +84,9 @@ class ViSNet(ViSNetBlock):
         ):
             if value != only:
                 raise ValueError(f"ViSNet is defined with {name}: {only}, but {name} was {value}. Remove the setting.")
+        for name, value, choices in (("lmax", lmax, (1, 2)), ("vecnorm_type", vecnorm_type, (None, "none", "max_min"))):
+            if value not in choices:
+                raise ValueError(f"{name} must be {' or '.join(str(c) for c in choices if c)}, but was {value}.")
         super().__init__(
             lmax=lmax,
             vecnorm_type=None if vecnorm_type in (None, "none") else vecnorm_type,

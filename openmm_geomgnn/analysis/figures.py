@@ -1,0 +1,138 @@
+"""The pictures and tables of a biased run's report, from its Analysis."""
+
+import numpy as np
+
+from openmm_geomgnn.analysis import plots
+
+
+def standard_figures(analysis):
+    """Pictures of a biased run: a list of (title, caption, Figure). What the run has no data for is left out."""
+    figures = []
+    times = [walker["time"] for walker in analysis.walkers]
+    if analysis.crossing_variable != "none":
+        figures.append(_crossings(analysis, times))
+    for name, profile in analysis.cv_profiles.items():
+        figures.append(
+            (
+                f"Free energy along {name}",
+                "The lower, the more probable without bias. The band is one standard error from a block bootstrap; "
+                "where the line is dotted, a value was visited in one stretch only and its error is not known. A wide "
+                "band means that the run was too short to tell.",
+                plots.free_energy_profile(profile, f"{name} (no unit)"),
+            )
+        )
+    if analysis.phi_profile is not None:
+        figures += _torsions(analysis)
+    if analysis.running_delta_F is not None and np.isfinite(analysis.running_delta_F[:, 1]).any():
+        figures.append(
+            (
+                "Has the free-energy difference settled?",
+                "The difference computed from the data up to each time. It should level off within its band; a drift "
+                "to the end means that the run has to be longer.",
+                plots.delta_F_convergence(analysis.running_delta_F, analysis.discarded),
+            )
+        )
+    for name in analysis.cv_fields:
+        values = [walker[name] for walker in analysis.walkers]
+        if analysis.crossing_variable != name:
+            figures.append(
+                (
+                    f"{name} over time",
+                    "A useful bias drives the variable back and forth over its whole range, again and again.",
+                    plots.trajectories([("biased", times, values)], name),
+                )
+            )
+    if "temperature" in analysis.walkers[0]:
+        temperatures = [walker["temperature"] for walker in analysis.walkers]
+        figures.append(
+            (
+                "Temperature",
+                "Dots are single values, which scatter widely in a small system; lines are running means, which have "
+                "to stay at the target. A mean that rises, or many dots above the hot line, tells that the bias pumps "
+                "heat into the molecule, and then crossings mean nothing.",
+                plots.temperature_trajectory(times, temperatures, analysis.temperature, analysis.hot_threshold),
+            )
+        )
+    panels = _bias_panels(analysis.walkers)
+    if panels:
+        figures.append(
+            (
+                "Bias",
+                "The bias energy felt by the walkers, the offset c(t), the number of compressed kernels and the "
+                "effective number of samples. Once c(t) and the kernels level off, the bias is nearly static and the "
+                "weights can be trusted.",
+                plots.bias_diagnostics(times, panels),
+            )
+        )
+    return figures
+
+
+def standard_tables(analysis):
+    """Tables of a biased run: a list of (title, rows), the first row being the head."""
+    spans = [f"{name}: least … most" for name in analysis.cv_fields]
+    rows = [["walker", "simulated (ps)", "mean temperature (K)", *spans]]
+    for number, walker in enumerate(analysis.walkers):
+        temperature = f"{walker['temperature'].mean():.1f}" if "temperature" in walker else "not recorded"
+        spans = [f"{walker[name].min():.3f} … {walker[name].max():.3f}" for name in analysis.cv_fields]
+        rows.append([str(number), f"{walker['time'][-1]:.1f}", temperature, *spans])
+    return [("Walkers", rows)]
+
+
+def _crossings(analysis, times):
+    is_phi = analysis.phi_psi is not None
+    name = "φ" if is_phi else analysis.crossing_variable
+    if is_phi:
+        columns = [("biased", analysis.frame_times, [run[:, 0] for run in analysis.phi_psi])]
+    else:
+        columns = [("biased", times, [walker[name] for walker in analysis.walkers])]
+    if analysis.unbiased is not None:
+        runs = [run[:, 0] if is_phi else run for run in analysis.unbiased]
+        steps = [np.arange(len(run)) * analysis.unbiased_frame_time for run in runs]
+        columns.append(("unbiased", steps, runs))
+    return (
+        f"{name} over time, with and without bias" if len(columns) > 1 else f"{name} over time",
+        "The shaded stripes are the two cores. A crossing is counted when a walker that was in one arrives in the "
+        "other; turning back half-way does not count. Each panel is one walker.",
+        plots.trajectories(columns, "φ (degrees)" if is_phi else name, degrees=is_phi, cores=analysis.cores),
+    )
+
+
+def _torsions(analysis):
+    figures = [
+        (
+            "Free energy along φ",
+            "Reweighted to the unbiased ensemble, with one standard error. A test of the learned variable: φ itself "
+            "was not biased.",
+            plots.free_energy_profile(analysis.phi_profile, "φ (degrees)", degrees=True),
+        ),
+        (
+            "Free energy over φ and ψ",
+            "The Ramachandran map of the unbiased ensemble, lightly smoothed for the eye. White: never visited.",
+            plots.free_energy_map(analysis.phi_psi_map, "φ (degrees)", "ψ (degrees)", degrees=True),
+        ),
+    ]
+    for i, name in enumerate(analysis.cv_fields):
+        figures.append(
+            (
+                f"What {name} has learned",
+                "The mean of the variable at every place of the Ramachandran plane. A good slow variable has one value "
+                "in each basin and changes smoothly between them.",
+                plots.ramachandran_cv(analysis.phi_psi, [cv[:, i] for cv in analysis.frame_cv], name),
+            )
+        )
+    return figures
+
+
+def _bias_panels(walkers):
+    """(label, values) of what the columns hold; quantities that the walkers share are drawn once."""
+    panels = []
+    for suffix, label, shared in (
+        (".bias", "bias V (kJ/mol)", False),
+        (".rct", "c(t) (kJ/mol)", True),
+        (".nker", "kernels", True),
+        (".neff", "effective samples", True),
+    ):
+        for name in walkers[0]:
+            if name.endswith(suffix):
+                panels.append((label, [walker[name] for walker in (walkers[:1] if shared else walkers)]))
+    return panels

@@ -1,0 +1,109 @@
+"""Which columns, rows and frames of a biased run belong together, and from what time on they count."""
+
+import re
+
+import numpy as np
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.colvar import column
+
+
+def checked_walkers(walkers):
+    """The COLVAR columns per walker. Raises GeomGNNError where one has fewer than two rows or times run backwards."""
+    for number, walker in enumerate(walkers):
+        times = column(walker, "time")
+        if len(times) < 2:
+            raise GeomGNNError(
+                f"Walker {number} has {len(times)} rows in the COLVAR data, too few to analyse. Run longer."
+            )
+        back = np.flatnonzero(np.diff(times) <= 0)
+        if len(back):
+            raise GeomGNNError(
+                f"The time of walker {number} goes from {times[back[0]]:g} to {times[back[0] + 1]:g} ps: rows were "
+                "written twice, as after a restart, or walkers share a number. Remove the rows that were run again."
+            )
+    return walkers
+
+
+def find_cv_fields(colvar):
+    """The names of the CV components, cv.1, cv.2, ... in this order."""
+    fields = [name for name in colvar if re.fullmatch(r"cv\.\d+", name)]
+    return sorted(fields, key=lambda name: int(name.split(".")[1]))
+
+
+def total_bias(walkers, bias_fields=None):
+    """The sum of the acting biases in kJ/mol, list of (T,). bias_fields: their columns, default all named *.bias."""
+    if bias_fields is None:
+        fields = [name for name in walkers[0] if name.endswith(".bias")]
+    else:
+        fields = [bias_fields] if isinstance(bias_fields, str) else list(bias_fields)
+    if not fields:
+        raise GeomGNNError(
+            f"No column is named *.bias among {' '.join(walkers[0])}, so the frames have no weights. Name the columns "
+            "that hold the bias energy in kJ/mol as bias_fields."
+        )
+    return [np.sum([column(walker, name) for name in fields], axis=0) for walker in walkers]
+
+
+def last_value(walkers, suffix):
+    """The last value of the column named *SUFFIX, the largest over the walkers; nan where there is no such column."""
+    names = [name for name in walkers[0] if name.endswith(suffix)]
+    return max(float(walker[names[0]][-1]) for walker in walkers) if names else float("nan")
+
+
+def row_interval(times):
+    """The usual time between rows in ps, over all walkers. times: list of (T,)."""
+    return float(np.median(np.concatenate([np.diff(walker) for walker in times])))
+
+
+def start_time(times):
+    """When a walker's run began, in ps: 0 where its first row is at most one interval after 0, else one interval
+    before its first row."""
+    interval = row_interval([times])
+    return 0.0 if times[0] <= 1.5 * interval else float(times[0]) - interval
+
+
+def transient(lengths, discard, discard_ps):
+    """The time in ps that free energies leave out at the start of every walker. lengths: ps of every walker."""
+    if discard_ps is not None:
+        if not 0 <= discard_ps < max(lengths):
+            raise GeomGNNError(f"discard_ps must be from 0 to the run's {max(lengths):g} ps, but it is {discard_ps}.")
+        return float(discard_ps)
+    if not 0 <= discard < 1:
+        raise GeomGNNError(
+            f"discard is the share of the run to leave out, from 0 to below 1, but it is {discard}. Give a time in ps "
+            "as discard_ps."
+        )
+    return float(discard) * max(lengths)
+
+
+def torsion_list(runs, name):
+    """Torsions as a list of (T, 2) arrays, checked to be radians. None stays None."""
+    if runs is None:
+        return None
+    runs = [runs] if isinstance(runs, np.ndarray) and runs.ndim == 2 else list(runs)
+    runs = [np.asarray(run, dtype=np.float64) for run in runs]
+    for run in runs:
+        if run.ndim != 2 or run.shape[1] != 2 or len(run) == 0:
+            raise GeomGNNError(f"{name} needs one (T, 2) array of phi and psi per run, but got the shape {run.shape}.")
+        largest = np.max(np.abs(run))
+        if not largest <= 2 * np.pi:
+            raise GeomGNNError(f"{name} reaches {largest:.4g}: it must be finite and in radians, not degrees.")
+    return runs
+
+
+def rows_at(row_times, times):
+    """Index of the row at each time, -1 where there is none within 1 % of the spacing of the rows. Returns (T,) int."""
+    after = np.clip(np.searchsorted(row_times, times), 1, len(row_times) - 1)
+    nearest = np.where(times - row_times[after - 1] < row_times[after] - times, after - 1, after)
+    # trajectory formats keep times in float32
+    tolerance = 0.01 * row_interval([row_times]) + 1e-6 * np.abs(times)
+    return np.where(np.abs(row_times[nearest] - times) <= tolerance, nearest, -1)
+
+
+def spread(values, masks):
+    """Values of the chosen frames put back among all frames, -inf elsewhere: list of (T,)."""
+    full = [np.full(len(mask), -np.inf) for mask in masks]
+    for array, value, mask in zip(full, values, masks, strict=True):
+        array[mask] = value
+    return full

@@ -1,0 +1,340 @@
+"""Pictures of trajectories, free energies and training, as matplotlib Figures.
+
+Every function returns a `matplotlib.figure.Figure` and touches no global state of matplotlib (no pyplot, no rcParams),
+so it can be called from threads and notebooks alike. Angles come in radians and are shown in degrees; energies are
+in kJ/mol, times in ps. Colours are readable with every kind of colour blindness (Okabe & Ito; cividis, viridis).
+"""
+
+import numpy as np
+
+from openmm_geomgnn.errors import GeomGNNError
+
+BLUE, ORANGE, GREEN, PINK, AMBER, SKY, GREY = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6b7280",
+)  # fmt: skip
+WALKER_COLOURS = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY)
+_MOST_PANELS = 6
+
+
+def free_energy_profile(profile, xlabel, *, degrees=False, others=(), label=None, ylabel="free energy F (kJ/mol)"):
+    """F of one variable with a band of one standard error. profile: FreeEnergy of one dimension.
+
+    others: further (label, FreeEnergy) to compare with. Bins without an error bar are joined by a dotted line.
+    """
+    figure, (axes,) = _figure(1, 1, (6.4, 4.0))
+    for number, (name, curve) in enumerate([(label, profile), *others]):
+        colour = WALKER_COLOURS[number % len(WALKER_COLOURS)]
+        x = np.degrees(curve.centres[0]) if degrees else curve.centres[0]
+        known = np.isfinite(curve.error)
+        axes.fill_between(x, curve.values - curve.error, curve.values + curve.error, color=colour, alpha=0.22, lw=0)
+        axes.plot(x, curve.values, ":", color=colour, lw=1.4)
+        axes.plot(x, np.where(known, curve.values, np.nan), "-", color=colour, lw=2, label=name)
+    top = np.nanmax([np.nanmax(curve.values) for _, curve in [(label, profile), *others]])
+    axes.set_ylim(-0.04 * max(top, 1), 1.08 * max(top, 1))
+    if degrees:
+        _degree_axis(axes.xaxis, axes.set_xlim)
+    else:
+        axes.set_xlim(profile.edges[0][0], profile.edges[0][-1])
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if label or others:
+        _legend(axes)
+    return _finish(figure)
+
+
+def free_energy_map(energies, xlabel, ylabel, *, degrees=False, highest=None):
+    """F of two variables as a filled contour map. energies: FreeEnergy of two dimensions.
+
+    degrees: the variables are torsions in radians, shown in degrees and joined across the period. highest: where the
+    colours end, kJ/mol; by default the 98th percentile of the visited bins. For the eye, a bin is averaged with its
+    visited neighbours, so that single bins vanish and single holes close; what nobody visited stays white.
+    """
+    figure, (axes,) = _figure(1, 1, (6.0, 4.8))
+    values = _smoothed(energies.values, periodic=degrees).T
+    x, y = (np.degrees(c) if degrees else c for c in energies.centres)
+    if degrees:
+        # one bin more on each side lets the contours run on to the edge of the period
+        values = np.pad(values, 1, mode="wrap")
+        x, y = (np.concatenate([[c[-1] - 360], c, [c[0] + 360]]) for c in (x, y))
+    if highest is None:
+        highest = float(np.nanpercentile(values, 98))
+    step = _round_step(max(highest, 1.0) / 10)
+    levels = np.arange(0, max(highest, 1.0) + step, step)
+    filled = axes.contourf(x, y, np.minimum(values, levels[-1]), levels=levels, cmap="viridis")
+    axes.contour(x, y, values, levels=levels[1:-1], colors="white", linewidths=0.6, alpha=0.7)
+    _colour_bar(figure, filled, axes, "free energy F (kJ/mol)")
+    if degrees:
+        _degree_axis(axes.xaxis, axes.set_xlim)
+        _degree_axis(axes.yaxis, axes.set_ylim)
+        axes.set_aspect("equal")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    return _finish(figure, grid=False)
+
+
+def ramachandran_cv(phi_psi, cv, label="CV", *, bins=None):
+    """The CV over the Ramachandran plane: its mean in bins of phi and psi.
+
+    phi_psi: (T, 2) in radians, or a list of them; cv: (T,), or a list. nan values of the CV are left out. bins: along
+    each axis; by default 24 to 60, the more the more frames there are.
+    """
+    torsions = np.degrees(_joined(phi_psi))
+    cv = _joined(cv)
+    if len(torsions) != len(cv):
+        raise GeomGNNError(f"There are {len(torsions)} frames of torsions but {len(cv)} of the CV. Give as many.")
+    torsions, cv = torsions[np.isfinite(cv)], cv[np.isfinite(cv)]
+    edges = np.linspace(-180, 180, (bins or int(np.clip(np.sqrt(len(cv) / 2), 24, 60))) + 1)
+    wrapped = np.mod(torsions + 180, 360) - 180
+    count, _, _ = np.histogram2d(*wrapped.T, bins=(edges, edges))
+    total, _, _ = np.histogram2d(*wrapped.T, bins=(edges, edges), weights=cv)
+    with np.errstate(invalid="ignore"):
+        mean = total / count
+    figure, (axes,) = _figure(1, 1, (6.0, 4.8))
+    mesh = axes.pcolormesh(edges, edges, mean.T, cmap="cividis", rasterized=True)
+    _colour_bar(figure, mesh, axes, f"mean {label}")
+    _degree_axis(axes.xaxis, axes.set_xlim)
+    _degree_axis(axes.yaxis, axes.set_ylim)
+    axes.set_aspect("equal")
+    axes.set_xlabel("φ (degrees)")
+    axes.set_ylabel("ψ (degrees)")
+    return _finish(figure)
+
+
+def trajectories(columns, ylabel, *, degrees=False, cores=None):
+    """One variable over time: one column of panels per kind of run, one panel per walker.
+
+    columns: list of (title, times, values) with lists over walkers of (T,) arrays, e.g. a biased and an unbiased set.
+    cores: two intervals to shade. At most six walkers of each set are drawn.
+    """
+    shown = [(title, list(times)[:_MOST_PANELS], list(values)[:_MOST_PANELS]) for title, times, values in columns]
+    rows = max(len(values) for _, _, values in shown)
+    height = {1: 3.2, 2: 2.2}.get(rows, 1.6)
+    width = 7.6 if len(shown) == 1 else 4.6 * len(shown) + 1.0
+    figure, panels = _figure(rows, len(shown), (width, height * rows + 0.8), sharey=True)
+    panels = np.reshape(panels, (rows, len(shown)))
+    scale = 180 / np.pi if degrees else 1.0
+    span = [np.nanmin([np.nanmin(v) for _, _, vs in shown for v in vs]) * scale]
+    span.append(np.nanmax([np.nanmax(v) for _, _, vs in shown for v in vs]) * scale)
+    for c, (title, times, values) in enumerate(shown):
+        total = len(columns[c][2])
+        more = f" (first {_MOST_PANELS} of {total})" if total > _MOST_PANELS else ""
+        panels[0, c].set_title(title + more, fontsize=12)
+        for r in range(rows):
+            axes = panels[r, c]
+            if r >= len(values):
+                axes.set_visible(False)
+                continue
+            for core, colour in zip(cores or (), (SKY, AMBER), strict=False):
+                axes.axhspan(core[0] * scale, core[1] * scale, color=colour, alpha=0.16, lw=0)
+            size = float(np.clip(6000 / max(len(values[r]), 1), 0.8, 6))
+            colour = WALKER_COLOURS[r % len(WALKER_COLOURS)]
+            axes.scatter(times[r], values[r] * scale, s=size, color=colour, lw=0, rasterized=True)
+            axes.set_xlim(0 if np.min(times[r]) >= 0 else np.min(times[r]), np.max(times[r]))
+            if degrees:
+                _degree_axis(axes.yaxis, axes.set_ylim)
+            else:
+                margin = 0.05 * max(span[1] - span[0], 1e-6)
+                axes.set_ylim(span[0] - margin, span[1] + margin)
+            if c == 0:
+                axes.set_ylabel(ylabel)
+            axes.tick_params(labelbottom=r == len(values) - 1)
+    figure.supxlabel("time (ps)", fontsize=11)
+    return _finish(figure)
+
+
+def temperature_trajectory(times, temperatures, target, hot=None):
+    """Kinetic temperature over time: every value as a dot, the running mean of each walker, the target and the hot
+    threshold.
+
+    times, temperatures: lists over walkers of (T,) arrays, ps and K.
+    """
+    figure, (axes,) = _figure(1, 1, (7.6, 3.6))
+    for number, (t, values) in enumerate(zip(times, temperatures, strict=True)):
+        colour = WALKER_COLOURS[number % len(WALKER_COLOURS)]
+        axes.scatter(t, values, s=2, color=colour, alpha=0.4, lw=0, rasterized=True)
+    for number, (t, values) in enumerate(zip(times, temperatures, strict=True)):
+        colour = WALKER_COLOURS[number % len(WALKER_COLOURS)]
+        label = f"walker {number}" if number < _MOST_PANELS else None
+        axes.plot(t, _running_mean(values, max(1, len(values) // 50)), color=colour, lw=2, label=label)
+    axes.axhline(target, color="black", ls="--", lw=1.2, label=f"target {target:.0f} K")
+    if hot is not None:
+        axes.axhline(hot, color=ORANGE, ls=":", lw=1.6, label=f"hot above {hot:.0f} K")
+    axes.set_xlabel("time (ps)")
+    axes.set_ylabel("temperature (K)")
+    axes.set_xlim(0, max(np.max(t) for t in times))
+    figure.legend(loc="outside upper center", fontsize=10, frameon=False, ncols=4)
+    return _finish(figure)
+
+
+def bias_diagnostics(times, panels):
+    """How the bias fills in: one panel per quantity over time.
+
+    times: list over walkers of (T,) in ps. panels: list of (label with unit, list over walkers of (T,)); a quantity
+    that all walkers share may be given once.
+    """
+    figure, axes = _figure((len(panels) + 1) // 2, min(2, len(panels)), (8.6, 2.7 * ((len(panels) + 1) // 2) + 0.3))
+    for axis, (label, values) in zip(axes, panels, strict=False):
+        for number, value in enumerate(values):
+            colour = WALKER_COLOURS[number % len(WALKER_COLOURS)]
+            if len(values) > 1:
+                axis.scatter(times[number], value, s=2, color=colour, lw=0, rasterized=True)
+            else:
+                axis.plot(times[number], value, color=colour, lw=1.8)
+        axis.set_ylabel(label)
+        axis.set_xlabel("time (ps)")
+        axis.set_xlim(left=0)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    return _finish(figure)
+
+
+def delta_F_convergence(running, start=0.0):
+    """The free-energy difference from the data up to each time, with one standard error.
+
+    running: (n, 3) rows of time (ps), value and error (kJ/mol), as `Analysis.running_delta_F`. start: ps discarded.
+    """
+    figure, (axes,) = _figure(1, 1, (6.4, 3.6))
+    time, value, error = np.asarray(running, dtype=np.float64).T
+    axes.fill_between(time, value - error, value + error, color=BLUE, alpha=0.22, lw=0)
+    axes.plot(time, value, "o-", color=BLUE, lw=1.8, ms=4)
+    if start > 0:
+        axes.axvspan(0, start, color=GREY, alpha=0.15, lw=0)
+        axes.text(start / 2, 0.5, "discarded", rotation=90, transform=axes.get_xaxis_transform(), ha="center",
+                  va="center", color=GREY, fontsize=10)  # fmt: skip
+    axes.set_xlim(0, np.max(time))
+    axes.set_xlabel("time used, up to (ps)")
+    axes.set_ylabel("ΔF = F(B) − F(A) (kJ/mol)")
+    return _finish(figure)
+
+
+def vamp_spectrum(singular_values, lag_time, *, validation=None):
+    """Singular values of a Koopman model, and the timescales -lag/ln(s) they stand for. lag_time in ps.
+
+    validation: singular values on held-out data, drawn beside them.
+    """
+    singular_values = np.asarray(singular_values, dtype=np.float64)
+    figure, (left, right) = _figure(1, 2, (8.6, 3.4))
+    number = np.arange(1, len(singular_values) + 1)
+    left.bar(number - (0.2 if validation is not None else 0), singular_values, 0.4, color=BLUE, label="training")
+    if validation is not None:
+        left.bar(number[: len(validation)] + 0.2, validation, 0.4, color=AMBER, label="held out")
+        _legend(left)
+    left.set_ylim(0, 1.02)
+    left.set_xlabel("component")
+    left.set_ylabel("singular value")
+    left.set_xticks(number[:: max(1, len(number) // 10)])
+    inside = (singular_values > 0) & (singular_values < 1)
+    right.semilogy(number[inside], -lag_time / np.log(singular_values[inside]), "o", color=BLUE, ms=7)
+    right.axhline(lag_time, color=GREY, ls="--", lw=1.2)
+    right.text(0.98, lag_time, "lag time ", transform=right.get_yaxis_transform(), ha="right", va="bottom", color=GREY)
+    _plain_log_axis(right.yaxis)
+    right.set_xlabel("component")
+    right.set_ylabel("timescale (ps)")
+    right.set_xlim(left.get_xlim())
+    right.set_xticks(number[:: max(1, len(number) // 10)])
+    return _finish(figure)
+
+
+def training_history(history, ylabel="VAMP-2 score", xlabel="epoch", best=None):
+    """Curves over the epochs of a training. history: dictionary from label to (epochs,) values; best: epoch kept."""
+    figure, (axes,) = _figure(1, 1, (6.4, 3.6))
+    for number, (label, values) in enumerate(history.items()):
+        colour = WALKER_COLOURS[number % len(WALKER_COLOURS)]
+        axes.plot(np.arange(1, len(values) + 1), values, color=colour, lw=2, label=label,
+                  marker="o" if len(values) < 30 else None, ms=4)  # fmt: skip
+    if best is not None:
+        axes.axvline(best, color=GREY, ls="--", lw=1.2, label="kept")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    _legend(axes)
+    return _finish(figure)
+
+
+def _figure(rows, columns, size, **settings):
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise GeomGNNError(
+            'Pictures need matplotlib, which is not installed. Run: pip install "openmm-geomgnn[report]"'
+        ) from error
+    figure = Figure(figsize=size, dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **settings).ravel()
+
+
+def _finish(figure, grid=True):
+    for axes in figure.axes:
+        if axes.get_label() == "<colorbar>":
+            continue
+        axes.tick_params(labelsize=10, color="#9ca3af", labelcolor="#374151")
+        axes.xaxis.label.set_size(11)
+        axes.yaxis.label.set_size(11)
+        for side, spine in axes.spines.items():
+            spine.set_color("#9ca3af")
+            spine.set_visible(side in ("left", "bottom"))
+        if grid:
+            axes.grid(color="#e5e7eb", lw=0.8)
+            axes.set_axisbelow(True)
+    return figure
+
+
+def _degree_axis(axis, set_limits):
+    set_limits(-180, 180)
+    axis.set_ticks([-180, -90, 0, 90, 180])
+
+
+def _colour_bar(figure, mesh, axes, label):
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, shrink=0.9)
+    bar.set_label(label, fontsize=11)
+    bar.ax.tick_params(labelsize=10)
+    bar.outline.set_visible(False)
+
+
+def _legend(axes, columns=1):
+    axes.legend(fontsize=10, frameon=True, framealpha=0.9, edgecolor="none", ncols=columns)
+
+
+def _plain_log_axis(axis):
+    """Ticks 1, 2, 5, 10, ... in plain numbers on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _smoothed(values, periodic):
+    """Every bin averaged with its visited neighbours (1-2-1 along each axis); nan where most of them are nan."""
+    mode = "wrap" if periodic else "constant"
+    visited = np.isfinite(values).astype(np.float64)
+    total = np.where(visited > 0, values, 0.0)
+    for axis in (0, 1):
+        total, visited = (_binomial(array, axis, mode) for array in (total, visited))
+    with np.errstate(invalid="ignore"):
+        return np.where(visited > 0.4, total / visited, np.nan)
+
+
+def _binomial(array, axis, mode):
+    width = [(1, 1) if a == axis else (0, 0) for a in (0, 1)]
+    padded = np.moveaxis(np.pad(array, width, mode=mode), axis, 0)
+    return np.moveaxis((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4, 0, axis)
+
+
+def _round_step(step):
+    """The smallest of 1, 2, 2.5, 5 times a power of ten that is not below `step`."""
+    power = 10.0 ** np.floor(np.log10(step))
+    return float(next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * (1 - 1e-9)))
+
+
+def _running_mean(values, half_width):
+    """Mean over a window of 2*half_width + 1 rows, shorter at the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    low = np.maximum(np.arange(len(values)) - half_width, 0)
+    high = np.minimum(np.arange(len(values)) + half_width + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _joined(arrays):
+    return np.asarray(arrays) if isinstance(arrays, np.ndarray) else np.concatenate([np.asarray(a) for a in arrays])

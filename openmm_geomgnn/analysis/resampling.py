@@ -1,0 +1,141 @@
+"""Correlation times of weighted series and the block bootstrap: what an error bar of a simulation rests on.
+
+A series is given per walker, as a list of (T_w,) arrays (or one array for a single walker). Walkers are independent
+simulations: no lag and no block ever reaches from one into the next.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from openmm_geomgnn.errors import GeomGNNError
+
+# more blocks than this make no error bar better and cost memory in two-dimensional histograms
+_MOST_BLOCKS = 1000
+
+
+def as_walkers(series, name="series", dtype=np.float64):
+    """`series`, one array or one per walker, as a list of (T_w,) arrays. Raises GeomGNNError when there is no frame."""
+    if isinstance(series, np.ndarray) and series.ndim == 1 and series.dtype != object:
+        series = [series]
+    walkers = [np.asarray(walker, dtype=dtype) for walker in series]
+    if walkers and all(walker.ndim == 0 for walker in walkers):
+        walkers = [np.array(walkers, dtype=dtype)]
+    shapes = [walker.shape for walker in walkers]
+    if any(len(shape) != 1 for shape in shapes):
+        raise GeomGNNError(f"{name} has arrays of shape {shapes}: give one array (T,), or a list, one per walker.")
+    if sum(len(walker) for walker in walkers) == 0:
+        raise GeomGNNError(f"{name} holds no frame at all. Check what was selected, or discard less.")
+    return walkers
+
+
+def statistical_inefficiency(series, logw=None):
+    """Number of successive frames that carry the information of one independent frame, at least 1.
+
+    g = 1 + 2*sum_t C(t), the integrated autocorrelation, with C(t) pooled over the walkers and the sum ended by
+    Geyer's initial monotone positive sequence (Geyer, Stat. Sci. 7, 473, 1992). With log-weights the series is
+    w*(a - <a>_w), whose sum is what makes a reweighted mean fluctuate: it sees the correlation of the weights too.
+
+    series, logw: (T,) array, or a list of (T_w,) arrays. Returns a float; 1 for a constant series.
+    """
+    series = as_walkers(series)
+    if logw is None:
+        mean = np.mean(np.concatenate(series))
+        residuals = [walker - mean for walker in series]
+    else:
+        weights = relative_weights(logw)
+        check_same_lengths(series, weights, "series", "logw")
+        mean = np.dot(np.concatenate(weights), np.concatenate(series)) / np.sum(np.concatenate(weights))
+        residuals = [w * (walker - mean) for w, walker in zip(weights, series, strict=True)]
+    longest = max(len(residual) for residual in residuals)
+    total = sum(float(np.dot(residual, residual)) for residual in residuals)
+    scale = max(float(np.max(np.abs(residual), initial=0.0)) for residual in residuals)
+    if longest < 2 or total <= 0 or scale < 1e-12 * (1 + abs(mean)):
+        return 1.0
+    products = np.zeros(longest)
+    for residual in residuals:
+        if len(residual) == 0:
+            continue
+        size = 1 << (2 * len(residual) - 1).bit_length()
+        spectrum = np.fft.rfft(residual, size)
+        products[: len(residual)] += np.fft.irfft(spectrum * np.conj(spectrum), size)[: len(residual)]
+    correlation = products / total
+    pairs = correlation[: longest // 2 * 2].reshape(-1, 2).sum(axis=1)
+    ends = np.flatnonzero(pairs <= 0)
+    positive = np.minimum.accumulate(pairs[: ends[0] if len(ends) else len(pairs)])
+    return float(max(1.0, 2.0 * positive.sum() - 1.0))
+
+
+def relative_weights(logw):
+    """exp(logw), largest weight 1, with one offset for all walkers: a list of (T_w,) arrays."""
+    logw = as_walkers(logw, "logw")
+    largest = max(float(np.max(walker, initial=-np.inf)) for walker in logw)
+    if not np.isfinite(largest) or any(np.isnan(walker).any() for walker in logw):
+        raise GeomGNNError(
+            f"The log-weights hold values that are not finite (largest {largest}). Look at the bias column of the "
+            "COLVAR file: such a simulation has failed."
+        )
+    return [np.exp(walker - largest) for walker in logw]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A cut of all walkers' frames into consecutive blocks. labels: (N,) block of each frame, walkers concatenated;
+    n_blocks; length: the frames a block has at least (a walker shorter than that is one block of its own)."""
+
+    labels: np.ndarray
+    n_blocks: int
+    length: int
+
+    def sums(self, values, bins=None, n_bins=1):
+        """Sums of values (N,) per block and bin, (n_blocks, n_bins); frames with a negative bin are left out."""
+        index = self.labels if bins is None else self.labels * n_bins + bins
+        if bins is not None:
+            inside = bins >= 0
+            index, values = index[inside], values[inside]
+        return np.bincount(index, values, minlength=self.n_blocks * n_bins).reshape(self.n_blocks, n_bins)
+
+    def bootstrap(self, n_bootstrap, rng=0):
+        """How often each replica draws each block: (n_bootstrap, n_blocks). rng: a Generator or a seed."""
+        rng = np.random.default_rng(rng)
+        counts = rng.multinomial(self.n_blocks, np.full(self.n_blocks, 1.0 / self.n_blocks), size=n_bootstrap)
+        return counts.astype(np.float64)
+
+    @property
+    def small_sample_factor(self):
+        """sqrt(n/(n - 1)): a bootstrap over n blocks has (n - 1)/n of the variance it estimates."""
+        return float(np.sqrt(self.n_blocks / (self.n_blocks - 1))) if self.n_blocks > 1 else float("nan")
+
+
+def make_blocks(lengths, inefficiency):
+    """Cut walkers of `lengths` frames into blocks not shorter than `inefficiency` frames.
+
+    Blocks of just the correlation time still hang together at their edges and make the error bar too small by about a
+    third, so they are made up to five times as long, as far as 20 blocks remain.
+    """
+    lengths = [int(length) for length in lengths]
+    total = sum(lengths)
+    if total == 0 or not np.isfinite(inefficiency) or inefficiency <= 0:
+        raise GeomGNNError(
+            f"No blocks can be cut from {total} frames with a correlation time of {inefficiency} frames. Give at least "
+            "one frame and a positive correlation time."
+        )
+    preferred = min(int(np.ceil(5 * inefficiency)), total // 20)
+    length = max(int(np.ceil(inefficiency)), preferred, -(-total // _MOST_BLOCKS))
+    labels, n_blocks = [], 0
+    for frames in lengths:
+        if frames == 0:
+            continue
+        n = max(1, frames // length)
+        labels.append(n_blocks + np.arange(frames) * n // frames)
+        n_blocks += n
+    return Blocks(np.concatenate(labels), n_blocks, length)
+
+
+def check_same_lengths(first, second, name_first, name_second):
+    """Raise GeomGNNError unless two lists of walkers have the same numbers of frames."""
+    a, b = [len(walker) for walker in first], [len(walker) for walker in second]
+    if a != b:
+        raise GeomGNNError(
+            f"{name_first} has {a} frames per walker and {name_second} has {b}. They must describe the same frames."
+        )

@@ -1,0 +1,280 @@
+"""Protocols and fits as YAML files: read them, say in which line something is wrong, write them out in full."""
+
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from openmm_geomgnn.cli.fields import find_file
+from openmm_geomgnn.cli.protocol import Fit, Protocol, Schedule, lag_in_frames
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import did_you_mean
+
+__all__ = ["Fit", "Protocol", "Schedule", "dump", "lag_in_frames", "load_fit", "load_protocol"]
+
+COMMANDS = {Protocol: "geomgnn run", Fit: "geomgnn fit"}
+# pydantic's type of error -> what the value must be, from its context
+REQUIREMENTS = {
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "literal_error": "{expected}",
+    "tuple_type": "a list",
+    "too_short": "a list of {min_length} or more",
+    "dict_type": "a section of 'key: value' lines",
+    "model_type": "a section of 'key: value' lines",
+}
+
+
+def load_protocol(path, overrides=None):
+    """The `Protocol` in a YAML file.
+
+    Parameters
+    ----------
+    path : str or path
+        The file, or the name of one that the package ships. Files named in it are relative to it.
+    overrides : dict, optional
+        Values that replace those of the file, by dotted keys: {"run.length": "50 ps", "output": "runs/short"}.
+
+    Raises
+    ------
+    GeomGNNError
+        One paragraph that says what is wrong in which line, and what to do. Doubtful settings give a UserWarning.
+    """
+    return _load(Protocol, path, overrides)
+
+
+def load_fit(path, overrides=None):
+    """The `Fit` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(Fit, path, overrides)
+
+
+def dump(config):
+    """YAML text of all settings of a `Protocol` or `Fit`, defaults filled in and paths absolute; it loads back to the
+    same settings."""
+    data = config.model_dump(mode="json")
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return f"# All settings, for `{COMMANDS[type(config)]}`.\n{text}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists on one line, and no anchors."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
+_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
+
+
+def _load(model, path, overrides):
+    path = find_file(path, os.getcwd(), "settings file", (".yaml", ".yml"))
+    data, lines = _read_yaml(path)
+    for key, value in (overrides or {}).items():
+        _override(data, lines, tuple(key.split(".")), value)
+    context = {"folder": path.parent, "name": path.stem}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            config = model.model_validate(data, context=context)
+        except ValidationError as error:
+            raise GeomGNNError(_explain(error, model, path.name, lines)) from None
+    for warning in caught:
+        text = f"{path.name}: {warning.message}" if issubclass(warning.category, UserWarning) else warning.message
+        warnings.warn(text, warning.category, stacklevel=3)
+    return config
+
+
+# ---------------------------------------------------------------------------------------------------------------- YAML
+
+
+def _read_yaml(path):
+    """The content of a YAML file, a mapping, and the line of every key: {("run", "length"): 12, ...}."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        loader = yaml.SafeLoader(text)
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise GeomGNNError(f"{path} is not a text file in UTF-8, so it cannot be YAML. Save it as UTF-8.") from error
+    except OSError as error:
+        raise GeomGNNError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+    try:
+        node = loader.get_single_node()
+        if node is None or not isinstance(node, yaml.MappingNode):
+            raise GeomGNNError(f"{path.name} holds no settings: write sections of 'key: value' lines.")
+        _check_keys(node, path.name, set())
+        data = loader.construct_document(node)
+        lines = {}
+        _find_lines(node, (), lines, ())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = " ".join(filter(None, (error.context, error.problem)))
+        raise GeomGNNError(
+            f"{path.name} is not valid YAML at line {mark.line + 1}, column {mark.column + 1}: {problem}. Indent with "
+            "spaces, write 'key: value' with a space after the colon, and quote text that holds special characters."
+        ) from error
+    except GeomGNNError:
+        raise
+    except ValueError as error:  # a value that is not what it looks like, such as the date 2026-13-01
+        raise GeomGNNError(f"{path.name} holds a value that YAML cannot read: {error}. Quote it.") from error
+    finally:
+        loader.dispose()
+    return data, lines
+
+
+def _check_keys(node, file, seen):
+    """Refuse a key given twice, of which YAML would silently take the last, and keys that are not text."""
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    first_lines = {}
+    for entry in node.value:
+        if isinstance(node, yaml.SequenceNode):
+            _check_keys(entry, file, seen)
+            continue
+        key, value = entry
+        line = key.start_mark.line + 1
+        if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            shown = f"'{key.value}'" if isinstance(key, yaml.ScalarNode) else "A list or section"
+            raise GeomGNNError(f"{shown} in line {line} of {file} cannot be a key: YAML reads it as no text. Quote it.")
+        if key.value in first_lines and key.value != "<<":
+            raise GeomGNNError(
+                f"The key '{key.value}' is given twice in {file}, in lines {first_lines[key.value]} and {line}. "
+                "Remove one of them."
+            )
+        first_lines[key.value] = line
+        _check_keys(value, file, seen)
+
+
+def _find_lines(node, location, lines, parents):
+    if id(node) in parents:  # an anchor inside itself
+        return
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            lines[(*location, key.value)] = key.start_mark.line + 1
+            _find_lines(value, (*location, key.value), lines, (*parents, id(node)))
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            lines[(*location, i)] = value.start_mark.line + 1
+            _find_lines(value, (*location, i), lines, (*parents, id(node)))
+
+
+def _override(data, lines, keys, value):
+    *sections, last = keys
+    for section in sections:
+        if not isinstance(data.get(section), dict):
+            data[section] = {}
+        data = data[section]
+    data[last] = value
+    for location in [location for location in lines if location[: len(keys)] == keys]:
+        del lines[location]
+    lines[keys] = None
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+def _explain(error, model, file, lines):
+    """One paragraph about the first problem in the file, and where the others are."""
+    problems = []
+    for problem in error.errors(include_url=False):
+        cause = problem.get("ctx", {}).get("error")
+        location = problem["loc"] + getattr(cause, "location", ())
+        problems.append((_line(location, lines), location, problem, cause))
+    # unknown keys first and missing ones last: one may be the other under a wrong name
+    rank = {"extra_forbidden": 0, "missing": 2}
+    problems.sort(key=lambda entry: (rank.get(entry[2]["type"], 1), entry[0] or 0))
+    line = problems[0][0]
+    text = _describe(model, file, *problems[0])
+    others = sorted({other for other, *_ in problems[1:] if other not in (None, line)})
+    if others:
+        text += f" There is more to correct in line{'s' * (len(others) > 1)} {', '.join(map(str, others))}."
+    return text
+
+
+def _line(location, lines):
+    """The line of a setting, or of the innermost section around it that is in the file; None for an override."""
+    while location and location not in lines:
+        location = location[:-1]
+    return lines.get(location, 1)
+
+
+def _describe(model, file, line, location, problem, cause):
+    place = f"{file} (line {line})" if line else f"{file} (overridden when it was loaded)"
+    keys = [part for part in location if isinstance(part, str)]
+    section, field = model, None
+    path = []
+    for key in keys:
+        field = section.model_fields.get(key) if section else None
+        path.append(key)
+        if field is None:
+            break
+        section = _section_of(field)
+    name, parents = path[-1] if path else file, ".".join(path[:-1])
+    if problem["type"] == "extra_forbidden":
+        owner = _at(model, path[:-1])
+        where = f" in section {parents}" if parents else ""
+        known = ", ".join(owner.model_fields)
+        return f"Unknown key '{name}'{where} of {place}.{_hint(model, owner, name)} Known keys: {known}."
+    where = f"In section {parents} of {place}: " if parents else f"In {place}: "
+    described = f" ({field.description})" if field else ""
+    if cause is not None:
+        return where + str(cause)
+    if problem["type"] == "missing":
+        return f"{where}{name} is missing{described}."
+    needed = REQUIREMENTS.get(problem["type"])
+    if needed is None:
+        return f"{where}{name} is {problem['input']!r}{described}. {problem['msg']}."
+    needed = needed.format(**problem.get("ctx", {}))
+    choices = re.findall(r"'([^']*)'", needed) if problem["type"] == "literal_error" else ()
+    guess = did_you_mean(problem["input"], choices)
+    return f"{where}{name} is {_shown(problem['input'])}, but must be {needed}{described}.{guess}"
+
+
+def _hint(model, owner, name):
+    """Which key was meant: one like it, one of another section, or one of the other kind of file."""
+    homes = [path for path, section in _sections(model) if name in section.model_fields and section is not owner]
+    if homes:
+        return f" It belongs in section {homes[0]}." if homes[0] else " It belongs outside of any section."
+    other = next(kind for kind in COMMANDS if kind is not model)
+    if owner is model and name in other.model_fields:
+        return f" It belongs in a file for `{COMMANDS[other]}`; this one was read for `{COMMANDS[model]}`."
+    return did_you_mean(name, owner.model_fields)
+
+
+def _sections(model, path=""):
+    yield path, model
+    for name, field in model.model_fields.items():
+        section = _section_of(field)
+        if section is not None:
+            yield from _sections(section, f"{path}.{name}".lstrip("."))
+
+
+def _at(model, path):
+    for key in path:
+        model = _section_of(model.model_fields[key])
+    return model
+
+
+def _section_of(field):
+    """The section that a field holds, or None."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _shown(value):
+    if isinstance(value, (str, Path)):
+        return f"'{value}'"
+    if isinstance(value, tuple):
+        value = list(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,234 @@
+"""The kinds of values that settings have: quantities, plain numbers, files that must exist, files to be written."""
+
+import glob
+import math
+import os
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from numbers import Real
+from pathlib import Path
+from typing import Annotated, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import did_you_mean, quantity
+
+DATA = Path(__file__).resolve().parents[1] / "data"  # what the package ships
+STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif", ".pdbx")
+TOPOLOGIES = (*STRUCTURES, ".gro", ".prmtop", ".parm7", ".psf", ".mol2", ".h5")
+WITH_TIMES = (".xtc", ".trr", ".h5")  # trajectory formats that always hold the times of their frames
+TRAJECTORIES = (*WITH_TIMES, ".dcd", ".nc", ".ncdf", ".netcdf", ".mdcrd", ".crd", ".binpos", ".pdb", ".gsd", ".dtr")
+
+
+class SettingError(GeomGNNError):
+    """A setting that does not fit the others. `location`: where it is written, as in ("bias", "pace")."""
+
+    def __init__(self, message, *location):
+        super().__init__(message)
+        self.location = location
+
+
+class Section(BaseModel):
+    """A part of the settings: unknown keys are refused, nothing can be changed later, and a key without a value (null)
+    keeps its default, except where null is a choice of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_empty_keys(cls, data):
+        if data is None:
+            return {}
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None or cls._takes_null(key)}
+
+    @classmethod
+    def _takes_null(cls, key):
+        if key not in cls.model_fields:
+            return True  # it is refused as unknown
+        kind = cls.model_fields[key].annotation
+        return type(None) in get_args(kind) or isinstance(kind, type) and issubclass(kind, Section)
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+def _in(unit):
+    def read(value, info):
+        return quantity(value, unit, info.field_name)
+
+    def write(value):
+        # "0.5/ps", not "0.5 1/ps"
+        return str(value).removesuffix(".0") + (unit[1:] if unit.startswith("1/") else f" {unit}")
+
+    return Annotated[float, BeforeValidator(read), PlainSerializer(write, when_used="json")]
+
+
+Picoseconds = _in("ps")
+KilojoulesPerMole = _in("kJ/mol")
+Kelvin = _in("K")
+PerPicosecond = _in("1/ps")
+Daltons = _in("amu")
+Nanometres = _in("nm")
+
+
+def plain_number(value, name, finite=True):
+    """A float from a number, or its text ("1e-3", which YAML takes for text). Raises GeomGNNError for anything else."""
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (Real, str)) else float(value)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number) or finite and math.isinf(number):
+        raise GeomGNNError(f"{name} is {value!r}, but it must be a number, without a unit.")
+    return number
+
+
+def _whole(value, info):
+    if isinstance(value, bool):
+        raise GeomGNNError(f"{info.field_name} is {str(value).lower()}, but it must be a whole number.")
+    return value
+
+
+def _widths(value, info):
+    name = info.field_name
+    widths = [plain_number(width, name) for width in (value if isinstance(value, (list, tuple)) else [value])]
+    if not widths or min(widths) <= 0:
+        raise GeomGNNError(f"{name} is {value}, but widths of kernels must be greater than 0, one per component.")
+    return tuple(widths) if isinstance(value, (list, tuple)) else widths[0]
+
+
+Number = Annotated[float, BeforeValidator(lambda value, info: plain_number(value, info.field_name))]
+NumberOrInfinity = Annotated[float, BeforeValidator(lambda value, info: plain_number(value, info.field_name, False))]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Widths = Annotated[float | tuple[float, ...], BeforeValidator(_widths)]
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def find_file(name, folder=".", what="file", endings=None):
+    """The absolute path of a file named relative to `folder`, or, by its bare name, of one that the package ships.
+
+    Raises GeomGNNError where there is none (naming the nearest ones) or its ending is none of `endings`.
+    """
+    path = Path(_text(name, what)).expanduser()
+    if endings and path.suffix.lower() not in endings:
+        raise GeomGNNError(f"The {what} '{name}' must be a file that ends in {', '.join(endings)}.")
+    found = Path(folder) / path
+    if not found.is_file() and path.name == str(path) and (DATA / path).is_file():
+        found = DATA / path
+    if not found.is_file():
+        where = Path(os.path.abspath(found)).parent
+        shipped = _names(DATA, (path.suffix,))
+        message = f"There is no {what} '{name}' in {where}"
+        message += ", nor among the files that come with openmm-geomgnn." if path.name == str(path) else "."
+        message += did_you_mean(path.name, _names(where, (path.suffix,)) + shipped)
+        raise GeomGNNError(message + (f" Shipped: {', '.join(shipped)}." if shipped else ""))
+    return Path(os.path.abspath(found))
+
+
+def find_trajectories(patterns, folder="."):
+    """Absolute paths of trajectories, from names and glob patterns relative to `folder`; each file once, in this order.
+
+    Raises GeomGNNError where a name or a pattern has no file, or one that mdtraj does not read.
+    """
+    found = []
+    for pattern in patterns:
+        text = os.path.expanduser(_text(pattern, "trajectory"))
+        if not glob.has_magic(text) or (Path(folder) / text).is_file():
+            files = [find_file(text, folder, "trajectory", TRAJECTORIES)]
+        else:
+            matches = (Path(folder) / match for match in sorted(glob.glob(text, root_dir=folder, recursive=True)))
+            files = [Path(os.path.abspath(match)) for match in matches if match.is_file()]
+            strange = [str(file) for file in files if file.suffix.lower() not in TRAJECTORIES]
+            if strange or not files:
+                problem = f"also matches {strange[0]}" if strange else "matches nothing"
+                raise GeomGNNError(
+                    f"'{pattern}' {problem} in {os.path.abspath(folder)}. Give names or patterns of trajectories that "
+                    f"mdtraj reads: {', '.join(TRAJECTORIES)}."
+                )
+        found += [file for file in files if file not in found]
+    return tuple(found)
+
+
+def find_forcefield(name, folder="."):
+    """A force field XML file: the absolute path of one relative to `folder`, else the name of one that OpenMM knows."""
+    path = Path(_text(name, "force field")).expanduser()
+    if (Path(folder) / path).is_file():
+        return os.path.abspath(Path(folder) / path)
+    folders = [Path(find_spec("openmm").origin).parent / "app" / "data"]
+    if (folders[0] / path).is_file():
+        return str(name)
+    # packages such as openmmforcefields announce theirs
+    folders += [Path(entry.load()()) for entry in entry_points(group="openmm.forcefielddir")]
+    if any((other / path).is_file() for other in folders):
+        return str(name)
+    known = [file.relative_to(other).as_posix() for other in folders for file in sorted(other.rglob("*.xml"))]
+    raise GeomGNNError(
+        f"There is no force field '{name}' in {os.path.abspath(folder)}, nor among those of OpenMM."
+        f"{did_you_mean(name, known)} Common ones: amber14-all.xml, amber14/tip3pfb.xml, implicit/obc2.xml."
+    )
+
+
+def find_encoder(name, folder="."):
+    """The name of a shipped encoder, or the absolute path of an encoder file as a str."""
+    if Path(_text(name, "encoder")).suffix:
+        return str(find_file(name, folder, "encoder", (".safetensors", ".ckpt")))
+    shipped = [Path(file).stem for file in _names(DATA, (".safetensors",)) if file != "conformers.safetensors"]
+    if name not in shipped:
+        raise GeomGNNError(
+            f"There is no encoder '{name}'.{did_you_mean(name, shipped)} The package ships "
+            f"{', '.join(shipped) or 'none'}; otherwise give the path of a .safetensors or .ckpt file."
+        )
+    return name
+
+
+def _names(folder, endings):
+    """Names of the files in a folder that have one of these endings."""
+    return sorted(file.name for file in folder.glob("*") if file.suffix in endings and file.is_file())
+
+
+def _text(value, what):
+    if not isinstance(value, (str, Path)) or not str(value).strip():
+        raise GeomGNNError(f"The {what} is {value!r}, but it must be the name of a file.")
+    return str(value)
+
+
+def _folder(info):
+    return (info.context or {}).get("folder", ".")
+
+
+def _listed(value):
+    return [value] if isinstance(value, (str, Path)) else value
+
+
+def _trajectories(value, info):
+    value = _listed(value)
+    return find_trajectories(value, _folder(info)) if isinstance(value, (list, tuple)) else value
+
+
+def _output(default, ending=""):
+    def place(value, info):
+        name = (info.context or {}).get("name", "geomgnn")
+        path = Path(default.format(name=name) if value is None else _text(value, "output"))
+        if ending and path.suffix != ending:
+            raise GeomGNNError(f"output is '{value}', but a CV is a {ending} file: write '{path}{ending}'.")
+        return Path(os.path.abspath(path.expanduser()))
+
+    return Annotated[Path, BeforeValidator(place)]
+
+
+def _file(what, endings):
+    return Annotated[Path, BeforeValidator(lambda value, info: find_file(value, _folder(info), what, endings))]
+
+
+OutputFolder = _output("runs/{name}")
+OutputCV = _output("{name}.cv.safetensors", ".safetensors")
+Structures = Annotated[tuple[_file("structure", STRUCTURES), ...], BeforeValidator(_listed)]
+Topology = _file("topology", TOPOLOGIES)
+Trajectories = Annotated[tuple[Path, ...], BeforeValidator(_trajectories)]
+ForceFieldFile = Annotated[str, BeforeValidator(lambda value, info: find_forcefield(value, _folder(info)))]
+ForceField = Annotated[tuple[ForceFieldFile, ...], BeforeValidator(_listed)]
+EncoderName = Annotated[str, BeforeValidator(lambda value, info: find_encoder(value, _folder(info)))]

@@ -1,0 +1,45 @@
+"""Progress bars with an estimate of the time that is left."""
+
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console()
+
+
+def say(text):
+    """Print one line as it is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def bar(description, unit="ps"):
+    """Yield update(done, total, note=""), which moves one progress bar; the bar stays when the block ends.
+
+    Where the output is no terminal (a log file, a queueing system), one line is printed for each tenth of the work.
+    """
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(f"{description:<22}", total=None, note="")
+            yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=note)
+        return
+    printed = -1
+
+    def update(done, total, note=""):
+        nonlocal printed
+        tenth = int(10 * done / total) if total else 0
+        if tenth > printed:
+            printed = tenth
+            console.print(f"{description}: {done:.0f}/{total:.0f} {unit} {note}".rstrip())
+
+    yield update

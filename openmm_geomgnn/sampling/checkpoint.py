@@ -1,0 +1,162 @@
+"""What a run that was stopped, or killed, continues from: one safetensors file, replaced as a whole."""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import atomic_write, sha256
+from openmm_geomgnn.sampling.outputs import Written
+from openmm_geomgnn.sampling.systems import SystemSettings
+
+FORMAT = "openmm-geomgnn run"
+VERSION = 1
+NAME = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A run between two blocks of steps.
+
+    step: outer steps done. bias: the arrays of the bias state. walkers: the OpenMM checkpoint of each. temperatures:
+    the recent rows that overheating is judged by. written: what the output files hold. fingerprint: see `fingerprint`.
+    """
+
+    step: int
+    bias: dict
+    walkers: list
+    temperatures: np.ndarray
+    written: Written
+    fingerprint: dict
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a Checkpoint; the one that was there is replaced only when the new one is complete."""
+    arrays = {f"bias.{name}": np.array(array, order="C") for name, array in checkpoint.bias.items()}
+    for i, state in enumerate(checkpoint.walkers):
+        arrays[f"walker.{i}"] = np.frombuffer(state, dtype=np.uint8)
+    arrays["temperatures"] = np.array(checkpoint.temperatures, dtype=np.float64)
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "step": checkpoint.step,
+        "n_walkers": len(checkpoint.walkers),
+        "written": asdict(checkpoint.written),
+        "fingerprint": checkpoint.fingerprint,
+    }
+    with atomic_write(path) as temporary:
+        save_file(arrays, temporary, metadata={"run": json.dumps(metadata)})
+
+
+def load_checkpoint(path):
+    """Read what `save_checkpoint` wrote. Raises GeomGNNError for a damaged file, another kind or a later version."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = json.loads((file.metadata() or {}).get("run", "null"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise GeomGNNError(
+            f"The checkpoint {path} cannot be read ({error}): it is damaged. Restore it, or start the run anew in "
+            "another folder."
+        ) from error
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise GeomGNNError(f"{path} is not the checkpoint of a run. Start the run in another folder.")
+    if metadata["version"] > VERSION:
+        raise GeomGNNError(
+            f"{path} has version {metadata['version']} of the format, and this code reads up to {VERSION}: update "
+            "openmm-geomgnn, or start the run anew in another folder."
+        )
+    return Checkpoint(
+        step=metadata["step"],
+        bias={name.removeprefix("bias."): array for name, array in arrays.items() if name.startswith("bias.")},
+        walkers=[arrays[f"walker.{i}"].tobytes() for i in range(metadata["n_walkers"])],
+        temperatures=arrays["temperatures"],
+        written=Written(**metadata["written"]),
+        fingerprint=metadata["fingerprint"],
+    )
+
+
+def fingerprint(specs, topology, system, platform):
+    """What a run depends on, as a flat dict of names that a user knows and values that JSON holds.
+
+    specs: list of WalkerSpec. topology: of openmm.app. system: XML of the unbiased openmm.System. platform: its name.
+    Where a walker starts, and what only changes speed (engine, precision), is left out.
+    """
+    spec = specs[0]
+    prints = {"structure (atoms, residues and bonds)": topology_hash(topology)}
+    if isinstance(spec.system, SystemSettings):
+        prints |= {f"system setting {name}": value for name, value in spec.system.as_dict().items()}
+    prints["system (parameters of the force field)"] = hashlib.sha256(system.encode()).hexdigest()[:16]
+    if spec.cv_path is not None:
+        prints["collective variable (content of its file)"] = sha256(spec.cv_path)
+    elif spec.make_cv is not None:
+        prints["collective variable"] = getattr(spec.make_cv, "__qualname__", None) or repr(spec.make_cv)
+    prints |= bias_settings(spec.bias)
+    prints["number of walkers"] = len(specs)
+    for name in ("temperature", "friction", "timestep", "every", "seed", "colvar_interval", "frame_interval"):
+        prints[name] = getattr(spec, name)
+    prints["platform"] = platform
+    # as JSON gives it back
+    return json.loads(json.dumps(prints))
+
+
+def bias_settings(bias):
+    """The settings of a bias, a dataclass, as entries of a fingerprint."""
+    if bias is None:
+        return {"bias": None}
+    entries = {"bias": type(bias).__name__}
+    if is_dataclass(bias):
+        for entry in fields(bias):
+            if entry.init:
+                value = getattr(bias, entry.name)
+                entries[f"bias setting {entry.name}"] = list(value) if isinstance(value, tuple) else value
+    return entries
+
+
+def check_fingerprint(saved, mine, path):
+    """Raise a GeomGNNError that names the first thing that differs between two fingerprints."""
+    for name in [*mine, *(name for name in saved if name not in mine)]:
+        old, new = saved.get(name), mine.get(name)
+        if _same(old, new):
+            continue
+        raise GeomGNNError(
+            f"{path} belongs to a run with another {name}: it was {_shown(old)} and is now {_shown(new)}. A run is "
+            "only continued as it began: put it back as it was, or start a new run in another folder."
+        )
+
+
+def _same(old, new):
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(_same(a, b) for a, b in zip(old, new, strict=True))
+    if isinstance(old, int | float) and isinstance(new, int | float):
+        # not to the last bit: the same number in other units may differ by a rounding error
+        return old == new or math.isclose(old, new, rel_tol=1e-9)
+    return old == new
+
+
+def _shown(value):
+    return "absent" if value is None else repr(value)
+
+
+def topology_hash(topology):
+    """Hash of atoms, residues and bonds: equal for two structures of one system."""
+    digest = hashlib.sha256()
+    for atom in topology.atoms():
+        element = "" if atom.element is None else atom.element.symbol
+        residue = atom.residue
+        digest.update(f"{atom.name} {element} {residue.index} {residue.name} {residue.chain.index}\n".encode())
+    for pair in sorted(sorted((bond[0].index, bond[1].index)) for bond in topology.bonds()):
+        digest.update(f"{pair}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def find_checkpoint(folder):
+    """The checkpoint in a run's folder, or None."""
+    path = Path(folder) / NAME
+    return path if path.exists() else None

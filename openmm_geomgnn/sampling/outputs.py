@@ -1,0 +1,191 @@
+"""The files a run grows: COLVAR, KERNELS and one DCD trajectory per walker, which can be cut back to a checkpoint."""
+
+import os
+import struct
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from openmm import Vec3, unit
+from openmm.app import DCDFile
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.colvar import ColvarWriter, truncate_colvar
+
+_ANGSTROM_PER_NM = 10.0
+_DCD_HEADER = 92  # bytes of the first record, with its two length marks
+_DCD_COUNT, _DCD_LAST_STEP, _DCD_BOX = 8, 20, 48  # where the number of frames, the last step and the box flag are
+
+
+@dataclass(frozen=True)
+class Written:
+    """How much of each file belongs to a checkpoint: rows of COLVAR, of KERNELS, and frames of every walker."""
+
+    rows: int = 0
+    kernels: int = 0
+    frames: int = 0
+
+
+class Outputs:
+    """The output files of a run in one folder.
+
+    folder: where. topology: of openmm.app, for the trajectories. fields: the columns of COLVAR. kernel_fields: the
+    columns of KERNELS, or None for a run that deposits no kernels. n_walkers: as many trajectories. step: the outer
+    step in ps. frame_interval: outer steps; 0 for no trajectories. written: what a checkpoint says is there, which the
+    files are cut back to; by default nothing, and new files begin.
+
+    Raises GeomGNNError when a file is shorter than the checkpoint says, or is of another kind.
+    """
+
+    def __init__(self, folder, topology, fields, kernel_fields, n_walkers, step, frame_interval, written=None):
+        folder = Path(folder)
+        written = written or Written()
+        self._rows, self._kernels, self._frames = written.rows, written.kernels, written.frames
+        self.colvar = folder / "COLVAR"
+        self.kernels = folder / "KERNELS" if kernel_fields else None
+        self.trajectories = [trajectory_path(folder, walker) for walker in range(n_walkers if frame_interval else 0)]
+        with ExitStack() as stack:
+            self._colvar = stack.enter_context(_table(self.colvar, fields, written.rows))
+            if kernel_fields:
+                self._kernel_log = stack.enter_context(_table(self.kernels, kernel_fields, written.kernels))
+            self._dcd = [
+                stack.enter_context(TrajectoryWriter(path, topology, step, frame_interval, written.frames))
+                for path in self.trajectories
+            ]
+            self._stack = stack.pop_all()
+
+    @property
+    def written(self):
+        """What has been written so far, for a checkpoint."""
+        return Written(self._rows, self._kernels, self._frames)
+
+    def write(self, rows, kernels, reports):
+        """Append a block: rows (n, n_fields), kernels (k, n_kernel_fields) or None, and the frames of the reports."""
+        if len(rows):
+            self._colvar.write(rows)
+            self._rows += len(rows)
+        if kernels is not None and len(kernels):
+            self._kernel_log.write(kernels)
+            self._kernels += len(kernels)
+        for dcd, report in zip(self._dcd, reports, strict=bool(self._dcd)):
+            dcd.write(report.frames, report.boxes)
+        if self._dcd:
+            self._frames += len(reports[0].frames)
+
+    def close(self):
+        self._stack.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def trajectory_path(folder, walker):
+    """The trajectory of a walker in the folder of its run."""
+    return Path(folder) / f"trajectory.{walker}.dcd"
+
+
+def _table(path, fields, rows):
+    if rows:
+        truncate_colvar(path, rows=rows)
+    return ColvarWriter(path, fields, append=rows > 0)
+
+
+class TrajectoryWriter:
+    """Appends frames to a DCD file.
+
+    path: the file. topology: of openmm.app, with a box if the system is periodic. step: ps. interval: steps between
+    frames. frames: the number of frames to keep of an existing file; 0 begins a new one.
+    """
+
+    def __init__(self, path, topology, step, interval, frames=0):
+        if frames:
+            truncate_dcd(path, frames)
+        self._file = Path(path).open("r+b" if frames else "w+b")
+        self._dcd = DCDFile(self._file, topology, step, firstStep=interval, interval=interval, append=frames > 0)
+
+    def write(self, frames, boxes=None):
+        """frames: (n, N, 3) in nm. boxes: (n, 3, 3) in nm, or None."""
+        for i, frame in enumerate(frames):
+            self._dcd.writeModel(frame, periodicBoxVectors=None if boxes is None else _quantity(boxes[i]))
+
+    def close(self):
+        self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def _quantity(box):
+    return [Vec3(*row) for row in box.tolist()] * unit.nanometer
+
+
+def read_dcd(path):
+    """The positions (n, N, 3) float32 in nm of a DCD file that OpenMM wrote. Raises GeomGNNError for another file."""
+    with _open_dcd(path) as file:
+        layout = _layout(file, path)
+        record = np.dtype([("mark", "<i4"), ("x", "<f4", layout.n_atoms), ("end", "<i4")])
+        axes = [("before", f"V{layout.box}"), ("xyz", record, 3)]
+        frames = np.fromfile(file, dtype=np.dtype(axes), count=layout.n_frames)
+    # a copy in the usual order: the file holds all x, then all y, then all z
+    return np.ascontiguousarray(frames["xyz"]["x"].transpose(0, 2, 1)) / np.float32(_ANGSTROM_PER_NM)
+
+
+def truncate_dcd(path, frames):
+    """Cut a DCD file that OpenMM wrote back to its first `frames` frames.
+
+    Raises GeomGNNError when it has fewer, or is not such a file.
+    """
+    with _open_dcd(path, "r+b") as file:
+        layout = _layout(file, path)
+        size = layout.start + frames * layout.frame
+        if file.seek(0, os.SEEK_END) < size:
+            raise GeomGNNError(
+                f"{path} is shorter than the {frames} frames that the checkpoint counts: it was cut, or belongs to another "
+                "run. Restore it, or start the run anew in another folder."
+            )
+        file.truncate(size)
+        file.seek(_DCD_COUNT)
+        file.write(struct.pack("<i", frames))
+        file.seek(_DCD_LAST_STEP)
+        file.write(struct.pack("<i", layout.first + (frames - 1) * layout.interval))
+
+
+class _Layout(NamedTuple):
+    """Of a DCD file: bytes before the first frame, of one frame and of its box; what its header counts."""
+
+    start: int
+    frame: int
+    box: int
+    n_frames: int
+    n_atoms: int
+    first: int
+    interval: int
+
+
+def _open_dcd(path, mode="rb"):
+    try:
+        return Path(path).open(mode)
+    except OSError as error:
+        raise GeomGNNError(f"Cannot open the trajectory {path}: {error.strerror}. Restore it, or start anew.") from error
+
+
+def _layout(file, path):
+    """Read the header; the file is left at its first frame."""
+    head = file.read(_DCD_HEADER)
+    if len(head) < _DCD_HEADER or head[4:8] != b"CORD" or struct.unpack_from("<i", head)[0] != 84:
+        raise GeomGNNError(f"{path} is not a DCD trajectory: it was damaged or replaced. Restore it, or start anew.")
+    n_frames, first, interval = struct.unpack_from("<iii", head, _DCD_COUNT)
+    box = 56 if struct.unpack_from("<i", head, _DCD_BOX)[0] == 1 else 0
+    (comments,) = struct.unpack("<i", file.read(4))
+    file.seek(comments + 8, os.SEEK_CUR)
+    (n_atoms,) = struct.unpack("<i", file.read(4))
+    start = file.seek(4, os.SEEK_CUR)
+    return _Layout(start, box + 3 * (8 + 4 * n_atoms), box, n_frames, n_atoms, first, interval)

@@ -1,0 +1,195 @@
+"""Walkers side by side: each in a process of its own, or a single one in this process."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.walker import Walker
+
+# one thread per walker: more threads than free cores slow everything down a hundredfold
+_THREAD_LIMITS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "OPENMM_CPU_THREADS",
+)
+
+
+class WalkerPool:
+    """The walkers of a run, driven in lockstep.
+
+    specs: list of WalkerSpec. step: the outer step at which they begin. separate: whether they get processes of their
+    own; by default when there is more than one. Use it as a context manager; `facts` is a list of WalkerFacts.
+
+    Raises GeomGNNError when a walker cannot be made.
+    """
+
+    def __init__(self, specs, step=0, separate=None):
+        self._specs = list(specs)
+        separate = len(self._specs) > 1 if separate is None else separate
+        self._processes, self._connections, self._walkers = [], [], []
+        self._torch_threads = None
+        try:
+            if separate:
+                self._spawn(step)
+                self.facts = self._answers()
+            else:
+                self._walkers = [Walker(spec, step) for spec in self._specs]
+                self.facts = [walker.facts for walker in self._walkers]
+                self._limit_torch()
+        except BaseException:
+            self.close()
+            raise
+
+    def _spawn(self, step):
+        context = multiprocessing.get_context("spawn")
+        with _single_threaded():
+            for spec in self._specs:
+                mine, theirs = context.Pipe()
+                name = f"walker {spec.index}"
+                process = context.Process(target=_serve, args=(theirs, spec, step), name=name, daemon=True)
+                self._connections.append(mine)
+                process.start()
+                self._processes.append(process)
+                # the walker's end must be open in the walker alone, or its death would not show here
+                theirs.close()
+
+    def _limit_torch(self):
+        """In this process the number of threads belongs to the user: limit it for the run only."""
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            self._torch_threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+
+    def call(self, method, arguments):
+        """Call a method of all walkers at once. arguments: a tuple per walker. Returns the results in their order.
+
+        Raises GeomGNNError: what a walker raised, or with the traceback of its process if that was no GeomGNNError, or
+        how its process ended.
+        """
+        if self._walkers:
+            return [getattr(walker, method)(*args) for walker, args in zip(self._walkers, arguments, strict=True)]
+        for spec, connection, args in zip(self._specs, self._connections, arguments, strict=True):
+            try:
+                connection.send((method, args))
+            except OSError as error:
+                raise self._death(spec, self._processes[self._connections.index(connection)]) from error
+        return self._answers()
+
+    def _answers(self):
+        answers = {}
+        waiting = {connection: i for i, connection in enumerate(self._connections)}
+        while waiting:
+            # whichever comes first: a walker that fails must not wait for a slower one
+            for connection in wait(list(waiting)):
+                i = waiting.pop(connection)
+                try:
+                    kind, *content = connection.recv()
+                except (EOFError, OSError) as error:
+                    raise self._death(self._specs[i], self._processes[i]) from error
+                if kind == "failed":
+                    raise self._failure(self._specs[i], *content)
+                answers[i] = content[0]
+        return [answers[i] for i in range(len(self._specs))]
+
+    @staticmethod
+    def _failure(spec, is_ours, description, text):
+        if is_ours:
+            error = GeomGNNError(description)
+            error.__cause__ = WalkerTraceback(text)
+            return error
+        return GeomGNNError(f"Walker {spec.index} failed: {description}. The traceback of its process:\n{text}")
+
+    @staticmethod
+    def _death(spec, process):
+        process.join(5)
+        code = process.exitcode
+        how = "is not answering" if code is None else f"ended with code {code}"
+        if code is not None and code < 0:
+            with suppress(ValueError):
+                how = f"was ended by {signal.Signals(-code).name}"
+        return GeomGNNError(
+            f"The process of walker {spec.index} {how}. SIGKILL mostly means that memory ran out, SIGSEGV that the "
+            "versions of OpenMM and torch do not fit (see `geomgnn doctor`), and code 1 at the start that a script "
+            "starts walkers outside `if __name__ == '__main__':`, although every new process imports it."
+        )
+
+    def close(self):
+        """End the walkers. Safe to call twice."""
+        if self._torch_threads is not None:
+            sys.modules["torch"].set_num_threads(self._torch_threads)
+            self._torch_threads = None
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            # a walker in the middle of a block would finish it first; nothing that it holds is needed any more
+            process.terminate()
+            process.join()
+        self._connections, self._processes, self._walkers = [], [], []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+class WalkerTraceback(Exception):
+    """The traceback of a walker's process, as the cause of the error raised here."""
+
+    def __str__(self):
+        return f"\n{self.args[0]}"
+
+
+@contextmanager
+def _single_threaded():
+    """Processes started in this block begin with one thread in every numerical library."""
+    before = {name: os.environ.get(name) for name in _THREAD_LIMITS}
+    os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _serve(connection, spec, step):
+    """The process of one walker: make it, then answer calls until the other end is closed."""
+    # Ctrl-C reaches every process of the terminal: the parent decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answer, walker = _answer(_make, spec, step)
+    while True:
+        try:
+            connection.send(answer)
+            method, arguments = connection.recv()
+        except (EOFError, OSError):
+            # the parent is gone, or wants no more
+            return
+        answer, _ = _answer(getattr(walker, method), *arguments)
+
+
+def _make(spec, step):
+    walker = Walker(spec, step)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    return walker
+
+
+def _answer(call, *arguments):
+    """(what to send, the result)."""
+    try:
+        result = call(*arguments)
+    except Exception as error:  # whatever it is, the parent reports it
+        ours = isinstance(error, GeomGNNError)
+        description = str(error) if ours else f"{type(error).__name__}: {error}"
+        return ("failed", ours, description, traceback.format_exc()), None
+    return ("done", result.facts if isinstance(result, Walker) else result), result

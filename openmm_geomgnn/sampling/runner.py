@@ -1,0 +1,389 @@
+"""Biased and unbiased runs: walkers in lockstep, what they write, and how a run that was stopped goes on."""
+
+import math
+import signal
+import threading
+import time as clock
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import openmm
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.checkpoint import (
+    NAME,
+    Checkpoint,
+    check_fingerprint,
+    fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+    topology_hash,
+)
+from openmm_geomgnn.sampling.heating import HeatGuard
+from openmm_geomgnn.sampling.outputs import Outputs, Written, trajectory_path
+from openmm_geomgnn.sampling.pool import WalkerPool
+from openmm_geomgnn.sampling.systems import choose_platform, load_structure, positive, system_topology
+from openmm_geomgnn.sampling.walker import make_system
+
+UNBIASED_BLOCK = 1000  # outer steps between reports of walkers without a bias
+# fields in which the walkers of one run may differ
+_OWN_FIELDS = ("structure", "index", "positions", "minimise", "equilibration")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. time, length: ps per walker. started: ps at which this session began. temperature: mean of the
+    recent rows, K. diagnostics: of the bias. seconds: wall clock since this session began."""
+
+    time: float
+    length: float
+    started: float
+    temperature: float
+    diagnostics: dict
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """A finished run. time: ps per walker. state: of the bias, or None. colvar, kernels (None without a bias),
+    trajectories: paths. began: ps at which the last session began: `time` if there was nothing left to do."""
+
+    folder: Path
+    time: float
+    state: object
+    colvar: Path
+    kernels: Path | None
+    trajectories: list
+    began: float
+
+
+class Runner:
+    """Runs walkers that share one bias, or none, and continues the run that it finds in its folder.
+
+    Steps are counted in outer steps of the integrator (see WalkerSpec), the bias's `pace` too: every `bias.pace` outer
+    steps all walkers report where they are, the bias deposits, and all go on under the new bias. The result does not
+    depend on the speed of the walkers, and is the same for the same seeds.
+
+    Written to the folder: COLVAR (time, walker, CV, bias, its diagnostics, temperature; the bias is that which acted),
+    KERNELS (the kernels as deposited, before any merging), trajectory.<walker>.dcd, and checkpoint.safetensors.
+
+    Parameters
+    ----------
+    specs : list of WalkerSpec, one per walker, with index 0, 1, ... They may differ in where they start.
+    bias : a bias of openmm_geomgnn.sampling, or None.
+    folder : where to write. A run found there is continued, to the bit on the Reference platform; it must have been begun
+        with the same CV, bias and settings.
+    length : ps per walker, in all. A run that is at least as long is not repeated; a longer length prolongs it.
+    checkpoint_interval : ps.
+    progress : called with a Progress after every block.
+    max_heating : a run whose mean temperature exceeds that of the thermostat by more than this factor is stopped.
+
+    Raises
+    ------
+    GeomGNNError : settings make no sense, walkers do not fit each other or the run in the folder; from `run` also when a
+        walker fails or the system heats up.
+    """
+
+    def __init__(
+        self,
+        specs,
+        bias=None,
+        folder="run",
+        length=1000.0,
+        *,
+        checkpoint_interval=10.0,
+        progress: Callable | None = None,
+        max_heating=1.1,
+    ):
+        self._length = positive(length, "length", "ps")
+        if not max_heating > 1:
+            raise GeomGNNError(f"max_heating is {max_heating}, but must be above 1, as in 1.1 for 10 % too hot.")
+        self._specs = [replace(spec, bias=bias) for spec in specs]
+        self._bias = bias
+        _check_walkers(self._specs)
+        self.folder = Path(folder)
+        self._progress = progress
+        self._max_heating = max_heating
+        spec = self._specs[0]
+        self._outer_step = spec.outer_step
+        self._total = whole_steps(self._length, self._outer_step)
+        interval = positive(checkpoint_interval, "checkpoint_interval", "ps")
+        self._checkpoint_steps = whole_steps(interval, self._outer_step)
+        self._block = UNBIASED_BLOCK if bias is None else bias.pace
+        self._path = self.folder / NAME
+
+    def run(self):
+        """Do the run, or what is left of it. Returns a RunResult.
+
+        Ctrl-C ends it after the current block, with a checkpoint and a KeyboardInterrupt; a second one at once.
+        """
+        specs, topology, prints = prepare(self._specs)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = self._find(prints)
+        if checkpoint is not None and checkpoint.step >= self._total:
+            state = None if self._bias is None else self._bias.from_arrays(checkpoint.bias)
+            return self._result(checkpoint.step, state, checkpoint.step)
+        began = 0 if checkpoint is None else checkpoint.step
+        with WalkerPool(specs, began) as pool:
+            if checkpoint is None:
+                pool.call("start", [()] * len(specs))
+            else:
+                pool.call("restore", [(state,) for state in checkpoint.walkers])
+            return _Session(self, pool, topology, prints, checkpoint).run()
+
+    def _find(self, prints):
+        if not self._path.exists():
+            if (self.folder / "COLVAR").exists():
+                raise GeomGNNError(
+                    f"{self.folder} holds a COLVAR file but no checkpoint, so it belongs to something else. Choose another "
+                    "folder for the run."
+                )
+            return None
+        checkpoint = load_checkpoint(self._path)
+        check_fingerprint(checkpoint.fingerprint, prints, self._path)
+        return checkpoint
+
+    def _result(self, step, state, began):
+        interval = self._specs[0].frame_interval
+        return RunResult(
+            folder=self.folder,
+            time=step * self._outer_step,
+            state=state,
+            colvar=self.folder / "COLVAR",
+            kernels=None if self._bias is None else self.folder / "KERNELS",
+            trajectories=[trajectory_path(self.folder, spec.index) for spec in self._specs if interval],
+            began=began * self._outer_step,
+        )
+
+
+class _Session:
+    """One uninterrupted stretch of a run: the state that changes while it goes on."""
+
+    def __init__(self, runner, pool, topology, prints, checkpoint):
+        self.runner, self.pool, self.prints = runner, pool, prints
+        self.bias, spec = runner._bias, runner._specs[0]
+        self.n_walkers = len(runner._specs)
+        facts = pool.facts[0]
+        self.state = None
+        if self.bias is not None:
+            self.state = (
+                self.bias.initial_state(dimension=facts.dimension, n_walkers=self.n_walkers)
+                if checkpoint is None
+                else self.bias.from_arrays(checkpoint.bias)
+            )
+            self.deposits = _kernel_recorder(self.bias)
+        self.began = self.step = 0 if checkpoint is None else checkpoint.step
+        self.guard = HeatGuard(
+            spec.temperature,
+            facts.degrees_of_freedom,
+            spec.friction,
+            spec.colvar_interval * spec.outer_step,
+            self.n_walkers,
+            runner._max_heating,
+            temperatures=() if checkpoint is None else checkpoint.temperatures,
+        )
+        written = None if checkpoint is None else checkpoint.written
+        fields, kernel_fields = self._fields(facts.dimension)
+        if checkpoint is None:
+            # before anything else is written: a folder with files but without a checkpoint is somebody else's
+            self.outputs = None
+            self._save()
+        self.outputs = Outputs(
+            runner.folder,
+            topology,
+            fields,
+            kernel_fields,
+            self.n_walkers,
+            spec.outer_step,
+            spec.frame_interval,
+            written,
+        )
+        self.saved = self.step
+
+    def _fields(self, dimension):
+        if self.bias is None:
+            return ("time", "walker", "temperature"), None
+        label = type(self.bias).__name__.lower()
+        names = [f"cv.{i + 1}" for i in range(dimension)]
+        diagnostics = [f"{label}.{name}" for name in self.bias.diagnostics(self.state)]
+        kernel_fields = ("time", "walker", *names, *(f"sigma_{name}" for name in names), "height")
+        fields = ("time", "walker", *names, f"{label}.bias", *diagnostics, "temperature")
+        return fields, kernel_fields if self.deposits else None
+
+    def run(self):
+        runner = self.runner
+        started = clock.perf_counter()
+        with self.outputs, DelayedInterrupt() as interrupt:
+            # a run that was stopped for its heat does not go on unless more is allowed now
+            self.guard.check(self.step * runner._outer_step)
+            while self.step < runner._total:
+                self._advance()
+                if self.step >= runner._total or self.step - self.saved >= runner._checkpoint_steps:
+                    self._save()
+                try:
+                    self.guard.check(self.step * runner._outer_step)
+                    if runner._progress is not None:
+                        runner._progress(self._where(clock.perf_counter() - started))
+                    if interrupt.came:
+                        raise KeyboardInterrupt
+                except (GeomGNNError, KeyboardInterrupt):
+                    if self.saved < self.step:
+                        self._save()
+                    raise
+        return runner._result(self.step, self.state, self.began)
+
+    def _advance(self):
+        """One block: to the next deposition, or to the end of the run."""
+        runner, block = self.runner, self.runner._block
+        n_steps = min(block - self.step % block, runner._total - self.step)
+        reports = self.pool.call("advance", [(self.state, n_steps)] * self.n_walkers)
+        self.step += n_steps
+        rows, kernels = self._rows(reports), None
+        if self.bias is not None:
+            for walker, report in enumerate(reports):
+                for s in () if report.observations is None else report.observations:
+                    self.state = self.bias.observe(self.state, s, walker)
+            if self.step % block == 0:
+                kernels = self._deposit(np.stack([report.s for report in reports]))
+        self.outputs.write(rows, kernels, reports)
+        self.guard.add(rows[:, -1])
+
+    def _rows(self, reports):
+        """The rows of COLVAR, in the order of time and then walker."""
+        blocks = []
+        for walker, report in enumerate(reports):
+            ones = np.ones((len(report.rows), 1))
+            extra = () if self.bias is None else self.bias.diagnostics(self.state).values()
+            parts = [report.rows[:, :1], walker * ones, report.rows[:, 1:-1], *(value * ones for value in extra)]
+            blocks.append(np.concatenate([*parts, report.rows[:, -1:]], axis=1))
+        return np.stack(blocks, axis=1).reshape(-1, blocks[0].shape[1])
+
+    def _deposit(self, s):
+        """Update the bias at s (n_walkers, d); returns the rows of KERNELS, None where none were deposited."""
+        before, self.state = self.state, self.bias.update(self.state, s)
+        if self.state is before or self.deposits is None:
+            return None
+        centres, sigmas, heights = self.deposits(before, s)
+        n = len(centres)
+        walkers = np.arange(n) if n == self.n_walkers else np.zeros(n)
+        time = np.full(n, self.step * self.runner._outer_step)
+        return np.column_stack([time, walkers, centres, sigmas, heights])
+
+    def _save(self):
+        bias = {} if self.bias is None else self.bias.to_arrays(self.state)
+        walkers = self.pool.call("checkpoint", [()] * self.n_walkers)
+        written = Written() if self.outputs is None else self.outputs.written
+        save_checkpoint(
+            self.runner._path,
+            Checkpoint(self.step, bias, walkers, self.guard.temperatures, written, self.prints),
+        )
+        self.saved = self.step
+
+    def _where(self, seconds):
+        step = self.runner._outer_step
+        return Progress(
+            time=self.step * step,
+            length=self.runner._total * step,
+            started=self.began * step,
+            temperature=self.guard.mean,
+            diagnostics={} if self.bias is None else self.bias.diagnostics(self.state),
+            seconds=seconds,
+        )
+
+
+def _kernel_recorder(bias):
+    """A function (state, s) -> centres (W, d), sigmas (W, d), heights (W,): the kernels that an update deposits.
+
+    The state after an update does not show them, as they may have been merged. An update of the same bias without merging
+    does: they are its last. None for a bias that does not merge kernels.
+    """
+    if not hasattr(bias, "compression_threshold"):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the bias was made
+        unmerged = replace(bias, compression_threshold=0.0)
+
+    def record(state, s):
+        after, n = unmerged.update(state, s), len(s)
+        with np.errstate(over="ignore"):
+            return after.centres[-n:], after.sigmas[-n:], np.exp(after.log_heights[-n:])
+
+    return record
+
+
+def prepare(specs):
+    """Make the system of a run once: (the specs with it as XML, topology, fingerprint).
+
+    Raises GeomGNNError when the walkers are not of one molecule.
+    """
+    first = specs[0]
+    topology, _ = load_structure(first.structure)
+    system = make_system(first, topology)
+    topology = system_topology(topology, system)
+    expected = topology_hash(topology)
+    for spec in specs[1:]:
+        if spec.structure != first.structure and topology_hash(load_structure(spec.structure)[0]) != expected:
+            raise GeomGNNError(
+                f"{spec.structure} and {first.structure} are not the same molecule with its atoms in the same order: "
+                "walkers of one run may only differ in where they start."
+            )
+    xml = openmm.XmlSerializer.serialize(system)
+    platform = choose_platform(first.platform, system.getNumParticles(), first.platform_precision)[0].getName()
+    prints = fingerprint(specs, topology, xml, platform)
+    return [replace(spec, system=xml, platform=platform) for spec in specs], topology, prints
+
+
+def whole_steps(time, step):
+    """How many steps of `step` ps reach `time` ps."""
+    return max(1, math.ceil(time / step - 1e-6))
+
+
+def _check_walkers(specs):
+    if not specs:
+        raise GeomGNNError("The run has no walkers: give one WalkerSpec or more.")
+    indices = [spec.index for spec in specs]
+    if indices != list(range(len(specs))):
+        raise GeomGNNError(f"The walkers are numbered {indices}, but must be 0 to {len(specs) - 1}: set index.")
+    first = specs[0]
+    if first.colvar_interval == 0:
+        raise GeomGNNError("colvar_interval is 0, so the run would not be recorded: give the outer steps between rows.")
+    for spec in specs[1:]:
+        for name in spec.__dataclass_fields__:
+            if name not in _OWN_FIELDS and getattr(spec, name) != getattr(first, name):
+                raise GeomGNNError(
+                    f"Walker {spec.index} has {name} = {getattr(spec, name)!r} and walker 0 has {getattr(first, name)!r}: "
+                    f"the walkers of one run may only differ in {', '.join(_OWN_FIELDS)}."
+                )
+
+
+class DelayedInterrupt:
+    """Ctrl-C is noted (`came`) instead of raised, so that a block can end in order; a second one is raised.
+
+    Only the main thread can do so; in others nothing changes.
+    """
+
+    def __init__(self):
+        self.came = False
+        self._insisted = False
+        self._before = None
+
+    def _note(self, number, frame):
+        if self.came:
+            self._insisted = True
+            raise KeyboardInterrupt
+        self.came = True
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        if self._insisted and kind is not KeyboardInterrupt:
+            # raised within OpenMM's callback it came back as another error
+            raise KeyboardInterrupt from error

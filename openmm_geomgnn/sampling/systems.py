@@ -1,0 +1,318 @@
+"""From a structure file to an OpenMM System, integrator and platform."""
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import openmm
+from openmm import app, unit
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import did_you_mean, quantity
+
+CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds, "HAngles": app.HAngles}
+READERS = {".pdb": app.PDBFile, ".ent": app.PDBFile, ".cif": app.PDBxFile, ".mmcif": app.PDBxFile}
+PME_CUTOFF = 1.0  # nm, where none is given
+# Reference is faster than CPU below about this many atoms: it has no overhead per step
+SMALL_SYSTEM = 60
+# parts of the names of OpenMM's force fields that hold an implicit solvent
+_IMPLICIT_NAMES = ("implicit/", "_obc", "_gbn", "_gk")
+# how implicit/obc2.xml writes OBC2 as a CustomGBForce, with radii reduced by the offset (nm)
+_OBC2_RADIUS = "1/(1/or-tanh(psi-0.8*psi^2+4.85*psi^3)/radius)"
+_ACE_SURFACE = "28.3919551*(radius+0.14)^2*(radius/B)^6"
+_OBC2_OFFSET = 0.009
+
+
+@dataclass(frozen=True)
+class SystemSettings:
+    """How a topology becomes an OpenMM System.
+
+    Parameters
+    ----------
+    forcefield : XML files, OpenMM's own by name, or paths.
+    constraints : None, "HBonds", "AllBonds" or "HAngles".
+    hydrogen_mass : amu, taken from the heavy atom a hydrogen is bound to. None leaves the masses alone.
+    nonbonded_cutoff : nm. None means no cutoff, or 1 nm where the system is periodic.
+    periodic : None decides by the structure and the force field: a box and no implicit solvent make a periodic system,
+        with particle mesh Ewald.
+    native_obc : evaluate an OBC2 implicit solvent with OpenMM's GBSAOBCForce, which is the same function and up to 40
+        times as fast as the CustomGBForce of implicit/obc2.xml.
+
+    Raises
+    ------
+    GeomGNNError : a value makes no sense.
+    """
+
+    forcefield: tuple[str, ...] = ("amber14-all.xml", "implicit/obc2.xml")
+    constraints: str | None = "HBonds"
+    hydrogen_mass: float | None = 3.0
+    nonbonded_cutoff: float | None = None
+    periodic: bool | None = None
+    native_obc: bool = True
+
+    def __post_init__(self):
+        files = (self.forcefield,) if isinstance(self.forcefield, str) else tuple(str(name) for name in self.forcefield)
+        object.__setattr__(self, "forcefield", files)
+        if not files:
+            raise GeomGNNError(
+                "No force field is named: give XML files, as in ('amber14-all.xml', 'implicit/obc2.xml')."
+            )
+        if self.constraints not in CONSTRAINTS:
+            raise GeomGNNError(
+                f"constraints is {self.constraints!r}, but it must be None, 'HBonds', 'AllBonds' or 'HAngles'."
+                + did_you_mean(self.constraints, [name for name in CONSTRAINTS if name])
+            )
+        for name, of in (("hydrogen_mass", "amu"), ("nonbonded_cutoff", "nm")):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, positive(value, name, of))
+
+    @property
+    def implicit(self):
+        """Whether a force field is one of OpenMM's implicit solvents, by its name."""
+        return any(part in name for name in self.forcefield for part in _IMPLICIT_NAMES)
+
+    def as_dict(self):
+        """The settings as JSON holds them."""
+        return {**asdict(self), "forcefield": list(self.forcefield)}
+
+
+def positive(value, name, of, zero=False):
+    """`units.quantity`, in the unit `of`, that must also be positive, or zero if allowed. Raises GeomGNNError."""
+    number = quantity(value, of, name)
+    if number < 0 or (number == 0 and not zero):
+        raise GeomGNNError(f"{name} is {value}, but it must {'not be negative' if zero else 'be positive'}.")
+    return number
+
+
+def load_structure(path):
+    """Read a PDB or PDBx/mmCIF file: (openmm.app.Topology, positions (N, 3) float64 ndarray in nm).
+
+    Raises GeomGNNError when the file is missing, of another kind, empty, or has positions that are not finite.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in READERS:
+        raise GeomGNNError(f"{path} is neither PDB nor PDBx/mmCIF by its name. Give a .pdb or .cif file.")
+    if not path.is_file():
+        raise GeomGNNError(f"There is no structure file {path}. Check the path.")
+    try:
+        file = READERS[path.suffix.lower()](str(path))
+        positions = np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=np.float64)
+    except (ValueError, IndexError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise GeomGNNError(
+            f"{path} cannot be read as a structure ({type(error).__name__}: {error}). Check that it is a PDB or "
+            "PDBx/mmCIF file with coordinates."
+        ) from error
+    if not file.topology.getNumAtoms():
+        raise GeomGNNError(f"{path} holds no atoms. Check that it is a PDB or PDBx/mmCIF file with coordinates.")
+    if not np.isfinite(positions).all():
+        raise GeomGNNError(f"{path} has positions that are not finite. Check the coordinates.")
+    return file.topology, positions
+
+
+def build_system(topology, settings=None):
+    """The openmm.System of a topology.
+
+    settings: a SystemSettings, the default ones where absent.
+
+    Raises GeomGNNError when a force field is not found or does not know a residue (mostly as atoms are missing), and
+    when OpenMM refuses the settings.
+    """
+    settings = SystemSettings() if settings is None else settings
+    try:
+        field = app.ForceField(*settings.forcefield)
+    except (ValueError, OSError) as error:
+        raise GeomGNNError(
+            f"The force field {' + '.join(settings.forcefield)} cannot be read: {error} Use the names of OpenMM's own "
+            "files, as amber14-all.xml, or paths of XML files."
+        ) from error
+    box = topology.getPeriodicBoxVectors()
+    periodic = (box is not None and not settings.implicit) if settings.periodic is None else settings.periodic
+    if periodic and box is None:
+        raise GeomGNNError(
+            "The system is to be periodic, but the structure has no box. Add one (CRYST1 in a PDB file)."
+        )
+    cutoff = settings.nonbonded_cutoff
+    options = {"constraints": CONSTRAINTS[settings.constraints]}
+    if periodic:
+        # implicit solvents know no Ewald sum
+        options["nonbondedMethod"] = app.CutoffPeriodic if settings.implicit else app.PME
+        options["nonbondedCutoff"] = (cutoff or PME_CUTOFF) * unit.nanometer
+    else:
+        options["nonbondedMethod"] = app.NoCutoff if cutoff is None else app.CutoffNonPeriodic
+        if cutoff is not None:
+            options["nonbondedCutoff"] = cutoff * unit.nanometer
+    if settings.hydrogen_mass is not None:
+        options["hydrogenMass"] = settings.hydrogen_mass * unit.amu
+    try:
+        system = field.createSystem(topology, **options)
+    except (ValueError, KeyError, openmm.OpenMMException) as error:
+        raise GeomGNNError(_explain(error, topology, settings)) from error
+    if periodic:
+        lengths = [vector[i] for i, vector in enumerate(box.value_in_unit(unit.nanometer))]
+        if min(lengths) < 2 * (cutoff or PME_CUTOFF):
+            raise GeomGNNError(
+                f"The box is {', '.join(f'{length:.3g}' for length in lengths)} nm, less than twice the cutoff of "
+                f"{cutoff or PME_CUTOFF:g} nm. Use a larger box or a shorter cutoff, or periodic=False if the box of "
+                "the structure file means nothing."
+            )
+    if settings.native_obc:
+        _use_native_obc(system)
+    return system
+
+
+def _explain(error, topology, settings):
+    """OpenMM's message, the residue it is about, and what to do."""
+    message = str(error).strip().rstrip(".")
+    files = " + ".join(settings.forcefield)
+    found = re.search(r"residue (\d+) \((\S+?)\)", message)
+    if "emplate" not in message or found is None:
+        return f"OpenMM cannot make a system with {files} from this structure: {message}."
+    residue = list(topology.residues())[int(found[1])]
+    return (
+        f"The force field {files} does not recognise residue {residue.name} {residue.id} of chain {residue.chain.id} "
+        f"({len(list(residue.atoms()))} atoms): {message}. If hydrogens are missing, add them with "
+        "openmm.app.Modeller.addHydrogens(forcefield); if heavy atoms or terminal groups are missing, repair the "
+        "structure with PDBFixer (the ends of a chain need OXT, or ACE and NME caps); a ligand or an unusual residue "
+        "needs a force field file of its own, and a water model with extra sites Modeller.addExtraParticles."
+    )
+
+
+def _use_native_obc(system):
+    """Replace a CustomGBForce that is the OBC2 model by a GBSAOBCForce (Onufriev, Bashford & Case 2004)."""
+    for index, force in enumerate(system.getForces()):
+        dielectrics = _obc2_dielectrics(force) if isinstance(force, openmm.CustomGBForce) else None
+        if dielectrics is None:
+            continue
+        native = openmm.GBSAOBCForce()
+        native.setSolventDielectric(dielectrics[0])
+        native.setSoluteDielectric(dielectrics[1])
+        for i in range(force.getNumParticles()):
+            charge, radius, scaled = force.getParticleParameters(i)
+            native.addParticle(charge, radius + _OBC2_OFFSET, scaled / radius)
+        native.setNonbondedMethod(force.getNonbondedMethod())  # the two enumerations agree
+        native.setCutoffDistance(force.getCutoffDistance())
+        system.removeForce(index)
+        system.addForce(native)
+        return
+
+
+def _obc2_dielectrics(force):
+    """(solvent, solute) dielectric constants if a CustomGBForce is OBC2 with the ACE surface term, else None.
+
+    Decided by its expressions: anything else (OBC1, GBn, HCT, salt, no surface term) must stay as it is.
+    """
+    names = [force.getPerParticleParameterName(i) for i in range(force.getNumPerParticleParameters())]
+    values = [force.getComputedValueParameters(i)[:2] for i in range(force.getNumComputedValues())]
+    terms = [force.getEnergyTermParameters(i)[0] for i in range(force.getNumEnergyTerms())]
+    if names != ["charge", "or", "sr"] or [name for name, _ in values] != ["I", "B"] or len(terms) != 3:
+        return None
+    if force.getNumGlobalParameters() or force.getNumExclusions() or force.getNumTabulatedFunctions():
+        return None
+    if _OBC2_RADIUS not in values[1][1] or _ACE_SURFACE not in terms[1]:
+        return None
+    constants = dict(re.findall(r"(\w+)\s*=\s*([-+.\deE]+)\s*(?:;|$)", terms[2]))
+    if not {"solventDielectric", "soluteDielectric", "kappa", "offset"} <= set(constants) or float(constants["kappa"]):
+        return None
+    if not math.isclose(float(constants["offset"]), _OBC2_OFFSET, rel_tol=1e-6):
+        return None
+    return float(constants["solventDielectric"]), float(constants["soluteDielectric"])
+
+
+def system_topology(topology, system):
+    """Give a topology the box of its system, or none where the system is not periodic, and return it.
+
+    Structure files of molecules without solvent often carry a box that means nothing.
+    """
+    if topology.getNumAtoms() != system.getNumParticles():
+        raise GeomGNNError(
+            f"The structure has {topology.getNumAtoms()} atoms but the system {system.getNumParticles()} particles: "
+            "give the structure that the system was made from."
+        )
+    if not system.usesPeriodicBoundaryConditions():
+        topology.setPeriodicBoxVectors(None)
+    elif topology.getPeriodicBoxVectors() is None:
+        topology.setPeriodicBoxVectors(system.getDefaultPeriodicBoxVectors())
+    return topology
+
+
+def degrees_of_freedom(system):
+    """The kinetic degrees of freedom: 3 per massive particle, less constraints and a removed centre-of-mass motion."""
+    massive = [system.getParticleMass(i)._value > 0 for i in range(system.getNumParticles())]
+    constrained = 0
+    for k in range(system.getNumConstraints()):
+        i, j, _ = system.getConstraintParameters(k)
+        constrained += massive[i] or massive[j]
+    removed = any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces())
+    return 3 * sum(massive) - constrained - 3 * removed
+
+
+def make_integrator(temperature, friction, timestep, every=1, bias_group=None, seed=1):
+    """A Langevin integrator for temperature (K), friction (1/ps) and timestep (ps), numbers or Quantities.
+
+    Without a bias (bias_group None), or with every == 1, a LangevinMiddleIntegrator of this timestep. Else an
+    MTSLangevinIntegrator (BAOAB-RESPA), one step of which is every*timestep and evaluates the force group bias_group
+    once and group 0 at every timestep. seed: of the noise; 0 does not mean a random one, as it does in OpenMM.
+
+    Raises GeomGNNError for values that make no sense.
+    """
+    temperature = positive(temperature, "temperature", "K")
+    friction = positive(friction, "friction", "1/ps", zero=True)
+    timestep = positive(timestep, "timestep", "ps")
+    if timestep > 0.02:
+        raise GeomGNNError(
+            f"timestep is {timestep:g} ps = {1000 * timestep:g} fs, which no molecule survives: is it in fs? Use 0.002 "
+            "to 0.004 ps."
+        )
+    if int(every) != every or every < 1:
+        raise GeomGNNError(f"every is {every}, but must be a whole number of time steps per bias evaluation.")
+    if bias_group is None or every == 1:
+        integrator = openmm.LangevinMiddleIntegrator(temperature, friction, timestep)
+    else:
+        groups = [(bias_group, 1), (0, int(every))]
+        integrator = openmm.MTSLangevinIntegrator(temperature, friction, timestep * every, groups)
+    # OpenMM takes 32-bit signed integers
+    integrator.setRandomNumberSeed(int(seed) % (2**31 - 1) or 1)
+    integrator.setConstraintTolerance(1e-6)
+    return integrator
+
+
+def choose_platform(name="auto", n_particles=None, precision="mixed"):
+    """The OpenMM platform and its properties, by name.
+
+    "auto" is CUDA, else HIP, where a context can be made on them; else Reference for fewer than 60 particles, and CPU
+    for more. CPU runs one thread: walkers are the parallelism here, and more threads than free cores are ruinous.
+    OpenCL only when asked for. precision: of a GPU platform, "single", "mixed" or "double".
+
+    Returns (openmm.Platform, dict). Raises GeomGNNError, listing what there is, when the platform is not there.
+    """
+    there = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+    if name == "auto":
+        gpus = (gpu for gpu in ("CUDA", "HIP") if gpu in there and _works(gpu))
+        small = n_particles is not None and n_particles < SMALL_SYSTEM
+        name = next(gpus, "CPU" if "CPU" in there and not small else "Reference")
+    if name not in there:
+        raise GeomGNNError(
+            f"There is no OpenMM platform {name!r} here. There are {', '.join(there)}; or say 'auto'."
+            + did_you_mean(name, there)
+        )
+    if precision not in ("single", "mixed", "double"):
+        raise GeomGNNError(f"The precision of a platform is 'single', 'mixed' or 'double', but was {precision!r}.")
+    if name == "CPU":
+        properties = {"Threads": "1"}
+    else:
+        properties = {} if name == "Reference" else {"Precision": precision}
+    return openmm.Platform.getPlatformByName(name), properties
+
+
+def _works(name):
+    """Whether a context can be made: the plugin may be installed on a machine without such a GPU."""
+    system = openmm.System()
+    system.addParticle(1.0)
+    try:
+        openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(name))
+    except openmm.OpenMMException:
+        return False
+    return True

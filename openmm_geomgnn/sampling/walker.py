@@ -1,0 +1,364 @@
+"""One molecule on its way: an OpenMM Context, advanced in blocks of steps under a bias that is given from outside."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import openmm
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.systems import (
+    SystemSettings,
+    build_system,
+    choose_platform,
+    degrees_of_freedom,
+    load_structure,
+    make_integrator,
+    positive,
+    system_topology,
+)
+
+GAS_CONSTANT = 0.00831446261815324  # kJ/mol/K
+
+
+@dataclass(frozen=True, eq=False)
+class WalkerSpec:
+    """Everything that makes a walker; picklable, so that it can be made in another process.
+
+    Steps are outer steps: one outer step is every*timestep with a bias, which is evaluated once in it, and timestep
+    without.
+
+    Parameters
+    ----------
+    structure : PDB or PDBx file: the topology, and where `positions` is absent the start.
+    system : SystemSettings, or an openmm.System as XML, made from the same structure.
+    cv_path : file of the collective variable, for a biased walker.
+    make_cv : in place of cv_path, a picklable callable that takes the topology and returns an object with
+        GeomGNNCV's `addToSystem(system, bias)`.
+    bias : a bias of openmm_geomgnn.sampling, or None.
+    temperature : K. friction : 1/ps. timestep : ps.
+    every : time steps per evaluation of the bias (multiple time steps).
+    platform : of OpenMM, or "auto" (see `choose_platform`). platform_precision : of a GPU.
+    precision, engine : of the network (see `GeomGNNCV`).
+    seed, index : the noise and the first velocities follow from both. index counts the walkers of a run from 0.
+    positions : (N, 3) in nm, or None.
+    minimise : minimise the energy before the start.
+    equilibration : ps of dynamics before the start. Like the minimisation it is done without CV and bias.
+    colvar_interval, frame_interval : outer steps between rows of COLVAR and between frames; 0 for none.
+
+    Raises
+    ------
+    GeomGNNError : a value makes no sense.
+    """
+
+    structure: str
+    system: SystemSettings | str = field(default_factory=SystemSettings)
+    cv_path: str | None = None
+    make_cv: Callable | None = None
+    bias: object | None = None
+    temperature: float = 300.0
+    friction: float = 1.0
+    timestep: float = 0.002
+    every: int = 1
+    platform: str = "auto"
+    platform_precision: str = "mixed"
+    precision: str = "single"
+    engine: str = "auto"
+    seed: int = 0
+    index: int = 0
+    positions: np.ndarray | None = None
+    minimise: bool = True
+    equilibration: float = 0.0
+    colvar_interval: int = 100
+    frame_interval: int = 500
+
+    def __post_init__(self):
+        object.__setattr__(self, "structure", str(self.structure))
+        for name, of in (("temperature", "K"), ("timestep", "ps")):
+            object.__setattr__(self, name, positive(getattr(self, name), name, of))
+        for name, of in (("friction", "1/ps"), ("equilibration", "ps")):
+            object.__setattr__(self, name, positive(getattr(self, name), name, of, zero=True))
+        for name, lowest in (("every", 1), ("seed", 0), ("index", 0), ("colvar_interval", 0), ("frame_interval", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or int(value) != value or value < lowest:
+                raise GeomGNNError(f"{name} is {value!r}, but must be a whole number, {lowest} or more.")
+            object.__setattr__(self, name, int(value))
+        if self.cv_path is not None and self.make_cv is not None:
+            raise GeomGNNError("Both cv_path and make_cv are given: give one of them.")
+        if self.bias is not None and not self.has_cv:
+            raise GeomGNNError("A bias needs a collective variable to act on: give cv_path, a file of `geomgnn fit`.")
+
+    @property
+    def has_cv(self):
+        return self.cv_path is not None or self.make_cv is not None
+
+    @property
+    def outer_step(self):
+        """Length of an outer step in ps."""
+        return self.timestep * (self.every if self.bias is not None else 1)
+
+    def seeds(self, step):
+        """Seeds of this walker when it is made at an outer step: of the noise, the velocities and the equilibration."""
+        words = np.random.SeedSequence([self.seed, self.index, step]).generate_state(3)
+        return [int(word) % (2**31 - 1) or 1 for word in words]
+
+
+@dataclass(frozen=True, eq=False)
+class WalkerReport:
+    """What happened in a block of outer steps.
+
+    step: outer steps done since the start.
+    s, V: (d,) and kJ/mol at the end; None without a bias.
+    observations: (n, d), the CV at every outer step, for a bias that measures its own widths; else None.
+    rows: (n_rows, d + 3), time in ps, CV, V and temperature in K, under the bias state of this block; without a bias
+        (n_rows, 2), time and temperature.
+    frames: (n_frames, N, 3) float32 in nm. boxes: (n_frames, 3, 3) in nm of a periodic system, else None.
+    """
+
+    step: int
+    s: np.ndarray | None
+    V: float | None
+    observations: np.ndarray | None
+    rows: np.ndarray
+    frames: np.ndarray
+    boxes: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class WalkerFacts:
+    """What a run needs to know of a walker: its CV components (0 without a bias) and kinetic degrees of freedom."""
+
+    dimension: int
+    degrees_of_freedom: int
+
+
+class Walker:
+    """A simulation made from a WalkerSpec. Call `start` or `restore` once, then `advance`.
+
+    spec: WalkerSpec. step: the outer step at which it will begin.
+
+    Raises GeomGNNError when structure, system, CV or platform cannot be made.
+    """
+
+    def __init__(self, spec, step=0):
+        self.spec = spec
+        self.step = step
+        topology, positions = load_structure(spec.structure)
+        if spec.positions is not None:
+            positions = np.array(spec.positions, dtype=np.float64)
+        self._positions = positions
+        self._system = make_system(spec, topology)
+        self._topology = system_topology(topology, self._system)
+        if positions.shape != (self._system.getNumParticles(), 3) or not np.isfinite(positions).all():
+            raise GeomGNNError(
+                f"The start positions of walker {spec.index} have the shape {positions.shape} for "
+                f"{self._system.getNumParticles()} atoms, or are not finite. Give (atoms, 3) in nm."
+            )
+        self._masses = np.array([self._system.getParticleMass(i)._value for i in range(len(positions))])
+        self._degrees_of_freedom = degrees_of_freedom(self._system)
+        self._periodic = self._system.usesPeriodicBoundaryConditions()
+        self._platform = choose_platform(spec.platform, len(positions), spec.platform_precision)
+        self._handle = None
+        self._dimension = 0
+        self._plain_system = openmm.XmlSerializer.serialize(self._system)
+        if spec.bias is not None:
+            for force in self._system.getForces():
+                # the integrator of multiple time steps evaluates group 0 and the bias, nothing else
+                force.setForceGroup(0)
+                if isinstance(force, openmm.NonbondedForce):
+                    force.setReciprocalSpaceForceGroup(-1)
+            cv = self._make_cv()
+            self._dimension = cv.dimension
+            self._handle = cv.addToSystem(self._system, bias=spec.bias)
+        noise, self._velocity_seed, self._equilibration_seed = spec.seeds(step)
+        group = None if self._handle is None else self._handle.forceGroup
+        self._integrator = make_integrator(spec.temperature, spec.friction, spec.timestep, spec.every, group, noise)
+        # between steps the multiple time step integrator keeps the bias forces of the current positions
+        self._keeps_forces = group is not None and spec.every > 1
+        self._context = self._guarded(openmm.Context, self._system, self._integrator, *self._platform)
+        self._bias_state = None
+        self._value = None  # (step, s, V)
+
+    def _make_cv(self):
+        if self.spec.make_cv is not None:
+            return self.spec.make_cv(self._topology)
+        # here, because without a CV no network library is needed
+        from openmm_geomgnn.force import GeomGNNCV
+
+        return GeomGNNCV(self.spec.cv_path, self._topology, precision=self.spec.precision, engine=self.spec.engine)
+
+    @property
+    def facts(self):
+        return WalkerFacts(self._dimension, self._degrees_of_freedom)
+
+    @property
+    def time(self):
+        """ps since the start."""
+        return self.step * self.spec.outer_step
+
+    def start(self):
+        """Begin from the start positions, minimised and equilibrated as specified, with velocities drawn anew."""
+        positions, box = self._guarded(self._relaxed)
+        self._context.setPeriodicBoxVectors(*box)
+        self._context.setPositions(positions)
+        self._guarded(self._context.applyConstraints, 1e-6)
+        self._context.setVelocitiesToTemperature(self.spec.temperature, self._velocity_seed)
+
+    def _relaxed(self):
+        """Start positions and box after minimisation and equilibration, without the bias: it is flat, and costs time."""
+        spec, system = self.spec, openmm.XmlSerializer.deserialize(self._plain_system)
+        integrator = make_integrator(spec.temperature, spec.friction, spec.timestep, seed=self._equilibration_seed)
+        context = openmm.Context(system, integrator, *self._platform)
+        context.setPositions(self._positions)
+        if spec.minimise:
+            openmm.LocalEnergyMinimizer.minimize(context)
+        if spec.equilibration:
+            context.applyConstraints(1e-6)
+            context.setVelocitiesToTemperature(spec.temperature, self._equilibration_seed)
+            integrator.step(round(spec.equilibration / spec.timestep))
+        state = context.getState(getPositions=True)
+        positions = state.getPositions(asNumpy=True)
+        if not np.isfinite(positions._value).all():
+            raise self._blown_up("positions", "in its equilibration")
+        return positions, state.getPeriodicBoxVectors()
+
+    def restore(self, checkpoint):
+        """Continue from what `checkpoint` gave: on the Reference platform bit for bit.
+
+        Raises GeomGNNError when OpenMM cannot read it: it is of another platform, machine or version of OpenMM.
+        """
+        try:
+            self._context.loadCheckpoint(checkpoint)
+        except openmm.OpenMMException as error:
+            raise GeomGNNError(
+                f"OpenMM cannot continue walker {self.spec.index} from its checkpoint on the platform "
+                f"{self._platform[0].getName()}: {error}. Continue with the platform, machine and version of OpenMM "
+                "that wrote it, or start anew in another folder."
+            ) from error
+
+    def checkpoint(self):
+        """The state of the Context as bytes, for `restore`."""
+        return self._context.createCheckpoint()
+
+    def advance(self, state, n_outer_steps):
+        """Do n_outer_steps under the bias state `state` (None: as before). Returns a WalkerReport.
+
+        Raises GeomGNNError, naming walker and time, when positions or velocities stop being finite, or when the CV or
+        OpenMM fail: the original exception is its cause.
+        """
+        self._set_bias_state(state)
+        spec, end = self.spec, self.step + n_outer_steps
+        adaptive = self._handle is not None and getattr(spec.bias, "adaptive", False)
+        observations, rows, frames, boxes = [], [], [], []
+        while self.step < end:
+            stops = [end] + [
+                (self.step // interval + 1) * interval
+                for interval in (spec.colvar_interval, spec.frame_interval)
+                if interval
+            ]
+            stop = self.step + 1 if adaptive else min(stops)
+            self._guarded(self._integrator.step, stop - self.step)
+            self.step = stop
+            if adaptive:
+                # a Langevin middle step evaluates the forces where it begins, so this may be the CV one step earlier:
+                # that measures the same width, and saves an evaluation of the network
+                observations.append(self._handle.last[0])
+            if spec.colvar_interval and stop % spec.colvar_interval == 0:
+                rows.append(self._row())
+            if spec.frame_interval and stop % spec.frame_interval == 0:
+                positions, box = self._frame()
+                frames.append(positions)
+                boxes.append(box)
+        self._check_finite()
+        s, V = (None, None) if self._handle is None else self._cv()
+        n_atoms = len(self._masses)
+        return WalkerReport(
+            step=self.step,
+            s=s,
+            V=V,
+            observations=np.array(observations) if adaptive else None,
+            rows=np.array(rows, dtype=np.float64).reshape(len(rows), 2 if s is None else len(s) + 3),
+            frames=np.array(frames, dtype=np.float32).reshape(len(frames), n_atoms, 3),
+            boxes=np.array(boxes) if self._periodic else None,
+        )
+
+    def _set_bias_state(self, state):
+        if state is None or state is self._bias_state or self._handle is None:
+            return
+        self._bias_state = state
+        self._handle.setState(state)
+        if self._keeps_forces:
+            # the forces kept from the last step are those of the old bias, and a run that is resumed here has none: the
+            # two would differ. Setting the positions makes the integrator forget them; setting the time does not
+            positions = self._context.getState(getPositions=True).getPositions(asNumpy=True)
+            self._context.setPositions(positions)
+
+    def _cv(self):
+        """(s (d,), V) at the current positions."""
+        if self._value is None or self._value[0] != self.step:
+            # asking for the energy would cost an evaluation, and draws random numbers in a CustomIntegrator
+            at_positions = self._handle.last if self._keeps_forces else None
+            s, V = at_positions or self._guarded(self._handle.value, self._context)
+            self._value = self.step, np.array(s, dtype=np.float64), float(V)
+        return self._value[1:]
+
+    def _row(self):
+        velocities = self._context.getState(getVelocities=True).getVelocities(asNumpy=True)._value
+        kinetic = 0.5 * float(self._masses @ (velocities * velocities).sum(axis=1))
+        temperature = 2 * kinetic / (self._degrees_of_freedom * GAS_CONSTANT)
+        if not np.isfinite(temperature):
+            raise self._blown_up("velocities")
+        if self._handle is None:
+            return [self.time, temperature]
+        s, V = self._cv()
+        return [self.time, *s, V, temperature]
+
+    def _frame(self):
+        # a periodic trajectory is written with its molecules in the box, as OpenMM's own reporters do
+        state = self._context.getState(getPositions=True, enforcePeriodicBox=self._periodic)
+        positions = state.getPositions(asNumpy=True)._value
+        if not np.isfinite(positions).all():
+            raise self._blown_up("positions")
+        return positions, state.getPeriodicBoxVectors(asNumpy=True)._value if self._periodic else None
+
+    def _check_finite(self):
+        if not np.isfinite(self._context.getState(getPositions=True).getPositions(asNumpy=True)._value).all():
+            raise self._blown_up("positions")
+
+    def _blown_up(self, what, when=None):
+        advice = "a larger sigma_min, a smaller `every` or a softer CV" if self._handle else "a minimised start"
+        when = when or f"at {self.time:g} ps"
+        return GeomGNNError(
+            f"Walker {self.spec.index} {when} has {what} that are not finite: the simulation blew up. Use a smaller "
+            f"timestep (now {self.spec.timestep:g} ps), {advice}."
+        )
+
+    def _guarded(self, call, *arguments):
+        """Call OpenMM; what it raises becomes a GeomGNNError that says where, with the original exception as cause."""
+        try:
+            return call(*arguments)
+        except openmm.OpenMMException as error:
+            # OpenMM passes on no more than the message of an exception in the CV: the handle has kept it
+            cause = getattr(self._handle, "error", None) or error
+            kind = "" if isinstance(cause, GeomGNNError | openmm.OpenMMException) else f"{type(cause).__name__}: "
+            raise GeomGNNError(
+                f"Walker {self.spec.index} stopped after {self.time:g} ps: {kind}{str(cause).rstrip('.')}."
+                + (
+                    f" Use a smaller timestep (now {self.spec.timestep:g} ps), or a minimised start."
+                    if "NaN" in str(error) and cause is error
+                    else ""
+                )
+            ) from cause
+
+
+def make_system(spec, topology):
+    """The openmm.System of a WalkerSpec, without its bias."""
+    if isinstance(spec.system, SystemSettings):
+        return build_system(topology, spec.system)
+    try:
+        system = openmm.XmlSerializer.deserialize(spec.system)
+    except openmm.OpenMMException as error:
+        raise GeomGNNError(f"The system is not the XML of an openmm.System ({error}): use XmlSerializer.") from error
+    if not isinstance(system, openmm.System):
+        raise GeomGNNError(f"The system is the XML of a {type(system).__name__}, not of an openmm.System.")
+    return system
