@@ -16,6 +16,7 @@ from openmm_geomgnn.windows import as_topology, make_windows, residue_table, sel
 
 BOLTZMANN = 0.00831446261815324  # kJ/mol/K
 ESTIMATORS = ("linear", "vampnet")
+RATE_FRAMES = 2000  # at which the velocity of the features is sampled
 SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one basin
 
 
@@ -23,7 +24,7 @@ SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one 
 class FitSettings:
     """How a CV is fitted; see `windows`, `tokens`, `mixers` and `koopman` for what each setting means.
 
-    `lag_time` and `frame_interval` are in picoseconds.
+    `lag_time`, `frame_interval` and `softening` are in picoseconds.
     """
 
     lag_time: float
@@ -38,6 +39,7 @@ class FitSettings:
     estimator: str = "linear"
     components: int = 1
     pca: int | None = 50
+    softening: float = 0.05
     reversible: bool = True
     training: dict = field(default_factory=dict)
     seed: int = 1
@@ -101,7 +103,8 @@ def fit_cv(trajectories, topology, settings, progress=None):
     positions = [molecule.positions(trajectory) for trajectory in trajectories]
     tokens = _embed(tokenizer, positions, progress)
     if settings.estimator == "linear":
-        mixer, model, scores = _fit_linear(mixer, tokens, lag, settings)
+        rates = _feature_rates(tokenizer, mixer, positions, molecule, topology, settings) if settings.softening else None
+        mixer, model, scores = _fit_linear(mixer, tokens, rates, lag, settings)
     else:
         mixer, model, scores = _fit_vampnet(mixer, tokens, lag, settings, progress)
     information = {
@@ -148,12 +151,43 @@ def _embed(tokenizer, positions, progress):
     return [tokenizer.embed(pos, advance) for pos in positions]
 
 
-def _fit_linear(mixer, tokens, lag, settings):
+def _feature_rates(tokenizer, mixer, positions, molecule, topology, settings):
+    """(K, n) time derivatives per ps of the features at 300 K: at up to RATE_FRAMES frames, along drawn velocities.
+
+    Central differences in double precision, which need no derivative of the features with respect to each atom.
+    """
+    pooled = torch.cat(positions)
+    frames = pooled[torch.linspace(0, len(pooled) - 1, min(RATE_FRAMES, len(pooled))).long()]
+    noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(settings.seed), dtype=torch.float64)
+    masses = atomic_masses(topology, molecule.atoms)
+    velocities = noise * torch.sqrt(BOLTZMANN * 300.0 / masses)[:, None] * NM_TO_ANGSTROM
+    encoder = Encoder.load(settings.encoder, torch.float64)
+    double = Tokenizer(encoder, tokenizer.windows, tokenizer.pooling)
+    step = 1e-4  # ps
+    with torch.no_grad():
+        after, before = (mixer(double.embed(frames + sign * step * velocities)) for sign in (1, -1))
+    return ((after - before) / (2 * step)).numpy()
+
+
+def atomic_masses(topology, atoms):
+    """(n,) float64 tensor of the elements' masses in amu."""
+    return torch.tensor([topology.atom(int(index)).element.mass for index in atoms], dtype=torch.float64)
+
+
+def _fit_linear(mixer, tokens, rates, lag, settings):
     with torch.no_grad():
         features = [mixer(part).double().numpy() for part in tokens]
 
     def fit(training):
-        return fit_linear(training, lag, settings.components, settings.pca, settings.reversible)
+        return fit_linear(
+            training,
+            lag,
+            settings.components,
+            settings.pca,
+            settings.reversible,
+            rates=rates,
+            softening=settings.softening,
+        )
 
     model = fit(features)
     folds = cross_validate(fit, features, lag, folds=4, reversible=settings.reversible)
@@ -162,6 +196,7 @@ def _fit_linear(mixer, tokens, lag, settings):
         "vamp2_held_out": float(np.mean(folds)),
         "vamp2_held_out_std": float(np.std(folds, ddof=1)),
         "pca": settings.pca,
+        "softening_ps": settings.softening,
     }
     return mixer, model, scores
 
@@ -198,7 +233,7 @@ def stiffness(cv, topology, positions, frame_interval, n_frames=200):
     """How hard a CV pulls on the atoms, and how much it fluctuates within a basin.
 
     A bias of width sigma on a CV drives motions of angular frequency Omega = rate / sigma; a simulation whose outer step
-    dt does not resolve them, Omega * dt > 1, heats.
+    dt does not resolve them heats: Omega * dt of 0.5 or less is safe.
 
     Parameters
     ----------
@@ -213,7 +248,7 @@ def stiffness(cv, topology, positions, frame_interval, n_frames=200):
         99th percentile of each component.
     """
     bound = cv.bind(topology, engine="eager")
-    masses = torch.tensor([as_topology(topology).atom(int(i)).element.mass for i in bound.atoms], dtype=torch.float64)
+    masses = atomic_masses(as_topology(topology), bound.atoms)
     pooled = torch.cat(positions)
     sample = pooled[torch.linspace(0, len(pooled) - 1, min(n_frames, len(pooled))).long()].requires_grad_(True)
     psi = bound(sample)

@@ -3,6 +3,7 @@
 Everything here is made once, before a simulation: which atoms, which windows around which residue, which pairs.
 """
 
+import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +26,8 @@ _SAME_RESIDUE = {
     "NMA": "NME",
     "NHE": "NH2",
 }
+# mdtraj's keyword does not know all of these names, among them AMBER's HID, HIE and CYX
+_PROTEIN = f"(protein or resname {' '.join(sorted({*_SAME_RESIDUE, *_SAME_RESIDUE.values()}))})"
 
 
 def as_topology(topology):
@@ -58,6 +61,8 @@ def as_topology(topology):
 def select_atoms(topology, selection=None):
     """Sorted indices of the atoms that `selection` (mdtraj's language) names; None is the heavy atoms of all protein.
 
+    `protein` takes in every protonation state and cap, whatever a force field calls it.
+
     Raises
     ------
     GeomGNNError
@@ -65,11 +70,11 @@ def select_atoms(topology, selection=None):
     """
     text = selection or DEFAULT_SELECTION
     try:
-        atoms = topology.select(text)
-    except Exception as error:  # mdtraj's parser raises whatever its grammar trips over
+        atoms = topology.select(re.sub(r"\b(is_)?protein\b", _PROTEIN, text))
+    except Exception as error:  # mdtraj's parser raises whatever its grammar trips over, and prints the grammar
         raise GeomGNNError(
-            f"The selection '{text}' is not valid: {error}. It is written in mdtraj's language, for example "
-            f"'{DEFAULT_SELECTION}' or 'chainid 0 and name CA CB'."
+            f"The selection '{text}' is not valid. It is written in mdtraj's language, for example '{DEFAULT_SELECTION}' "
+            "or 'chainid 0 and name CA CB'."
         ) from error
     if len(atoms) == 0:
         names = sorted({residue.name for residue in topology.residues})

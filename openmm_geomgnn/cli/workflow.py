@@ -32,6 +32,8 @@ COMPARISON_FRAME = 1.0  # ps between frames of the unbiased runs that crossings 
 FIRST_COMPARISON = 1000  # index of the first of those runs: their seeds are not those of the training runs
 # stage of a fit -> description and unit of its progress bar
 STAGES = {"embed": ("Embedding", "frames"), "train": ("Training", "epochs"), "stiffness": ("Stiffness", "")}
+# radians per outer step; runs at 0.5 stayed at their temperature, runs at 0.7 warmed up, runs at 1 boiled
+LARGEST_PHASE = 0.5
 # a kernel this much wider than the fluctuations within a basin merges with every other one: the bias cannot build up
 WIDEST_KERNEL = 2.0
 
@@ -164,6 +166,7 @@ def fit_settings(section, frame_interval, seed):
         estimator=section.estimator,
         components=section.components,
         pca=section.pca,
+        softening=section.softening if section.reversible else 0.0,
         reversible=section.reversible,
         training=training if section.estimator == "vampnet" else {},
         seed=seed,
@@ -212,7 +215,7 @@ def kernel_width(cv, protocol):
     """Widths of the bias's kernels, where the protocol leaves them open: {"sigma": ..., "sigma_min": ...}.
 
     The width is the CV's fluctuation within a basin, but no less than what the integrator can follow: a kernel of width
-    sigma drives motions of angular frequency rate/sigma, which times the outer step must not exceed 1.
+    sigma drives motions of angular frequency rate/sigma, whose phase must not advance by more than LARGEST_PHASE in a step.
 
     Raises
     ------
@@ -222,15 +225,15 @@ def kernel_width(cv, protocol):
     facts, bias = cv.training_information, protocol.bias
     step = protocol.schedule.bias_step
     thermal = np.sqrt(protocol.system.temperature / 300.0)
-    floor = np.array(facts["rate_300K_per_ps"]) * thermal * step
+    floor = np.array(facts["rate_300K_per_ps"]) * thermal * step / LARGEST_PHASE
     spread = np.array(facts["in_basin_spread"])
     too_stiff = floor > WIDEST_KERNEL * spread
     if bias.sigma is None and bias.sigma_min is None and too_stiff.any():
         raise GeomGNNError(
             f"The CV is too stiff to bias: at {1000 * step:g} fs between evaluations (run.every times system.timestep) the "
             f"narrowest kernel that does not heat the system is {_shown(floor)} wide, but the CV fluctuates by only "
-            f"{_shown(spread)} within a basin. Evaluate the bias more often (run.every: 1), fit a softer CV (fewer "
-            "components in cv.pca, or gradient_penalty with a vampnet), or set bias.sigma yourself."
+            f"{_shown(spread)} within a basin. Evaluate the bias more often (run.every: 1), fit a softer CV (a longer "
+            "cv.softening, or gradient_penalty with a vampnet), or set bias.sigma yourself."
         )
     widths = {}
     if bias.sigma is None:

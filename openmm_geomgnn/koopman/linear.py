@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import scipy.linalg
 
 from ..errors import GeomGNNError
 from .covariance import as_trajectories, check_lag, covariances, pair_weights
@@ -14,11 +15,15 @@ FLOOR_OF_MEAN, FLOOR_OF_WIDEST = 1e-5, 1e-6
 
 
 def fit_linear(features, lag: int, dim: int, pca: int | None = 50, reversible: bool = True, weights=None,
-               epsilon: float = EPSILON) -> KoopmanModel:
+               epsilon: float = EPSILON, rates=None, softening: float = 0.0) -> KoopmanModel:
     """The slowest linear combinations of features, as one map from the raw features.
 
     Standardise, keep the `pca` principal components of largest variance, then TICA (reversible) or VAMP on them. Few
     components hold back overfitting and the noise of directions that hardly vary.
+
+    A CV that reacts to every bond vibration heats the simulation that it biases. With `softening`, a time, the estimator
+    maximises the autocorrelation over <psi^2> + softening^2 <(dpsi/dt)^2>, so among functions that are about as slow it
+    takes one that moves little at the thermal velocities of the atoms.
 
     Parameters
     ----------
@@ -36,6 +41,10 @@ def fit_linear(features, lag: int, dim: int, pca: int | None = 50, reversible: b
         (T,) array for each trajectory; see `covariances`.
     epsilon
         Principal components with less than this share of the largest one's variance are dropped.
+    rates
+        (K, n) time derivatives of the features at thermal velocities, drawn at frames of the data; for `softening`.
+    softening
+        In the time unit of `rates`; 0 switches it off. For the reversible estimator only.
 
     Returns
     -------
@@ -64,7 +73,16 @@ def fit_linear(features, lag: int, dim: int, pca: int | None = 50, reversible: b
     check_dim(dim, kept, n)
     # Components of unit variance, so that the cutoff inside `vamp` sees dependence only, not size.
     to_components = components[:, :kept] / std[:, None] / np.sqrt(variances[:kept])
-    inner = vamp(covariances([_project(x, mean, to_components) for x in trajs], lag, weights, reversible), dim, epsilon)
+    reduced = [_project(x, mean, to_components) for x in trajs]
+    cov = covariances(reduced, lag, weights, reversible)
+    if softening > 0:
+        if rates is None or not reversible:
+            raise GeomGNNError("softening needs the features' rates and the reversible estimator: set reversible: true, or "
+                               "softening: 0.")
+        soft = _soft_directions(cov, np.float64(rates) @ to_components, softening, dim)
+        to_components = to_components @ soft
+        cov = covariances([x @ soft for x in reduced], lag, weights, reversible)
+    inner = vamp(cov, dim, epsilon)
     info = {**inner.info, "n_features": n, "rank": rank, "flat_features": flat, "pca_components": kept,
             "explained_variance": float(variances[:kept].sum() / variances.sum())}
     model = KoopmanModel(mean, to_components @ inner.projection, inner.singular_values, n - rank + inner.dropped, lag,
@@ -75,6 +93,13 @@ def fit_linear(features, lag: int, dim: int, pca: int | None = 50, reversible: b
                         right_mean=_mean([x[lag:] for x in trajs], pairs),
                         right_projection=to_components @ inner.right_projection)
     return fix_sign(model, trajs)
+
+
+def _soft_directions(cov, rates, softening, dim) -> np.ndarray:
+    """(n, dim) directions of largest autocorrelation over variance + softening^2 * mean squared rate."""
+    penalised = cov.c00 + softening**2 * (rates.T @ rates) / len(rates)
+    _, directions = scipy.linalg.eigh(0.5 * (cov.c0t + cov.c0t.T), penalised)
+    return directions[:, ::-1][:, :dim]
 
 
 def _frame_weights(lengths, lag, weights) -> list[np.ndarray]:

@@ -8,9 +8,10 @@ import numpy as np
 from openmm_geomgnn.errors import GeomGNNError
 
 _SIGNIFICANCE = 4  # standard errors: about 3 false alarms in 100,000 windows
-_SETTLING = 5.0  # ps: a run's first moments are no equilibrium
-# until the window is full, this many times the thermostat's temperature is allowed: the first kernel acts at nearly the
-# full barrier, and what it pushes off carries that energy to the thermostat
+_SHORTEST = 5.0  # ps: fewer say nothing
+# a bias begins with a bang: the first kernel acts at nearly the full barrier, and what it pushes off takes that energy to
+# the thermostat. This many ps are left out of the window, and until it is full this many times the temperature is allowed
+_SETTLING = 10.0
 _SETTLING_LIMIT = 2.0
 
 
@@ -20,8 +21,8 @@ class HeatGuard:
     temperature: K, of the thermostat. degrees_of_freedom: kinetic, of one walker. friction: 1/ps. row_interval: ps between
     rows. n_walkers: rows per time. limit: highest mean temperature, relative to the thermostat's. window: ps, at least;
     longer for a small system, whose temperature fluctuates: until the excess allowed is four standard errors of the mean.
-    While the window is not full, twice the temperature is allowed: the beginning of a bias releases heat. temperatures:
-    rows of an earlier part of the run.
+    Until it is full of rows from after the first 10 ps, twice the temperature is allowed: the beginning of a bias releases
+    heat. temperatures: rows of an earlier part of the run.
 
     The standard error follows from the canonical fluctuation of the kinetic energy, 2*T^2/degrees_of_freedom, which a
     Langevin thermostat forgets in about 1/friction.
@@ -39,6 +40,7 @@ class HeatGuard:
         needed = self._variance * max(self._memory, row_interval) * (_SIGNIFICANCE / (limit - 1)) ** 2 / n_walkers
         n_times = max(1, math.ceil(max(window, needed) / row_interval))
         self._rows = deque(temperatures, maxlen=n_times * n_walkers)
+        self._unsettled = self._rows.maxlen + math.ceil(_SETTLING / row_interval) * n_walkers - len(self._rows)
 
     @property
     def temperatures(self):
@@ -53,13 +55,14 @@ class HeatGuard:
     def add(self, temperatures):
         """Take in the temperatures (n,) of new rows, in the order of time."""
         self._rows.extend(float(value) for value in temperatures)
+        self._unsettled -= len(temperatures)
 
     def check(self, time):
         """Raise GeomGNNError when the system is too hot. time: ps, for the message."""
         span = len(self._rows) / self._n_walkers * self._row_interval
-        if span < _SETTLING:
+        if span < _SHORTEST:
             return
-        limit = self.limit if len(self._rows) == self._rows.maxlen else max(_SETTLING_LIMIT, self.limit)
+        limit = max(_SETTLING_LIMIT, self.limit) if self._unsettled > 0 else self.limit
         if self.mean > limit * self.temperature:
             raise GeomGNNError(
                 f"The run was stopped at {time:g} ps: over the last {span:.3g} ps the mean temperature is {self.mean:.0f} "

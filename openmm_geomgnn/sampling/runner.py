@@ -143,6 +143,9 @@ class Runner:
                 )
             return None
         checkpoint = load_checkpoint(self._path)
+        if checkpoint.step == 0:
+            # a run that failed in its first block holds nothing to go on with, so it may be begun with better settings
+            return None
         check_fingerprint(checkpoint.fingerprint, prints, self._path)
         return checkpoint
 

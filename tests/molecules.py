@@ -1,0 +1,94 @@
+"""Topologies, random encoders and random collective variables for tests of windows, CVs and forces."""
+
+from importlib import resources
+
+import mdtraj
+import numpy as np
+import torch
+from mdtraj.core import element
+from physics import as_if_trained
+
+from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.encoder import Encoder
+from openmm_geomgnn.mixers import make_mixer
+from openmm_geomgnn.tokens import Tokenizer
+from openmm_geomgnn.windows import make_windows, residue_table, select_atoms
+from torchmdnet_ext import registration
+
+ALA2 = resources.files("openmm_geomgnn") / "data" / "ala2-c7eq.pdb"
+CUTOFF = 5.0  # angstrom, of the random encoders
+SETTINGS = {
+    "embedding_dimension": 16,
+    "num_layers": 2,
+    "num_rbf": 12,
+    "num_heads": 4,
+    "max_z": 40,
+    "cutoff_lower": 0.0,
+    "cutoff_upper": CUTOFF,
+    "rbf_type": "expnorm",
+    "trainable_rbf": False,
+    "activation": "silu",
+    "attn_activation": "silu",
+    "distance_influence": "both",
+    "neighbor_embedding": False,
+}
+TRANSFORMER = "smooth-equivariant-transformer"
+BOXES = {
+    "orthorhombic": np.diag([3.1, 3.6, 2.9]),
+    "triclinic": np.array([[3.1, 0.0, 0.0], [-1.2, 3.3, 0.0], [1.4, -1.5, 3.0]]),
+}
+
+
+def ala2():
+    """Alanine dipeptide, 22 atoms, as an mdtraj trajectory of one frame."""
+    return mdtraj.load(str(ALA2))
+
+
+def random_encoder(model=TRANSFORMER, seed=5, **settings):
+    settings = {**SETTINGS, "model": model, **settings}
+    torch.manual_seed(seed)
+    network = as_if_trained(registration.representation_model({"precision": 32, **settings}))
+    return Encoder(network.requires_grad_(False).eval(), settings, {"seed": seed}, "random")
+
+
+def random_cv(topology, encoder=None, dimension=2, mixer="none", scale=1.0, **options):
+    """A CV of random weights whose components vary by about `scale`; `options` are those of CollectiveVariable."""
+    encoder = encoder or random_encoder()
+    atoms = select_atoms(topology, options.get("selection"))
+    windows = make_windows(topology, atoms, options.get("window", "all"), options.get("context", 1))
+    mixer = make_mixer(mixer, windows.n_tokens, encoder.hidden_channels)
+    if not mixer.has_statistics:
+        noise = np.random.default_rng(2).normal(size=(40, len(atoms), 3))
+        mixer.set_statistics(Tokenizer(encoder, windows, options.get("pooling", "sum")).embed(3 * noise))
+    rng = np.random.default_rng(3)
+    projection = scale * rng.normal(size=(mixer.out_features, dimension)) / np.sqrt(mixer.out_features)
+    table = residue_table(topology, atoms)
+    return CollectiveVariable(
+        encoder, mixer, rng.normal(size=mixer.out_features), projection, np.linspace(0.9, 0.5, dimension), table, **options
+    )
+
+
+def with_water(topology, xyz, before=False):
+    """The topology and positions (N, 3) in nm with two water molecules and an ion after (or before) the molecule."""
+    solvent = mdtraj.Topology()
+    chain = solvent.add_chain()
+    for k in range(2):
+        residue = solvent.add_residue("HOH", chain, resSeq=k)
+        for name, kind in (("O", element.oxygen), ("H1", element.hydrogen), ("H2", element.hydrogen)):
+            solvent.add_atom(name, kind, residue)
+    solvent.add_atom("CL", element.chlorine, solvent.add_residue("CL", chain, resSeq=9))
+    places = xyz.max(axis=0) + 0.3 * np.arange(1, 8)[:, None]
+    if before:
+        return solvent.join(topology), np.concatenate([places, xyz])
+    return topology.join(solvent), np.concatenate([xyz, places])
+
+
+def wrapped(xyz, box):
+    """Positions with every atom moved into the box on its own, as engines may report them."""
+    return xyz - np.floor(xyz @ np.linalg.inv(box)) @ box
+
+
+def rotation(seed, proper=True):
+    q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    q = q * np.sign(np.diag(r))
+    return q if (np.linalg.det(q) > 0) == proper else -q
