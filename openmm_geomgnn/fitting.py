@@ -39,7 +39,7 @@ class FitSettings:
     estimator: str = "linear"
     components: int = 1
     pca: int | None = 50
-    softening: float = 0.05
+    softening: float = 0.02
     reversible: bool = True
     training: dict = field(default_factory=dict)
     seed: int = 1

@@ -16,33 +16,34 @@ from openmm_geomgnn.windows import as_topology
 class _Callback:
     """What `openmm.PythonForce` calls: energy and forces of a component of the CV, or of a bias on all components.
 
-    It is pure: it reads the bias state and never changes it. It pickles as a reference to the CV's file, not as a network.
+    It is pure: it reads the bias state and never changes it. OpenMM pickles it once, when a force is made of it: as a
+    reference to the CV's file, not as a network, and with the bias in its initial state.
     """
 
-    def __init__(self, bound, source, component=None, bias=None, state=None):
-        self.bound = bound
+    def __init__(self, source, component=None, bias=None, periodic=False, bound=None):
         self.source = source
         self.component = component
         self.bias = bias
-        self.state = state
-        self.periodic = False
+        self.periodic = periodic
+        self.bound = None
+        self.state = None
         self.last = None  # (s, V) of the most recent evaluation
         self.error = None  # the exception that stopped the simulation, with its traceback
+        if bound is not None:
+            self._bind(bound)
+
+    def _bind(self, bound):
+        self.bound = bound
+        if self.bias is not None:
+            self.state = self.bias.initial_state(dimension=bound.dimension)
 
     def __getstate__(self):
-        return {
-            "source": self.source,
-            "component": self.component,
-            "bias": self.bias,
-            "state": None if self.bias is None else self.bias.to_arrays(self.state),
-            "periodic": self.periodic,
-        }
+        return {"source": self.source, "component": self.component, "bias": self.bias, "periodic": self.periodic}
 
     def __setstate__(self, saved):
-        self.__init__(saved["source"].bind(), saved["source"], saved["component"], saved["bias"])
-        if self.bias is not None:
-            self.state = self.bias.from_arrays(saved["state"])
-        self.periodic = saved["periodic"]
+        # An exception in here would crash OpenMM, and it makes copies that are never evaluated: the file is read, and may
+        # turn out to be missing, at the first evaluation.
+        self.__init__(**saved)
 
     def __call__(self, state):
         try:
@@ -53,15 +54,17 @@ class _Callback:
             raise
 
     def _evaluate(self, state):
+        if self.bound is None:
+            self._bind(self.source.bind())
         pos = state.getPositions(asNumpy=True)._value
-        if self.periodic:
-            pos = self.bound.molecule.make_whole(pos, state.getPeriodicBoxVectors(asNumpy=True)._value)
         if not np.isfinite(pos).all():
             raise GeomGNNError(
                 f"{_bad_atoms(pos, self.bound.atoms)} have positions that are not finite at step {state.getStepCount()}: "
                 "the simulation blew up. Use a smaller timestep, evaluate the bias more often (every), or minimise the "
                 "starting structure."
             )
+        if self.periodic:
+            pos = self.bound.molecule.make_whole(pos, state.getPeriodicBoxVectors(asNumpy=True)._value)
         pos = torch.from_numpy(pos * NM_TO_ANGSTROM).requires_grad_(True)
         psi = self.bound.single(pos)
         s = psi.detach().numpy()
@@ -153,7 +156,8 @@ class BiasHandle:
 
     def value(self, context):
         """(s (d,), V in kJ/mol) at the current positions of a Context."""
-        context.getState(getEnergy=True, groups={self.forceGroup})
+        # not the energy: a CustomIntegrator draws random numbers for it, and the run would take another course
+        context.getState(getForces=True, groups={self.forceGroup})
         return self._callback.last
 
 
@@ -199,12 +203,11 @@ class GeomGNNCV(openmm.PythonForce):
                 f"This CV has {cv.dimension} component{'s' if cv.dimension > 1 else ''}, numbered from 0; component "
                 f"{component} does not exist."
             )
-        callback = _Callback(bound, source, int(component))
+        callback = _Callback(source, int(component), periodic=bool(periodic), bound=bound)
         super().__init__(callback)
         self.setParticles([int(index) for index in bound.atoms])
         self.setName("GeomGNNCV")
         self._callback = callback
-        callback.periodic = bool(periodic)
         self.setUsesPeriodicBoundaryConditions(callback.periodic)
 
     @property
@@ -228,6 +231,9 @@ class GeomGNNCV(openmm.PythonForce):
 
     def addToSystem(self, system, bias=None, forceGroup=None):
         """Add a bias on all components to a System: one forward and one backward pass of the network a step.
+
+        A copy of the System, and one read from XML, has the bias in its initial state, whatever `BiasHandle.setState` did:
+        add the bias anew to a System without it, and save the bias state with `bias.to_arrays`.
 
         Parameters
         ----------
@@ -258,9 +264,8 @@ class GeomGNNCV(openmm.PythonForce):
             if not free:
                 raise GeomGNNError("All force groups of the System are in use. Pass the group to share as forceGroup.")
             forceGroup = free[0]
-        state = None if bias is None else bias.initial_state(dimension=self.dimension)
-        callback = _Callback(self.bound, self._callback.source, None, bias, state)
-        callback.periodic = system.usesPeriodicBoundaryConditions()
+        periodic = system.usesPeriodicBoundaryConditions()
+        callback = _Callback(self._callback.source, bias=bias, periodic=periodic, bound=self.bound)
         force = openmm.PythonForce(callback)
         force.setParticles([int(index) for index in self.atoms])
         force.setUsesPeriodicBoundaryConditions(callback.periodic)

@@ -132,7 +132,7 @@ class CVSection(Section):
     components: Whole = Field(1, ge=1, description="number of CV components")
     pca: Whole | None = Field(50, ge=1, description="principal components of the linear estimator; null keeps all")
     softening: Picoseconds = Field(
-        0.05, ge=0, description="of the linear estimator, ps: longer is a CV that moves less with every vibration; 0 is off"
+        0.02, ge=0, description="of the linear estimator, ps: longer is a CV that moves less with every vibration; 0 is off"
     )
     reversible: bool = Field(True, description="estimate reversible dynamics (TICA, SRV) instead of VAMP")
     training: TrainingSection = Field(default_factory=TrainingSection, description="of a vampnet")
