@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from openmm_geomgnn.errors import GeomGNNError
-from torchmdnet_ext import checkpoints
+from torchmdnet_ext import checkpoints, registration
 
 CHUNK_ATOMS = 4096  # atoms embedded in one pass; bounds memory, measured to be fastest on a CPU up to about here
 
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
             network = checkpoints.build_network(settings, tensors, str(path))
         except ValueError as error:
             raise GeomGNNError(str(error)) from error
-        settings = {name: settings[name] for name in checkpoints.SETTINGS if name in settings}
+        settings = {name: settings[name] for name in registration.NETWORK_SETTINGS if name in settings}
         return cls(network.to(dtype), settings, training, path.stem)
 
     @property

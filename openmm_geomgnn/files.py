@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and whatever has to be closed."""
 
 import hashlib
 import os
@@ -27,6 +27,16 @@ def atomic_write(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class Closing:
+    """A context manager that calls its `close` when it ends."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
 
 
 def sha256(path, length=16):

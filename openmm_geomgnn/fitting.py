@@ -11,10 +11,10 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import cross_validate, fit_linear, timescales, train_vampnet
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.tokens import Tokenizer
-from openmm_geomgnn.whole import NM_TO_ANGSTROM, SelectedMolecule
+from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM
+from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import as_topology, make_windows, residue_table, select_atoms
 
-BOLTZMANN = 0.00831446261815324  # kJ/mol/K
 ESTIMATORS = ("linear", "vampnet")
 RATE_FRAMES = 2000  # at which the velocity of the features is sampled
 SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one basin
@@ -91,6 +91,8 @@ def fit_cv(trajectories, topology, settings, progress=None):
         raise GeomGNNError("A VAMPnet needs a mixer with parameters: set mixer: mlp or mixer: attention.")
     if settings.estimator == "linear" and settings.mixer != "none":
         raise GeomGNNError("The linear estimator works on the tokens themselves: set mixer: none, or estimator: vampnet.")
+    if settings.estimator == "linear" and settings.softening and not settings.reversible:
+        raise GeomGNNError("softening is for the reversible estimator only: set reversible: true, or softening: 0.")
     lag = settings.lag_frames()
     topology = as_topology(topology)
     atoms = select_atoms(topology, settings.selection)

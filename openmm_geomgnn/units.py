@@ -1,4 +1,4 @@
-"""Numbers with units, as people write them: "40 kJ/mol", "2 fs", "1/ps", an OpenMM Quantity, or a bare number."""
+"""Constants, and numbers with units as people write them: "40 kJ/mol", "2 fs", an OpenMM Quantity, or a bare number."""
 
 import math
 import re
@@ -6,6 +6,9 @@ from difflib import get_close_matches
 from numbers import Real
 
 from openmm_geomgnn.errors import GeomGNNError
+
+BOLTZMANN = 0.00831446261815324  # kJ/mol/K
+NM_TO_ANGSTROM = 10.0
 
 # name as written -> name in openmm.unit; case matters, as in "mol" and "Mol"
 UNITS = {

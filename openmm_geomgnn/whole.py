@@ -5,8 +5,7 @@ import numpy as np
 import torch
 
 from openmm_geomgnn.errors import GeomGNNError
-
-NM_TO_ANGSTROM = 10.0
+from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 
 class MoleculeMaker:

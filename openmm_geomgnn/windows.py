@@ -5,13 +5,13 @@ Everything here is made once, before a simulation: which atoms, which windows ar
 
 import re
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 
 import mdtraj
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import did_you_mean
 
 DEFAULT_SELECTION = "protein and not element H"
 WINDOWS = ("all", "sequence")
@@ -184,9 +184,9 @@ def make_windows(topology, atoms, window="all", context=1):
         If `window` is not known or `context` is negative.
     """
     if window not in WINDOWS:
-        close = get_close_matches(str(window), WINDOWS, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise GeomGNNError(f"Unknown window '{window}'; the choices are {', '.join(WINDOWS)}.{hint}")
+        raise GeomGNNError(
+            f"Unknown window '{window}'; the choices are {', '.join(WINDOWS)}.{did_you_mean(window, WINDOWS)}"
+        )
     if int(context) != context or context < 0:
         raise GeomGNNError(f"The window's context is a number of residues, 0 or more, but was {context}.")
     members = [topology.atom(int(index)) for index in atoms]

@@ -388,7 +388,7 @@ def test_runs_that_do_not_fit_together():
     check("in radians, not degrees", torsions=[np.degrees(t) for t in torsions])
     check("one \\(T, 2\\) array", torsions=[t[:, :1] for t in torsions])
     check("No column is named \\*.bias", colvar={k: v for k, v in colvar.items() if k != "opes.bias"})
-    check("did you mean 'opes.bias'", bias_fields=["opes_bias"])
+    check("Did you mean 'opes.bias'", bias_fields=["opes_bias"])
     check("rows were written twice", colvar=dict(colvar, walker=np.zeros(100)))
     check("no field 'time'", colvar={k: v for k, v in colvar.items() if k != "time"})
     check("too few to analyse", colvar={k: v[:2] for k, v in colvar.items()})

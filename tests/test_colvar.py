@@ -49,7 +49,7 @@ def test_blocks_that_do_not_fit_are_refused(tmp_path):
     writer = ColvarWriter(tmp_path / "COLVAR", ["time", "cv.1"])
     with pytest.raises(GeomGNNError, match=r"\(2, 3\)"):
         writer.write(np.zeros((2, 3)))
-    with pytest.raises(GeomGNNError, match="did you mean 'cv.1'"):
+    with pytest.raises(GeomGNNError, match="Did you mean 'cv.1'"):
         writer.write({"time": 1, "cv_1": 2})
     with pytest.raises(GeomGNNError, match="lack the field 'cv.1'"):
         writer.write({"time": 1})
@@ -158,7 +158,7 @@ def test_damaged_and_foreign_files(tmp_path):
 def test_a_missing_field_names_the_nearest(tmp_path):
     path = tmp_path / "COLVAR"
     path.write_text("#! FIELDS time opes.bias\n 0 1\n")
-    with pytest.raises(GeomGNNError, match="'opes_bias' in .*COLVAR: did you mean 'opes.bias'"):
+    with pytest.raises(GeomGNNError, match=r"'opes_bias' in .*COLVAR\. Did you mean 'opes.bias'"):
         read_colvar(path, ["time", "opes_bias"])
     with pytest.raises(GeomGNNError, match="The fields are time opes.bias"):
         column(read_colvar(path), "xyz")

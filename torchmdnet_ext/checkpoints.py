@@ -16,15 +16,6 @@ from torchmdnet_ext import registration
 
 FORMAT = "openmm-geomgnn encoder"
 VERSION = 1
-# every setting of `torchmd-train` that has a say in how a representation network is built
-SETTINGS = tuple(
-    sorted(
-        {theirs for theirs, _ in registration._COMMON}
-        | set(registration._TRANSFORMER)
-        | set(registration._VISNET)
-        | {"model"}
-    )
-)
 PREFIX = "model.representation_model."
 
 
@@ -79,7 +70,7 @@ def write_encoder(path, settings, network, training=None):
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "settings": {name: settings[name] for name in SETTINGS if name in settings},
+        "settings": {name: settings[name] for name in registration.NETWORK_SETTINGS if name in settings},
         "training": training or {},
     }
     tensors = {name: tensor.detach().float().contiguous() for name, tensor in network.state_dict().items()}

@@ -57,6 +57,8 @@ _COMMON = (
 )
 _TRANSFORMER = ("attn_activation", "distance_influence", "neighbor_embedding", "vector_cutoff")
 _VISNET = ("lmax", "vecnorm_type", "trainable_vecnorm", "vertex")
+# every setting of `torchmd-train` that has a say in how one of our networks is built
+NETWORK_SETTINGS = tuple(sorted({"model", *(theirs for theirs, _ in _COMMON), *_TRANSFORMER, *_VISNET}))
 
 
 @functools.cache
@@ -76,6 +78,10 @@ def check_version():
 def representation_model(args):
     """The network that `args` (the settings of `torchmd-train`) describe, one of `MODELS`."""
     import torch
+
+    from torchmdnet_ext.quiet import start_warp
+
+    start_warp()
     from torchmdnet.models.utils import dtype_mapping
 
     args = {**OWN_DEFAULTS, "vector_cutoff": False, **args}

@@ -20,8 +20,6 @@ from openmm_geomgnn.analysis.resampling import (
 )
 from openmm_geomgnn.errors import GeomGNNError
 
-BOLTZMANN = 0.00831446261815324  # kJ/mol/K
-
 
 @dataclass(frozen=True)
 class FreeEnergy:

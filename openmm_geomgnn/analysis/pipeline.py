@@ -18,7 +18,6 @@ from openmm_geomgnn.analysis.frames import (
     transient,
 )
 from openmm_geomgnn.analysis.free_energy import (
-    BOLTZMANN,
     FreeEnergy,
     FreeEnergyDifference,
     delta_F,
@@ -31,6 +30,7 @@ from openmm_geomgnn.analysis.free_energy import (
 from openmm_geomgnn.analysis.verdict import reading_notes
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.colvar import column, split_walkers
+from openmm_geomgnn.units import BOLTZMANN
 
 # alanine dipeptide's C7ax basin along phi (radians); everything else, across the period, is the other state
 PHI_STATE_B = (0.0, 2.2)

@@ -1,6 +1,5 @@
 """What every token mixer shares: invariant features, their standardisation, checks of the input, settings."""
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GeomGNNError
+from ..units import did_you_mean
 
 # |v| is sqrt(v.v + eps^2): smooth at v = 0, where the bare norm has a kink. 1e-3 bounds its curvature by 1000 and is
 # below the vector norms that pre-trained networks produce (0.003 to 10).
@@ -32,9 +32,7 @@ def invariants(tokens: Tensor) -> Tensor:
 def suggest(what: str, name: object, options: Iterable[str]) -> str:
     """The text of an error about an unknown name, with the nearest known one."""
     options = sorted(options)
-    close = difflib.get_close_matches(str(name), options, n=1)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{what} {name!r} is unknown. {hint}Known: {', '.join(options) or 'none'}."
+    return f"{what} {name!r} is unknown.{did_you_mean(name, options)} Known: {', '.join(options) or 'none'}."
 
 
 def positive_int(name: str, value: object) -> int:

@@ -1,0 +1,5 @@
+"""Biases on collective variables, and the runs that sample under them. The biases are pure: numpy, no engine, no files."""
+
+from openmm_geomgnn.sampling.opes import OPES
+
+__all__ = ["OPES"]

@@ -7,7 +7,6 @@ Times are in ps, energies in kJ/mol, temperatures in K. Whatever reads PLUMED's 
 `numpy.loadtxt`) reads these, and `read_colvar` reads PLUMED's.
 """
 
-import difflib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.files import Closing, atomic_write
+from openmm_geomgnn.units import did_you_mean
 
 _FIELDS = "#! FIELDS"
 # 12 significant digits: a relative rounding error of 5e-13, in about 60 % of the space of an exact float64
 _FORMAT = "%.12g"
 
 
-class ColvarWriter:
+class ColvarWriter(Closing):
     """Appends blocks of rows to a COLVAR file.
 
     path: the file. fields: the column names, in order. append=False starts a new file (an existing one is replaced);
@@ -83,7 +83,7 @@ class ColvarWriter:
     def _stack(self, columns):
         unknown = [name for name in columns if name not in self.fields]
         if unknown:
-            raise GeomGNNError(f"{self.path} has no field {unknown[0]!r}{_did_you_mean(unknown[0], self.fields)}")
+            raise GeomGNNError(f"{self.path} has no field {unknown[0]!r}.{_hint(unknown[0], self.fields)}")
         missing = [name for name in self.fields if name not in columns]
         if missing:
             raise GeomGNNError(f"The rows for {self.path} lack the field {missing[0]!r}. Give a value for every field.")
@@ -98,12 +98,6 @@ class ColvarWriter:
 
     def close(self):
         self._file.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
 
 
 def read_colvar(path, fields=None):
@@ -128,7 +122,7 @@ def read_colvar(path, fields=None):
 def column(colvar, name, source="the COLVAR data"):
     """The column `name` of `colvar`. Raises GeomGNNError, naming the nearest field, where there is none."""
     if name not in colvar:
-        raise GeomGNNError(f"There is no field {name!r} in {source}{_did_you_mean(name, colvar)}")
+        raise GeomGNNError(f"There is no field {name!r} in {source}.{_hint(name, colvar)}")
     return colvar[name]
 
 
@@ -269,10 +263,8 @@ def _no_header(path):
     )
 
 
-def _did_you_mean(name, fields):
-    near = difflib.get_close_matches(name, list(fields), n=1, cutoff=0.5)
-    hint = f": did you mean {near[0]!r}?" if near else "."
-    return f"{hint} The fields are {_shown(fields)}."
+def _hint(name, fields):
+    return f"{did_you_mean(name, fields)} The fields are {_shown(fields)}."
 
 
 def _shown(fields, limit=12):

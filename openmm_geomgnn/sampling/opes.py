@@ -5,65 +5,37 @@ J. Chem. Theory Comput. 2022, 10.1021/acs.jctc.2c00152 (EXPLORE). The force is t
 """
 
 import math
-import operator
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.kernels import KernelSum, add_kernel, minimum_image, wrap
-from openmm_geomgnn.units import quantity
+from openmm_geomgnn.sampling.opes_state import (
+    Deposition,
+    OPESState,
+    check_same_settings,
+    checked_arrays,
+    state_arrays,
+    state_from_arrays,
+)
+from openmm_geomgnn.sampling.settings import (
+    box_of,
+    check_values,
+    common_dimension,
+    read_count,
+    read_energies,
+    read_number,
+    read_periods,
+    read_widths,
+)
+from openmm_geomgnn.units import BOLTZMANN
 
-BOLTZMANN = 0.00831446261815324  # kJ/mol/K
+__all__ = ["OPES", "OPESState"]
+
 SMALLEST_SIGMA = 1e-6  # below it a measured width means that the CV did not move at all
-
-
-@dataclass(frozen=True, eq=False)
-class OPESState:
-    """Everything OPES remembers: enough to continue bit for bit. Its arrays are read-only.
-
-    centres, sigmas: (K, d). log_heights: (K,). log_W, log_W2: logarithms of the sums of the weights and of their
-    squares. n: samples counted so far, from 1. Z: the normalisation. sigma0: the reference widths of the kernel
-    heights, (1, d) for a given sigma (d = 0 while unknown), (n_walkers, d) once measured, (0, d) until then.
-    a (n_walkers,), m and M2 (n_walkers, d): steps seen, mean and sum of squares of each walker's adaptive sigma.
-    """
-
-    centres: np.ndarray
-    sigmas: np.ndarray
-    log_heights: np.ndarray
-    log_W: float
-    log_W2: float
-    n: int
-    Z: float
-    sigma0: np.ndarray
-    a: np.ndarray
-    m: np.ndarray
-    M2: np.ndarray
-    # (method, KernelSum): the kernels arranged for evaluation, made at first use from the fields above
-    _evaluator: tuple | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self):
-        for name in _ARRAYS:
-            getattr(self, name).flags.writeable = False
-
-    def __reduce__(self):
-        return OPESState, tuple(getattr(self, name) for name in _STORED)
-
-    @property
-    def dimension(self):
-        """Number of CV components, or None while it is unknown."""
-        return self.centres.shape[1] or None
-
-    @property
-    def n_walkers(self):
-        return len(self.a)
-
-
-_STORED = tuple(entry.name for entry in fields(OPESState) if entry.init)
-_ARRAYS = ("centres", "sigmas", "log_heights", "sigma0", "a", "m", "M2")
-_INTEGERS = ("n", "a")
 # what else the kernels of a state depend on
 _SETTINGS = ("barrier", "biasfactor", "temperature", "explore", "kernel_cutoff", "adaptive")
 
@@ -117,9 +89,9 @@ class OPES:
             object.__setattr__(self, name, value)
             return value
 
-        barrier = put("barrier", _number(self.barrier, "barrier", "kJ/mol"))
-        kT = put("kT", BOLTZMANN * put("temperature", _number(self.temperature, "temperature", "K")))
-        put("pace", _count(self.pace, "pace"))
+        barrier = put("barrier", read_number(self.barrier, "barrier", "kJ/mol"))
+        kT = put("kT", BOLTZMANN * put("temperature", read_number(self.temperature, "temperature", "K")))
+        put("pace", read_count(self.pace, "pace"))
         put("explore", bool(self.explore))
         ratio = barrier / kT
         if ratio > 200:
@@ -135,13 +107,13 @@ class OPES:
         cutoff = self.kernel_cutoff
         if cutoff is None:
             cutoff = math.sqrt(2 * ratio if self.explore else 2 * ratio / self.p)
-        put("kernel_cutoff", cutoff := _number(cutoff, "kernel_cutoff"))
+        put("kernel_cutoff", cutoff := read_number(cutoff, "kernel_cutoff"))
         if cutoff < 3.5:
             _warn(
                 f"Kernels are cut off at {cutoff:.3g} sigma, below 3.5, so the truncation shows in the bias: is your "
                 f"barrier ({barrier:g} kJ/mol = {ratio:.3g} kT) too low, or your kernel_cutoff too short?"
             )
-        threshold = _number(self.compression_threshold, "compression_threshold", zero=True)
+        threshold = read_number(self.compression_threshold, "compression_threshold", zero=True)
         put("compression_threshold", threshold)
         if threshold >= cutoff:
             raise GeomGNNError(
@@ -149,26 +121,18 @@ class OPES:
                 "out of each other's reach would be merged. Use a threshold near 1 (0 switches merging off)."
             )
 
-        put("sigma", _widths(self.sigma, "sigma"))
-        put("sigma_min", _widths(self.sigma_min, "sigma_min"))
-        put("periods", _periods(self.periods))
+        put("sigma", read_widths(self.sigma, "sigma"))
+        put("sigma_min", read_widths(self.sigma_min, "sigma_min"))
+        put("periods", read_periods(self.periods))
         if put("adaptive", self.sigma is None):
             stride = 10 * self.pace if self.adaptive_stride is None else self.adaptive_stride
-            put("adaptive_stride", _count(stride, "adaptive_stride"))
+            put("adaptive_stride", read_count(stride, "adaptive_stride"))
         elif self.adaptive_stride is not None:
             raise GeomGNNError(
                 f"adaptive_stride = {self.adaptive_stride} has no meaning when sigma ({self.sigma}) is given: leave "
                 "out one of them."
             )
-        lengths = {
-            name: len(getattr(self, name))
-            for name in ("sigma", "sigma_min", "periods")
-            if isinstance(getattr(self, name), tuple)
-        }
-        if len(set(lengths.values())) > 1:
-            listing = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-            raise GeomGNNError(f"The parameters disagree on the number of CV components: {listing}. Give one each.")
-        put("dimension", next(iter(lengths.values()), None))
+        put("dimension", common_dimension(sigma=self.sigma, sigma_min=self.sigma_min, periods=self.periods))
         if not self.adaptive:
             self._check_widths()
 
@@ -181,7 +145,7 @@ class OPES:
             if ratio <= 1:
                 raise GeomGNNError(f"The biasfactor, barrier/kT = {ratio:.3g}, must be greater than 1. {too_low}")
             return ratio
-        gamma = _number(self.biasfactor, "biasfactor", infinite=True)
+        gamma = read_number(self.biasfactor, "biasfactor", infinite=True)
         if gamma <= 1:
             advice = f"leave it out to use barrier/kT = {ratio:.3g}." if ratio > 1 else f"leave it out. {too_low}"
             raise GeomGNNError(f"biasfactor is {gamma:g} but must be greater than 1 (1 is unbiased): {advice}")
@@ -227,22 +191,9 @@ class OPES:
         `observe` or `update`. n_walkers: walkers that share the bias.
         """
         if dimension is not None:
-            self._check_dimension(_count(dimension, "dimension"))
-        walkers = _count(n_walkers, "n_walkers")
-        log_W = -self.barrier / self.kT
-        state = OPESState(
-            centres=np.zeros((0, 0)),
-            sigmas=np.zeros((0, 0)),
-            log_heights=np.zeros(0),
-            log_W=log_W,
-            log_W2=2 * log_W,
-            n=1,
-            Z=1.0,
-            sigma0=np.zeros((0 if self.adaptive else 1, 0)),
-            a=np.zeros(walkers, dtype=np.int64),
-            m=np.zeros((walkers, 0)),
-            M2=np.zeros((walkers, 0)),
-        )
+            self._check_dimension(read_count(dimension, "dimension"))
+        walkers = read_count(n_walkers, "n_walkers")
+        state = OPESState.empty(-self.barrier / self.kT, walkers, self.adaptive)
         dimension = dimension or self.dimension
         return state if dimension is None else self._with_dimension(state, dimension)
 
@@ -283,6 +234,44 @@ class OPES:
         Raises GeomGNNError when s does not fit or is not finite, or when the measured sigma is below 1e-6 and there is
         no sigma_min.
         """
+        state, new = self._deposition(state, s, other_bias)
+        if new is None:
+            return state
+        lows, lengths = self._box
+        kernels = state.centres, state.sigmas, state.log_heights
+        for kernel in zip(new.centres, new.sigmas, new.log_heights, strict=True):
+            kernels = add_kernel(*kernels, kernel, self.compression_threshold, lows, lengths)
+        centres, sigmas, log_heights = kernels
+        log_norm = math.log(new.n) if self.explore else new.log_W
+        total = KernelSum(centres, sigmas, log_heights - log_norm, self.kernel_cutoff, lengths)
+        return OPESState(
+            centres=centres,
+            sigmas=sigmas,
+            log_heights=log_heights,
+            log_W=new.log_W,
+            log_W2=new.log_W2,
+            n=new.n,
+            Z=float(np.mean(total.density(centres))),
+            sigma0=new.sigma0,
+            a=state.a,
+            m=state.m,
+            M2=new.M2,
+        )
+
+    def deposits(self, state, s, other_bias=0.0):
+        """The kernels that `update` adds, for a record of them: afterwards they may have been merged.
+
+        Arguments and errors are those of `update`. Returns centres (W, d), sigmas (W, d) and heights (W,), of which there
+        are none while an adaptive sigma is still being measured. Heights beyond a double are inf.
+        """
+        state, new = self._deposition(state, s, other_bias)
+        if new is None:
+            return np.zeros((0, state.dimension)), np.zeros((0, state.dimension)), np.zeros(0)
+        with np.errstate(over="ignore"):
+            return new.centres.copy(), new.sigmas.copy(), np.exp(new.log_heights)
+
+    def _deposition(self, state, s, other_bias):
+        """(state, Deposition), the state with its dimension fixed by s; None for it while sigma is measured."""
         s = np.atleast_1d(np.asarray(s, dtype=np.float64))
         s = s[None] if s.ndim == 1 else s
         state = self._fit(state, s, "update")
@@ -293,41 +282,21 @@ class OPES:
                 "one row per walker, and make the state with initial_state(n_walkers=...)."
             )
         if self.adaptive and state.a.min() < self.adaptive_stride:
-            return state
+            return state, None
 
-        log_w = (self._evaluate(state, s)[0] + _energies(other_bias, n_walkers)) / self.kT
+        log_w = (self._evaluate(state, s)[0] + read_energies(other_bias, n_walkers)) / self.kT
         n = state.n + n_walkers
         log_W = float(np.logaddexp(state.log_W, np.logaddexp.reduce(log_w)))
         log_W2 = float(np.logaddexp(state.log_W2, np.logaddexp.reduce(2 * log_w)))
 
         sigma0, widths, M2 = self._current_widths(state)
         size = n if self.explore else _effective_size(log_W, log_W2)
-        sigma = widths * (size * (d + 2) / 4) ** (-1 / (d + 4))
+        sigmas = widths * (size * (d + 2) / 4) ** (-1 / (d + 4))
         if self.sigma_min is not None:
-            sigma = np.maximum(sigma, self._floor(d))
-        sigma = np.broadcast_to(sigma, s.shape)
-        log_h = np.log(sigma0 / sigma).sum(axis=1) + (0.0 if self.explore else log_w)
-
-        lows, lengths = self._box
-        kernels = state.centres, state.sigmas, state.log_heights
-        for k, centre in enumerate(wrap(s, lows, lengths)):
-            kernels = add_kernel(*kernels, (centre, sigma[k], log_h[k]), self.compression_threshold, lows, lengths)
-        centres, sigmas, log_heights = kernels
-        log_norm = math.log(n) if self.explore else log_W
-        total = KernelSum(centres, sigmas, log_heights - log_norm, self.kernel_cutoff, lengths)
-        return OPESState(
-            centres=centres,
-            sigmas=sigmas,
-            log_heights=log_heights,
-            log_W=log_W,
-            log_W2=log_W2,
-            n=n,
-            Z=float(np.mean(total.density(centres))),
-            sigma0=sigma0,
-            a=state.a,
-            m=state.m,
-            M2=M2,
-        )
+            sigmas = np.maximum(sigmas, self._floor(d))
+        sigmas = np.broadcast_to(sigmas, s.shape)
+        log_heights = np.log(sigma0 / sigmas).sum(axis=1) + (0.0 if self.explore else log_w)
+        return state, Deposition(wrap(s, *self._box), sigmas, log_heights, log_W, log_W2, n, sigma0, M2)
 
     def bias(self, state, s):
         """The bias energy and its exact gradient at s, from the kernels in `state`.
@@ -352,47 +321,20 @@ class OPES:
 
     def to_arrays(self, state):
         """The state and the settings it depends on, as a dict of float64 and int64 ndarrays, for a checkpoint."""
-        arrays = {name: np.array(getattr(state, name), dtype=_dtype(name)) for name in _STORED}
-        return arrays | self._settings(state.dimension)
+        return state_arrays(state) | self._settings(state.dimension)
 
     def from_arrays(self, arrays):
         """The state that `to_arrays` wrote, bit for bit.
 
         Raises GeomGNNError when arrays are missing, misshapen or not finite, or were written with other settings.
         """
-        missing = [name for name in (*_STORED, "settings", "periods") if name not in arrays]
-        if missing:
-            raise GeomGNNError(f"The saved OPES state lacks {', '.join(missing)}: it is not one, or it was cut short.")
-        values = {name: np.array(arrays[name], dtype=_dtype(name)) for name in _STORED}
-        broken = [name for name, value in values.items() if not np.isfinite(value).all()]
-        if broken:
-            raise GeomGNNError(f"The saved OPES state is not finite in {', '.join(broken)}: use an earlier checkpoint.")
-        kernels, d = values["centres"].shape if values["centres"].ndim == 2 else (0, 0)
-        mine = self._settings(self._check_dimension(d or None))
-        self._compare({name: arrays[name] for name in mine}, mine)
-        walkers, measured = values["a"].size, self.adaptive and values["sigma0"].size
-        expected = {"centres": (kernels, d), "sigmas": (kernels, d), "log_heights": (kernels,), "a": (walkers,)}
-        expected |= {"m": (walkers, d), "M2": (walkers, d), "log_W": (), "log_W2": (), "n": (), "Z": ()}
-        expected["sigma0"] = (walkers if measured else 0 if self.adaptive else 1, d)
-        wrong = [name for name, shape in expected.items() if values[name].shape != shape]
-        if wrong or not walkers:
-            listing = ", ".join(f"{name} {values[name].shape}" for name in expected)
-            raise GeomGNNError(f"The arrays of the saved OPES state do not fit: {listing}. Use an earlier checkpoint.")
+        values = checked_arrays(arrays, extra=("settings", "periods"))
+        d = values["centres"].shape[-1] if values["centres"].ndim == 2 else 0
+        check_same_settings(arrays, self._settings(self._check_dimension(d or None)), _SETTINGS)
+        state = state_from_arrays(values, self.adaptive)
         if not self.adaptive and d:
-            self._compare({"sigma": values["sigma0"]}, {"sigma": self._sigma0(d)})
-        scalars = {name: values[name].item() for name in ("log_W", "log_W2", "n", "Z")}
-        return OPESState(**{**values, **scalars})
-
-    @staticmethod
-    def _compare(saved, mine):
-        for name, value in mine.items():
-            # not to the last bit: the same barrier in other units may differ by a rounding error
-            if np.shape(saved[name]) != value.shape or not np.allclose(saved[name], value, rtol=1e-9, atol=0):
-                label = f"{name} ({', '.join(_SETTINGS)})" if name == "settings" else name
-                raise GeomGNNError(
-                    f"The saved OPES state was written with {label} = {np.asarray(saved[name]).tolist()}, but this "
-                    f"OPES has {value.tolist()}: continue with the same, or start afresh."
-                )
+            check_same_settings({"sigma": state.sigma0}, {"sigma": self._sigma0(d)}, _SETTINGS)
+        return state
 
     def _evaluate(self, state, s):
         if s.shape[1] != (state.dimension or s.shape[1]):
@@ -410,15 +352,7 @@ class OPES:
 
     def _fit(self, state, s, caller):
         """Check CV values (F, d), and let them fix the dimension of a state that has none yet."""
-        if s.ndim != 2 or not s.size:
-            raise GeomGNNError(f"{caller} got CV values of shape {s.shape}: give (d,), or for update (n_walkers, d).")
-        if not np.isfinite(s).all():
-            walker = int(np.flatnonzero(~np.isfinite(s).all(axis=1))[0])
-            raise GeomGNNError(
-                f"The CV value {s[walker].tolist()}{f' of walker {walker}' if len(s) > 1 else ''} is not finite, so it "
-                "cannot enter the bias: the simulation or the network failed before this point. Look at the last "
-                "frames, and try a smaller time step or a softer CV."
-            )
+        check_values(s, caller)
         d = s.shape[1]
         if state.dimension is None:
             return self._with_dimension(state, self._check_dimension(d))
@@ -447,7 +381,12 @@ class OPES:
         return None if self.sigma_min is None else np.full(d, self.sigma_min)
 
     def _current_widths(self, state):
-        """(sigma0, widths before the bandwidth factor, M2), the first two of one row, or of one per walker."""
+        """(sigma0 (1, d), widths before the bandwidth factor, M2); the widths are (1, d), or (n_walkers, d) once each
+        walker measures its own.
+
+        sigma0 is shared, the root mean square over the walkers of what they measured first: the mass of a kernel,
+        h*prod(sigma) = w*prod(sigma0), is then set by its weight alone, whichever walker deposits it.
+        """
         if not self.adaptive:
             return state.sigma0, state.sigma0, state.M2
         first = not len(state.sigma0)
@@ -463,15 +402,14 @@ class OPES:
                 f"{SMALLEST_SIGMA:g}: the CV hardly moved in {state.a[walker]} steps. Is it constant, or is the "
                 "adaptive_stride too short? Give sigma, or a floor with sigma_min."
             )
-        return (widths if first else state.sigma0), widths, M2
+        if not first:
+            return state.sigma0, widths, M2
+        sigma0 = np.sqrt(np.square(widths).mean(axis=0, keepdims=True))
+        return sigma0, sigma0, M2
 
     @property
     def _box(self):
-        """(lows (d,), lengths (d,)), 0 where not periodic; (None, None) when nothing is periodic."""
-        if self.periods is None or not any(self.periods):
-            return None, None
-        lows, highs = np.array([period or (0.0, 0.0) for period in self.periods]).T
-        return lows, highs - lows
+        return box_of(self.periods)
 
     def _settings(self, d):
         lows, lengths = self._box
@@ -479,75 +417,8 @@ class OPES:
         return {"settings": np.array([float(getattr(self, name)) for name in _SETTINGS]), "periods": periods}
 
 
-def _dtype(name):
-    return np.int64 if name in _INTEGERS else np.float64
-
-
 def _effective_size(log_W, log_W2):
     return math.exp(2 * np.logaddexp(0.0, log_W) - np.logaddexp(0.0, log_W2))
-
-
-def _energies(energy, n_walkers):
-    energy = np.asarray(energy, dtype=np.float64)
-    if energy.shape not in ((), (n_walkers,)) or not np.isfinite(energy).all():
-        raise GeomGNNError(
-            f"other_bias is {energy.tolist()}: give a finite energy in kJ/mol, or one for each of {n_walkers} walkers."
-        )
-    return energy
-
-
-def _number(value, name, unit=None, zero=False, infinite=False):
-    """A float > 0 (or >= 0) from a number or, where a unit is named, whatever `units.quantity` reads."""
-    if unit is None and hasattr(value, "value_in_unit"):
-        raise GeomGNNError(f"{name} is {value}: give a bare number (widths are in the units of the CV).")
-    if unit is not None and (hasattr(value, "value_in_unit") or isinstance(value, str)):
-        value = quantity(value, unit, name)
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise GeomGNNError(f"{name} is {value!r}, which is not a number.") from error
-    if not (number >= 0 if zero else number > 0) or (math.isinf(number) and not infinite):
-        raise GeomGNNError(f"{name} is {number:g} but must be finite and {'at least' if zero else 'greater than'} 0.")
-    return number
-
-
-def _count(value, name):
-    if hasattr(value, "value_in_unit"):
-        raise GeomGNNError(f"{name} is {value}, but it is a bare count: divide a time by the time step.")
-    try:
-        number = operator.index(int(value) if isinstance(value, float) and value.is_integer() else value)
-    except TypeError as error:
-        raise GeomGNNError(f"{name} is {value!r} but must be a whole number, at least 1.") from error
-    if number < 1:
-        raise GeomGNNError(f"{name} is {number} but must be at least 1.")
-    return number
-
-
-def _widths(value, name):
-    if value is None:
-        return None
-    if hasattr(value, "value_in_unit") or isinstance(value, str) or np.ndim(value) == 0:
-        return _number(value, name)
-    widths = tuple(_number(width, name) for width in value)
-    if not widths:
-        raise GeomGNNError(f"{name} is empty: give a number, or one per CV component.")
-    return widths
-
-
-def _periods(periods):
-    if periods is None:
-        return None
-    advice = "give one entry per CV component, None or (low, high), as in [(-math.pi, math.pi)] for one torsion."
-    try:
-        checked = tuple(None if period is None else tuple(map(float, period)) for period in periods)
-    except (TypeError, ValueError) as error:
-        raise GeomGNNError(f"periods is {periods!r}: {advice}") from error
-    for period in checked:
-        if period is not None and not (len(period) == 2 and -math.inf < period[0] < period[1] < math.inf):
-            raise GeomGNNError(f"The period {period} is not two finite numbers, low below high: {advice}")
-    if not checked:
-        raise GeomGNNError(f"periods is empty: {advice}")
-    return checked
 
 
 def _warn(message):

@@ -12,9 +12,10 @@ from openmm import Vec3, unit
 from openmm.app import DCDFile
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import Closing
 from openmm_geomgnn.sampling.colvar import ColvarWriter, truncate_colvar
+from openmm_geomgnn.units import NM_TO_ANGSTROM
 
-_ANGSTROM_PER_NM = 10.0
 _DCD_HEADER = 92  # bytes of the first record, with its two length marks
 _DCD_COUNT, _DCD_LAST_STEP, _DCD_BOX = 8, 20, 48  # where the number of frames, the last step and the box flag are
 
@@ -28,7 +29,7 @@ class Written:
     frames: int = 0
 
 
-class Outputs:
+class Outputs(Closing):
     """The output files of a run in one folder.
 
     folder: where. topology: of openmm.app, for the trajectories. fields: the columns of COLVAR. kernel_fields: the
@@ -77,12 +78,6 @@ class Outputs:
     def close(self):
         self._stack.close()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
 
 def trajectory_path(folder, walker):
     """The trajectory of a walker in the folder of its run."""
@@ -95,7 +90,7 @@ def _table(path, fields, rows):
     return ColvarWriter(path, fields, append=rows > 0)
 
 
-class TrajectoryWriter:
+class TrajectoryWriter(Closing):
     """Appends frames to a DCD file.
 
     path: the file. topology: of openmm.app, with a box if the system is periodic. step: ps. interval: steps between
@@ -116,12 +111,6 @@ class TrajectoryWriter:
     def close(self):
         self._file.close()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
 
 def _quantity(box):
     return [Vec3(*row) for row in box.tolist()] * unit.nanometer
@@ -135,7 +124,7 @@ def read_dcd(path):
         axes = [("before", f"V{layout.box}"), ("xyz", record, 3)]
         frames = np.fromfile(file, dtype=np.dtype(axes), count=layout.n_frames)
     # a copy in the usual order: the file holds all x, then all y, then all z
-    return np.ascontiguousarray(frames["xyz"]["x"].transpose(0, 2, 1)) / np.float32(_ANGSTROM_PER_NM)
+    return np.ascontiguousarray(frames["xyz"]["x"].transpose(0, 2, 1)) / np.float32(NM_TO_ANGSTROM)
 
 
 def truncate_dcd(path, frames):

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import Closing
 from openmm_geomgnn.sampling.walker import Walker
 
 # one thread per walker: more threads than free cores slow everything down a hundredfold
@@ -21,7 +22,7 @@ _THREAD_LIMITS = (
 )
 
 
-class WalkerPool:
+class WalkerPool(Closing):
     """The walkers of a run, driven in lockstep.
 
     specs: list of WalkerSpec. step: the outer step at which they begin. separate: whether they get processes of their
@@ -132,12 +133,6 @@ class WalkerPool:
             process.terminate()
             process.join()
         self._connections, self._processes, self._walkers = [], [], []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
 
 
 class WalkerTraceback(Exception):

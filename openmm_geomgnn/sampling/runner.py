@@ -4,7 +4,6 @@ import math
 import signal
 import threading
 import time as clock
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -177,7 +176,8 @@ class _Session:
                 if checkpoint is None
                 else self.bias.from_arrays(checkpoint.bias)
             )
-            self.deposits = _kernel_recorder(self.bias)
+            # of a bias that deposits kernels: afterwards its state does not show them, as they may have been merged
+            self.deposits = getattr(self.bias, "deposits", None)
         self.began = self.step = 0 if checkpoint is None else checkpoint.step
         self.guard = HeatGuard(
             spec.temperature,
@@ -270,10 +270,8 @@ class _Session:
         if self.state is before or self.deposits is None:
             return None
         centres, sigmas, heights = self.deposits(before, s)
-        n = len(centres)
-        walkers = np.arange(n) if n == self.n_walkers else np.zeros(n)
-        time = np.full(n, self.step * self.runner._outer_step)
-        return np.column_stack([time, walkers, centres, sigmas, heights])
+        time = np.full(len(centres), self.step * self.runner._outer_step)
+        return np.column_stack([time, np.arange(len(centres)), centres, sigmas, heights])
 
     def _save(self):
         bias = {} if self.bias is None else self.bias.to_arrays(self.state)
@@ -295,26 +293,6 @@ class _Session:
             diagnostics={} if self.bias is None else self.bias.diagnostics(self.state),
             seconds=seconds,
         )
-
-
-def _kernel_recorder(bias):
-    """A function (state, s) -> centres (W, d), sigmas (W, d), heights (W,): the kernels that an update deposits.
-
-    The state after an update does not show them, as they may have been merged. An update of the same bias without merging
-    does: they are its last. None for a bias that does not merge kernels.
-    """
-    if not hasattr(bias, "compression_threshold"):
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when the bias was made
-        unmerged = replace(bias, compression_threshold=0.0)
-
-    def record(state, s):
-        after, n = unmerged.update(state, s), len(s)
-        with np.errstate(over="ignore"):
-            return after.centres[-n:], after.sigmas[-n:], np.exp(after.log_heights[-n:])
-
-    return record
 
 
 def prepare(specs):

@@ -17,8 +17,7 @@ from openmm_geomgnn.sampling.systems import (
     positive,
     system_topology,
 )
-
-GAS_CONSTANT = 0.00831446261815324  # kJ/mol/K
+from openmm_geomgnn.units import BOLTZMANN
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,7 +304,7 @@ class Walker:
     def _row(self):
         velocities = self._context.getState(getVelocities=True).getVelocities(asNumpy=True)._value
         kinetic = 0.5 * float(self._masses @ (velocities * velocities).sum(axis=1))
-        temperature = 2 * kinetic / (self._degrees_of_freedom * GAS_CONSTANT)
+        temperature = 2 * kinetic / (self._degrees_of_freedom * BOLTZMANN)
         if not np.isfinite(temperature):
             raise self._blown_up("velocities")
         if self._handle is None:

@@ -1,0 +1,145 @@
+"""What OPES remembers from one deposition to the next, and how it becomes arrays for a checkpoint and back."""
+
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+import numpy as np
+
+from openmm_geomgnn.errors import GeomGNNError
+
+
+@dataclass(frozen=True, eq=False)
+class OPESState:
+    """Everything OPES remembers: enough to continue bit for bit. Its arrays are read-only.
+
+    centres, sigmas: (K, d). log_heights: (K,). log_W, log_W2: logarithms of the sums of the weights and of their
+    squares. n: samples counted so far, from 1. Z: the normalisation. sigma0: (1, d), the reference widths of the kernel
+    heights, which all walkers share (d = 0 while unknown); (0, d) while an adaptive sigma is still being measured.
+    a (n_walkers,), m and M2 (n_walkers, d): steps seen, mean and sum of squares of each walker's adaptive sigma.
+    """
+
+    centres: np.ndarray
+    sigmas: np.ndarray
+    log_heights: np.ndarray
+    log_W: float
+    log_W2: float
+    n: int
+    Z: float
+    sigma0: np.ndarray
+    a: np.ndarray
+    m: np.ndarray
+    M2: np.ndarray
+    # (method, KernelSum): the kernels arranged for evaluation, made at first use from the fields above
+    _evaluator: tuple | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self):
+        for name in _ARRAYS:
+            getattr(self, name).flags.writeable = False
+
+    def __reduce__(self):
+        return OPESState, tuple(getattr(self, name) for name in _STORED)
+
+    @classmethod
+    def empty(cls, log_W, n_walkers, adaptive):
+        """The state before the first deposition, of unknown dimension; adaptive: whether sigma is yet to be measured."""
+        none = np.zeros((0, 0))
+        return cls(
+            centres=none,
+            sigmas=none,
+            log_heights=np.zeros(0),
+            log_W=log_W,
+            log_W2=2 * log_W,
+            n=1,
+            Z=1.0,
+            sigma0=np.zeros((0 if adaptive else 1, 0)),
+            a=np.zeros(n_walkers, dtype=np.int64),
+            m=np.zeros((n_walkers, 0)),
+            M2=np.zeros((n_walkers, 0)),
+        )
+
+    @property
+    def dimension(self):
+        """Number of CV components, or None while it is unknown."""
+        return self.centres.shape[1] or None
+
+    @property
+    def n_walkers(self):
+        return len(self.a)
+
+
+class Deposition(NamedTuple):
+    """What one update adds to a state: a kernel for each of W walkers, and the sums and widths that go with them.
+
+    centres, sigmas: (W, d). log_heights: (W,). The others: the new values of the state's.
+    """
+
+    centres: np.ndarray
+    sigmas: np.ndarray
+    log_heights: np.ndarray
+    log_W: float
+    log_W2: float
+    n: int
+    sigma0: np.ndarray
+    M2: np.ndarray
+
+
+_STORED = tuple(entry.name for entry in fields(OPESState) if entry.init)
+_ARRAYS = ("centres", "sigmas", "log_heights", "sigma0", "a", "m", "M2")
+_SCALARS = ("log_W", "log_W2", "n", "Z")
+_INTEGERS = ("n", "a")
+
+
+def state_arrays(state):
+    """The state as a dict of float64 and int64 ndarrays."""
+    return _as_arrays({name: getattr(state, name) for name in _STORED})
+
+
+def checked_arrays(arrays, extra=()):
+    """The arrays of a state among `arrays`, which must hold those named in `extra`, too.
+
+    Raises GeomGNNError when one is missing or a state's is not finite.
+    """
+    missing = [name for name in (*_STORED, *extra) if name not in arrays]
+    if missing:
+        raise GeomGNNError(f"The saved OPES state lacks {', '.join(missing)}: it is not one, or it was cut short.")
+    values = _as_arrays({name: arrays[name] for name in _STORED})
+    broken = [name for name, value in values.items() if not np.isfinite(value).all()]
+    if broken:
+        raise GeomGNNError(f"The saved OPES state is not finite in {', '.join(broken)}: use an earlier checkpoint.")
+    return values
+
+
+def state_from_arrays(values, adaptive):
+    """The state made of what `checked_arrays` gave; adaptive: whether its sigma is measured.
+
+    Raises GeomGNNError when the arrays do not fit each other.
+    """
+    kernels, d = values["centres"].shape if values["centres"].ndim == 2 else (0, 0)
+    walkers = values["a"].size
+    expected = {"centres": (kernels, d), "sigmas": (kernels, d), "log_heights": (kernels,), "a": (walkers,)}
+    expected |= {"m": (walkers, d), "M2": (walkers, d)} | dict.fromkeys(_SCALARS, ())
+    expected["sigma0"] = (0 if adaptive and not values["sigma0"].size else 1, d)
+    wrong = [name for name, shape in expected.items() if values[name].shape != shape]
+    if wrong or not walkers:
+        listing = ", ".join(f"{name} {values[name].shape}" for name in expected)
+        raise GeomGNNError(f"The arrays of the saved OPES state do not fit: {listing}. Use an earlier checkpoint.")
+    return OPESState(**values | {name: values[name].item() for name in _SCALARS})
+
+
+def check_same_settings(saved, mine, named):
+    """Raise a GeomGNNError at the first of the arrays `mine` that is another in `saved`.
+
+    named: what the numbers of the array "settings" are, for the message.
+    """
+    for name, value in mine.items():
+        # not to the last bit: the same barrier in other units may differ by a rounding error
+        if np.shape(saved[name]) != value.shape or not np.allclose(saved[name], value, rtol=1e-9, atol=0):
+            label = f"{name} ({', '.join(named)})" if name == "settings" else name
+            raise GeomGNNError(
+                f"The saved OPES state was written with {label} = {np.asarray(saved[name]).tolist()}, but this "
+                f"OPES has {value.tolist()}: continue with the same, or start afresh."
+            )
+
+
+def _as_arrays(values):
+    return {name: np.array(v, dtype=np.int64 if name in _INTEGERS else np.float64) for name, v in values.items()}

@@ -1,0 +1,106 @@
+"""What biases are given, checked: each function returns it as the bias uses it, or raises a GeomGNNError."""
+
+import math
+import operator
+
+import numpy as np
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import quantity
+
+
+def read_number(value, name, unit=None, zero=False, infinite=False):
+    """A float > 0 (or >= 0) from a number or, where a unit is named, whatever `units.quantity` reads."""
+    if unit is None and hasattr(value, "value_in_unit"):
+        raise GeomGNNError(f"{name} is {value}: give a bare number (widths are in the units of the CV).")
+    if unit is not None and (hasattr(value, "value_in_unit") or isinstance(value, str)):
+        value = quantity(value, unit, name)
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise GeomGNNError(f"{name} is {value!r}, which is not a number.") from error
+    if not (number >= 0 if zero else number > 0) or (math.isinf(number) and not infinite):
+        raise GeomGNNError(f"{name} is {number:g} but must be finite and {'at least' if zero else 'greater than'} 0.")
+    return number
+
+
+def read_count(value, name):
+    """An int >= 1 from a whole number."""
+    if hasattr(value, "value_in_unit"):
+        raise GeomGNNError(f"{name} is {value}, but it is a bare count: divide a time by the time step.")
+    try:
+        number = operator.index(int(value) if isinstance(value, float) and value.is_integer() else value)
+    except TypeError as error:
+        raise GeomGNNError(f"{name} is {value!r} but must be a whole number, at least 1.") from error
+    if number < 1:
+        raise GeomGNNError(f"{name} is {number} but must be at least 1.")
+    return number
+
+
+def read_widths(value, name):
+    """None, a positive float for all CV components, or a tuple of one per component."""
+    if value is None:
+        return None
+    if hasattr(value, "value_in_unit") or isinstance(value, str) or np.ndim(value) == 0:
+        return read_number(value, name)
+    widths = tuple(read_number(width, name) for width in value)
+    if not widths:
+        raise GeomGNNError(f"{name} is empty: give a number, or one per CV component.")
+    return widths
+
+
+def read_periods(periods):
+    """None, or a tuple with None or (low, high) for each CV component."""
+    if periods is None:
+        return None
+    advice = "give one entry per CV component, None or (low, high), as in [(-math.pi, math.pi)] for one torsion."
+    try:
+        checked = tuple(None if period is None else tuple(map(float, period)) for period in periods)
+    except (TypeError, ValueError) as error:
+        raise GeomGNNError(f"periods is {periods!r}: {advice}") from error
+    for period in checked:
+        if period is not None and not (len(period) == 2 and -math.inf < period[0] < period[1] < math.inf):
+            raise GeomGNNError(f"The period {period} is not two finite numbers, low below high: {advice}")
+    if not checked:
+        raise GeomGNNError(f"periods is empty: {advice}")
+    return checked
+
+
+def box_of(periods):
+    """What `read_periods` gave as (lows (d,), lengths (d,)), 0 where not periodic; (None, None) where nothing is."""
+    if periods is None or not any(periods):
+        return None, None
+    lows, highs = np.array([period or (0.0, 0.0) for period in periods]).T
+    return lows, highs - lows
+
+
+def common_dimension(**settings):
+    """The number of CV components that settings with an entry per component (tuples) agree on, None without any."""
+    lengths = {name: len(value) for name, value in settings.items() if isinstance(value, tuple)}
+    if len(set(lengths.values())) > 1:
+        listing = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise GeomGNNError(f"The parameters disagree on the number of CV components: {listing}. Give one each.")
+    return next(iter(lengths.values()), None)
+
+
+def read_energies(energy, n_walkers):
+    """The energy of other biases as an ndarray () or (n_walkers,), kJ/mol."""
+    energy = np.asarray(energy, dtype=np.float64)
+    if energy.shape not in ((), (n_walkers,)) or not np.isfinite(energy).all():
+        raise GeomGNNError(
+            f"other_bias is {energy.tolist()}: give a finite energy in kJ/mol, or one for each of {n_walkers} walkers."
+        )
+    return energy
+
+
+def check_values(s, caller):
+    """Raise a GeomGNNError unless the CV values s are a finite (F, d) ndarray; caller: the method that got them."""
+    if s.ndim != 2 or not s.size:
+        raise GeomGNNError(f"{caller} got CV values of shape {s.shape}: give (d,), or for update (n_walkers, d).")
+    if not np.isfinite(s).all():
+        walker = int(np.flatnonzero(~np.isfinite(s).all(axis=1))[0])
+        raise GeomGNNError(
+            f"The CV value {s[walker].tolist()}{f' of walker {walker}' if len(s) > 1 else ''} is not finite, so it "
+            "cannot enter the bias: the simulation or the network failed before this point. Look at the last frames, and "
+            "try a smaller time step or a softer CV."
+        )
