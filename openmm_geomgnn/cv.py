@@ -246,7 +246,8 @@ class BoundCV(nn.Module):
         self.molecule = SelectedMolecule(topology, self.atoms)
         from openmm_geomgnn.engines import make_engine
 
-        self.engine_name, self._features = make_engine(engine, self.tokenizer, precision)
+        self._engine = make_engine(engine, self.tokenizer, precision)
+        self.engine_name = self._engine.name
 
     @property
     def dimension(self):
@@ -261,8 +262,30 @@ class BoundCV(nn.Module):
 
     def single(self, pos):
         """psi (d,), float64, of one whole molecule `pos` (n, 3) in angstrom, by the fast engine; differentiable."""
-        x, v = self._features(pos.to(self.dtype))
-        return self._project(self.tokenizer.pool(x, v, 1))[0]
+        return self._project(self.tokenizer.pool(*self._engine(pos), 1))[0]
+
+    def value_and_vjp(self, pos):
+        """psi (d,) of one whole molecule and its vector-Jacobian product, for the forces of a bias.
+
+        Parameters
+        ----------
+        pos : (n, 3) float64 ndarray
+            Angstrom.
+
+        Returns
+        -------
+        psi : (d,) float64 ndarray
+        vjp : callable
+            Takes weights (d,) to the gradient (n, 3) of their product with psi.
+        """
+        x, v, features_vjp = self._engine.features_and_vjp(pos)
+        x, v = x.requires_grad_(True), v.requires_grad_(True)
+        psi = self._project(self.tokenizer.pool(x, v, 1))[0]
+
+        def vjp(weights):
+            return features_vjp(*torch.autograd.grad(psi, (x, v), torch.from_numpy(weights)))
+
+        return psi.detach().numpy(), vjp
 
     def compute(self, trajectory, progress=None):
         """psi (F, d) of an mdtraj trajectory, or of positions (F, atoms, 3) in nm.

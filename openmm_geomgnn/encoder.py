@@ -11,7 +11,13 @@ from torch import nn
 from openmm_geomgnn.errors import GeomGNNError
 from torchmdnet_ext import checkpoints, registration
 
-CHUNK_ATOMS = 4096  # atoms embedded in one pass; bounds memory, measured to be fastest on a CPU up to about here
+# pairs of atoms embedded in one pass: larger passes were slower on a CPU, whose time goes into mapping fresh memory
+CHUNK_PAIRS = 4000
+
+
+def frames_per_pass(n_pairs):
+    """How many frames with `n_pairs` pairs of atoms each are embedded in one pass."""
+    return max(1, CHUNK_PAIRS // max(1, n_pairs))
 
 
 def shipped_encoders():
@@ -152,7 +158,7 @@ class Encoder(nn.Module):
         xs, vs = [], []
         n = z.numel()
         with torch.no_grad():
-            for chunk in frames.split(max(1, CHUNK_ATOMS // max(n, 1))):
+            for chunk in frames.split(frames_per_pass(n * (n - 1) // 2)):
                 count = chunk.shape[0]
                 batch = torch.arange(count).repeat_interleave(n)
                 x, v = self(z.repeat(count), chunk.reshape(-1, 3), batch)

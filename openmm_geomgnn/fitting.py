@@ -9,6 +9,7 @@ from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import cross_validate, fit_linear, timescales, train_vampnet
+from openmm_geomgnn.koopman.covariance import check_lengths
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM
@@ -16,7 +17,8 @@ from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import as_topology, make_windows, residue_table, select_atoms
 
 ESTIMATORS = ("linear", "vampnet")
-RATE_FRAMES = 2000  # at which the velocity of the features is sampled
+RATE_FRAMES = 500  # at which the velocity of the features is sampled, for the softening
+GRADIENT_FRAMES = 200  # at which the gradient of a CV is taken
 SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one basin
 
 
@@ -94,6 +96,9 @@ def fit_cv(trajectories, topology, settings, progress=None):
     if settings.estimator == "linear" and settings.softening and not settings.reversible:
         raise GeomGNNError("softening is for the reversible estimator only: set reversible: true, or softening: 0.")
     lag = settings.lag_frames()
+    if not trajectories:
+        raise GeomGNNError("There are no trajectories to fit to: give one or more.")
+    check_lengths([len(trajectory) for trajectory in trajectories], lag)
     topology = as_topology(topology)
     atoms = select_atoms(topology, settings.selection)
     encoder = Encoder.load(settings.encoder)
@@ -105,7 +110,9 @@ def fit_cv(trajectories, topology, settings, progress=None):
     positions = [molecule.positions(trajectory) for trajectory in trajectories]
     tokens = _embed(tokenizer, positions, progress)
     if settings.estimator == "linear":
-        rates = _feature_rates(tokenizer, mixer, positions, molecule, topology, settings) if settings.softening else None
+        rates = None
+        if settings.softening:
+            rates = _feature_rates(tokenizer, mixer, positions, molecule, topology, settings, progress)
         mixer, model, scores = _fit_linear(mixer, tokens, rates, lag, settings)
     else:
         mixer, model, scores = _fit_vampnet(mixer, tokens, lag, settings, progress)
@@ -134,40 +141,49 @@ def fit_cv(trajectories, topology, settings, progress=None):
         lag_time=settings.lag_time,
         training=information,
     )
-    progress("stiffness", 0, 1)
-    cv.training_information.update(stiffness(cv, topology, positions, settings.frame_interval))
-    progress("stiffness", 1, 1)
+    with torch.no_grad():
+        values = [cv.project(cv.mixer(part)).numpy() for part in tokens]
+    cv.training_information.update(
+        stiffness(
+            cv, topology, positions, settings.frame_interval, values, lambda done, total: progress("stiffness", done, total)
+        )
+    )
     return cv
 
 
 def _embed(tokenizer, positions, progress):
-    total = sum(len(pos) for pos in positions)
+    advance = _counter(progress, "embed", sum(len(pos) for pos in positions))
+    return [tokenizer.embed(pos, advance) for pos in positions]
+
+
+def _counter(progress, stage, total):
+    """A callable that takes how many more frames are done and reports the sum as progress(stage, done, total)."""
     done = 0
 
     def advance(frames):
         nonlocal done
         done += frames
-        progress("embed", done, total)
+        progress(stage, done, total)
 
-    progress("embed", 0, total)
-    return [tokenizer.embed(pos, advance) for pos in positions]
+    advance(0)
+    return advance
 
 
-def _feature_rates(tokenizer, mixer, positions, molecule, topology, settings):
+def _feature_rates(tokenizer, mixer, positions, molecule, topology, settings, progress=None):
     """(K, n) time derivatives per ps of the features at 300 K: at up to RATE_FRAMES frames, along drawn velocities.
 
     Central differences in double precision, which need no derivative of the features with respect to each atom.
     """
-    pooled = torch.cat(positions)
-    frames = pooled[torch.linspace(0, len(pooled) - 1, min(RATE_FRAMES, len(pooled))).long()]
+    frames = _evenly(torch.cat(positions), RATE_FRAMES)
     noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(settings.seed), dtype=torch.float64)
     masses = atomic_masses(topology, molecule.atoms)
     velocities = noise * torch.sqrt(BOLTZMANN * 300.0 / masses)[:, None] * NM_TO_ANGSTROM
     encoder = Encoder.load(settings.encoder, torch.float64)
     double = Tokenizer(encoder, tokenizer.windows, tokenizer.pooling)
     step = 1e-4  # ps
+    advance = _counter(progress or (lambda *where: None), "rates", 2 * len(frames))
     with torch.no_grad():
-        after, before = (mixer(double.embed(frames + sign * step * velocities)) for sign in (1, -1))
+        after, before = (mixer(double.embed(frames + sign * step * velocities, advance)) for sign in (1, -1))
     return ((after - before) / (2 * step)).numpy()
 
 
@@ -231,7 +247,7 @@ def _best(history):
     return float(max(validation)) if validation else None
 
 
-def stiffness(cv, topology, positions, frame_interval, n_frames=200):
+def stiffness(cv, topology, positions, frame_interval, values=None, progress=None):
     """How hard a CV pulls on the atoms, and how much it fluctuates within a basin.
 
     A bias of width sigma on a CV drives motions of angular frequency Omega = rate / sigma; a simulation whose outer step
@@ -241,6 +257,10 @@ def stiffness(cv, topology, positions, frame_interval, n_frames=200):
     ----------
     positions : list of (F, n, 3) tensors
         Whole molecules in angstrom, frames `frame_interval` ps apart.
+    values : list of (F, d) arrays, optional
+        The CV at these frames, where it is known already.
+    progress : callable, optional
+        Called as progress(done, total).
 
     Returns
     -------
@@ -251,16 +271,21 @@ def stiffness(cv, topology, positions, frame_interval, n_frames=200):
     """
     bound = cv.bind(topology, engine="eager")
     masses = atomic_masses(as_topology(topology), bound.atoms)
-    pooled = torch.cat(positions)
-    sample = pooled[torch.linspace(0, len(pooled) - 1, min(n_frames, len(pooled))).long()].requires_grad_(True)
-    psi = bound(sample)
-    kT = BOLTZMANN * 300.0
-    rates = []
-    for component in range(cv.dimension):
-        (gradient,) = torch.autograd.grad(psi[:, component].sum(), sample, retain_graph=True)
-        per_frame = ((NM_TO_ANGSTROM * gradient).square().sum(2) / masses).sum(1)  # 1/nm^2/amu
-        rates.append(float(torch.sqrt(kT * torch.quantile(per_frame, 0.99))))
-    values = [bound.compute_whole(pos) for pos in positions]
+    sample = _evenly(torch.cat(positions), GRADIENT_FRAMES)
+    squared_rates = []
+    for frames in sample.split(bound.tokenizer.frames_per_pass):
+        frames = frames.clone().requires_grad_(True)
+        psi = bound(frames)
+        rows = []
+        for component in range(cv.dimension):
+            (gradient,) = torch.autograd.grad(psi[:, component].sum(), frames, retain_graph=True)
+            rows.append(((NM_TO_ANGSTROM * gradient).square().sum(2) / masses).sum(1))  # 1/nm^2/amu
+        squared_rates.append(BOLTZMANN * 300.0 * torch.stack(rows, 1))
+        if progress is not None:
+            progress(sum(map(len, squared_rates)), len(sample))
+    rates = torch.quantile(torch.cat(squared_rates), 0.99, dim=0).sqrt()
+    if values is None:
+        values = [bound.compute_whole(pos) for pos in positions]
     piece = max(2, round(SPREAD_WINDOW / frame_interval))
     spreads = [
         part.std(axis=0)
@@ -270,7 +295,12 @@ def stiffness(cv, topology, positions, frame_interval, n_frames=200):
     ]
     low, high = np.percentile(np.concatenate(values), [1, 99], axis=0)
     return {
-        "rate_300K_per_ps": rates,
-        "in_basin_spread": [float(value) for value in np.median(spreads, axis=0)],
+        "rate_300K_per_ps": rates.tolist(),
+        "in_basin_spread": np.median(spreads, axis=0).tolist(),
         "range": [[float(a), float(b)] for a, b in zip(low, high, strict=True)],
     }
+
+
+def _evenly(frames, number):
+    """At most `number` of the frames, evenly spaced."""
+    return frames[torch.linspace(0, len(frames) - 1, min(number, len(frames))).long()]

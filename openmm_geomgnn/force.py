@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import openmm
-import torch
 
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
@@ -65,9 +64,7 @@ class _Callback:
             )
         if self.periodic:
             pos = self.bound.molecule.make_whole(pos, state.getPeriodicBoxVectors(asNumpy=True)._value)
-        pos = torch.from_numpy(pos * NM_TO_ANGSTROM).requires_grad_(True)
-        psi = self.bound.single(pos)
-        s = psi.detach().numpy()
+        s, vjp = self.bound.value_and_vjp(pos * NM_TO_ANGSTROM)
         if not np.isfinite(s).all():
             raise GeomGNNError(
                 f"The network returned {s} for the collective variable at step {state.getStepCount()}. The CV file's "
@@ -80,11 +77,7 @@ class _Callback:
         else:
             energy, slope = 0.0, np.zeros(len(s))
         energy, slope = float(energy), np.asarray(slope, dtype=np.float64)
-        if slope.any():
-            (gradient,) = torch.autograd.grad(psi, pos, torch.from_numpy(slope))
-            forces = gradient.numpy() * -NM_TO_ANGSTROM
-        else:
-            forces = np.zeros(pos.shape)
+        forces = vjp(slope) * -NM_TO_ANGSTROM if slope.any() else np.zeros(pos.shape)
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             raise GeomGNNError(
                 f"The bias or its forces are not finite at step {state.getStepCount()} (s = {s}, energy {energy} kJ/mol; "

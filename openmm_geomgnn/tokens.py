@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from openmm_geomgnn.encoder import CHUNK_ATOMS, check_elements
+from openmm_geomgnn.encoder import check_elements, frames_per_pass
 from openmm_geomgnn.errors import GeomGNNError
 
 POOLING = ("sum", "mean")
@@ -41,6 +41,11 @@ class Tokenizer(nn.Module):
         self.register_buffer("token", token[own], persistent=False)
         self.register_buffer("size", torch.bincount(token[own], minlength=windows.n_tokens), persistent=False)
 
+    @property
+    def frames_per_pass(self):
+        """Frames that are embedded at once."""
+        return frames_per_pass(self.pair_i.numel())
+
     def window_features(self, pos):
         """Scalars (F*M, H) and vectors (F*M, 3, H) of all window atoms of frames `pos` (F, n, 3) in angstrom."""
         count, atoms = pos.shape[0], self.rows.numel()
@@ -73,10 +78,9 @@ class Tokenizer(nn.Module):
             Called with the number of frames done after each chunk.
         """
         pos = torch.as_tensor(pos).to(self.encoder.dtype)
-        step = max(1, CHUNK_ATOMS // self.rows.numel())
         chunks = []
         with torch.no_grad():
-            for chunk in pos.split(step):
+            for chunk in pos.split(self.frames_per_pass):
                 chunks.append(self(chunk))
                 if progress is not None:
                     progress(len(chunk))

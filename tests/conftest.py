@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 torch.set_num_threads(1)
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
-pytest.register_assert_rewrite("physics")
+pytest.register_assert_rewrite("physics", "phi_runs", "protocol_texts")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -28,3 +29,52 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("the folder shared/data is not next to the repository")
     return folder
+
+
+@pytest.fixture
+def shipped_files(tmp_path_factory, monkeypatch):
+    """Stand-ins for the files that the package ships: settings only need them to be there. Returns their folder."""
+    from protocol_texts import SHIPPED
+
+    from openmm_geomgnn.cli import fields
+
+    folder = tmp_path_factory.mktemp("data")
+    for name in SHIPPED:
+        (folder / name).touch()
+    monkeypatch.setattr(fields, "DATA", folder)
+    return folder
+
+
+@pytest.fixture
+def load_text(tmp_path, monkeypatch):
+    """Loads a text as a file of settings, in a folder with a.pdb, b.pdb and some trajectories; warnings are errors."""
+    from openmm_geomgnn.cli.config import load_protocol
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "input"
+    folder.mkdir()
+    for name in ("a.pdb", "b.pdb", "a.xtc", "b.xtc", "a.dcd", "notes.txt", "mine.safetensors", "water.xml"):
+        (folder / name).touch()
+
+    def load_text(text, kind=load_protocol, **overrides):
+        path = folder / "x.yaml"
+        path.write_text(text, encoding="utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return kind(path, **overrides)
+
+    return load_text
+
+
+@pytest.fixture
+def refusal(load_text):
+    """Gives the message with which a text is refused: one paragraph."""
+    from openmm_geomgnn.errors import GeomGNNError
+
+    def refusal(text, *arguments, **overrides):
+        with pytest.raises(GeomGNNError) as error:
+            load_text(text, *arguments, **overrides)
+        assert type(error.value) is GeomGNNError and "\n" not in str(error.value)
+        return str(error.value)
+
+    return refusal

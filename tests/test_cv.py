@@ -9,7 +9,7 @@ import torch
 from mdtraj.core import element
 from molecules import ALA2, BOXES, CUTOFF, TRANSFORMER, ala2, random_cv, random_encoder, rotation, with_water, wrapped
 from openmm import app, unit
-from physics import CONTINUOUS, STEP, relative
+from physics import JUMP, STEP, relative
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -305,7 +305,7 @@ class TestValue:
             crossings += inside == [True, True, False]
             for before, here, after in (values, slopes):
                 # the step across the cutoff is like the step before it; the network may be steep here
-                assert relative(after - here + before, here) < CONTINUOUS / 100
+                assert relative(after - here + before, here) < 10 * JUMP
         assert crossings == 3
 
     def test_a_cv_is_not_changed_by_its_use(self, cv):
@@ -323,7 +323,6 @@ def test_engines_agree():
     cv = random_cv(FRAME.topology, Encoder.load("et-64"), window="sequence", mixer="mlp")
     engines = [cv.bind(FRAME.topology, engine=engine) for engine in ("numba", "eager", "auto")]
     assert [bound.engine_name for bound in engines] == ["numba", "eager", "numba"]
-    assert cv.bind(FRAME.topology, "double").engine_name == "eager"
     for pos in TestValue.positions():
         found = []
         for bound in engines:
@@ -332,3 +331,34 @@ def test_engines_agree():
             found.append((psi, torch.autograd.grad(psi[0], pos)[0]))
         for psi, gradient in found[::2]:
             assert relative(psi, found[1][0]) < 1e-5 and relative(gradient, found[1][1]) < 1e-4
+
+
+@pytest.mark.parametrize("window", ["all", "sequence"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_vector_jacobian_product_of_the_engines(precision, window):
+    """What a force asks for is what autograd gives; in double precision, all that differs is the table of radial filters."""
+    pytest.importorskip("numba")
+    from openmm_geomgnn import Encoder
+
+    cv = random_cv(FRAME.topology, Encoder.load("et-64"), window=window, mixer="mlp")
+    assert cv.bind(FRAME.topology, "double").engine_name == "eager"  # whose filters are exact
+    exact = cv.bind(FRAME.topology, "double", "eager")
+    values, slopes = {"single": (1e-5, 1e-4), "double": (1e-6, 2e-5)}[precision]
+    rng = np.random.default_rng(7)
+    for engine in ("eager", "numba"):
+        bound = cv.bind(FRAME.topology, precision, engine)
+        assert bound.engine_name == engine
+        for pos in TestValue.positions():
+            pos, weights = pos.detach().requires_grad_(True), rng.normal(size=cv.dimension)
+            expected = exact.single(pos)
+            (gradient,) = torch.autograd.grad(expected, pos, torch.from_numpy(weights))
+            found, vjp = bound.value_and_vjp(pos.detach().numpy())
+            bound.value_and_vjp(pos.detach().numpy() + 0.1)  # another evaluation in between
+            product = vjp(weights)
+            assert found.dtype == product.dtype == np.float64 and product.shape == tuple(pos.shape)
+            assert relative(torch.from_numpy(found), expected) < values
+            assert relative(torch.from_numpy(product), gradient) < slopes
+            psi = bound.single(pos)
+            (gradient,) = torch.autograd.grad(psi, pos, torch.from_numpy(weights))
+            np.testing.assert_allclose(found, psi.detach().numpy(), rtol=1e-6)
+            assert relative(torch.from_numpy(product), gradient) < 1e-6

@@ -1,47 +1,16 @@
-import dataclasses
+"""OPES: its constants and formulas, energy and force, and what it says of settings that make no sense."""
+
 import math
-import pickle
 import warnings
 
 import numpy as np
 import pytest
+from biases import KT, TORSION, deposit
 from openmm import unit
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.sampling.kernels import KernelSum, add_kernel, merge_pair, minimum_image, wrap
+from openmm_geomgnn.sampling.kernels import minimum_image
 from openmm_geomgnn.sampling.opes import OPES
-
-TORSION = (-math.pi, math.pi)
-KT = 0.00831446261815324 * 300
-
-
-def deposit(opes, points, dimension=None):
-    state = opes.initial_state(dimension)
-    for s in points:
-        state = opes.update(state, s)
-    return state
-
-
-def same_bits(first, second):
-    for field in dataclasses.fields(first):
-        if field.init:
-            a, b = np.asarray(getattr(first, field.name)), np.asarray(getattr(second, field.name))
-            assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes(), field.name
-    return True
-
-
-def relative_gradient_error(opes, state, points, step):
-    """Largest error of the gradient against fourth-order central differences, relative to the largest gradient."""
-    _, gradient = opes.bias(state, points)
-    numeric = np.empty_like(gradient)
-    for i in range(points.shape[1]):
-        shift = np.zeros(points.shape[1])
-        shift[i] = step
-        near = opes.bias(state, points + shift)[0] - opes.bias(state, points - shift)[0]
-        far = opes.bias(state, points + 2 * shift)[0] - opes.bias(state, points - 2 * shift)[0]
-        numeric[:, i] = (8 * near - far) / (12 * step)
-    return np.abs(gradient - numeric).max() / np.abs(gradient).max()
-
 
 # ----------------------------------------------------------------------------------------------- constants and formulas
 
@@ -146,74 +115,20 @@ def test_flat_target():
     assert opes.bias(state, 5.0)[0] == pytest.approx(-40, rel=1e-12)
 
 
-# ------------------------------------------------------------------------------------------------------------- kernels
-
-
-def test_merging_conserves_mass_mean_and_variance():
-    rng = np.random.default_rng(1)
-    for _ in range(20):
-        (c1, c2), (s1, s2) = rng.normal(1000, 1, (2, 3)), rng.uniform(0.05, 0.5, (2, 3))
-        h1, h2 = rng.uniform(0.1, 3, 2)
-        centre, sigma, log_height = merge_pair(c1, s1, math.log(h1), c2, s2, math.log(h2))
-        h = h1 + h2
-        assert math.exp(log_height) == pytest.approx(h, rel=1e-13)
-        assert centre == pytest.approx((h1 * c1 + h2 * c2) / h, rel=1e-14)
-        variance = (h1 * (s1**2 + (c1 - centre) ** 2) + h2 * (s2**2 + (c2 - centre) ** 2)) / h
-        assert sigma**2 == pytest.approx(variance, rel=1e-10)
-
-
-def test_merging_across_a_period_and_of_weights_beyond_a_double():
-    lows, lengths = np.array([-math.pi]), np.array([2 * math.pi])
-    kernels = np.array([[math.pi - 0.1]]), np.array([[0.3]]), np.array([900.0])
-    new = np.array([0.1 - math.pi]), np.array([0.3]), 900.0
-    centres, sigmas, log_heights = add_kernel(*kernels, new, 1, lows, lengths)
-    assert abs(minimum_image(centres[0] - math.pi, lengths)[0]) < 1e-14
-    assert -math.pi <= centres[0, 0] <= math.pi
-    assert sigmas[0, 0] == pytest.approx(math.hypot(0.3, 0.1)) and log_heights[0] == pytest.approx(900 + math.log(2))
-
-
-def test_merging_is_recursive_and_measured_in_the_existing_sigma():
-    # 0 and 1.8 are too far apart to merge, until a heavy kernel near 0.95 draws the second within reach of the first
-    centres, sigmas, log_heights = np.array([[0.0], [1.8], [40.0]]), np.full((3, 1), 1.0), np.zeros(3)
-    new = np.array([0.95]), np.array([1.0]), 3.0
-    merged = add_kernel(centres, sigmas, log_heights, new, threshold=1.0)
-    assert [len(part) for part in merged] == [2, 2, 2]
-    masses = np.exp(merged[2]) @ [1, 1]
-    assert masses == pytest.approx(3 + math.exp(3))
-    assert (np.exp(merged[2]) @ merged[0])[0] == pytest.approx(41.8 + 0.95 * math.exp(3))
-    assert [len(part) for part in add_kernel(centres, sigmas, log_heights, new, threshold=0.5)] == [4, 4, 4]
-    assert [len(part) for part in add_kernel(centres, sigmas, log_heights, new, threshold=0)] == [4, 4, 4]
-    # a narrow newcomer within the reach of a wide kernel merges; a wide newcomer beside a narrow kernel does not
-    wide, narrow = (np.array([[0.0]]), np.array([[1.0]])), (np.array([[0.0]]), np.array([[0.1]]))
-    at = np.array([0.5])
-    assert len(add_kernel(*wide, np.zeros(1), (at, np.array([0.1]), 0.0), 1.0)[0]) == 1
-    assert len(add_kernel(*narrow, np.zeros(1), (at, np.array([1.0]), 0.0), 1.0)[0]) == 2
-
-
-def test_merging_keeps_the_kernels_few():
-    points = np.random.default_rng(2).normal(0, 0.3, (2000, 1))
-    state = deposit(OPES(40, 500, sigma=0.1, sigma_min=0.05), points)
-    assert len(state.centres) < 60
-    assert len(deposit(OPES(40, 500, sigma=0.1, compression_threshold=0), points[:100]).centres) == 100
-
-
-def test_density_in_blocks_is_the_same():
-    rng = np.random.default_rng(3)
-    total = KernelSum(rng.normal(size=(700, 2)), np.full((700, 2), 0.3), np.zeros(700), 5.0)
-    points = rng.normal(size=(1000, 2))
-    whole, gradient = total.log_density(points, -16.0)
-    for i in (0, 187, 188, 999):
-        value, slope = total.log_density(points[i : i + 1], -16.0)
-        assert value[0] == pytest.approx(whole[i], rel=1e-14) and slope[0] == pytest.approx(gradient[i], rel=1e-12)
-    assert np.array_equal(total.density(points)[:5], total.density(points[:5]))
-
-
-def test_wrap():
-    lows, lengths = np.array([-math.pi, 0.0]), np.array([2 * math.pi, 0.0])
-    assert wrap(np.array([3.5, 7.0]), lows, lengths) == pytest.approx([3.5 - 2 * math.pi, 7.0])
-
-
 # ---------------------------------------------------------------------------------------------------- energy and force
+
+
+def relative_gradient_error(opes, state, points, step):
+    """Largest error of the gradient against fourth-order central differences, relative to the largest gradient."""
+    _, gradient = opes.bias(state, points)
+    numeric = np.empty_like(gradient)
+    for i in range(points.shape[1]):
+        shift = np.zeros(points.shape[1])
+        shift[i] = step
+        near = opes.bias(state, points + shift)[0] - opes.bias(state, points - shift)[0]
+        far = opes.bias(state, points + 2 * shift)[0] - opes.bias(state, points - 2 * shift)[0]
+        numeric[:, i] = (8 * near - far) / (12 * step)
+    return np.abs(gradient - numeric).max() / np.abs(gradient).max()
 
 
 @pytest.mark.parametrize("explore", [False, True])
@@ -312,212 +227,6 @@ def test_a_barrier_of_870_kT_stays_finite():
     assert math.isfinite(opes.diagnostics(state)["rct"])
 
 
-def test_log_space_agrees_with_the_plain_sum():
-    rng = np.random.default_rng(8)
-    total = KernelSum(rng.normal(size=(20, 2)), np.full((20, 2), 0.4), rng.normal(size=20), 5.0)
-    points = rng.normal(0, 2, (100, 2))
-    plain, gradient = total.log_density(points, -12.5)
-    logarithmic, slope = total._log_space(points, -12.5)
-    assert logarithmic == pytest.approx(plain, rel=1e-12, abs=1e-12) and slope == pytest.approx(gradient, abs=1e-9)
-
-
-# --------------------------------------------------------------------------------------------------- state and restart
-
-
-def adaptive_run(opes, state, points):
-    """One bias step per row of points (T, walkers, d), depositing every pace."""
-    for step, s in enumerate(points, start=1):
-        for walker, value in enumerate(s):
-            state = opes.observe(state, value, walker)
-        if step % opes.pace == 0:
-            state = opes.update(state, s)
-    return state
-
-
-@pytest.mark.parametrize("explore", [False, True])
-@pytest.mark.parametrize("sigma", [None, 0.2])
-@pytest.mark.parametrize("walkers", [1, 3])
-def test_restart_is_bit_identical(explore, sigma, walkers):
-    opes = OPES(40, 5, sigma=sigma, explore=explore, periods=[TORSION, None], sigma_min=0.02)
-    points = np.random.default_rng(9).normal(0, 0.5, (120, walkers, 2))
-    unbroken = adaptive_run(opes, opes.initial_state(n_walkers=walkers), points)
-    assert unbroken.n == 1 + walkers * (24 if sigma else 15)
-    for cut in (0, 30, 60):  # before and after the measurement of sigma
-        saved = opes.to_arrays(adaptive_run(opes, opes.initial_state(n_walkers=walkers), points[:cut]))
-        assert all(array.dtype in (np.float64, np.int64) for array in saved.values())
-        again = pickle.loads(pickle.dumps(opes))
-        restored = again.from_arrays({name: array.copy() for name, array in saved.items()})
-        assert same_bits(restored, opes.from_arrays(saved))
-        resumed = adaptive_run(again, restored, points[cut:])
-        assert same_bits(resumed, unbroken)
-        assert again.bias(resumed, [0.1, 0.2])[0] == opes.bias(unbroken, [0.1, 0.2])[0]
-
-
-def test_restart_refuses_what_does_not_fit():
-    opes = OPES(40, 500, sigma=0.2)
-    saved = opes.to_arrays(deposit(opes, [[0.1, 0.2], [0.9, 0.3]]))
-    with pytest.raises(GeomGNNError, match="lacks log_W"):
-        opes.from_arrays({name: array for name, array in saved.items() if name != "log_W"})
-    with pytest.raises(GeomGNNError, match="do not fit: .*sigmas"):
-        opes.from_arrays(saved | {"sigmas": saved["sigmas"][:1]})
-    with pytest.raises(GeomGNNError, match="do not fit: .*Z"):
-        opes.from_arrays(saved | {"Z": np.ones(2)})
-    with pytest.raises(GeomGNNError, match="not finite in centres"):
-        opes.from_arrays(saved | {"centres": saved["centres"] * np.nan})
-    with pytest.raises(GeomGNNError, match="barrier.*= .40.0.*50.0"):
-        OPES(50, 500, sigma=0.2).from_arrays(saved)
-    with pytest.raises(GeomGNNError, match="sigma = .*0.2.*0.3"):
-        OPES(40, 500, sigma=0.3).from_arrays(saved)
-    with pytest.raises(GeomGNNError, match="written with periods"):
-        OPES(40, 500, sigma=0.2, periods=[TORSION, None]).from_arrays(saved)
-    with pytest.raises(GeomGNNError, match="adaptive"):
-        OPES(40, 500).from_arrays(saved)
-    # the same barrier in other units, and another pace, are no obstacle
-    OPES(40 / 4.184 * unit.kilocalories_per_mole, 250, sigma=0.2).from_arrays(saved)
-
-
-def test_states_are_immutable():
-    opes = OPES(40, 1, adaptive_stride=10)
-    state = adaptive_run(opes, opes.initial_state(1), np.random.default_rng(11).normal(size=(30, 1, 1)))
-    before = {name: array.tobytes() for name, array in opes.to_arrays(state).items()}
-    opes.bias(state, 0.1)
-    assert opes.observe(state, 0.1) is not state and opes.update(state, 0.0) is not state
-    assert {name: array.tobytes() for name, array in opes.to_arrays(state).items()} == before
-    with pytest.raises(ValueError, match="read-only"):
-        state.centres[0] = 0
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        state.n = 5
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        opes.barrier = 10
-    copy = pickle.loads(pickle.dumps(state))
-    assert same_bits(copy, state) and not copy.M2.flags.writeable
-
-
-def test_two_methods_may_share_a_state():
-    narrow, wide = OPES(40, 500, sigma=0.1), OPES(40, 500, sigma=0.1, kernel_cutoff=4.0)
-    state = deposit(narrow, [0.0, 0.3])
-    first = narrow.bias(state, 0.45)[0]
-    assert wide.bias(state, 0.45)[0] != first
-    assert narrow.bias(state, 0.45)[0] == first
-
-
-def test_dimension_is_fixed_by_the_first_value():
-    opes = OPES(40, 500, sigma=0.1)
-    state = opes.initial_state()
-    assert state.dimension is None and state.sigma0.shape == (1, 0)
-    assert opes.bias(state, [0.0, 0.0, 0.0])[1].shape == (3,)
-    assert opes.update(state, [0.0, 0.1, 0.2]).dimension == 3
-    assert OPES(40, 500, sigma=[0.1, 0.2]).initial_state().dimension == 2
-    assert OPES(40, 500, periods=[TORSION]).initial_state().dimension == 1
-    adaptive = OPES(40, 500)
-    assert adaptive.observe(adaptive.initial_state(n_walkers=2), [0.0, 1.0]).m.shape == (2, 2)
-    state = opes.update(state, 0.0)
-    for call in (opes.update, opes.bias):
-        with pytest.raises(GeomGNNError, match="2 components, but the bias has 1"):
-            call(state, [0.0, 1.0])
-    with pytest.raises(GeomGNNError, match="3 components, but sigma, sigma_min or periods"):
-        OPES(40, 500, sigma=[0.1, 0.2]).initial_state(3)
-    with pytest.raises(GeomGNNError, match="3 components, but sigma, sigma_min or periods"):
-        OPES(40, 500, periods=[TORSION, None]).update(OPES(40, 500).initial_state(), [0.0, 0.0, 0.0])
-
-
-# ------------------------------------------------------------------------------------------- walkers and adaptive sigma
-
-
-def test_one_update_of_walkers_counts_each():
-    opes = OPES(40, 500, sigma=0.1)
-    values = np.array([[0.0], [5.0], [10.0], [0.02]])
-    together = opes.update(opes.initial_state(n_walkers=4), values)
-    assert together.n == 5 and len(together.centres) == 3
-    # all were weighted under the bias before the update, -barrier
-    assert together.log_W == pytest.approx(math.log(5) - 40 / KT, rel=1e-13)
-    assert together.log_W2 == pytest.approx(math.log(5) - 80 / KT, rel=1e-13)
-    assert np.exp(together.log_heights - together.log_heights[1]) == pytest.approx([2, 1, 1])
-    # and far from each other, with EXPLORE's weightless kernels, they are what one after the other gives
-    opes = OPES(40, 500, sigma=0.1, explore=True)
-    one_by_one = deposit(opes, values[:3])
-    together = opes.update(opes.initial_state(), values[:3])
-    assert together.n == one_by_one.n and together.log_W == pytest.approx(one_by_one.log_W)
-    assert np.array_equal(together.centres, one_by_one.centres)
-
-
-@pytest.mark.parametrize("explore", [False, True])
-def test_adaptive_sigma_is_measured_first(explore):
-    opes = OPES(40, 10, explore=explore)
-    points = np.random.default_rng(12).normal(2, 0.3, (200, 1, 1))
-    state = opes.initial_state(1)
-    for s in points[:99]:
-        state = opes.observe(state, s[0])
-    assert opes.update(state, 2.0) is state and opes.bias(state, 2.0) == (-40, [0.0])
-    state = opes.observe(state, points[99, 0])
-    x = points[:100, 0, 0]
-    # up to S steps the accumulators are the plain mean and sum of squares (Welford)
-    assert state.m[0, 0] == pytest.approx(x.mean()) and state.M2[0, 0] == pytest.approx(((x - x.mean()) ** 2).sum())
-    first = opes.update(state, 2.0)
-    gamma = opes.biasfactor
-    sigma0 = x.std() * (math.sqrt(gamma) if explore else 1)
-    assert first.sigma0[0, 0] == pytest.approx(sigma0)
-    assert first.M2[0, 0] == pytest.approx(gamma * state.M2[0, 0])
-    size = 2 if explore else opes.diagnostics(first)["neff"]
-    assert first.sigmas[0, 0] == pytest.approx(sigma0 * (size * 0.75) ** -0.2)
-
-    # later the mean forgets and M2 grows, sigma0 stays
-    m, M2 = first.m[0, 0], first.M2[0, 0]
-    state = first
-    for s in points[100:150]:
-        state = opes.observe(state, s[0])
-        delta = s[0, 0] - m
-        m += delta / 100
-        M2 += delta * (s[0, 0] - m)
-    assert state.m[0, 0] == pytest.approx(m) and state.M2[0, 0] == pytest.approx(M2) and state.a[0] == 150
-    second = opes.update(state, 50.0)
-    size = 3 if explore else opes.diagnostics(second)["neff"]
-    width = math.sqrt(M2 / 150) if explore else math.sqrt(M2 / (150 * gamma))
-    assert second.sigma0[0, 0] == first.sigma0[0, 0]
-    assert second.sigmas[-1, 0] == pytest.approx(width * (size * 0.75) ** -0.2)
-    weight = 0 if explore else opes.bias(state, 50.0)[0] / KT
-    assert second.log_heights[-1] == pytest.approx(weight + math.log(sigma0 / second.sigmas[-1, 0]))
-
-
-def test_each_walker_has_its_own_sigma():
-    opes = OPES(40, 10)
-    points = np.random.default_rng(13).normal(0, 1, (100, 2, 1)) * [[0.1], [0.4]] + [[0.0], [9.0]]
-    state = adaptive_run(opes, opes.initial_state(n_walkers=2), points)
-    assert state.n == 3
-    spread = points[:, :, 0].std(axis=0)
-    assert state.sigmas[:, 0] / state.sigmas[0, 0] == pytest.approx(spread / spread[0])
-    late = opes.initial_state(n_walkers=2)
-    for s in points:
-        late = opes.observe(late, s[0], 0)
-    assert opes.update(late, points[-1]) is late  # the other walker has not been measured
-
-
-def test_adaptive_sigma_across_a_period():
-    opes = OPES(40, 10, periods=[TORSION])
-    x = np.random.default_rng(14).normal(math.pi, 0.2, 100)
-    state = opes.initial_state()
-    for value in x:
-        state = opes.observe(state, minimum_image(np.array([value]), np.array([2 * math.pi])))
-    assert math.sqrt(state.M2[0, 0] / 100) == pytest.approx(x.std())
-    assert abs(state.m[0, 0]) <= math.pi
-
-
-def test_a_constant_cv_is_an_error():
-    opes = OPES(40, 10)
-    state = opes.initial_state()
-    for _ in range(100):
-        state = opes.observe(state, [1.0, 2.0])
-    with pytest.raises(GeomGNNError, match="hardly moved in 100 steps.*sigma_min"):
-        opes.update(state, [1.0, 2.0])
-    floored = OPES(40, 10, sigma_min=0.05)
-    assert floored.update(state, [1.0, 2.0]).sigmas.min() >= 0.05
-
-
-def test_sigma_min_is_a_floor():
-    state = deposit(OPES(40, 500, sigma=0.1, sigma_min=0.08, explore=False), np.zeros((50, 1)))
-    assert state.sigmas.min() >= 0.08 and OPES(40, 500, sigma=0.1).observe("anything", 0.0) == "anything"
-
-
 # ----------------------------------------------------------------------------------------------------------- messages
 
 
@@ -603,116 +312,3 @@ def test_values_that_do_not_fit_are_refused():
     with pytest.raises(GeomGNNError, match="n_walkers is 0"):
         opes.initial_state(1, n_walkers=0)
     assert math.isnan(opes.bias(deposit(opes, [0.0]), np.nan)[0])
-
-
-# ------------------------------------------------------------------------------------------------------------ dynamics
-
-
-def sample(opes, force, start, steps, period=None, step=1e-3, seed=0):
-    """Overdamped Langevin dynamics of many walkers that share one bias; returns s, V (steps, walkers) and the state.
-
-    The noise of two steps is averaged (Leimkuhler & Matthews 2013), which samples far better than Euler.
-    """
-    rng = np.random.default_rng(seed)
-    x, state = np.array(start, dtype=float), opes.initial_state(1, len(start))
-    noise, trajectory, biases = rng.normal(size=len(x)), np.empty((steps, len(x))), np.empty((steps, len(x)))
-    for i in range(steps):
-        V, gradient = opes.bias(state, x[:, None])
-        trajectory[i], biases[i] = x, V
-        if i and i % opes.pace == 0:
-            state = opes.update(state, x[:, None])
-        fresh = rng.normal(size=len(x))
-        x = x + step / opes.kT * (force(x) - gradient[:, 0]) + math.sqrt(2 * step) * (noise + fresh) / 2
-        noise = fresh
-        if period:
-            x = x - period * np.rint(x / period)
-    return trajectory, biases, state
-
-
-def free_energy(opes, s, V, edges):
-    weights = np.exp((V - V.max()) / opes.kT)
-    histogram, _ = np.histogram(s, edges, weights=weights)
-    return -opes.kT * np.log(histogram)
-
-
-def exact_free_energy(potential, edges, kT):
-    fine = np.linspace(edges[:-1], edges[1:], 51)
-    return -kT * np.log(np.trapezoid(np.exp(-potential(fine) / kT), fine, axis=0))
-
-
-def check_free_energy(opes, potential, s, V, edges, in_a, barrier, tolerance=1.0):
-    """The reweighted F(s) below the barrier, and the difference of the two basins, within the tolerance in kJ/mol."""
-    found, exact = free_energy(opes, s, V, edges), exact_free_energy(potential, edges, opes.kT)
-    low = exact - exact.min() < barrier
-    offset = (found - exact)[low].mean()
-    rms = math.sqrt(((found - exact - offset)[low] ** 2).mean())
-    weights = np.exp((V - V.max()) / opes.kT)
-    delta = -opes.kT * math.log(weights[in_a(s)].sum() / weights[~in_a(s)].sum())
-    centres = (edges[1:] + edges[:-1]) / 2
-    population = np.exp(-exact / opes.kT)
-    expected = -opes.kT * math.log(population[in_a(centres)].sum() / population[~in_a(centres)].sum())
-    print(f"\nrms error of F {rms:.2f}, dF {delta:.2f}, exact {expected:.2f} kJ/mol")
-    assert rms < tolerance and abs(delta - expected) < tolerance
-
-
-@pytest.mark.parametrize("explore", [False, True])
-def test_double_well(explore):
-    """A barrier of 8 kT, which these walkers would not cross otherwise, all started on one side."""
-    height, tilt = 8 * KT, 2.5
-
-    def potential(x):
-        return height * (x * x - 1) ** 2 + tilt * x
-
-    def force(x):
-        return -4 * height * x * (x * x - 1) - tilt
-
-    opes = OPES(30, 100, sigma=0.12, sigma_min=0.04, explore=explore)
-    s, V, state = sample(opes, force, np.full(50, -1.0), 24000, seed=1)
-    s, V = s[6000:], V[6000:]
-    crossings = (np.diff(np.sign(s[::50]), axis=0) != 0).sum()
-    print(f"\ncrossings of 0: {crossings}, kernels: {len(state.centres)}")
-    assert crossings > 50
-    check_free_energy(opes, potential, s, V, np.linspace(-1.4, 1.4, 29), lambda x: x < 0, barrier=9 * KT)
-
-
-def test_double_well_with_adaptive_sigma():
-    height = 8 * KT
-
-    def potential(x):
-        return height * (x * x - 1) ** 2
-
-    opes = OPES(30, 50, sigma_min=0.04, adaptive_stride=400)
-    rng = np.random.default_rng(2)
-    state, x, s, V = opes.initial_state(n_walkers=8), np.full(8, 1.0), [], []
-    for i in range(12000):
-        bias, gradient = opes.bias(state, x[:, None])
-        s.append(x)
-        V.append(bias)
-        for walker in range(8):
-            state = opes.observe(state, x[walker], walker)
-        if i and i % opes.pace == 0:
-            state = opes.update(state, x[:, None])
-        x = x + 1e-3 / KT * (-4 * height * x * (x * x - 1) - gradient[:, 0]) + math.sqrt(2e-3) * rng.normal(size=8)
-    # the harmonic spread at the bottom of the well is sqrt(kT/(8*height)) = 0.125
-    assert state.sigma0[:, 0] == pytest.approx(np.full(8, 0.125), rel=0.4)
-    s, V = np.array(s)[4000:], np.array(V)[4000:]
-    assert (np.diff(np.sign(s[::50]), axis=0) != 0).sum() > 10
-    check_free_energy(opes, potential, s, V, np.linspace(-1.4, 1.4, 29), lambda x: x < 0, barrier=8 * KT, tolerance=2.0)
-
-
-def test_periodic_torsion():
-    """Wells at 0 and at +-pi: the second straddles the boundary, and both ways around are open."""
-    height, tilt = 8 * KT, 1.5
-
-    def potential(x):
-        return height / 2 * (1 - np.cos(2 * x)) + tilt * np.cos(x)
-
-    def force(x):
-        return -height * np.sin(2 * x) + tilt * np.sin(x)
-
-    opes = OPES(30, 100, sigma=0.25, sigma_min=0.08, periods=[TORSION])
-    s, V, state = sample(opes, force, np.full(20, 0.0), 20000, period=2 * math.pi, step=4e-3, seed=3)
-    s, V = s[5000:], V[5000:]
-    assert (np.abs(np.diff(s, axis=0)) > math.pi).sum() > 50  # the boundary was crossed
-    edges = np.linspace(-math.pi, math.pi, 41)
-    check_free_energy(opes, potential, s, V, edges, lambda x: np.abs(x) < math.pi / 2, barrier=9 * KT)

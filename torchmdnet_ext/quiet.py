@@ -1,5 +1,6 @@
-"""Warp without its greeting, for whoever uses an encoder and never sees that Warp is there."""
+"""Native libraries without their greetings: Warp's, which whoever uses an encoder need not know of, and others."""
 
+import ctypes
 import os
 import sys
 import tempfile
@@ -25,27 +26,32 @@ def start_warp():
     before = getattr(warp.config, name, None)
     setattr(warp.config, name, quiet)
     try:
-        with _native_errors_but(NO_DRIVER):
+        with without_lines(NO_DRIVER):
             warp.init()
     finally:
         setattr(warp.config, name, before)
 
 
 @contextmanager
-def _native_errors_but(text):
-    """Leave out the lines with `text` of what native code writes to the standard error stream."""
+def without_lines(text, stream=2):
+    """Leave out the lines with `text` of what native code writes to standard output (1) or standard error (2)."""
+    flush = ctypes.CDLL(None).fflush if os.name == "posix" else lambda file: None
     try:
-        stream = os.dup(2)
-    except OSError:  # there is none
+        original = os.dup(stream)
+    except OSError:  # it is closed
         yield
         return
+    for file in filter(None, (sys.stdout, sys.stderr)):
+        file.flush()
+    flush(None)
     with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
+        os.dup2(file.fileno(), stream)
         try:
             yield
         finally:
-            os.dup2(stream, 2)
-            os.close(stream)
+            flush(None)
+            os.dup2(original, stream)
+            os.close(original)
             file.seek(0)
             lines = [line for line in file.read().decode(errors="replace").splitlines(True) if text not in line]
-            os.write(2, "".join(lines).encode())
+            os.write(stream, "".join(lines).encode())

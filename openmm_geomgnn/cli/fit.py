@@ -8,6 +8,7 @@ from openmm_geomgnn.cli.progress import say
 from openmm_geomgnn.cli.workflow import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.windows import as_topology
+from torchmdnet_ext.quiet import without_lines
 
 
 def run_fit(fit):
@@ -27,11 +28,13 @@ def run_fit(fit):
 
 def _load(path, topology_path, topology, stride):
     try:
-        return mdtraj.load(str(path), top=topology, stride=stride)
+        with without_lines("dcdplugin)", 1):
+            return mdtraj.load(str(path), top=topology, stride=stride)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
         raise GeomGNNError(
-            f"The trajectory {path} cannot be read with the topology {topology_path.name} ({error}). Check that the file is "
-            "complete and that both have the same atoms."
+            f"The trajectory {path} cannot be read with the topology {topology_path.name} ({reason}). Check that the file "
+            "is complete and that both have the same atoms."
         ) from error
 
 

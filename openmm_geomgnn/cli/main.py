@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,7 @@ def demo(
 
 @app.command()
 def run(
-    protocol: Annotated[Path, typer.Argument(help="A protocol, such as protocols/ala2-opes.yaml.")],
+    protocol: Annotated[Path, typer.Argument(metavar="PROTOCOL", help="A protocol, such as protocols/ala2-opes.yaml.")],
     overwrite: Overwrite = False,
     settings: Settings = None,
 ):
@@ -58,20 +59,22 @@ def fit(
     from openmm_geomgnn.cli import fit as fitting
     from openmm_geomgnn.cli.config import load_fit
 
-    fitting.run_fit(load_fit(settings_file, _overrides(settings)))
+    with _interruptible("Nothing was written."):
+        fitting.run_fit(load_fit(settings_file, _overrides(settings)))
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="The output folder of a run.")]):
+def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The output folder of a run.")]):
     """Analyse a finished run again and rewrite its report."""
-    from openmm_geomgnn.cli import workflow
+    from openmm_geomgnn.cli import reporting
     from openmm_geomgnn.cli.config import load_protocol
+    from openmm_geomgnn.cli.folder import PROTOCOL, wall_time
 
-    path = folder / workflow.PROTOCOL
+    path = folder / PROTOCOL
     if not path.is_file():
-        raise GeomGNNError(f"{folder} holds no {workflow.PROTOCOL}, so it is not the output of `geomgnn run`.")
+        raise GeomGNNError(f"{folder} holds no {PROTOCOL}, so it is not the output of `geomgnn run`.")
     protocol = load_protocol(path, {"output": str(folder)})
-    _show(folder, workflow.report(protocol, workflow.wall_time(folder)))
+    _show(folder, reporting.report(protocol, wall_time(folder)))
 
 
 def _run(path, overrides, overwrite):
@@ -79,18 +82,32 @@ def _run(path, overrides, overwrite):
     from openmm_geomgnn.cli.config import load_protocol
 
     protocol = load_protocol(path, overrides)
-    _show(protocol.output, workflow.run_protocol(protocol, overwrite))
+    with _interruptible("The same command goes on from the last checkpoint."):
+        _show(protocol.output, workflow.run_protocol(protocol, overwrite))
+
+
+@contextmanager
+def _interruptible(advice):
+    """Ctrl-C ends the command with a line of advice."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. {advice}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _overrides(settings):
+    import yaml
+
     pairs = {}
     for text in settings or []:
         key, equals, value = text.partition("=")
-        if not equals:
-            raise GeomGNNError(f"--set {text} has no value: write --set KEY=VALUE, as in --set run.length=50ps.")
-        import yaml
-
-        pairs[key.strip()] = yaml.safe_load(value)
+        if not (key.strip() and equals):
+            raise GeomGNNError(f"--set {text} lacks a key or a value: write --set KEY=VALUE, as in --set run.length=50ps.")
+        try:
+            pairs[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise GeomGNNError(f"--set {text} has a value that is not valid YAML: close its brackets and quotes.") from error
     return pairs
 
 
@@ -127,13 +144,18 @@ def main():
     warnings.showwarning = _show_warning
     try:
         app()
-    except GeomGNNError as error:
+    except (GeomGNNError, OSError) as error:
         if _debug:
             raise
         from rich.console import Console
 
-        Console(stderr=True).print(f"Error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        Console(stderr=True).print(f"Error: {_paragraph(error)}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)
+
+
+def _paragraph(error):
+    """What to tell a user of an error; those of files come from Python as they are."""
+    if isinstance(error, GeomGNNError):
+        return str(error)
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{where}. Check the path, its permissions and the space on the disk."

@@ -15,7 +15,7 @@ def say(text):
 
 @contextmanager
 def bar(description, unit="ps"):
-    """Yield update(done, total, note=""), which moves one progress bar; the bar stays when the block ends.
+    """Yield update(done, total, note=""), which moves one progress bar; the bar stays when the block ends, if it moved.
 
     Where the output is no terminal (a log file, a queueing system), one line is printed for each tenth of the work.
     """
@@ -23,15 +23,21 @@ def bar(description, unit="ps"):
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task(f"{description:<22}", total=None, note="")
-            yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=note)
+            task = progress.add_task(f"{description:<22}", total=None, count="", note="")
+
+            def move(done, total, note=""):
+                progress.update(task, completed=done, total=total, count=f"{done:.0f}/{total:.0f} {unit}", note=note)
+
+            yield move
+            if not progress.tasks[0].total:
+                progress.remove_task(task)  # there was nothing to do
         return
     printed = -1
 

@@ -2,9 +2,69 @@
 
 import importlib.util
 
+import numpy as np
+import torch
+
 from openmm_geomgnn.errors import GeomGNNError
 
 ENGINES = ("auto", "eager", "numba")
+
+
+class EagerEngine:
+    """The network as it is.
+
+    Engines take positions of all selected atoms to features of the window atoms: `engine(pos)`, for pos (n, 3) in angstrom,
+    is x (M, H), v (M, 3, H), differentiable with respect to pos.
+    """
+
+    name = "eager"
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def __call__(self, pos):
+        return self._tokenizer.window_features(pos.to(self._tokenizer.encoder.dtype).unsqueeze(0))
+
+    def features_and_vjp(self, pos):
+        """Features at `pos` (n, 3), a float64 ndarray, and what takes gradients g_x, g_v by them to that by pos (n, 3).
+
+        The features are tensors without a history of how they were made.
+        """
+        pos = torch.from_numpy(pos).requires_grad_(True)
+        x, v = self(pos)
+
+        def vjp(g_x, g_v):
+            return torch.autograd.grad((x, v), pos, (g_x, g_v))[0].numpy()
+
+        return x.detach(), v.detach(), vjp
+
+
+class NumbaEngine:
+    """Compiled kernels for what `EagerEngine` does."""
+
+    name = "numba"
+
+    def __init__(self, tokenizer, precision):
+        from openmm_geomgnn.engines.et_numba import NumbaET
+
+        windows = tokenizer.windows
+        self._compiled = NumbaET(tokenizer.encoder.network, windows.z[windows.rows], windows.pairs, precision)
+        self._rows = windows.rows
+
+    def __call__(self, pos):
+        return self._compiled(pos.index_select(0, torch.from_numpy(self._rows)))
+
+    def features_and_vjp(self, pos):
+        """As that of `EagerEngine`, without autograd, which costs about as much as the kernels."""
+        at = pos[self._rows]
+        x, v, ticket = self._compiled.forward(at)
+
+        def vjp(g_x, g_v):
+            gradient = np.zeros(pos.shape)
+            np.add.at(gradient, self._rows, self._compiled.vjp(at, g_x.numpy(), g_v.numpy(), ticket))
+            return gradient
+
+        return torch.from_numpy(x), torch.from_numpy(v), vjp
 
 
 def make_engine(name, tokenizer, precision):
@@ -20,10 +80,7 @@ def make_engine(name, tokenizer, precision):
 
     Returns
     -------
-    name : str
-        The engine taken.
-    function : callable
-        pos (n, 3) in angstrom -> x (M, H), v (M, 3, H) of the window atoms, differentiable with respect to pos.
+    EagerEngine or NumbaEngine
 
     Raises
     ------
@@ -35,14 +92,10 @@ def make_engine(name, tokenizer, precision):
     if name == "numba" or name == "auto" and precision == "single":
         reason = _why_not_numba(tokenizer)
         if reason is None:
-            from openmm_geomgnn.engines.et_numba import NumbaET
-
-            windows = tokenizer.windows
-            compiled = NumbaET(tokenizer.encoder.network, windows.z[windows.rows], windows.pairs, precision)
-            return "numba", lambda pos: compiled(pos.index_select(0, tokenizer.rows))
+            return NumbaEngine(tokenizer, precision)
         if name == "numba":
             raise GeomGNNError(f"The numba engine cannot be used: {reason}. Set engine: auto or engine: eager.")
-    return "eager", lambda pos: tokenizer.window_features(pos.unsqueeze(0))
+    return EagerEngine(tokenizer)
 
 
 def _why_not_numba(tokenizer):

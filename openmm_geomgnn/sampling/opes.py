@@ -14,7 +14,6 @@ import numpy as np
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.kernels import KernelSum, add_kernel, minimum_image, wrap
 from openmm_geomgnn.sampling.opes_state import (
-    Deposition,
     OPESState,
     check_same_settings,
     checked_arrays,
@@ -50,7 +49,9 @@ class OPES:
     pace : steps between depositions.
     temperature : a number in K, an OpenMM Quantity, or text.
     sigma : initial kernel width in the units of the CV, a number for all components or one per component. When absent
-        it is measured: no bias acts until `observe` has seen `adaptive_stride` steps of every walker.
+        it is measured: no bias acts until `observe` has seen `adaptive_stride` steps of every walker. Then the root mean
+        square of what they measured is the sigma0 of all, so that the weight alone sets the mass of a kernel; later
+        kernels are as wide as their own walker's fluctuations.
     sigma_min : floor of the kernel widths, like sigma.
     biasfactor : by default barrier/kT. `math.inf` is a flat target: it needs a sigma, and is not for EXPLORE.
     compression_threshold : kernels closer than this, in units of sigma, are merged; 0 keeps all of them.
@@ -234,29 +235,18 @@ class OPES:
         Raises GeomGNNError when s does not fit or is not finite, or when the measured sigma is below 1e-6 and there is
         no sigma_min.
         """
-        state, new = self._deposition(state, s, other_bias)
+        state, new, sums = self._deposition(state, s, other_bias)
         if new is None:
             return state
         lows, lengths = self._box
         kernels = state.centres, state.sigmas, state.log_heights
-        for kernel in zip(new.centres, new.sigmas, new.log_heights, strict=True):
+        for kernel in zip(*new, strict=True):
             kernels = add_kernel(*kernels, kernel, self.compression_threshold, lows, lengths)
         centres, sigmas, log_heights = kernels
-        log_norm = math.log(new.n) if self.explore else new.log_W
+        log_norm = math.log(sums["n"]) if self.explore else sums["log_W"]
         total = KernelSum(centres, sigmas, log_heights - log_norm, self.kernel_cutoff, lengths)
-        return OPESState(
-            centres=centres,
-            sigmas=sigmas,
-            log_heights=log_heights,
-            log_W=new.log_W,
-            log_W2=new.log_W2,
-            n=new.n,
-            Z=float(np.mean(total.density(centres))),
-            sigma0=new.sigma0,
-            a=state.a,
-            m=state.m,
-            M2=new.M2,
-        )
+        Z = float(np.mean(total.density(centres)))
+        return replace(state, centres=centres, sigmas=sigmas, log_heights=log_heights, Z=Z, **sums)
 
     def deposits(self, state, s, other_bias=0.0):
         """The kernels that `update` adds, for a record of them: afterwards they may have been merged.
@@ -264,14 +254,19 @@ class OPES:
         Arguments and errors are those of `update`. Returns centres (W, d), sigmas (W, d) and heights (W,), of which there
         are none while an adaptive sigma is still being measured. Heights beyond a double are inf.
         """
-        state, new = self._deposition(state, s, other_bias)
+        state, new, _ = self._deposition(state, s, other_bias)
         if new is None:
             return np.zeros((0, state.dimension)), np.zeros((0, state.dimension)), np.zeros(0)
+        centres, sigmas, log_heights = new
         with np.errstate(over="ignore"):
-            return new.centres.copy(), new.sigmas.copy(), np.exp(new.log_heights)
+            return centres.copy(), sigmas.copy(), np.exp(log_heights)
 
     def _deposition(self, state, s, other_bias):
-        """(state, Deposition), the state with its dimension fixed by s; None for it while sigma is measured."""
+        """(state, kernels, sums) of an update.
+
+        state: with its dimension fixed by s. kernels: centres (W, d), sigmas (W, d) and log_heights (W,) of the new ones,
+        None while sigma is being measured. sums: new values of other fields of the state, a dict.
+        """
         s = np.atleast_1d(np.asarray(s, dtype=np.float64))
         s = s[None] if s.ndim == 1 else s
         state = self._fit(state, s, "update")
@@ -282,7 +277,7 @@ class OPES:
                 "one row per walker, and make the state with initial_state(n_walkers=...)."
             )
         if self.adaptive and state.a.min() < self.adaptive_stride:
-            return state, None
+            return state, None, {}
 
         log_w = (self._evaluate(state, s)[0] + read_energies(other_bias, n_walkers)) / self.kT
         n = state.n + n_walkers
@@ -296,7 +291,8 @@ class OPES:
             sigmas = np.maximum(sigmas, self._floor(d))
         sigmas = np.broadcast_to(sigmas, s.shape)
         log_heights = np.log(sigma0 / sigmas).sum(axis=1) + (0.0 if self.explore else log_w)
-        return state, Deposition(wrap(s, *self._box), sigmas, log_heights, log_W, log_W2, n, sigma0, M2)
+        sums = {"log_W": log_W, "log_W2": log_W2, "n": n, "sigma0": sigma0, "M2": M2}
+        return state, (wrap(s, *self._box), sigmas, log_heights), sums
 
     def bias(self, state, s):
         """The bias energy and its exact gradient at s, from the kernels in `state`.

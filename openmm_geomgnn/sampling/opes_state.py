@@ -1,7 +1,6 @@
 """What OPES remembers from one deposition to the next, and how it becomes arrays for a checkpoint and back."""
 
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
 
 import numpy as np
 
@@ -65,22 +64,6 @@ class OPESState:
     @property
     def n_walkers(self):
         return len(self.a)
-
-
-class Deposition(NamedTuple):
-    """What one update adds to a state: a kernel for each of W walkers, and the sums and widths that go with them.
-
-    centres, sigmas: (W, d). log_heights: (W,). The others: the new values of the state's.
-    """
-
-    centres: np.ndarray
-    sigmas: np.ndarray
-    log_heights: np.ndarray
-    log_W: float
-    log_W2: float
-    n: int
-    sigma0: np.ndarray
-    M2: np.ndarray
 
 
 _STORED = tuple(entry.name for entry in fields(OPESState) if entry.init)

@@ -1,0 +1,378 @@
+"""`geomgnn run` from structures to a report: a whole small run, asked for again, killed, prolonged, changed."""
+
+import json
+import math
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from openmm_geomgnn.cli import folder as folders
+from openmm_geomgnn.cli import molecule, reporting, workflow
+from openmm_geomgnn.cli.config import load_protocol
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling import runner, unbiased
+from openmm_geomgnn.sampling.checkpoint import load_checkpoint
+from openmm_geomgnn.sampling.colvar import read_colvar
+from openmm_geomgnn.sampling.outputs import read_dcd
+
+PROTOCOL = """
+system:
+  structures: [ala2-c7eq.pdb, ala2-c7ax.pdb]
+  platform: Reference
+unbiased: {length: 30 ps, frame_interval: 0.2 ps, equilibration: 1 ps, comparison_length: 6 ps}
+cv: {lag: 2 ps, pca: 20}
+bias: {pace: 0.6 ps}
+run: {length: 12 ps, walkers: 2, every: 3, colvar_interval: 0.12 ps, frame_interval: 0.24 ps, checkpoint_interval: 1.2 ps}
+analysis:
+  torsions: {phi: auto, psi: [ALA2-N, ALA2-CA, ALA2-C, NME3-N]}
+  cores: {along: phi, a: [-2.8, -0.5], b: [0.3, 2.0]}
+"""
+ROWS, FRAMES = 2 * 100, 50  # of COLVAR, of each trajectory
+# the installed command, or, where the package is only on the path, the function it calls
+SCRIPT = Path(sys.executable).with_name("geomgnn")
+COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-c", "from openmm_geomgnn.cli.main import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def protocol_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("protocol") / "tiny.yaml"
+    path.write_text(PROTOCOL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(protocol_file):
+    """What the command says, and the folder of the finished run. Tests work on copies of it."""
+    command = [*COMMAND, "run", protocol_file.name]
+    done = subprocess.run(command, cwd=protocol_file.parent, capture_output=True, text=True, timeout=300)
+    return done, protocol_file.parent / "runs" / "tiny"
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished folder."""
+    return shutil.copytree(finished[1], tmp_path / "copy")
+
+
+@pytest.fixture
+def load(protocol_file, copied):
+    def load(**changes):
+        overrides = {"output": str(copied)} | {name.replace("__", "."): value for name, value in changes.items()}
+        return load_protocol(protocol_file, overrides)
+
+    return load
+
+
+@pytest.fixture
+def no_simulation(monkeypatch):
+    """Fails the test when a walker is started."""
+
+    def start(*arguments, **options):
+        raise AssertionError("a simulation was started")
+
+    monkeypatch.setattr(runner, "WalkerPool", start)
+    monkeypatch.setattr(unbiased, "WalkerPool", start)
+
+
+# ------------------------------------------------------------------------------------------------------ a whole run
+
+
+class TestRun:
+    def test_what_it_says(self, finished):
+        done, folder = finished
+        assert done.returncode == 0, done.stderr
+        # no banners, no warnings of libraries, no leftovers of bars
+        assert done.stderr == ""
+        lines = done.stdout.splitlines()
+        assert "\x1b" not in done.stdout
+        stages = list(dict.fromkeys(line.split(":")[0] for line in lines if " ps" in line.split("  ")[0]))
+        assert stages[:2] == ["Unbiased runs", "CV"] and stages[-2:] == ["Biased run", "Unbiased comparison"]
+        assert sum(line.startswith("Biased run:") for line in lines) <= 11
+        assert next(line for line in reversed(lines) if line.startswith("Biased run:")).startswith("Biased run: 12/12 ps")
+        for name in ("crossings", "temperature", "free energy", "report"):
+            assert sum(line.startswith(name) for line in lines) == 1
+        assert lines[-1].split()[-1] == str(folder / "report.html")
+
+    def test_files(self, finished):
+        _, folder = finished
+        names = {path.name for path in folder.iterdir()}
+        assert names == {
+            *("protocol.yaml", "topology.pdb", "unbiased", "cv.safetensors", "COLVAR", "KERNELS", "comparison"),
+            *("trajectory.0.dcd", "trajectory.1.dcd", "checkpoint.safetensors", "summary.json", "report.html"),
+            "wall_time.json",
+        }
+        for path in folder.rglob("*"):
+            if path.is_file():
+                assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444, path
+        colvar = read_colvar(folder / "COLVAR")
+        assert len(colvar["time"]) == ROWS and colvar["time"][-1] == pytest.approx(12.0)
+        assert {"cv.1", "opes.bias", "temperature", "walker"} <= set(colvar)
+        for k in range(2):
+            assert read_dcd(folder / f"trajectory.{k}.dcd").shape == (FRAMES, 22, 3)
+            assert read_dcd(folder / "unbiased" / f"trajectory.{k}.dcd").shape == (150, 22, 3)
+            assert read_dcd(folder / "comparison" / f"trajectory.{1000 + k}.dcd").shape == (3, 22, 3)
+        html = (folder / "report.html").read_text()
+        assert "tiny: ala2-c7eq, ala2-c7ax" in html and html.count("data:image/png") >= 5
+
+    def test_summary(self, finished):
+        _, folder = finished
+        summary = json.loads((folder / "summary.json").read_text())
+        for name in ("crossings_per_ns", "unbiased_crossings_per_ns", "delta_F_kJ_per_mol", "delta_F_error"):
+            assert summary[name] is None or math.isfinite(summary[name])
+        assert summary["biased_ns"] == pytest.approx(0.024, rel=0.01)
+        assert summary["unbiased_ns"] == pytest.approx(0.006)
+        assert summary["unbiased_crossings"] == 0
+        assert summary["wall_seconds"] == json.loads((folder / "wall_time.json").read_text())["seconds"] > 1
+        assert summary["n_walkers"] == 2 and summary["crossing_variable"] == "phi"
+        assert 1 < summary["cv_vamp2"] <= 2 and len(summary["cv_rate_300K_per_ps"]) == 1
+
+    def test_walkers_start_in_turn_and_the_cv_tells_the_basins(self, finished):
+        _, folder = finished
+        colvar = read_colvar(folder / "COLVAR")
+        first = [colvar["cv.1"][colvar["walker"] == k][0] for k in range(2)]
+        assert abs(first[0] - first[1]) > 1
+
+    def test_settings_in_full(self, finished, protocol_file):
+        """The folder's protocol.yaml is enough to run it again."""
+        _, folder = finished
+        settled = folder / "protocol.yaml"
+        own = load_protocol(protocol_file, {"output": str(folder)})
+        assert load_protocol(settled) == own
+        assert yaml.safe_load(settled.read_text())["system"]["temperature"] == "300 K"
+
+
+class TestAgain:
+    def test_nothing_is_done_twice(self, load, copied, no_simulation):
+        def stamps():
+            paths = [*copied.glob("*.dcd"), *copied.glob("*/*"), *copied.glob("*.safetensors"), copied / "COLVAR"]
+            return {path: path.stat().st_mtime_ns for path in paths}
+
+        before, first = stamps(), json.loads((copied / "summary.json").read_text())
+        (copied / "report.html").unlink()
+        summary = workflow.run_protocol(load())
+        assert stamps() == before and (copied / "report.html").exists()
+        again = json.loads((copied / "summary.json").read_text())
+        for name in set(first) - {"wall_seconds"}:
+            assert again[name] == first[name], name
+        assert summary["wall_seconds"] > first["wall_seconds"]
+
+    def test_report_alone(self, copied, capsys, monkeypatch, no_simulation):
+        from openmm_geomgnn.cli.main import main
+
+        first = json.loads((copied / "summary.json").read_text())
+        (copied / "summary.json").unlink()
+        monkeypatch.setattr(sys, "argv", ["geomgnn", "report", str(copied)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        assert json.loads((copied / "summary.json").read_text()) == first
+        assert "report.html" in capsys.readouterr().out
+
+    def test_crossings_along_the_cv(self, load, copied, no_simulation):
+        cores = {"along": "cv.1", "a": [-9, 0], "b": [0.1, 9]}
+        summary = reporting.report(load(analysis__torsions={}, analysis__cores=cores))
+        assert summary["crossing_variable"] == "cv.1" and math.isfinite(summary["unbiased_crossings_per_ns"])
+
+    def test_without_comparison_and_cores(self, load, copied, no_simulation):
+        shutil.rmtree(copied / "comparison")
+        summary = workflow.run_protocol(load(unbiased__comparison_length="0.5 ps", analysis={}))
+        assert math.isnan(summary["unbiased_ns"]) and math.isnan(summary["crossings"])
+        assert not (copied / "comparison").exists()
+
+    def test_killed_and_prolonged(self, finished, protocol_file, tmp_path):
+        """Killed half-way and asked for more, it is to the bit what the run in one go was, and longer."""
+        _, whole = finished
+        killed = tmp_path / "killed"
+        killed.mkdir()
+        for name in ("protocol.yaml", "cv.safetensors"):
+            shutil.copy(whole / name, killed)
+        for name in ("unbiased", "comparison"):
+            shutil.copytree(whole / name, killed / name)
+        command = [*COMMAND, "run", str(protocol_file), "--set", f"output={killed}"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        colvar, deadline = killed / "COLVAR", time.monotonic() + 240
+        while time.monotonic() < deadline and process.poll() is None:
+            if colvar.exists() and colvar.read_bytes().count(b"\n") > ROWS / 2:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert ROWS / 2 <= len(read_colvar(colvar)["time"]) < ROWS
+        assert 0 < load_checkpoint(killed / "checkpoint.safetensors").step * 0.006 < 12
+        longer = load_protocol(
+            protocol_file, {"output": str(killed), "run.length": 13.2, "unbiased.comparison_length": "10 ps"}
+        )
+        summary = workflow.run_protocol(longer)
+        for name, more in (("COLVAR", 20), ("KERNELS", 4)):
+            old, new = (folder / name for folder in (whole, killed))
+            assert new.read_bytes().startswith(old.read_bytes())
+            assert new.read_bytes().count(b"\n") == old.read_bytes().count(b"\n") + more
+        for k in range(2):
+            old, new = (read_dcd(folder / f"trajectory.{k}.dcd") for folder in (whole, killed))
+            np.testing.assert_array_equal(new[: len(old)], old)
+            assert len(new) == FRAMES + 5
+        # the comparison gets what it lacks as further runs
+        lengths = [len(read_dcd(path)) for path in reporting.comparison_runs(killed)]
+        assert lengths == [3, 3, 2, 2] and summary["unbiased_ns"] == pytest.approx(0.010)
+        assert summary["biased_ns"] == pytest.approx(0.0264, rel=0.01)
+
+
+# --------------------------------------------------------------------------------------------------------- the folder
+
+
+class TestFolder:
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"bias__barrier": 30}, "bias.barrier"),
+            ({"seed": 2, "run__every": 2}, "run.every, seed differ"),
+            ({"cv__softening": 0.1}, "cv.softening"),
+            ({"system__structures": ["ala2-c7eq.pdb"]}, "system.structures"),
+        ],
+    )
+    def test_a_changed_protocol_is_refused(self, changes, named, load, copied):
+        content = (copied / "protocol.yaml").read_bytes()
+        with pytest.raises(GeomGNNError, match=f"another protocol: .*{named}.*--overwrite"):
+            folders.claim(load(**changes))
+        assert (copied / "protocol.yaml").read_bytes() == content and (copied / "cv.safetensors").exists()
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"run__length": 20, "unbiased__comparison_length": None, "run__checkpoint_interval": 5},
+            {"analysis": {"discard": 0.5}},
+        ],
+    )
+    def test_what_may_change(self, changes, load, copied):
+        protocol = load(**changes)
+        folders.claim(protocol)
+        assert load_protocol(copied / "protocol.yaml") == protocol
+
+    def test_what_is_not_used_yet_may_change(self, load, copied):
+        """The advice that a fit or a stiff CV gives can be followed without losing the training data."""
+        (copied / "checkpoint.safetensors").unlink()
+        folders.claim(load(run__every=1, bias__barrier=20))
+        assert (copied / "cv.safetensors").exists()
+        folders.claim(load(run__every=1, bias__barrier=20, cv__softening=0.1))
+        assert not (copied / "cv.safetensors").exists()
+        with pytest.raises(GeomGNNError, match="system.temperature, unbiased.frame_interval differ"):
+            folders.claim(load(system__temperature=310, unbiased__frame_interval=0.4))
+        shutil.rmtree(copied / "unbiased")
+        folders.claim(load(system__temperature=310))
+
+    def test_overwrite_removes_our_files_only(self, load, copied):
+        (copied / "notes.txt").write_text("mine")
+        folders.claim(load(seed=5), overwrite=True)
+        assert sorted(path.name for path in copied.iterdir()) == ["notes.txt", "protocol.yaml", "topology.pdb"]
+
+    def test_folders_of_others_are_left_alone(self, load, copied, tmp_path):
+        # not a run's: a protocol of the user's own that happens to have this name
+        for name, text in (("notes.txt", "mine"), ("protocol.yaml", PROTOCOL)):
+            folder = tmp_path / name.split(".")[0]
+            folder.mkdir()
+            (folder / name).write_text(text)
+            for overwrite in (False, True):
+                with pytest.raises(GeomGNNError, match="not empty and was not made by"):
+                    folders.claim(load(output=str(folder)), overwrite)
+            assert [path.read_text() for path in folder.iterdir()] == [text]
+        with pytest.raises(GeomGNNError, match="is a file.*another output"):
+            folders.claim(load(output=str(tmp_path / "notes" / "notes.txt")))
+
+    def test_structures_of_several_molecules(self, load, tmp_path):
+        other = tmp_path / "other.pdb"
+        lines = load().system.structures[1].read_text().splitlines(True)
+        other.write_text("".join(line for line in lines if " HB1 " not in line and "CONECT" not in line))
+        with pytest.raises(GeomGNNError, match="not the same molecule"):
+            folders.claim(load(system__structures=["ala2-c7eq.pdb", str(other)], output=str(tmp_path / "new")))
+        assert not (tmp_path / "new").exists()
+
+    def test_structures_in_mmcif(self, load, tmp_path):
+        from openmm.app import PDBxFile
+
+        topology, positions = molecule.load_structure(load().system.structures[0])
+        with (tmp_path / "a.cif").open("w") as file:
+            PDBxFile.writeFile(topology, positions * 10, file)
+        folders.claim(load(system__structures=[str(tmp_path / "a.cif")] * 2, output=str(tmp_path / "new")))
+        again, close = molecule.load_structure(tmp_path / "new" / "topology.pdb")
+        assert [atom.name for atom in again.atoms()] == [atom.name for atom in topology.atoms()]
+        np.testing.assert_allclose(close, positions, atol=1e-4)
+
+    def test_report_of_a_run_that_is_not_done(self, load, copied):
+        (copied / "COLVAR").unlink()
+        with pytest.raises(GeomGNNError, match="no COLVAR.*geomgnn run"):
+            reporting.report(load())
+
+    def test_damaged_cv(self, load, copied, no_simulation):
+        content = (copied / "cv.safetensors").read_bytes()
+        (copied / "cv.safetensors").write_bytes(content[: len(content) // 2])
+        with pytest.raises(GeomGNNError, match="cannot be read as a collective variable.*truncated"):
+            workflow.run_protocol(load())
+
+
+# ------------------------------------------------------------------------------------------------ before and between
+
+
+class TestAnalysisIsCheckedFirst:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"analysis": {"torsions": {"omega": "auto"}, "cores": {"along": "omega", "a": [-3, -2], "b": [0, 1]}}},
+                "cores are along omega, but crossings are counted along phi",
+            ),
+            ({"analysis": {"torsions": {"phi": "auto", "psi": ["ALA2-N", "ALA2-CA", "ALA2-C", "GLY3-N"]}}}, "GLY3-N"),
+            ({"analysis": {"torsions": {"phi": "auto", "psi": [4, 6, 8, 22]}}}, "atom 22.*from 0 to 21"),
+            ({"analysis": {"torsions": {"chi1": "auto"}}}, "no torsion chi1"),
+            ({"run__frame_interval": 10}, "too short for 2 frames"),
+        ],
+    )
+    def test_before_any_work(self, changes, message, load, copied, no_simulation):
+        with pytest.raises(GeomGNNError, match=message):
+            workflow.run_protocol(load(**changes))
+
+
+class TestKernelWidth:
+    """phase per outer step = rate*step/sigma, at most 0.5; the outer step is 6 fs, the temperature 300 K."""
+
+    def widths(self, load, rate, spread, **changes):
+        facts = {"rate_300K_per_ps": rate, "in_basin_spread": spread}
+        components = {} if len(rate) == 1 else {"cv__components": len(rate)}
+        return workflow.kernel_width(SimpleNamespace(training_information=facts), load(**components, **changes))
+
+    def test_spread_within_a_basin(self, load):
+        widths = self.widths(load, [5.0], [0.1])
+        assert widths["sigma"] == pytest.approx((0.1,)) and widths["sigma_min"] == pytest.approx((0.06,))
+
+    def test_no_narrower_than_the_integrator_follows(self, load):
+        widths = self.widths(load, [12.0], [0.1])
+        assert widths["sigma"] == widths["sigma_min"] == pytest.approx((0.144,))
+
+    def test_components_and_temperature(self, load):
+        widths = self.widths(load, [2.0, 8.0], [0.1, 0.1], system__temperature=1200.0)
+        assert widths["sigma"] == pytest.approx((0.1, 0.192)) and widths["sigma_min"] == pytest.approx((0.048, 0.192))
+
+    def test_what_is_given_is_kept(self, load):
+        assert self.widths(load, [5.0], [0.1], bias__sigma=0.05) == {"sigma_min": pytest.approx((0.05,))}
+        assert self.widths(load, [5.0], [0.1], bias__sigma=0.5) == {"sigma_min": pytest.approx((0.06,))}
+        assert self.widths(load, [5.0], [0.1], bias__sigma_min=0.02) == {"sigma": pytest.approx((0.1,))}
+        assert self.widths(load, [90.0], [0.1], bias__sigma_min=0.3) == {"sigma": pytest.approx((0.3,))}
+        assert self.widths(load, [5.0], [0.1], bias__sigma=0.2, bias__sigma_min=0.1) == {}
+        assert self.widths(load, [90.0], [0.1], bias__sigma=0.3) == {"sigma_min": pytest.approx((0.3,))}
+
+    def test_every_shortens_the_floor(self, load):
+        assert self.widths(load, [30.0], [0.1], run__every=1)["sigma"] == pytest.approx((0.12,))
+
+    def test_a_stiff_cv_is_refused(self, load):
+        with pytest.raises(GeomGNNError, match=r"too stiff.*6 fs.*0\.36 wide.*0\.1 within a basin.*run\.every: 1"):
+            self.widths(load, [30.0], [0.1])
+        with pytest.raises(GeomGNNError, match="too stiff"):
+            self.widths(load, [1.0, 30.0], [0.1, 0.1])
