@@ -252,7 +252,7 @@ class TestEncoder:
 
     def test_many_frames_are_each_alone(self, encoder, monkeypatch):
         x, v = encoder.embed(Z, POS)
-        monkeypatch.setattr("openmm_geomgnn.encoder.CHUNK_ATOMS", 7)
+        monkeypatch.setattr("openmm_geomgnn.encoder.CHUNK_PAIRS", 20)
         chunked_x, chunked_v = encoder.embed(Z, POS)
         assert x.shape == (3, 5, 8) and v.shape == (3, 5, 3, 8)
         for frame in range(3):

@@ -222,7 +222,7 @@ class TestInput:
         np.testing.assert_allclose(self.bound.compute(trajectory), self.expected, atol=1e-4)
 
     def test_many_frames_are_each_alone(self, monkeypatch):
-        monkeypatch.setattr("openmm_geomgnn.tokens.CHUNK_ATOMS", 25)
+        monkeypatch.setattr("openmm_geomgnn.encoder.CHUNK_PAIRS", 100)
         np.testing.assert_allclose(self.bound.compute(frames()), self.expected, atol=1e-5)
 
     @pytest.mark.parametrize(

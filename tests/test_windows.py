@@ -173,7 +173,7 @@ class TestTokens:
     def test_in_chunks_are_the_same(self, monkeypatch):
         tokenizer = Tokenizer(random_encoder(), make_windows(self.topology, self.atoms, "sequence", 1))
         expected, done = tokenizer.embed(self.pos), []
-        monkeypatch.setattr("openmm_geomgnn.tokens.CHUNK_ATOMS", 110)
+        monkeypatch.setattr("openmm_geomgnn.encoder.CHUNK_PAIRS", 1)
         torch.testing.assert_close(tokenizer.embed(self.pos, done.append), expected, atol=1e-5, rtol=1e-5)
         assert sum(done) == 6 and len(done) > 2
 

@@ -41,6 +41,8 @@ ROWS, FRAMES = 2 * 100, 50  # of COLVAR, of each trajectory
 SCRIPT = Path(sys.executable).with_name("geomgnn")
 COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-c", "from openmm_geomgnn.cli.main import main; main()"]
 
+pytestmark = pytest.mark.filterwarnings("ignore:tiny.yaml")  # doubtful settings are meant here
+
 
 @pytest.fixture(scope="module")
 def protocol_file(tmp_path_factory):
