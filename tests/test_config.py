@@ -34,11 +34,11 @@ def test_defaults_are_those_of_the_prototype(load_text, tmp_path):
     assert (cv.encoder, cv.selection, cv.window, cv.mixer, cv.estimator) == ("et-64", None, "all", "none", "linear")
     assert (cv.lag, cv.components, cv.pca, cv.reversible) == (5.0, 1, 50, True)
     assert (protocol.bias.method, protocol.bias.barrier, protocol.bias.pace) == ("opes", 40.0, 1.0)
-    assert (run.length, run.walkers, run.every, run.engine) == (500.0, 2, 3, "auto")
+    assert (run.length, run.walkers, run.every, run.engine) == (1000.0, 2, 3, "auto")
     assert (protocol.analysis.torsions, protocol.analysis.cores, protocol.analysis.discard) == ({}, None, 0.2)
     # results go where the command runs, not next to the protocol
     assert protocol.output == tmp_path / "runs/x"
-    assert protocol.comparison_length == 1000.0
+    assert protocol.comparison_length == 2000.0
 
 
 def test_shipped_protocol(load_text, shipped_files):
@@ -107,7 +107,7 @@ def test_null_is_the_default_or_a_choice(load_text):
     )
     assert protocol.system.hydrogen_mass is None and protocol.system.constraints is None
     assert protocol.cv.pca is None and protocol.cv.lag == 5.0
-    assert protocol.run.length == 500.0 and protocol.comparison_length == 0.0
+    assert protocol.run.length == 1000.0 and protocol.comparison_length == 0.0
     assert load_text(MINIMAL + "  timestep:").system.timestep == 0.002
 
 
@@ -281,7 +281,7 @@ def test_schedule(load_text):
     # 1 ps is 166.67 evaluations of the bias, every 3 steps of 2 fs
     assert schedule == Schedule(
         bias_step=pytest.approx(0.006),
-        length=499 * 167,
+        length=998 * 167,
         pace=167,
         colvar_interval=33,
         frame_interval=5 * 33,
@@ -300,7 +300,7 @@ def test_schedule_of_odd_times(load_text):
             ("every: 3", "every: 1"),
             ("pace: 1 ps", "pace: 0.5 ps\n  adaptive_stride: 3 ps"),
             ("frame_interval: 1 ps", "frame_interval: 0.31 ps"),
-            ("length: 500", "length: 10.2"),
+            ("length: 1000", "length: 10.2"),
             ("checkpoint_interval: 50 ps", "checkpoint_interval: 0.1 ps"),
         )
     ).schedule

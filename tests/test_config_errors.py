@@ -45,9 +45,9 @@ def test_wrong_kind_of_file(refusal):
         ("barrier: 40 kJ/mol", "barrier: 40 kj/mol", ["Did you mean 'kJ'?"]),
         ("temperature: 300 K", "temperature: 27 C", ["temperature is '27 C'"]),
         ("timestep: 2 fs", "timestep: 2", ["2000 fs", "was it meant in fs"]),
-        ("length: 500 ps", "length: -500 ps", ["length is", "greater than 0", "of each walker"]),
-        ("length: 500 ps", "length: long", ["length is 'long'"]),
-        ("length: 500 ps", "length: [1, 2]", ["length is [1, 2]"]),
+        ("length: 1000 ps", "length: -500 ps", ["length is", "greater than 0", "of each walker"]),
+        ("length: 1000 ps", "length: long", ["length is 'long'"]),
+        ("length: 1000 ps", "length: [1, 2]", ["length is [1, 2]"]),
         ("walkers: 2", "walkers: 0", ["walkers is 0", "at least 1", "share one bias"]),
         ("walkers: 2", "walkers: 1.5", ["walkers is 1.5", "a whole number"]),
         ("walkers: 2", "walkers: two", ["walkers is 'two'", "a whole number"]),
@@ -119,7 +119,7 @@ def test_wrong_kind_of_file(refusal):
         ("frame_interval: 0.2 ps", "frame_interval: 0.301 ps", ["timestep of 2 fs", "nearest is 0.3 ps"]),
         ("length: 150 ps", "length: 25 ps\n  frame_interval: 1 ps", ["given twice"]),
         ("pca: 50", "pca: 1500", ["1500 principal components", "only 1500 frames"]),
-        ("length: 500 ps", "length: 9 ps", ["section run", "fewer than 10 depositions", "at least 10 ps"]),
+        ("length: 1000 ps", "length: 9 ps", ["section run", "fewer than 10 depositions", "at least 10 ps"]),
         ("pace: 1 ps", "pace: 1 fs", ["section bias", "pace is 0.001 ps", "0.006 ps"]),
         ("colvar_interval: 0.2 ps", "colvar_interval: 2 fs", ["colvar_interval is 0.002 ps", "0.006 ps"]),
         ("frame_interval: 1 ps", "frame_interval: 0.1 ps", ["shorter than colvar_interval", "no weight"]),
@@ -154,13 +154,13 @@ def test_refused_with_line_and_reason(refusal, old, new, parts):
         ("pace: 1 ps", "sigma: 0.1\n  sigma_min: 0.2", "sigma_min: 0.2"),
         ("along: phi", "along: cv.2", "along: cv.2"),
         ("psi: auto}", "psi: \n     [1]}", "psi:"),
-        ("  length: 500 ps", "  ", "run:"),
+        ("  length: 1000 ps", "  ", "run:"),
     ],
 )
 def test_line_numbers(refusal, old, new, line):
     text = changed((old, new))
     if old.startswith("  length"):
-        text = changed(("pace: 1 ps", "pace: 60 ps"), text=text)  # 500 ps, the default, is too short for it
+        text = changed(("pace: 1 ps", "pace: 120 ps"), text=text)  # 1000 ps, the default, is too short for it
     assert f"(line {line_of(text, line)})" in refusal(text)
 
 

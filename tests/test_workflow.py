@@ -370,6 +370,11 @@ class TestKernelWidth:
         assert self.widths(load, [5.0], [0.1], bias__sigma=0.2, bias__sigma_min=0.1) == {}
         assert self.widths(load, [90.0], [0.1], bias__sigma=0.3) == {"sigma_min": pytest.approx((0.3,))}
 
+    def test_an_adaptive_stride_leaves_sigma_to_the_run(self, load):
+        widths = self.widths(load, [5.0], [0.1], **{"bias.adaptive_stride": "20 ps"})
+        assert widths == {"sigma_min": (pytest.approx(5.0 * 0.006 / 0.5),)}
+        assert load(**{"bias.adaptive_stride": "20 ps"}).opes(**widths).adaptive
+
     def test_every_shortens_the_floor(self, load):
         assert self.widths(load, [30.0], [0.1], run__every=1)["sigma"] == pytest.approx((0.12,))
 

@@ -189,7 +189,9 @@ class BiasSection(Section):
         1.0, gt=0, description="time between depositions, ps; rounded to whole evaluations of the bias (every*timestep)"
     )
     sigma: Widths | None = Field(
-        None, description="kernel width in units of the CV, one for all components or a list; null: measured"
+        None,
+        description="kernel width in units of the CV, one for all components or a list; null: as the CV "
+        "fluctuates in a basin of the unbiased runs",
     )
     sigma_min: Widths | None = Field(
         None, description="floor of the kernel widths, like sigma; null: chosen by how stiff the CV is"
@@ -205,14 +207,14 @@ class BiasSection(Section):
         None, gt=0, description="where kernels end, in units of sigma; null is where they fall below epsilon"
     )
     adaptive_stride: Picoseconds | None = Field(
-        None, gt=0, description="time over which an adaptive sigma is measured, ps; null is 10 times pace"
+        None, gt=0, description="let the biased run measure sigma, over this time, ps; null: as sigma says"
     )
 
 
 class RunSection(Section):
     """The biased simulation."""
 
-    length: Picoseconds = Field(500.0, gt=0, description="of each walker, ps; rounded to whole times of pace")
+    length: Picoseconds = Field(1000.0, gt=0, description="of each walker, ps; rounded to whole times of pace")
     walkers: Whole = Field(2, ge=1, description="simulations at the same time that share one bias")
     every: Whole = Field(
         3, ge=1, description="MD steps from one evaluation of the CV and its bias to the next (multiple time stepping)"
@@ -277,7 +279,11 @@ class AnalysisSection(Section):
         description="torsions by name: auto is the molecule's first phi, psi, omega or chi1 to chi5; otherwise four "
         "atoms, by their indices from 0 or as ALA2-CA",
     )
-    cores: CoresSection | None = Field(None, description="between which crossings are counted; null counts none")
+    cores: CoresSection | None = Field(
+        None,
+        description="between which crossings are counted; null: alanine dipeptide's basins where phi and psi are "
+        "given, else none",
+    )
     discard: Number = Field(
         0.2, ge=0, lt=1, description="share of the biased run, from its start, that free energies leave out"
     )

@@ -147,7 +147,7 @@ def kernel_width(cv, protocol):
 
     The width is the CV's fluctuation within a basin, but no less than what the integrator can follow: a kernel of width
     sigma drives motions of angular frequency rate/sigma, whose phase must not advance by more than LARGEST_PHASE in a step.
-    A sigma_min of the protocol takes the place of that floor.
+    A sigma_min of the protocol takes the place of that floor. With an adaptive_stride, the biased run measures its sigma.
 
     Raises
     ------
@@ -170,6 +170,8 @@ def kernel_width(cv, protocol):
     widths = {}
     if bias.sigma_min is not None:
         floor = np.array(bias.sigma_min) * np.ones(len(floor))
+    if bias.sigma is None and bias.adaptive_stride is not None:
+        return {"sigma_min": tuple(float(x) for x in floor)}
     if bias.sigma is None:
         widths["sigma"] = tuple(float(x) for x in np.maximum(spread, floor))
     if bias.sigma_min is None:
