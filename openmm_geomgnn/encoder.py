@@ -40,8 +40,8 @@ class Encoder(nn.Module):
         Angstrom.
     settings : dict
         Settings of `torchmd-train` that build the network.
-    training : dict
-        How it was trained.
+    training_information : dict
+        How it was trained; empty where that is not known.
     """
 
     def __init__(self, network, settings, training=None, name="unnamed"):
