@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch_geometric.loader import DataLoader
-from torchmdnet import datasets
-from torchmdnet.data import DataModule
 from torchmdnet.models.model import create_model, load_model
 from torchmdnet.scripts.train import get_argparse
 
@@ -203,66 +200,11 @@ def _arguments(*command_line):
     return get_argparse().parse_args([str(part) for part in command_line])
 
 
-class TestDenoising:
-    def test_noise_is_drawn_anew_or_fixed_by_the_index(self, store):
-        dataset = Denoising(dataset_arg={"file": str(store)}, sigma=0.3)
-        clean = Conformers(file=store)
-        assert len(dataset) == len(clean)
-        first, second = dataset[4], dataset[4]
-        assert not torch.equal(first.y, second.y)
-        torch.testing.assert_close(first.pos - 0.3 * first.y, clean[4].pos, atol=1e-5, rtol=0)
-        assert torch.equal(first.z, clean[4].z)
-        fixed = dataset.fixed_noise()
-        state = torch.get_rng_state()
-        assert torch.equal(fixed[4].y, fixed[4].y) and torch.equal(fixed[4].pos, dataset.fixed_noise()[4].pos)
-        assert torch.equal(torch.get_rng_state(), state)  # does not touch the generator that training uses
-        assert not torch.equal(fixed[4].y[:5], fixed[5].y[:5])
-        assert not torch.equal(dataset[4].y, dataset[4].y)  # the first view still draws
-
-    def test_noise_is_normal(self, store):
-        dataset = Denoising(dataset_arg={"file": str(store)})
-        noise = torch.cat([dataset[i % len(dataset)].y for i in range(300)])
-        assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
-
-    def test_held_out_sets_of_the_data_module_are_fixed(self, store, tmp_path):
-        arguments = {"dataset": "Conformers", "dataset_arg": {"file": str(store)}}
-        args = {**vars(_arguments()), **CONFIGURATION, "dataset_arg": arguments, "log_dir": str(tmp_path)}
-        module = DataModule(args)
-        module.prepare_data()
-        for stage in ("fit", "test"):  # the trainer sets up more than once
-            module.setup(stage)
-        held_out = (module.val_dataloader()[0], module.test_dataloader())
-        for loader, fixed in ((held_out[0], True), (held_out[1], True), (module.train_dataloader(), False)):
-            a, b = (torch.cat([batch.y for batch in DataLoader(loader.dataset, batch_size=4)]) for _ in range(2))
-            assert torch.equal(a, b) is fixed
-        assert not set(module.idx_val) & set(module.idx_train)
-
-    def test_any_dataset_with_elements_and_positions(self, monkeypatch):
-        class Two(torch.utils.data.Dataset):
-            def __init__(self, root, scale=1.0):
-                self.root, self.scale = root, scale
-
-            def __len__(self):
-                return 2
-
-            def __getitem__(self, index):
-                from torch_geometric.data import Data
-
-                return Data(z=torch.tensor([6, 1]), pos=self.scale * torch.ones(2, 3), y=torch.zeros(1, 1), energy=1.0)
-
-        monkeypatch.setattr(datasets, "Two", Two, raising=False)
-        monkeypatch.setattr(datasets, "__all__", [*datasets.__all__, "Two"])
-        dataset = Denoising("here", "Two", '{"scale": 2.0}', sigma=0.1)
-        data = dataset.fixed_noise()[1]
-        assert dataset.clean.root == "here" and sorted(data.keys()) == ["pos", "y", "z"] and data.y.shape == (2, 3)
-        torch.testing.assert_close(data.pos - 0.1 * data.y, torch.full((2, 3), 2.0))
-
-    @pytest.mark.parametrize("sigma", [0.0, -0.1, float("nan")])
-    def test_sigma_must_be_positive(self, sigma, store):
-        with pytest.raises(ValueError, match="sigma must be positive"):
-            Denoising(dataset_arg={"file": str(store)}, sigma=sigma)
-
-    @pytest.mark.parametrize("name", ["Conformer", "Denoising"])
-    def test_unknown_datasets_are_errors(self, name):
-        with pytest.raises(ValueError, match=f"Unknown dataset '{name}'.*Conformers"):
-            Denoising(dataset=name)
+def test_weights_of_elements_reach_the_trainer(train, store):
+    """They change the training loss, and the validation loss stays that of all atoms."""
+    arguments = {"dataset": "Conformers", "dataset_arg": {"file": str(store)}, "sigma": [0.1, 0.2]}
+    frozen = {"lr": 0.0, "lr_min": 0.0, "num_epochs": 1}
+    plain = train(dataset_arg=arguments, **frozen)
+    weighted = train(dataset_arg={**arguments, "element_weights": {"C": 0, "H": 0}}, **frozen)
+    assert plain.training[0] != weighted.training[0]
+    assert plain.validation[0] == pytest.approx(weighted.validation[0], rel=1e-6)

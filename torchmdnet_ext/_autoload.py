@@ -14,6 +14,7 @@ HOOKS = {
     "torchmdnet.models.model": "extend_models",
     "torchmdnet.datasets": "extend_datasets",
     "torchmdnet.data": "extend_data_module",
+    "torchmdnet.module": "extend_training",
     "torchmdnet.scripts.train": "extend_arguments",
 }
 

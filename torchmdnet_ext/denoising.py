@@ -6,16 +6,20 @@ units of `sigma`. A network that predicts 0 has a loss of 1.0.
 
 import copy
 import json
+import math
 
 import torch
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
+COUNTED = 2000  # conformers in which elements are counted for balanced weights
+RAREST = 10.0  # a rare element never weighs more than this many times what the commonest does
+
 
 class Denoising(Dataset):
     """Noisy conformers of any dataset that yields `z` (N,) and `pos` (N, 3) in angstrom.
 
-    Noise is drawn anew at every access, from PyTorch's generator, until `fixed_noise()` is asked for.
+    What is random is drawn anew at every access, from PyTorch's generator, until `fixed_noise()` is asked for.
 
     Parameters
     ----------
@@ -25,28 +29,73 @@ class Denoising(Dataset):
         Name of a dataset class of TorchMD-Net, ours included.
     dataset_arg : dict, optional
         Its arguments.
-    sigma : float
-        Standard deviation of the noise in angstrom.
+    sigma : float or list of float
+        Standard deviation of the noise in angstrom; of several, each conformer gets one at random.
+    remove_hydrogens : float
+        Share of the conformers, 0 to 1, that appear without their hydrogens, for collective variables that see heavy atoms
+        only. A conformer that would be left with fewer than two atoms keeps them.
+    element_weights : "balanced" or dict, optional
+        Weights of the elements in the training loss, as {H: 0.5}; elements that are not named have weight 1. "balanced"
+        weighs each by the inverse of its frequency, up to 10 times the weight of the commonest. The validation loss is
+        never weighted, so it can be compared.
 
     Raises
     ------
     ValueError
-        If `sigma` is not positive or the dataset is not known.
+        If a setting is out of its range or the dataset is not known.
     """
 
-    def __init__(self, root=None, dataset="Conformers", dataset_arg=None, sigma=0.2):
+    def __init__(
+        self,
+        root=None,
+        dataset="Conformers",
+        dataset_arg=None,
+        sigma=0.2,
+        remove_hydrogens=0.0,
+        element_weights=None,
+    ):
         from torchmdnet import datasets
 
-        if not sigma > 0:
-            raise ValueError(f"The noise scale sigma must be positive (in angstrom), but was {sigma}.")
+        scales = list(sigma) if isinstance(sigma, list | tuple) else [sigma]
+        if not scales or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales):
+            raise ValueError(f"The noise scale sigma must be positive (in angstrom), or a list of such, but was {sigma}.")
+        if not 0 <= remove_hydrogens <= 1:
+            raise ValueError(
+                f"remove_hydrogens was {remove_hydrogens}; it is the share of conformers that appear without their "
+                "hydrogens: give 0 to 1."
+            )
         if dataset not in datasets.__all__ or dataset == type(self).__name__:
             known = ", ".join(name for name in datasets.__all__ if name != type(self).__name__)
             raise ValueError(f"Unknown dataset '{dataset}' in dataset_arg. Choose one of {known}.")
         if isinstance(dataset_arg, str):
             dataset_arg = json.loads(dataset_arg)
-        self.sigma = float(sigma)
+        self.sigma = torch.tensor(scales)
+        self.remove_hydrogens = float(remove_hydrogens)
         self.clean = getattr(datasets, dataset)(root, **(dataset_arg or {}))
+        self.weights = None if element_weights is None else self._weights(element_weights)
         self.fixed = False
+
+    def _weights(self, chosen):
+        """(119,) weight of each element in the training loss."""
+        weights = torch.ones(119)
+        if chosen == "balanced":
+            sample = torch.linspace(0, len(self.clean) - 1, min(len(self.clean), COUNTED)).long().unique()
+            counts = torch.bincount(torch.cat([self.clean[int(i)].z for i in sample]), minlength=119)
+            present = counts > 0
+            weights[present] = (counts.max() / counts[present]).clamp(max=RAREST)
+            weights[~present] = RAREST
+            return weights
+        from ase.data import atomic_numbers
+
+        if not isinstance(chosen, dict):
+            raise ValueError(f"element_weights was {chosen!r}: give 'balanced', or weights by element such as {{H: 0.5}}.")
+        for symbol, weight in chosen.items():
+            if atomic_numbers.get(symbol, 0) < 1:
+                raise ValueError(f"element_weights names '{symbol}', which is not the symbol of an element.")
+            if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise ValueError(f"The weight of {symbol} in element_weights must be 0 or more, but was {weight!r}.")
+            weights[atomic_numbers[symbol]] = weight
+        return weights
 
     def __len__(self):
         return len(self.clean)
@@ -55,8 +104,19 @@ class Denoising(Dataset):
         index = int(index)
         conformer = self.clean[index]
         generator = torch.Generator().manual_seed(index) if self.fixed else None
-        noise = torch.randn(conformer.pos.shape, generator=generator, dtype=conformer.pos.dtype)
-        return Data(z=conformer.z, pos=conformer.pos + self.sigma * noise, y=noise)
+        z, pos = conformer.z, conformer.pos
+        noise = torch.randn(pos.shape, generator=generator, dtype=pos.dtype)
+        if self.remove_hydrogens and torch.rand((), generator=generator) < self.remove_hydrogens:
+            heavy = z > 1
+            if int(heavy.sum()) >= 2:
+                z, pos, noise = z[heavy], pos[heavy], noise[heavy]
+        sigma = self.sigma[torch.randint(len(self.sigma), (), generator=generator)]
+        noisy = Data(z=z, pos=pos + sigma * noise, y=noise)
+        if "box" in conformer:
+            noisy.box = conformer.box
+        if self.weights is not None and not self.fixed:
+            noisy.loss_weight = self.weights[z]
+        return noisy
 
     def fixed_noise(self):
         """The same conformers with noise that depends on the index alone: for validation and tests."""
@@ -71,3 +131,9 @@ def fix_held_out_noise(data_module):
         fixed = data_module.dataset.fixed_noise()
         data_module.val_dataset.dataset = fixed
         data_module.test_dataset.dataset = fixed
+
+
+def weighted(loss, weight):
+    """`loss(prediction, target)` of rows (N, 3) with weights (N,): the weighted mean, where `loss` is a mean square."""
+    root = (weight / weight.mean().clamp(min=1e-9)).sqrt().unsqueeze(1)
+    return lambda prediction, target: loss(root * prediction, root * target)

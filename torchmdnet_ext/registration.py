@@ -191,6 +191,21 @@ def extend_data_module(module):
     module.DataModule.setup = setup
 
 
+def extend_training(module):
+    """`torchmdnet.module`: weights of single atoms in the training loss, where the dataset gives them."""
+    from torchmdnet_ext.denoising import weighted
+
+    upstream_losses = module.LNNP._compute_losses
+
+    @functools.wraps(upstream_losses)
+    def compute_losses(self, y, neg_y, batch, loss_fn, *rest):
+        if "loss_weight" in batch:
+            loss_fn = weighted(loss_fn, batch.loss_weight)
+        return upstream_losses(self, y, neg_y, batch, loss_fn, *rest)
+
+    module.LNNP._compute_losses = compute_losses
+
+
 def extend_arguments(module):
     """`torchmdnet.scripts.train`: our settings as arguments of `torchmd-train`."""
     upstream_get_argparse = module.get_argparse
