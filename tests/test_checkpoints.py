@@ -8,19 +8,22 @@ import stat
 import numpy as np
 import pytest
 import torch
+from physics import as_if_trained, relative
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torchmdnet.models.tensornet import TensorNet
+from torchmdnet.models.torchmd_et import TorchMD_ET
 
 from openmm_geomgnn import Encoder
 from openmm_geomgnn.encoder import shipped_encoders
 from openmm_geomgnn.errors import GeomGNNError
 from torchmdnet_ext import checkpoints, registration
+from torchmdnet_ext.heads.noise import EquivariantNoise
 
 COMMON = {
     "embedding_dimension": 8,
     "num_layers": 2,
     "num_rbf": 4,
-    "num_heads": 2,
     "max_z": 20,
     "cutoff_lower": 0.0,
     "cutoff_upper": 5.0,
@@ -34,6 +37,7 @@ SETTINGS = {
     "visnet": {
         **COMMON,
         "model": "visnet",
+        "num_heads": 2,
         "lmax": 2,
         "vecnorm_type": "max_min",
         "trainable_vecnorm": True,
@@ -42,11 +46,13 @@ SETTINGS = {
     "smooth-equivariant-transformer": {
         **COMMON,
         "model": "smooth-equivariant-transformer",
+        "num_heads": 2,
         "attn_activation": "silu",
         "distance_influence": "both",
         "neighbor_embedding": True,
         "vector_cutoff": False,
     },
+    "smooth-tensornet": {**COMMON, "model": "smooth-tensornet", "equivariance_invariance_group": "O(3)"},
 }
 Z = np.array([6, 1, 8, 1, 7])
 POS = np.random.default_rng(1).normal(size=(3, 5, 3)) * 2
@@ -55,6 +61,16 @@ POS = np.random.default_rng(1).normal(size=(3, 5, 3)) * 2
 def make_network(model, seed=3):
     torch.manual_seed(seed)
     return registration.representation_model({"precision": 32, **SETTINGS[model]})
+
+
+def make_head(seed=4):
+    torch.manual_seed(seed)
+    return as_if_trained(EquivariantNoise(COMMON["embedding_dimension"]))
+
+
+def same(tensors, module):
+    expected = module.state_dict()
+    return tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in tensors)
 
 
 @pytest.fixture(params=registration.MODELS)
@@ -85,10 +101,9 @@ def changed(path, change):
 class TestEncoderFile:
     def test_round_trip(self, written, model):
         path, network = written
-        settings, tensors, training = checkpoints.read_encoder(path)
-        assert settings == SETTINGS[model] and training == {"loss": 0.4}
-        expected = network.state_dict()
-        assert tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in tensors)
+        settings, tensors, head, training = checkpoints.read_encoder(path)
+        assert settings == SETTINGS[model] and training == {"loss": 0.4} and head is None
+        assert same(tensors, network)
         assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing temporary is left behind
 
     def test_loaded_encoder_is_the_network(self, written, model):
@@ -113,6 +128,23 @@ class TestEncoderFile:
         checkpoints.write_encoder(tmp_path / "other.safetensors", SETTINGS[model], network)
         assert Encoder.load(tmp_path / "other.safetensors").content_hash() != encoder.content_hash()
 
+    def test_the_same_weights_without_an_envelope_are_another_network(self, written):
+        with pytest.warns(UserWarning, match="trained without an envelope"):
+            rough = Encoder.load(changed(written[0], lambda header, _: header["settings"].update(smooth_cutoff=False)))
+        assert rough.content_hash() != Encoder.load(written[0]).content_hash()
+
+    def test_a_file_of_version_1_is_read(self, written):
+        def change(header, tensors):
+            del header["head"]
+            header["version"] = 1
+
+        old = Encoder.load(changed(written[0], change))
+        assert same(old.network.state_dict(), written[1]) and old.head is None
+        assert old.content_hash() == Encoder.load(written[0]).content_hash()
+
+    def test_hash_of_the_shipped_encoder_stays_what_it_is_in_files_of_cvs(self):
+        assert Encoder.load("et-64").content_hash() == "10bd81449dbc06ca"
+
     def test_is_readable_by_others(self, written):
         umask = os.umask(0)
         os.umask(umask)
@@ -122,19 +154,19 @@ class TestEncoderFile:
         def change(header, tensors):
             del tensors["out_norm.weight"]
             tensors["surplus"] = torch.zeros(2)
-            tensors["embedding.weight"] = torch.zeros(5, 8)
+            tensors["out_norm.bias"] = torch.zeros(5)
 
         with pytest.raises(ValueError) as error:
             Encoder.load(changed(written[0], change))
         message = str(error.value)
         assert isinstance(error.value, GeomGNNError)
         assert "out_norm.weight is missing" in message and "surplus belongs to another network" in message
-        assert "embedding.weight has shape (5, 8) instead of (20, 8)" in message
+        assert f"out_norm.bias has shape (5,) instead of ({len(written[1].out_norm.bias)},)" in message
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda header, tensors: header.update(version=99), "version 99.*Update openmm-geomgnn"),
+            (lambda header, tensors: header.update(version=99), "version 99.*up to version 2.*Update openmm-geomgnn"),
             (lambda header, tensors: header.pop("version"), "version None"),
             (lambda header, tensors: header.update(format="something else"), "not an encoder of openmm-geomgnn"),
             (lambda header, tensors: header["settings"].update(model="tensornet"), "of the kind 'tensornet'.*visnet or"),
@@ -156,6 +188,82 @@ class TestEncoderFile:
         save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
         with pytest.raises(GeomGNNError, match="not an encoder of openmm-geomgnn"):
             Encoder.load(tmp_path / "a.safetensors")
+
+
+class TestHead:
+    """The noise head that a network was trained with, in the same file."""
+
+    @pytest.fixture
+    def file(self, model, tmp_path):
+        path = tmp_path / "whole.safetensors"
+        checkpoints.write_encoder(path, SETTINGS[model], make_network(model), head=make_head())
+        return path
+
+    @staticmethod
+    def noise(denoiser):
+        z, pos = torch.tensor(Z), torch.tensor(POS[0]).float()
+        return denoiser(z, pos, torch.zeros_like(z)).detach()
+
+    def expected(self, model):
+        z, pos = torch.tensor(Z), torch.tensor(POS[0]).float()
+        x, v, *_ = make_network(model).eval()(z, pos, torch.zeros_like(z))
+        return make_head().pre_reduce(x, v, z, pos, torch.zeros_like(z)).detach()
+
+    def test_makes_a_denoiser(self, file, model):
+        noise = self.noise(checkpoints.read_denoiser(file))
+        assert noise.shape == (5, 3) and relative(noise, self.expected(model)) < 1e-5
+
+    def test_does_not_change_the_encoder(self, file, model, tmp_path):
+        checkpoints.write_encoder(tmp_path / "headless.safetensors", SETTINGS[model], make_network(model))
+        headless, whole = Encoder.load(tmp_path / "headless.safetensors"), Encoder.load(file)
+        assert headless.content_hash() == whole.content_hash()
+        np.testing.assert_array_equal(headless.embed(Z, POS)[0], whole.embed(Z, POS)[0])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+    def test_save_and_load_again(self, file, model, tmp_path, dtype, ending):
+        encoder = Encoder.load(file, dtype)
+        encoder.save(tmp_path / f"again{ending}")
+        again = Encoder.load(tmp_path / f"again{ending}")
+        assert again.settings == encoder.settings == SETTINGS[model]
+        assert again.content_hash() == encoder.content_hash()
+        assert same(again.head.state_dict(), make_head())
+        assert relative(self.noise(checkpoints.read_denoiser(tmp_path / f"again{ending}")), self.expected(model)) < 1e-5
+
+    def test_saved_checkpoint_is_one_of_the_trainer(self, file, model, tmp_path):
+        from torchmdnet.models.model import load_model
+        from torchmdnet.scripts.train import fix_state_dict
+
+        Encoder.load(file).save(tmp_path / "start.ckpt")
+        whole = load_model(str(tmp_path / "start.ckpt"))
+        noise, _ = whole(torch.tensor(Z), torch.tensor(POS[0]).float())
+        assert relative(noise, self.expected(model)) < 1e-5
+        # what --load-weights does, strictly
+        whole.load_state_dict(fix_state_dict(torch.load(tmp_path / "start.ckpt", weights_only=True)))
+
+    def test_without_one_there_is_no_denoiser(self, written, tmp_path):
+        with pytest.raises(ValueError, match="holds no noise head, so it cannot predict noise"):
+            checkpoints.read_denoiser(written[0])
+        with pytest.raises(GeomGNNError, match=r"no noise head, so it cannot be saved as .*start\.ckpt"):
+            Encoder.load(written[0]).save(tmp_path / "start.ckpt")
+
+    def test_tensors_of_the_head_must_fit(self, file):
+        def change(header, tensors):
+            del tensors["head.output_network.1.vec2_proj.weight"]
+            tensors["head.surplus"] = torch.zeros(2)
+
+        for read in (Encoder.load, checkpoints.read_denoiser):
+            with pytest.raises(
+                ValueError, match=r"output_network\.1\.vec2_proj\.weight is missing; surplus belongs to another"
+            ):
+                read(changed(file, change))
+
+    def test_other_names_are_refused(self, file, tmp_path):
+        with pytest.raises(GeomGNNError, match=r"must end in \.safetensors or \.ckpt"):
+            Encoder.load(file).save(tmp_path / "encoder.pth")
+        for name, message in (("a.onnx", r"end in \.safetensors, \.ckpt, \.pth"), ("missing.ckpt", "There is no file")):
+            with pytest.raises(ValueError, match=message):
+                checkpoints.read_denoiser(tmp_path / name)
 
 
 class TestTrainerCheckpoint:
@@ -186,6 +294,47 @@ class TestTrainerCheckpoint:
 
         self.save(tmp_path / "a.ckpt", "visnet", change=change)
         assert not Encoder.load(tmp_path / "a.ckpt").network.distance.box.any()
+
+    def test_the_noise_head_is_read(self, model, tmp_path):
+        def change(checkpoint):
+            checkpoint["hyper_parameters"]["output_model"] = "Noise"
+            del checkpoint["state_dict"]["model.output_model.bias"]
+            tensors = make_head().state_dict()
+            checkpoint["state_dict"].update({f"model.output_model.{name}": tensor for name, tensor in tensors.items()})
+
+        self.save(tmp_path / "a.ckpt", model, change=change)
+        assert same(Encoder.load(tmp_path / "a.ckpt").head.state_dict(), make_head())
+        assert checkpoints.read_denoiser(tmp_path / "a.ckpt")(torch.tensor(Z), torch.rand(5, 3), torch.zeros(5).long()).any()
+
+    @pytest.mark.parametrize(
+        ("model", "upstream"), [("smooth-equivariant-transformer", TorchMD_ET), ("smooth-tensornet", TensorNet)]
+    )
+    def test_networks_of_torchmdnet_itself_are_read(self, model, upstream, tmp_path):
+        names = {"embedding_dimension": "hidden_channels"}
+        settings = {
+            name: value
+            for name, value in SETTINGS[model].items()
+            if name not in ("model", "smooth_cutoff", "envelope_width")
+        }
+        torch.manual_seed(5)
+        theirs = upstream(**{names.get(name, name): value for name, value in settings.items()}, max_num_neighbors=50)
+
+        def change(checkpoint):
+            # torchmd-train with our settings known writes smooth_cutoff: true for them as well
+            checkpoint["hyper_parameters"]["model"] = model.removeprefix("smooth-")
+            tensors = theirs.state_dict()
+            checkpoint["state_dict"].update(
+                {f"model.representation_model.{name}": tensor for name, tensor in tensors.items()}
+            )
+
+        self.save(tmp_path / "a.ckpt", model, change=change)
+        with pytest.warns(UserWarning, match=r"Encoder\.load\(\.\.\., smooth_cutoff=True\)"):
+            encoder = Encoder.load(tmp_path / "a.ckpt")
+        x, v = encoder.embed(Z, POS[0])
+        expected, vectors, *_ = theirs(torch.tensor(Z), torch.tensor(POS[0]).float(), torch.zeros(5).long())
+        np.testing.assert_allclose(x, expected.detach().numpy(), atol=2e-6)
+        if vectors is not None:
+            np.testing.assert_allclose(v, vectors.detach().numpy(), atol=2e-6)
 
     def test_another_network_is_an_error(self, tmp_path):
         def change(checkpoint):
@@ -223,7 +372,9 @@ class TestTrainerCheckpoint:
         checkpoint = {"hyper_parameters": dict(SETTINGS["visnet"]), "state_dict": tensors, "callbacks": {}}
         checkpoint[where]["code"] = Code()
         torch.save(checkpoint, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(GeomGNNError, match="without running code that it carries"):
+        with pytest.raises(
+            GeomGNNError, match=rf"without running code that it carries, which would call {os.system.__module__}"
+        ):
             Encoder.load(tmp_path / "a.ckpt")
         assert not trace.exists()
         torch.load(tmp_path / "a.ckpt", weights_only=False)  # the file of this test would indeed have run it

@@ -1,6 +1,5 @@
-"""Networks and their neighbour search: the physics suite, the published weights, upstream's network."""
+"""Networks and their neighbour search: the physics suite, upstream's network."""
 
-import numpy as np
 import pytest
 import torch
 from physics import (
@@ -64,6 +63,15 @@ class TestViSNetOfDegree2(Degree2):
 class TestViSNetOfDegree2WithVertexFeatures(Degree2):
     def make(self, **settings):
         return ViSNet(**SMALL, lmax=2, vertex=True, **settings)
+
+
+class TestViSNetWithNormalisedVectors(PhysicsSuite):
+    """`max_min` is not smooth, as its documentation says; all else holds for it as well."""
+
+    test_continuous_at_the_cutoff = None
+
+    def make(self, **settings):
+        return ViSNet(**SMALL, vecnorm_type="max_min", trainable_vecnorm=True, **settings)
 
 
 class TestNeighbours:
@@ -195,49 +203,3 @@ def test_without_envelope_it_is_the_transformer_of_torchmdnet(neighbor_embedding
     tolerance = {torch.float32: 2e-5, torch.float64: 1e-12}[dtype]
     for a, b in zip(run(ours, z, pos, batch), run(upstream, z, pos, batch), strict=True):
         assert a.dtype == dtype and relative(a, b) < tolerance
-
-
-PUBLISHED = {
-    "et_l6_h64_rbf64_r75": lambda: SmoothEquivariantTransformer(
-        hidden_channels=64,
-        num_layers=6,
-        num_rbf=64,
-        trainable_rbf=False,
-        neighbor_embedding=False,
-        cutoff_upper=7.5,
-        max_z=100,
-        smooth_cutoff=False,
-    ),
-    "visnet_l6_h64_rbf64_r75": lambda: ViSNet(
-        64, 6, 64, 8, 100, 7.5, vecnorm_type="max_min", trainable_vecnorm=True, smooth_cutoff=False
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-class TestPublishedWeights:
-    """The embeddings that geom2vec computes with its own weights (arXiv 2409.19838)."""
-
-    @pytest.fixture(scope="class")
-    def load(self, shared_data):
-        def load(name, dtype):
-            checkpoint = torch.load(shared_data / "geom2vec_weights" / f"{name}.pth", weights_only=True, map_location="cpu")
-            prefix = "representation_model."
-            tensors = {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}
-            network = PUBLISHED[name]()
-            network.load_state_dict({**tensors, "distance.box": torch.zeros(3, 3)})
-            return network.to(dtype).eval()
-
-        return load
-
-    @pytest.mark.parametrize(("dtype", "key", "tolerance"), [(torch.float32, "f32", 1e-5), (torch.float64, "f64", 1e-9)])
-    @pytest.mark.parametrize("system", ["ala2", "chignolin"])
-    @pytest.mark.parametrize("atoms", ["heavy", "all"])
-    def test_give_the_published_embeddings(self, shared_data, load, name, dtype, key, tolerance, system, atoms):
-        network = load(name, dtype)
-        with np.load(shared_data / "reference_embeddings" / f"{name}_{system}.npz") as reference, torch.no_grad():
-            z = torch.from_numpy(reference[f"Z_{atoms}"])
-            for frame, pos in enumerate(reference[f"pos_{atoms}"][:2]):
-                x, v = run(network, z, torch.from_numpy(pos).to(dtype))
-                assert relative(x, torch.from_numpy(reference[f"x_{key}_{atoms}"][frame])) < tolerance
-                assert relative(v, torch.from_numpy(reference[f"v_{key}_{atoms}"][frame])) < tolerance

@@ -1,10 +1,12 @@
-"""Encoders on disk: our safetensors files, and TorchMD-Net's training checkpoints turned into them.
+"""Pre-trained networks on disk: our safetensors files, TorchMD-Net's checkpoints, geom2vec's files.
 
 A file of ours holds the tensors of one representation network and, as JSON metadata, the settings of `torchmd-train` that
-build it. Nothing is unpickled: TorchMD-Net's checkpoints are read with `weights_only=True`.
+build it; it may hold the noise head that the network was trained with as well, as tensors `head.*`. Nothing is ever
+unpickled: files of PyTorch are read with `weights_only=True`.
 """
 
 import argparse
+import io
 import json
 from pathlib import Path
 
@@ -13,52 +15,64 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from torchmdnet_ext import registration
+from torchmdnet_ext.geom2vec import read_geom2vec
+from torchmdnet_ext.networks import Denoiser, Pretrained, build_head, build_network, load_torch_file
+
+__all__ = [
+    "build_head",
+    "build_network",
+    "read_denoiser",
+    "read_encoder",
+    "read_geom2vec",
+    "read_pretrained",
+    "read_trainer_checkpoint",
+    "write_encoder",
+    "write_trainer_checkpoint",
+]
 
 FORMAT = "openmm-geomgnn encoder"
-VERSION = 1
-PREFIX = "model.representation_model."
+VERSION = 2
+HEAD = "head."  # beginning of the names of the noise head's tensors in our files
+# beginnings of names in a checkpoint of the trainer
+NETWORK = "model.representation_model."
+TRAINER_HEAD = "model.output_model."
+# networks of TorchMD-Net that ours without an envelope are the same as
+UPSTREAM = {"equivariant-transformer": "smooth-equivariant-transformer", "tensornet": "smooth-tensornet"}
+# what else a checkpoint says that TorchMD-Net can build a model from
+TRAINER_SETTINGS = {
+    "output_model": "Noise",
+    "output_mlp_num_layers": 0,
+    "prior_model": None,
+    "derivative": False,
+    "reduce_op": "add",
+    "atom_filter": -1,
+    "precision": 32,
+    "static_shapes": False,
+}
 
 
-def build_network(settings, tensors, origin="the encoder"):
-    """The network described by `settings` with the given tensors, every one of which must fit.
+def _network_settings(settings):
+    return {name: settings[name] for name in registration.NETWORK_SETTINGS if name in settings}
 
-    Raises
-    ------
-    ValueError
-        If a setting is missing, or a tensor is missing, left over or of the wrong shape; all tensors are named.
-    """
-    if settings.get("model") not in registration.MODELS:
-        raise ValueError(
-            f"{origin} holds a network of the kind '{settings.get('model')}', which cannot be an encoder. Train one with "
-            f"model: {' or '.join(registration.MODELS)}."
-        )
+
+def _single(module, prefix=""):
+    """The tensors of a module in single precision, their names after a prefix."""
+    return {prefix + name: tensor.detach().float().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _write(path, content):
+    """Write bytes under another name first, so that no reader sees half a file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.part")
     try:
-        network = registration.representation_model({"precision": 32, "box_vecs": None, **settings})
-    except KeyError as error:
-        raise ValueError(
-            f"{origin} does not say what {error} the network has, so it cannot be built. Use the file that was written by "
-            "the training."
-        ) from error
-    expected = network.state_dict()
-    tensors = {"distance.box": expected["distance.box"], **tensors}
-    problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
-    problems += [f"{name} belongs to another network" for name in tensors.keys() - expected.keys()]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected.keys() & tensors.keys()
-        if expected[name].shape != tensors[name].shape
-    ]
-    if problems:
-        raise ValueError(
-            f"{origin} does not hold the network that its settings describe: {'; '.join(sorted(problems))}. The file was "
-            "made by another program or changed afterwards; use the one that was written by the training."
-        )
-    network.load_state_dict(tensors)
-    return network.requires_grad_(False).eval()
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def write_encoder(path, settings, network, training=None):
-    """Write a network and the settings that build it to `path` (safetensors).
+def write_encoder(path, settings, network, training=None, head=None):
+    """Write a network and the settings that build it to `path` (safetensors), in single precision.
 
     Parameters
     ----------
@@ -66,26 +80,31 @@ def write_encoder(path, settings, network, training=None):
         Settings of `torchmd-train`; those that do not concern the network are left out.
     training : dict, optional
         How it was trained: anything that JSON can hold.
+    head : nn.Module, optional
+        The noise head that the network was trained with.
     """
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "settings": {name: settings[name] for name in registration.NETWORK_SETTINGS if name in settings},
+        "settings": _network_settings(settings),
         "training": training or {},
+        "head": None if head is None else TRAINER_SETTINGS["output_model"],
     }
-    tensors = {name: tensor.detach().float().contiguous() for name, tensor in network.state_dict().items()}
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        # not save_file, which makes the file readable by its owner only
-        temporary.write_bytes(save(tensors, metadata={"encoder": json.dumps(header)}))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    tensors = {**_single(network), **({} if head is None else _single(head, HEAD))}
+    # not save_file, which makes the file readable by its owner only
+    _write(path, save(tensors, metadata={"encoder": json.dumps(header)}))
+
+
+def _without_head(header):
+    """Version 1 knew no heads."""
+    return {**header, "version": 2, "head": None}
+
+
+MIGRATIONS = {1: _without_head}  # version -> what makes the next one of a header
 
 
 def read_encoder(path):
-    """Settings, tensors and training information of a file of ours.
+    """A file of ours, as `Pretrained`.
 
     Raises
     ------
@@ -102,35 +121,96 @@ def read_encoder(path):
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file, but not an encoder of openmm-geomgnn. Give an encoder's file.")
+    while header.get("version") in MIGRATIONS:
+        header = MIGRATIONS[header["version"]](header)
     if header.get("version") != VERSION:
         raise ValueError(
-            f"{path} has version {header.get('version')} of the encoder format and this code reads version {VERSION}. "
+            f"{path} has version {header.get('version')} of the encoder format and this code reads up to version {VERSION}. "
             "Update openmm-geomgnn."
         )
-    return header["settings"], tensors, header["training"]
+    head = None
+    if header["head"] is not None:
+        head = {name.removeprefix(HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(HEAD)}
+    return Pretrained(header["settings"], tensors, head, header["training"])
+
+
+def write_trainer_checkpoint(path, settings, network, head):
+    """Write what `torchmd-train --load-weights` starts from and `Encoder.load` reads, a `.ckpt` file, in single precision.
+
+    Parameters are those of `write_encoder`; the trainer wants the noise head as well.
+    """
+    tensors = {**_single(network, NETWORK), **_single(head, TRAINER_HEAD)}
+    tensors.update({"model.mean": torch.zeros(()), "model.std": torch.ones(())})
+    checkpoint = {"state_dict": tensors, "hyper_parameters": {**TRAINER_SETTINGS, **_network_settings(settings)}}
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    _write(path, buffer.getvalue())
 
 
 def read_trainer_checkpoint(path):
-    """Settings and representation tensors of a checkpoint that `torchmd-train` wrote.
+    """A checkpoint that `torchmd-train` wrote, as `Pretrained`; also one of TorchMD-Net's own networks that ours can be.
 
     Raises
     ------
     ValueError
         If the file cannot be read without running code from it, or is not a checkpoint of TorchMD-Net.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here; each means that the file is not what it should be
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint of torchmd-train without running code that it carries "
-            f"({type(error).__name__}). Use a .ckpt file that torchmd-train wrote."
-        ) from error
+    checkpoint = load_torch_file(path, "a checkpoint of torchmd-train")
     if not isinstance(checkpoint, dict) or not {"hyper_parameters", "state_dict"} <= checkpoint.keys():
         raise ValueError(f"{path} is not a checkpoint of torchmd-train: it has no hyper_parameters and state_dict.")
     settings = checkpoint["hyper_parameters"]
     settings = dict(vars(settings) if isinstance(settings, argparse.Namespace) else settings)
-    tensors = {
-        name[len(PREFIX) :]: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(PREFIX)
-    }
-    return settings, tensors
+    if settings.get("model") in UPSTREAM:
+        settings.update(model=UPSTREAM[settings["model"]], smooth_cutoff=False)
+
+    def those(prefix):
+        return {name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)}
+
+    head = those(TRAINER_HEAD) if settings.get("output_model") == TRAINER_SETTINGS["output_model"] else None
+    return Pretrained(settings, those(NETWORK), head, {})
+
+
+READERS = {
+    ".safetensors": read_encoder,
+    ".ckpt": read_trainer_checkpoint,
+    ".pth": read_geom2vec,
+    ".pt": read_geom2vec,
+}
+
+
+def read_pretrained(path):
+    """A file of any of the kinds in `READERS`, told by how its name ends, as `Pretrained`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, its name ends in something else, or its reader refuses it.
+    """
+    path = Path(path)
+    if path.suffix not in READERS:
+        raise ValueError(f"{path} is not a file of a pre-trained network: these end in {', '.join(READERS)}.")
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}. Check the path.")
+    return READERS[path.suffix](path)
+
+
+def read_denoiser(path):
+    """A pre-trained network with its noise head, called as model(z (N,), pos (N, 3), batch (N,)).
+
+    Returns
+    -------
+    Denoiser
+        Takes positions in angstrom to the noise in them, (N, 3), in units of its standard deviation.
+
+    Raises
+    ------
+    ValueError
+        As `read_pretrained`, or if the file holds no noise head or tensors that do not fit.
+    """
+    settings, tensors, head, _ = read_pretrained(path)
+    if head is None:
+        raise ValueError(
+            f"{path} holds no noise head, so it cannot predict noise. Give the .ckpt file of its training, or the file that "
+            'Encoder.load("....ckpt").save("....safetensors") makes of it.'
+        )
+    return Denoiser(build_network(settings, tensors, str(path)), build_head(settings, head, str(path))).eval()

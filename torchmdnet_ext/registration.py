@@ -6,13 +6,24 @@ settings become arguments of `torchmd-train`. Nothing of TorchMD-Net is changed 
 
 import argparse
 import functools
+import importlib
 import importlib.metadata
 import sys
 import warnings
 
 TESTED = ((3, 1), (3, 2))  # from the first, up to but not including the second
 
-MODELS = ("visnet", "smooth-equivariant-transformer")
+# of each network: its module, its class and the settings of `torchmd-train` that not all of them have
+NETWORKS = {
+    "visnet": ("visnet", "ViSNet", ("num_heads", "lmax", "vecnorm_type", "trainable_vecnorm", "vertex")),
+    "smooth-equivariant-transformer": (
+        "equivariant_transformer",
+        "SmoothEquivariantTransformer",
+        ("num_heads", "attn_activation", "distance_influence", "neighbor_embedding", "vector_cutoff"),
+    ),
+    "smooth-tensornet": ("tensornet", "SmoothTensorNet", ("equivariance_invariance_group",)),
+}
+MODELS = tuple(NETWORKS)
 HEADS = ("Noise",)
 DATASETS = ("Conformers", "Denoising")
 
@@ -31,8 +42,7 @@ ARGUMENTS = (
         "smooth-cutoff",
         flag,
         True,
-        "Multiply every message by a C2 envelope, so that features and forces are continuous at the cutoff "
-        "(visnet, smooth-equivariant-transformer)",
+        "Multiply every message by a C2 envelope, so that features and forces are continuous at the cutoff",
     ),
     ("envelope-width", float, 1.0, "Length in angstrom over which that envelope falls from 1 to 0 before cutoff-upper"),
     ("lmax", int, 1, "Highest degree of the spherical harmonics, 1 or 2 (visnet)"),
@@ -45,7 +55,6 @@ _COMMON = (
     ("embedding_dimension", "hidden_channels"),
     ("num_layers", "num_layers"),
     ("num_rbf", "num_rbf"),
-    ("num_heads", "num_heads"),
     ("max_z", "max_z"),
     ("cutoff_lower", "cutoff_lower"),
     ("cutoff_upper", "cutoff_upper"),
@@ -55,10 +64,10 @@ _COMMON = (
     ("smooth_cutoff", "smooth_cutoff"),
     ("envelope_width", "envelope_width"),
 )
-_TRANSFORMER = ("attn_activation", "distance_influence", "neighbor_embedding", "vector_cutoff")
-_VISNET = ("lmax", "vecnorm_type", "trainable_vecnorm", "vertex")
 # every setting of `torchmd-train` that has a say in how one of our networks is built
-NETWORK_SETTINGS = tuple(sorted({"model", *(theirs for theirs, _ in _COMMON), *_TRANSFORMER, *_VISNET}))
+NETWORK_SETTINGS = tuple(
+    sorted({"model", *(theirs for theirs, _ in _COMMON), *(name for *_, own in NETWORKS.values() for name in own)})
+)
 
 
 @functools.cache
@@ -84,18 +93,15 @@ def representation_model(args):
     start_warp()
     from torchmdnet.models.utils import dtype_mapping
 
-    args = {**OWN_DEFAULTS, "vector_cutoff": False, **args}
+    # what checkpoints of older versions do not say
+    args = {**OWN_DEFAULTS, "vector_cutoff": False, "equivariance_invariance_group": "O(3)", **args}
     dtype = dtype_mapping[args["precision"]]
     box = args.get("box_vecs")
     settings = {ours: args[theirs] for theirs, ours in _COMMON}
     settings.update(dtype=dtype, box_vecs=None if box is None else torch.tensor(box, dtype=dtype))
-    if args["model"] == "visnet":
-        from torchmdnet_ext.models.visnet import ViSNet
-
-        return ViSNet(**settings, **{name: args[name] for name in _VISNET})
-    from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
-
-    return SmoothEquivariantTransformer(**settings, **{name: args[name] for name in _TRANSFORMER})
+    module, network, own = NETWORKS[args["model"]]
+    network = getattr(importlib.import_module(f"torchmdnet_ext.models.{module}"), network)
+    return network(**settings, **{name: args[name] for name in own})
 
 
 def create_model(args, prior_model=None, mean=None, std=None):
@@ -213,7 +219,9 @@ def extend_arguments(module):
     @functools.wraps(upstream_get_argparse)
     def get_argparse():
         parser = upstream_get_argparse()
-        group = parser.add_argument_group("openmm-geomgnn")
+        group = parser.add_argument_group(
+            "openmm-geomgnn", f"Of {', '.join(MODELS)}. These keep every neighbour: max-num-neighbors does not concern them."
+        )
         for name, kind, default, description in ARGUMENTS:
             group.add_argument(f"--{name}", type=kind, default=default, help=description)
         return parser

@@ -67,4 +67,4 @@ def enveloped_neighbour_embedding(module: nn.Module, z: Tensor, x: Tensor, graph
     neighbours = module.embedding(z)
     total = torch.zeros_like(x)
     total = total.index_add(0, graph.i, weight * neighbours[graph.j]).index_add(0, graph.j, weight * neighbours[graph.i])
-    return module.combine(torch.cat([x, total], dim=1))
+    return module.combine(torch.cat([x, total], dim=1)).to(x.dtype)  # they differ where precisions are mixed

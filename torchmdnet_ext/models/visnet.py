@@ -92,7 +92,7 @@ class ViSNet(ViSNetBlock):
             vecnorm_type=None if vecnorm_type in (None, "none") else vecnorm_type,
             trainable_vecnorm=trainable_vecnorm,
             num_heads=num_heads,
-            num_layers=num_layers,
+            num_layers=1,  # they are replaced below
             hidden_channels=hidden_channels,
             num_rbf=num_rbf,
             trainable_rbf=trainable_rbf,
@@ -100,6 +100,7 @@ class ViSNet(ViSNetBlock):
             cutoff=cutoff_upper,
             vertex=vertex,
         )
+        self.num_layers = int(num_layers)
         self.cutoff_upper = float(cutoff_upper)
         self.vertex = bool(vertex)
         self.smooth_cutoff = bool(smooth_cutoff)

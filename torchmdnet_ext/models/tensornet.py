@@ -1,0 +1,282 @@
+"""TensorNet (Simeon & De Fabritiis, NeurIPS 2023, arXiv 2306.06482) in plain PyTorch, made smooth, with a vector read-out.
+
+Each channel of an atom is a 3 x 3 matrix X = I + A + S: a multiple of the unit matrix, an antisymmetric and a symmetric
+traceless part. Here it is kept as its 9 components in an orthonormal basis of these parts, 1 + 3 + 5 of them, so that a
+linear map acts on each part, the squared norm is the sum of squares, and 3 x 3 matrices are made only to be multiplied.
+
+Parameters, their names and, with `smooth_cutoff=False`, the values are those of `torchmdnet.models.tensornet`, which has no
+read-out of vectors. An inversion of the positions turns X into its transpose, which the symmetric product YM + MY commutes
+with, so the antisymmetric part changes its sign as the positions do: read out as a vector, it is a true one.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmdnet.models.utils import CosineCutoff, act_class_mapping, rbf_class_mapping
+
+from torchmdnet_ext.models.envelopes import DEFAULT_WIDTH, make_envelope
+from torchmdnet_ext.models.neighbours import Graph, Neighbours
+
+PARTS = (slice(0, 1), slice(1, 4), slice(4, 9))  # the components of I, A and S
+PAIRS_AT_ONCE = 512  # on a CPU: their messages stay in its cache
+
+
+def _orthonormal_basis() -> Tensor:
+    """(9, 3, 3), float64: the unit matrix, three antisymmetric and five symmetric traceless matrices, each of norm 1."""
+    basis = torch.zeros(9, 3, 3, dtype=torch.float64)
+    basis[0] = torch.eye(3, dtype=torch.float64) / math.sqrt(3)
+    for k, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):
+        basis[1 + k, i, j], basis[1 + k, j, i] = math.sqrt(0.5), -math.sqrt(0.5)
+        basis[4 + k, i, j] = basis[4 + k, j, i] = math.sqrt(0.5)
+    basis[7] = torch.diag(torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)) / math.sqrt(2)
+    basis[8] = torch.diag(torch.tensor([-1.0, -1.0, 2.0], dtype=torch.float64)) / math.sqrt(6)
+    return basis
+
+
+BASIS = _orthonormal_basis()
+FLIP = torch.tensor([1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0])[:, None]  # (9, 1): the other direction of an edge
+
+
+def like(constant: Tensor, x: Tensor) -> Tensor:
+    """A constant with the precision and on the device of `x`."""
+    return constant.to(x)
+
+
+def matrices(x: Tensor) -> Tensor:
+    """Components (N, 9, H) -> matrices (N, 3, 3, H)."""
+    return (like(BASIS, x).flatten(1).T @ x).unflatten(1, (3, 3))
+
+
+def components(matrix: Tensor) -> Tensor:
+    """Matrices (N, 3, 3, H) -> components (N, 9, H)."""
+    return like(BASIS, matrix).flatten(1) @ matrix.flatten(1, 2)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix products, channel by channel, of (N, 3, 3, H) and (N, 3, 3, H)."""
+    return sum(a[:, :, k, None] * b[:, None, k] for k in range(3))
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """(N, 1, H) squared Frobenius norms of matrices with components (N, 9, H)."""
+    return x.square().sum(1, keepdim=True)
+
+
+def spread(factors: Tensor) -> Tensor:
+    """A factor for each part (M, 3, H) -> one for each component (M, 9, H)."""
+    return torch.cat([factors[:, :1], factors[:, 1:2].expand(-1, 3, -1), factors[:, 2:].expand(-1, 5, -1)], 1)
+
+
+class Exchange(torch.autograd.Function):
+    """Messages of each pair in both directions: out[i] = sum over pairs of filter * y[j], and with i and j exchanged.
+
+    `apply` takes y (N, 9, H), filters (P, 3, H), and i and j (P,). Autograd could do this; but rows of (P, 9, H) that are
+    written to memory and read back are what takes the time on a CPU, so some pairs at a time are done from start to end.
+    """
+
+    @staticmethod
+    def forward(ctx, y, filters, i, j):
+        ctx.save_for_backward(y, filters, i, j)
+        out = torch.zeros_like(y)
+        for some, at, to in Exchange.portions(filters, i, j):
+            factors = spread(some)
+            out.index_add_(0, at, factors * y.index_select(0, to))
+            out.index_add_(0, to, factors * y.index_select(0, at))
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        y, filters, i, j = ctx.saved_tensors
+        by_filters = [filters[:0]]
+        for _, at, to in Exchange.portions(filters, i, j):
+            both = gradient.index_select(0, at) * y.index_select(0, to)
+            both = both + gradient.index_select(0, to) * y.index_select(0, at)
+            by_filters.append(torch.stack([both[:, part].sum(1) for part in PARTS], 1))
+        # the messages are symmetric, so they are their own adjoint
+        return Exchange.apply(gradient, filters, i, j), torch.cat(by_filters), None, None
+
+    @staticmethod
+    def portions(*rows):
+        """Tensors with a row for each pair, some pairs at a time."""
+        step = PAIRS_AT_ONCE if rows[0].device.type == "cpu" else max(1, len(rows[0]))
+        return zip(*(tensor.split(step) for tensor in rows), strict=True)
+
+
+def mix(linears, x: Tensor) -> Tensor:
+    """Mix the channels of components (N, 9, H), with one linear map for each part."""
+    return torch.cat([linear(x[:, part]) for linear, part in zip(linears, PARTS, strict=True)], 1)
+
+
+def edge_components(direction: Tensor) -> Tensor:
+    """(P, 9) components of 1 - [u]x + (u u^T - 1/3) for unit vectors u (P, 3), from the centre to its neighbour."""
+    symmetric = (direction[:, :, None] * direction[:, None]).flatten(1) @ like(BASIS[4:].flatten(1).T, direction)
+    unit = direction.new_full((len(direction), 1), math.sqrt(3))
+    return torch.cat([unit, math.sqrt(2) * direction, symmetric], 1)
+
+
+class TensorEmbedding(nn.Module):
+    """The first tensors: of each atom's elements and the directions and distances of its neighbours."""
+
+    def __init__(self, hidden_channels: int, num_rbf: int, activation, max_z: int):
+        super().__init__()
+        self.distance_proj1 = nn.Linear(num_rbf, hidden_channels)
+        self.distance_proj2 = nn.Linear(num_rbf, hidden_channels)
+        self.distance_proj3 = nn.Linear(num_rbf, hidden_channels)
+        self.emb = nn.Embedding(max_z, hidden_channels)
+        self.emb2 = nn.Linear(2 * hidden_channels, hidden_channels)
+        self.linears_tensor = nn.ModuleList(nn.Linear(hidden_channels, hidden_channels, bias=False) for _ in PARTS)
+        self.linears_scalar = nn.ModuleList(nn.Linear(hidden_channels * n, hidden_channels * (n + 1)) for n in (1, 2))
+        self.init_norm = nn.LayerNorm(hidden_channels)
+        self.act = activation()
+
+    def forward(self, z: Tensor, graph: Graph, rbf: Tensor, weight: Tensor) -> Tensor:
+        """Components (N, 9, H).
+
+        Parameters
+        ----------
+        rbf, weight : (P + 1, K), (P + 1, 1)
+            Radial basis, and the factor of each message, at `Graph.filter_distances`.
+        """
+        radial = torch.stack([proj(rbf) for proj in (self.distance_proj1, self.distance_proj2, self.distance_proj3)], 1)
+        radial = radial * weight.unsqueeze(1)
+        # one linear map of the elements of centre and neighbour is the sum of two
+        width = self.emb.embedding_dim
+        elements = self.emb(z)
+        centre = functional.linear(elements, self.emb2.weight[:, :width], self.emb2.bias)
+        neighbour = functional.linear(elements, self.emb2.weight[:, width:])
+
+        i, j = graph.i, graph.j
+        message = spread(radial[:-1]) * edge_components(graph.direction).unsqueeze(2)
+        towards_i = message * (centre[i] + neighbour[j]).unsqueeze(1)
+        towards_j = message * (like(FLIP, message) * (centre[j] + neighbour[i]).unsqueeze(1))
+        # a self loop has no direction
+        own = math.sqrt(3) * radial[-1, :1] * (centre + neighbour)
+        x = functional.pad(own.unsqueeze(1), (0, 0, 0, 8)).index_add(0, i, towards_i).index_add(0, j, towards_j)
+
+        factors = self.init_norm(squared_norm(x).squeeze(1))
+        for linear in self.linears_scalar:
+            factors = self.act(linear(factors))
+        return mix(self.linears_tensor, x) * spread(factors.unflatten(1, (3, -1)))
+
+
+class Interaction(nn.Module):
+    """One layer: messages of the neighbours' tensors, multiplied with each atom's own."""
+
+    def __init__(self, hidden_channels: int, num_rbf: int, activation):
+        super().__init__()
+        widths = (num_rbf, hidden_channels, 2 * hidden_channels, 3 * hidden_channels)
+        self.linears_scalar = nn.ModuleList(nn.Linear(*widths[k : k + 2]) for k in range(3))
+        self.linears_tensor = nn.ModuleList(nn.Linear(hidden_channels, hidden_channels, bias=False) for _ in range(6))
+        self.act = activation()
+
+    def forward(self, x: Tensor, graph: Graph, rbf: Tensor, weight: Tensor, charge) -> Tensor:
+        """Components (N, 9, H) -> (N, 9, H).
+
+        Parameters
+        ----------
+        rbf, weight : (P + 1, K), (P + 1, 1)
+            As for `TensorEmbedding`.
+        charge : 1 or (N, 1, 1, 1)
+            Factor of the products, 1 for a neutral molecule.
+        """
+        filters = rbf
+        for linear in self.linears_scalar:
+            filters = self.act(linear(filters))
+        # a filter depends on the distance only: one for both directions of a pair
+        filters = (filters * weight).unflatten(1, (3, -1))
+        x = x / (squared_norm(x) + 1)
+        y = mix(self.linears_tensor[:3], x).to(filters.dtype)  # they differ where precisions are mixed
+        message = y * spread(filters[-1:]) + Exchange.apply(y, filters[:-1], graph.i, graph.j)
+
+        y, message = matrices(y), matrices(message)
+        update = components(charge * (product(y, message) + product(message, y)))
+        update = mix(self.linears_tensor[3:], update / (squared_norm(update) + 1))
+        matrix = matrices(update)
+        return x + update + components(charge * product(matrix, matrix))
+
+
+class SmoothTensorNet(nn.Module):
+    """TensorNet whose output has two continuous derivatives when pairs cross the cutoff.
+
+    Parameters
+    ----------
+    hidden_channels, num_layers, num_rbf, rbf_type, trainable_rbf, activation, max_z
+        As everywhere in TorchMD-Net.
+    cutoff_upper : float
+        In angstrom.
+    equivariance_invariance_group : str
+        "O(3)": the other group that TorchMD-Net's own TensorNet has, "SO(3)", has no true vectors to read out.
+    smooth_cutoff, envelope_width
+        The C2 envelope on every message. Without it forces have a kink where a pair crosses the cutoff.
+
+    Raises
+    ------
+    ValueError
+        If `equivariance_invariance_group` is not "O(3)", or `cutoff_lower` is not 0.
+    """
+
+    def __init__(
+        self,
+        hidden_channels=128,
+        num_layers=2,
+        num_rbf=32,
+        rbf_type="expnorm",
+        trainable_rbf=False,
+        activation="silu",
+        max_z=128,
+        cutoff_upper=4.5,
+        cutoff_lower=0.0,
+        equivariance_invariance_group="O(3)",
+        smooth_cutoff=True,
+        envelope_width=DEFAULT_WIDTH,
+        box_vecs=None,
+        dtype=torch.float32,
+    ):
+        super().__init__()
+        for name, value, only in (
+            ("equivariance_invariance_group", equivariance_invariance_group, "O(3)"),
+            ("cutoff_lower", cutoff_lower, 0.0),
+        ):
+            if value != only:
+                raise ValueError(f"{name} must be {only} for this network, but was {value}. Remove the setting.")
+        self.hidden_channels = int(hidden_channels)
+        self.max_z = int(max_z)
+        self.cutoff_upper = float(cutoff_upper)
+        self.smooth_cutoff = bool(smooth_cutoff)
+        self.envelope_width = float(envelope_width)
+        activation = act_class_mapping[activation]
+        self.distance = Neighbours(cutoff_upper, box_vecs)
+        self.distance_expansion = rbf_class_mapping[rbf_type](0.0, cutoff_upper, num_rbf, trainable_rbf)
+        self.cutoff = CosineCutoff(0.0, cutoff_upper)
+        self.envelope = make_envelope(smooth_cutoff, cutoff_upper, self.envelope_width)
+        self.tensor_embedding = TensorEmbedding(hidden_channels, num_rbf, activation, max_z)
+        self.layers = nn.ModuleList(Interaction(hidden_channels, num_rbf, activation) for _ in range(num_layers))
+        self.out_norm = nn.LayerNorm(3 * hidden_channels)
+        self.linear = nn.Linear(3 * hidden_channels, hidden_channels)
+        self.act = activation()
+        self.to(dtype)
+
+    def reset_parameters(self):
+        for module in self.modules():
+            if module is not self and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+    def forward(self, z, pos, batch, box=None, q=None, s=None, pairs=None):
+        """Scalars (N, H) and vectors (N, 3, H) of atoms `z` (N,) at `pos` (N, 3) in angstrom.
+
+        `q` (B,) are the total charges of the molecules. Returns x, v, z, pos, batch as every representation model of
+        TorchMD-Net does.
+        """
+        graph = self.distance(pos, batch, box, pairs)
+        distance = graph.filter_distances()
+        rbf = self.distance_expansion(distance)
+        weight = (self.cutoff(distance) * self.envelope(distance)).unsqueeze(1)
+        charge = 1.0 if q is None else (1 + 0.1 * q[batch].to(pos))[:, None, None, None]
+        tensors = self.tensor_embedding(z, graph, rbf, weight)
+        for layer in self.layers:
+            tensors = layer(tensors, graph, rbf, weight, charge)
+        norms = torch.cat([squared_norm(tensors[:, part]) for part in PARTS], 2).squeeze(1)
+        x = self.act(self.linear(self.out_norm(norms)))
+        return x, tensors[:, PARTS[1]] * math.sqrt(0.5), z, pos, batch

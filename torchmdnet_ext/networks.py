@@ -1,0 +1,134 @@
+"""Networks from settings and tensors that were read from a file, every one of which must fit."""
+
+import argparse
+import re
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from torchmdnet_ext import registration
+
+
+class Pretrained(NamedTuple):
+    """What a file with a pre-trained network holds.
+
+    Attributes
+    ----------
+    settings : dict
+        Settings of `torchmd-train` that build the network.
+    tensors : dict of str to tensor
+        Of the network.
+    head : dict of str to tensor, or None
+        Of its noise head, if the file has one.
+    training : dict
+        How it was trained, as far as that is known.
+    """
+
+    settings: dict
+    tensors: dict
+    head: dict | None
+    training: dict
+
+
+class Denoiser(nn.Module):
+    """A network and its noise head: the noise in noisy positions."""
+
+    def __init__(self, network, head):
+        super().__init__()
+        self.network = network
+        self.head = head
+
+    def forward(self, z, pos, batch):
+        """(N, 3) predicted noise, in units of its standard deviation.
+
+        Parameters
+        ----------
+        z, pos, batch : (N,), (N, 3), (N,)
+            Elements, positions in angstrom and the graph of each atom, ascending.
+        """
+        x, v, z, pos, batch = self.network(z, pos, batch)
+        return self.head.pre_reduce(x, v, z, pos, batch)
+
+
+def misfits(expected, found):
+    """What is wrong with the tensors `found`, by name; `expected` has the shapes, or tensors of them. A list of str."""
+    shapes = {name: tuple(getattr(shape, "shape", shape)) for name, shape in expected.items()}
+    problems = [f"{name} is missing" for name in shapes.keys() - found.keys()]
+    problems += [f"{name} belongs to another network" for name in found.keys() - shapes.keys()]
+    for name in shapes.keys() & found.keys():
+        if not isinstance(found[name], torch.Tensor):
+            problems.append(f"{name} is no tensor")
+        elif tuple(found[name].shape) != shapes[name]:
+            problems.append(f"{name} has shape {tuple(found[name].shape)} instead of {shapes[name]}")
+    return sorted(problems)
+
+
+def _fill(module, tensors, origin):
+    problems = misfits(module.state_dict(), tensors)
+    if problems:
+        raise ValueError(
+            f"{origin} does not hold the network that its settings describe: {'; '.join(problems)}. The file was made by "
+            "another program or changed afterwards; use the one that was written by the training."
+        )
+    module.load_state_dict(tensors)
+    return module.requires_grad_(False).eval()
+
+
+def build_network(settings, tensors, origin="the encoder"):
+    """The network described by `settings` with the given tensors, every one of which must fit.
+
+    Raises
+    ------
+    ValueError
+        If a setting is missing, or a tensor is missing, left over or of the wrong shape; all tensors are named.
+    """
+    if settings.get("model") not in registration.MODELS:
+        raise ValueError(
+            f"{origin} holds a network of the kind '{settings.get('model')}', which cannot be an encoder. Train one with "
+            f"model: {' or '.join(registration.MODELS)}."
+        )
+    try:
+        network = registration.representation_model({"precision": 32, "box_vecs": None, **settings})
+    except KeyError as error:
+        raise ValueError(
+            f"{origin} does not say what {error} the network has, so it cannot be built. Use the file that was written by "
+            "the training."
+        ) from error
+    return _fill(network, {"distance.box": network.distance.box, **tensors}, origin)
+
+
+def build_head(settings, tensors, origin="the encoder"):
+    """The noise head of the network that `settings` describe, with the given tensors; errors as of `build_network`."""
+    from torchmdnet_ext.heads.noise import EquivariantNoise
+
+    head = EquivariantNoise(settings["embedding_dimension"], activation=settings["activation"])
+    return _fill(head, tensors, f"The noise head in {origin}")
+
+
+def load_torch_file(path, kind):
+    """The content of a file that `torch.save` wrote: tensors, numbers, texts and settings, on the CPU.
+
+    Parameters
+    ----------
+    kind : str
+        What it should be, for messages: "a checkpoint of torchmd-train".
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read without running code that it carries, which is never run, or is truncated or of another kind.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here; each means that the file is not what it should be
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
+            raise ValueError(
+                f"{path} is refused: it cannot be read as {kind} without running code that it carries, which would call "
+                f"{code[1]}. Nothing of it was run. Get a file with nothing but tensors and settings from its author."
+            ) from error
+        raise ValueError(
+            f"{path} cannot be read as {kind} ({type(error).__name__}): it is truncated or of another kind. Copy it again."
+        ) from error
