@@ -1,6 +1,5 @@
-"""The store of conformers, the dataset that reads it, and the script that makes it."""
+"""Stores of conformers, and the dataset that reads them."""
 
-import io
 import json
 import pickle
 import subprocess
@@ -9,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from build_sources import Gas, Walk
 from safetensors.numpy import save_file
 from torch_geometric.loader import DataLoader
 
-from openmm_geomgnn.data import make_conformers
+from openmm_geomgnn.conformers.build import Build, LabelledSource, build
 from torchmdnet_ext.datasets.conformers import Conformers, shipped_file, write_conformers
 
 
@@ -53,8 +53,8 @@ def test_a_store_that_cannot_be_written_names_the_conformer_and_leaves_no_file(t
     z, pos = np.array([6, 8]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 65.5]])
     assert write_conformers(path, [(z, pos, "fits")]) == 1
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"Conformer 1 \(source 'far'\).*32\.8 angstrom.*32\.767"):
-        write_conformers(path, [(z, pos, "fits"), (z, pos * [1, 1, 1.001], "far")])
+    with pytest.raises(ValueError, match=r"Conformer 1 \(source 'far'\).*3\.275e\+06 angstrom.*2147484"):
+        write_conformers(path, [(z, pos, "fits"), (z, pos * 1e5, "far")])
     with pytest.raises(ValueError, match="not finite"):
         write_conformers(path, [(z, pos * np.nan, "nan")])
     with pytest.raises(ValueError, match=r"shape \(2,\).*shape \(3, 3\)"):
@@ -64,6 +64,20 @@ def test_a_store_that_cannot_be_written_names_the_conformer_and_leaves_no_file(t
     with pytest.raises(ValueError, match="no conformers"):
         write_conformers(path, [])
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_large_molecules_have_the_same_precision(tmp_path):
+    rng = np.random.default_rng(0)
+    small = ([6, 6], [[0.0, 0.0, 0.0], [0.0, 0.0, 65.53]], "small")
+    protein = ([6] * 500, rng.normal(scale=60.0, size=(500, 3)), "protein")
+    for name, conformers, kind in (("a", [small], np.int16), ("b", [small, protein], np.int32)):
+        path = tmp_path / f"{name}.safetensors"
+        write_conformers(path, conformers)
+        dataset = Conformers(file=path)
+        assert dataset.shards[0].arrays["pos"].dtype == kind
+        for data, (_, pos, _) in zip(dataset, conformers, strict=True):
+            np.testing.assert_allclose(data.pos, np.subtract(pos, np.mean(pos, axis=0)), atol=0.00052)
+            assert data.pos.dtype == torch.float32
 
 
 def test_heavy_atoms_share_is_fixed_by_the_index(store):
@@ -106,7 +120,7 @@ def test_which_file_is_read(store, tmp_path):
     store.rename(tmp_path / "conformers.safetensors")
     assert Conformers(tmp_path).file == tmp_path / "conformers.safetensors"
     for arguments in ({"file": store}, {"root": store}):
-        with pytest.raises(ValueError, match=r"no conformer file .*some\.safetensors.*make_conformers"):
+        with pytest.raises(ValueError, match=r"no conformer file .*some\.safetensors.*geomgnn data build"):
             Conformers(**arguments)
 
 
@@ -114,7 +128,7 @@ def test_truncated_and_foreign_files(store, tmp_path):
     whole = store.read_bytes()
     for length in (0, 5, 200, len(whole) - 100):
         store.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"some\.safetensors cannot be read.*truncated.*make_conformers"):
+        with pytest.raises(ValueError, match=r"some\.safetensors cannot be read.*truncated.*geomgnn data build"):
             Conformers(file=store)
     foreign = tmp_path / "weights.safetensors"
     save_file({"weight": np.zeros(3)}, foreign)
@@ -132,6 +146,74 @@ def test_batches(store):
     assert [batch.num_graphs for batch in batches] == [64] * 6 + [16]
     assert batches[0].batch.max() == 63 and batches[0].pos.shape == (batches[0].num_nodes, 3)
     assert torch.equal(torch.cat([batch.pos for batch in batches]), torch.cat([data.pos for data in dataset]))
+
+
+# ------------------------------------------------------------------------------------------------------ folders of shards
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A store of 271 conformers in seven shards, of two sources."""
+    path = tmp_path_factory.mktemp("folder") / "store"
+    labelled = (LabelledSource(Gas(), "gas"), LabelledSource(Walk(), "walk"))
+    build(Build(path, labelled, shard_size=110), processes=1)
+    return path
+
+
+def test_nothing_is_read_before_it_is_asked_for(folder):
+    dataset = Conformers(folder)
+    assert len(dataset) == 271 and len(dataset.shards) > 7 and not any(shard._arrays for shard in dataset.shards)
+    last = dataset[-1]
+    assert last.z.tolist() == [6, 8, 1] and [shard._arrays is not None for shard in dataset.shards].count(True) == 1
+    with pytest.raises(ValueError, match="read-only"):
+        dataset.shards[-1].arrays["z"][0] = 1
+    # a copy for another process maps the files itself
+    list(dataset)
+    again = pickle.dumps(dataset)
+    assert len(again) < 10_000
+    assert torch.equal(pickle.loads(again)[-1].pos, last.pos)
+
+
+def test_workers_read_the_same(folder):
+    dataset = Conformers(folder, heavy_atoms=0.5)
+    expected = torch.cat([data.pos for data in dataset])
+    loader = DataLoader(dataset, batch_size=50, num_workers=2)
+    assert torch.equal(torch.cat([batch.pos for batch in loader]), expected)
+
+
+def test_several_stores_and_some_sources(folder, store):
+    both = Conformers(file=[store, str(folder)], heavy_atoms=0.3)
+    assert len(both) == 671 and both.sources == ["left", "right", "gas", "walk"]
+    one, two = Conformers(file=store), Conformers(folder)
+    assert torch.equal(both[399].z[both[399].z > 1], one[399].z[one[399].z > 1]) and both.source_of(399) == "right"
+    assert [both.source_of(i) for i in (400, -1)] == ["gas", "walk"] and "some.safetensors + " in repr(both)
+    names = [both.source_of(i) for i in range(len(both))]
+    assert [both.sources[k] for k in both.source] == names
+
+    some = Conformers(file=[store, folder], sources=["walk", "left"])
+    indices = [i for i, name in enumerate(names) if name in ("left", "walk")]
+    whole = Conformers(file=[store, folder])
+    assert len(some) == len(indices) == 299
+    assert [some.source_of(i) for i in range(299)] == [names[i] for i in indices]
+    assert all(torch.equal(data.pos, whole[i].pos) for data, i in zip(some, indices, strict=True))
+    # shards of another source are not even opened
+    assert len(Conformers(folder, sources="walk")) == 99
+    gas = Conformers(folder, sources="gas")
+    assert len(gas) == 172 and not any(shard._arrays for shard in gas.shards) and torch.equal(gas[3].pos, two[3].pos)
+    with pytest.raises(ValueError, match=r"'wlak', and .* from gas, walk\. Did you mean 'walk'\?"):
+        Conformers(folder, sources=["wlak"])
+    with pytest.raises(ValueError, match="empty list"):
+        Conformers(file=[])
+
+
+def test_folders_that_are_no_stores(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"no conformer store in .*holds no index\.json"):
+        Conformers(file=tmp_path)
+    index = (folder / "index.json").read_text()
+    for text, message in ((index[:50], "not the index"), (index.replace('"version": 1', '"version": 9'), "version 9")):
+        (tmp_path / "index.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            Conformers(tmp_path)
 
 
 def test_import_needs_no_openmm():
@@ -178,80 +260,3 @@ def test_shipped_peptides_cover_both_signs_of_phi_and_are_all_l(shipped):
     # the volume N, C, CB about CA is positive in an L residue
     volume = (torch.linalg.cross(n - ca, c - ca) * (cb - ca)).sum(1)
     assert (volume > 0.5).all()
-
-
-# --- making stores ----------------------------------------------------------------------------------------------------
-
-
-def test_qm9_text_with_its_exponents():
-    z, pos = make_conformers.parse_qm9("['C','H','F']", "[[-0.5,1.*^-6,0.],[2.5*^-1,-3.*^-2,1.],[0.,0.,-12.25]]")
-    np.testing.assert_array_equal(z, [6, 1, 9])
-    np.testing.assert_array_equal(pos, [[-0.5, 1e-6, 0.0], [0.25, -0.03, 1.0], [0.0, 0.0, -12.25]])
-
-
-@pytest.mark.parametrize("number", [1, 100, 5000])
-def test_plan_adds_up(number):
-    plan = make_conformers.plan(number, seed=3)
-    assert sum(n for _, n in plan) == number and min(n for _, n in plan) > 0
-    assert plan == make_conformers.plan(number, seed=3)
-    if number == 5000:
-        assert {s for s, _ in plan if len(s) == 1} == set("ACDEFGHIKLMNPQRSTVWY")
-        assert {len(s) for s, _ in plan} == {1, 2, 3}
-        assert plan != make_conformers.plan(number, seed=4)
-
-
-def test_rotation_turns_a_torsion():
-    mdtraj = pytest.importorskip("mdtraj")
-    pos = np.array([[0.1, 0.1, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.15], [0.1, 0.0, 0.2], [0.0, 0.1, 0.2]])
-    topology = mdtraj.Topology()
-    residue = topology.add_residue("X", topology.add_chain())
-    for _ in pos:
-        topology.add_atom("C", mdtraj.element.carbon, residue)
-    turned = make_conformers.rotate(pos, 1, 2, np.array([2, 3, 4]), 0.7)
-    angles = mdtraj.compute_dihedrals(mdtraj.Trajectory([pos, turned], topology), [[0, 1, 2, 3]])[:, 0]
-    assert angles[1] - angles[0] == pytest.approx(0.7, abs=1e-5)
-    np.testing.assert_allclose(turned[:3], pos[:3], atol=1e-12)
-    np.testing.assert_allclose(np.linalg.norm(turned[3] - turned[4]), np.linalg.norm(pos[3] - pos[4]))
-
-
-def test_peptides_are_whole_and_repeatable(monkeypatch):
-    pytest.importorskip("PeptideBuilder")
-    monkeypatch.setattr(make_conformers, "plan", lambda number, seed: [("A", 2), ("G", 1), ("W", 1)])
-    first, second = (list(make_conformers.peptides(4, seed=5)) for _ in range(2))
-    assert [len(z) for z, _, _ in first] == [22, 22, 19, 36]
-    for (z, pos, source), (_, again, _) in zip(first, second, strict=True):
-        np.testing.assert_array_equal(pos, again)
-        assert source == "peptide" and pos.shape == (len(z), 3)
-        gaps = np.linalg.norm(pos[:, None] - pos, axis=2) + 9 * np.eye(len(z))
-        assert gaps.min() > 0.9 and gaps.min(axis=1).max() < 1.7
-
-
-def test_fast_implicit_solvent_is_the_same():
-    openmm = pytest.importorskip("openmm")
-    pytest.importorskip("PeptideBuilder")
-    from openmm import app
-
-    field = app.ForceField("amber14-all.xml", "implicit/obc2.xml")
-    platform = openmm.Platform.getPlatform("Reference")
-    pdb = app.PDBFile(io.StringIO(make_conformers.capped_pdb("D")))
-    modeller = app.Modeller(pdb.topology, pdb.positions)
-    modeller.addHydrogens(field, platform=platform)
-    found = []
-    for fast in (False, True):
-        system = field.createSystem(modeller.topology)
-        if fast:
-            make_conformers.with_gbsaobc(system)
-        context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
-        context.setPositions(modeller.positions)
-        state = context.getState(energy=True, forces=True)
-        found.append((state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value))
-    assert found[0][0] == pytest.approx(found[1][0], abs=0.01)
-    np.testing.assert_allclose(found[0][1], found[1][1], atol=0.02)
-
-
-def test_command_says_what_is_missing(monkeypatch, tmp_path):
-    find_spec = make_conformers.importlib.util.find_spec
-    monkeypatch.setattr(make_conformers.importlib.util, "find_spec", lambda n: None if n == "qm9pack" else find_spec(n))
-    with pytest.raises(SystemExit, match="pip install qm9pack"):
-        make_conformers.main([str(tmp_path / "x.safetensors"), "--qm9", "3", "--peptides", "0"])
-    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,111 @@
+"""`geomgnn data`: stores of conformers for pre-training."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from openmm_geomgnn.cli.progress import bar, say
+from openmm_geomgnn.conformers.build import Build, build, damaged_shards
+from openmm_geomgnn.conformers.folder import SPLITS_NAME, index_of
+from openmm_geomgnn.conformers.splits import NAMES, Splits, of_some
+from openmm_geomgnn.conformers.statistics import summarise
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import atomic_write
+from torchmdnet_ext.datasets.conformers import Conformers
+
+_MOST_ELEMENTS = 12  # in a line of the table
+_MOST_REASONS = 5
+
+
+def run_build(settings, overwrite=False):
+    """Make the store that a `DataBuild` describes, and say what it holds; returns its index."""
+    splits = Splits(**settings.splits.model_dump())
+    plan = Build(settings.output, settings.sources, settings.seed, settings.shard_size, splits)
+    with bar("conformers", "tasks") as progress:
+        index = build(plan, settings.processes, overwrite, progress)
+    _show_store(settings.output, index)
+    say(f"splits         {settings.output / SPLITS_NAME}")
+    return index
+
+
+def show_info(store, check=False):
+    """Say what a store holds, a folder or a file; `check` reads all of it.
+
+    Raises GeomGNNError if it cannot be read, or `check` finds a shard that is damaged.
+    """
+    store = Path(store).expanduser()
+    if not store.is_dir():
+        with _readable():
+            statistics = summarise(Conformers(file=store).shards)
+        _show(statistics)
+        return
+    index = index_of(store)
+    _show_store(store, index)
+    damaged = damaged_shards(store, index, check)
+    if damaged:
+        raise GeomGNNError(
+            f"Shards of {store} are missing or damaged: {', '.join(damaged)}. Remove them and repeat the "
+            "`geomgnn data build` that made the store: it makes what is missing."
+        )
+    if check:
+        say("check          all shards are as they were written")
+
+
+def write_splits_of(store, output, sources):
+    """Write the splits of the conformers that `Conformers(store, sources=sources)` has, in its numbering."""
+    store, output = Path(store).expanduser(), Path(output).expanduser()
+    if output.suffix != ".npz":
+        raise GeomGNNError(f"The splits are an .npz file: write '{output}.npz', not '{output}'.")
+    with _readable():
+        Conformers(file=store, sources=sources)  # refuses sources that are not there
+        whole = Conformers(file=store)
+        chosen = np.isin(whole.source.numpy(), [k for k, name in enumerate(whole.sources) if name in sources])
+    file = store / SPLITS_NAME
+    if not file.is_file():
+        raise GeomGNNError(f"There are no splits {file}: give the folder of a store that `geomgnn data build` made.")
+    with np.load(file) as splits, atomic_write(output) as temporary:
+        some = of_some(dict(splits), chosen)
+        np.savez(temporary, **some)
+    counts = ", ".join(f"{len(some[f'idx_{name}'])} {name}" for name in NAMES)
+    say(f"{output}: {counts} of the {chosen.sum()} conformers of {', '.join(sources)}")
+
+
+@contextmanager
+def _readable():
+    try:
+        yield
+    except ValueError as error:  # torchmdnet_ext has no error class of its own
+        raise GeomGNNError(str(error)) from error
+
+
+def _show_store(folder, index):
+    _show(index)
+    size = sum(shard["bytes"] for shard in index["shards"]) / 1e6
+    say(f"store          {folder} ({len(index['shards'])} shards, {size:.4g} MB, hash {index['hash']})")
+
+
+def _show(index):
+    """Statistics on the terminal."""
+    rows = {**index["sources"], "all": index} if len(index["sources"]) > 1 else index["sources"]
+    table = [("source", "conformers", "skipped", "atoms", "sizes", "mean", *NAMES, "held out by")]
+    for name, entry in rows.items():
+        sizes, splits = entry["sizes"], entry.get("splits", {})
+        spread = (f"{sizes['min']}-{sizes['max']}", f"{sizes['mean']:.1f}") if entry["conformers"] else ("", "")
+        held = (*(splits.get(part, "") for part in NAMES), (splits["by"] or "not at all") if splits else "")
+        table.append((name, entry["conformers"], sum(entry["skipped"].values()), entry["atoms"], *spread, *held))
+    table = [[str(cell) for cell in row] for row in table]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for name, *cells, by in table:
+        numbers = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=False))
+        say(f"{name:<{max(14, widths[0])}} {'  '.join(numbers)}  {by}".rstrip())
+    for name, entry in rows.items():
+        total = entry["atoms"] or 1
+        commonest = sorted(entry["elements"].items(), key=lambda pair: -pair[1])
+        shares = ", ".join(f"{element} {100 * number / total:.2g} %" for element, number in commonest[:_MOST_ELEMENTS])
+        more = f", {len(commonest) - _MOST_ELEMENTS} more" if len(commonest) > _MOST_ELEMENTS else ""
+        say(f"{name:<14} {shares}{more}")
+    for name, entry in index["sources"].items():
+        reasons = sorted(entry["skipped"].items(), key=lambda pair: -pair[1])
+        for reason, number in reasons[:_MOST_REASONS]:
+            say(f"{name:<14} skipped {number}: {reason}")

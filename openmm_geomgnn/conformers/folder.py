@@ -1,0 +1,126 @@
+"""The folder of a store: with which settings it was made, or is being made."""
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+
+from openmm_geomgnn.conformers.merging import shard_files
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import atomic_write
+from torchmdnet_ext.datasets.conformer_store import INDEX_NAME, UNFINISHED, read_index
+
+SPLITS_NAME = "splits.npz"
+_SETTINGS = "settings.json"
+
+
+@contextmanager
+def claimed(folder, settings, overwrite=False):
+    """Make a folder that of one build: it is new, empty, or holds what a build with the same settings has done so far.
+
+    overwrite: remove what a build with other settings has left there.
+
+    Raises GeomGNNError when the folder holds anything else, or another process is building there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise GeomGNNError(f"{folder} is a file, so it cannot be the folder of a store. Choose another output.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        noted = _noted(folder)
+        if noted is None and any(folder.iterdir()):
+            raise GeomGNNError(f"{folder} is not empty and was not made by `geomgnn data build`. Choose another output.")
+        if noted is not None and overwrite:
+            _clear(folder, [source["label"] for source in noted["settings"]["sources"]])
+        elif noted is not None:
+            _check_unchanged(folder, noted["settings"], settings)
+        yield
+
+
+@contextmanager
+def _locked(folder):
+    """Refuse a folder in which another process works. Where folders cannot be locked, nothing is checked."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            # the system releases it when the process ends, however it ends
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise GeomGNNError(
+                f"Another `geomgnn data build` is working in {folder}. Wait for it to end, or choose another output."
+            ) from error
+        except OSError:  # some network file systems
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def index_of(folder):
+    """The index of a store in `folder`. Raises GeomGNNError if there is none, or it cannot be read."""
+    try:
+        return read_index(folder)
+    except ValueError as error:
+        raise GeomGNNError(str(error)) from error
+
+
+def note_tasks(folder, settings, tasks):
+    """Write down what is being made. tasks: {label: fingerprint of its tasks}.
+
+    Raises GeomGNNError if what is there comes from other tasks: with the same settings, files must have changed.
+    """
+    noted = _noted(folder)
+    changed = [label for label in tasks if noted is not None and noted["tasks"].get(label) != tasks[label]]
+    if changed:
+        raise GeomGNNError(
+            f"The files of {', '.join(changed)} have changed since {folder} was begun. Restore them, choose another output, "
+            "or start anew with --overwrite."
+        )
+    with atomic_write(folder / UNFINISHED / _SETTINGS) as temporary:
+        temporary.write_text(json.dumps({"settings": settings, "tasks": tasks}, indent=1) + "\n", encoding="utf-8")
+
+
+def _noted(folder):
+    """The settings and tasks with which a store or an unfinished one is made, or None."""
+    if (folder / INDEX_NAME).is_file():
+        return index_of(folder)
+    unfinished = folder / UNFINISHED / _SETTINGS
+    return json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.is_file() else None
+
+
+def _clear(folder, labels):
+    """Remove what a build has written, and nothing else."""
+    # first what says that the rest is there
+    for name in (INDEX_NAME, SPLITS_NAME):
+        (folder / name).unlink(missing_ok=True)
+    for path in [path for label in labels for path in shard_files(folder, label)]:
+        path.unlink()
+    if (folder / UNFINISHED).is_dir():
+        shutil.rmtree(folder / UNFINISHED)
+
+
+def _check_unchanged(folder, old, new):
+    old, new = _identity(old), _identity(new)
+    if old["sources"] != new["sources"]:
+        differences = [f"sources are {', '.join(old['sources'])} there and {', '.join(new['sources'])} here"]
+    else:
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        differences = [f"{key} is {json.dumps(old.get(key))} there and {json.dumps(new.get(key))} here" for key in keys]
+    if differences:
+        raise GeomGNNError(
+            f"{folder} holds conformers made with other settings: {'; '.join(differences)}. Choose another output, go on "
+            "with the old settings, or start anew with --overwrite."
+        )
+
+
+def _identity(settings):
+    """The settings that the shards depend on, by dotted keys. Splits may change at any time."""
+    flat = {key: settings[key] for key in ("seed", "shard_size")}
+    flat["sources"] = [source["label"] for source in settings["sources"]]
+    for source in settings["sources"]:
+        flat.update({f"{source['label']}.{key}": value for key, value in source.items() if key != "label"})
+    return flat

@@ -1,0 +1,101 @@
+"""The parts that tasks leave, and the shards that they become."""
+
+import re
+from collections import Counter
+
+import numpy as np
+
+from openmm_geomgnn.errors import GeomGNNError
+from torchmdnet_ext.datasets.conformer_store import UNFINISHED, Shard, write_shard
+
+_NUMBER = re.compile(r"-\d{5}\.safetensors")
+
+
+def shard_files(folder, label):
+    """The files in a folder that have the names of shards of a source."""
+    found = sorted(folder.glob(f"{label}-*.safetensors"))
+    return [path for path in found if _NUMBER.fullmatch(path.name.removeprefix(label))]
+
+
+class Merger:
+    """The shards of one source: those that are there, and those that parts, in the order of their tasks, become.
+
+    Where a shard ends depends on the sizes of its parts alone, so a shard that was lost is made again as it was.
+    """
+
+    def __init__(self, folder, label, tasks, shard_size):
+        self.folder, self.label, self.tasks, self.shard_size = folder, label, tasks, shard_size
+        shards = [shard for shard in map(_opened, shard_files(folder, label)) if shard]
+        self._shards = {shard.header["first_task"]: shard for shard in shards}
+        covered = {
+            task for first, shard in self._shards.items() for task in range(first, first + len(shard.header["task_counts"]))
+        }
+        parts = {task: _opened(self.part(task)) for task in range(tasks) if task not in covered}
+        self.missing = [task for task, part in parts.items() if part is None]
+        # in what is there at the beginning
+        self.conformers = sum(one.conformers for one in (*shards, *filter(None, parts.values())))
+        self._number = self._next = 0
+        self._waiting, self._atoms = [], 0
+
+    def part(self, task):
+        """The file for the conformers of a task."""
+        return self.folder / UNFINISHED / f"{self.label}-{task:07d}.safetensors"
+
+    def _shard(self, number):
+        return self.folder / f"{self.label}-{number:05d}.safetensors"
+
+    def advance(self):
+        """Write the shards of which all parts are there."""
+        while self._next < self.tasks:
+            there = None if self._waiting else self._shards.get(self._next)
+            if there and there.path == self._shard(self._number):
+                self._next += len(there.header["task_counts"])
+                self._number += 1
+                continue
+            part = _opened(self.part(self._next))
+            if part is None:
+                break
+            self._waiting.append(part)
+            self._next += 1
+            self._atoms += part.atoms
+            if self._atoms >= self.shard_size or self._next == self.tasks:
+                self._write()
+
+    def _write(self):
+        arrays = [part.arrays for part in self._waiting]
+        joined = {name: np.concatenate([one[name] for one in arrays]) for name in ("z", "pos", "source")}
+        sizes = np.concatenate([np.diff(one["ptr"]) for one in arrays])
+        joined["ptr"] = np.concatenate([[0], np.cumsum(sizes)])
+        skipped = Counter()
+        for part in self._waiting:
+            skipped.update(part.header["skipped"])
+        write_shard(
+            self._shard(self._number),
+            joined,
+            [self.label],
+            how="geomgnn data build",
+            first_task=self._next - len(self._waiting),
+            task_counts=[part.conformers for part in self._waiting],
+            skipped=dict(sorted(skipped.items())),
+        )
+        for part in self._waiting:
+            part.path.unlink()
+        self._number += 1
+        self._waiting, self._atoms = [], 0
+
+    def finished(self):
+        """The shards, once all tasks are done. Raises GeomGNNError if files that are there do not follow one another."""
+        if self._next < self.tasks:
+            raise GeomGNNError(
+                f"The shards of {self.label} in {self.folder} do not follow one another: task {self._next} is in none. "
+                "Were files renamed? Start anew with --overwrite."
+            )
+        return [Shard.open(self._shard(number)) for number in range(self._number)]
+
+
+def _opened(path):
+    """A shard, or None where the file is missing or was damaged, as a crash of the machine may do: it is made again."""
+    try:
+        return Shard.open(path)
+    except ValueError:
+        return None

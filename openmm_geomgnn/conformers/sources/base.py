@@ -1,0 +1,151 @@
+"""What every source of conformers shares: the interface, checks of settings, draws, file names."""
+
+import glob
+import importlib.util
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import did_you_mean
+
+MODULES = {  # package as pip knows it -> the modules it must bring
+    "rdkit": ("rdkit",),
+    "qm9pack": ("qm9pack",),
+    "PeptideBuilder": ("PeptideBuilder", "Bio"),
+    "h5py": ("h5py",),
+}
+GLOB = frozenset("*?[")
+# why a conformer is left out, where several sources have the same reason
+NOT_FINITE = "has coordinates that are not finite"
+NO_ELEMENT = "has atoms that are no element"
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """Where conformers come from; a subclass is a dataclass whose fields are its settings, the keys of its YAML block.
+
+    The work is cut into tasks that do not depend on each other: lists of numbers and names, which JSON holds, each worth
+    seconds to about a minute. The same settings, files, task and seed give the same conformers, in whatever process and
+    order the tasks are done.
+    """
+
+    # the `source:` key in YAML, and the label of these conformers in a store
+    name: ClassVar[str]
+    # the settings that are paths
+    paths: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise GeomGNNError for wrong settings, missing files and missing packages, before any work is done."""
+
+    @abstractmethod
+    def tasks(self, seed: int) -> list:
+        """The units of work, in the order in which a file is read fastest."""
+
+    @abstractmethod
+    def conformers(self, task, seed: int, skipped: Counter | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the conformers of one task: atomic numbers z (N,) int and coordinates pos (N, 3) in angstrom.
+
+        Molecules that give none are left out; where `skipped` is given, it counts them by reason.
+        """
+
+    def relative_to(self, folder) -> "Source":
+        """The same source with relative paths taken from `folder`, such as that of the file of settings."""
+
+        def located(value):
+            if value is None:
+                return None
+            if isinstance(value, (list, tuple)):
+                return [located(part) for part in value]
+            return str(Path(folder) / Path(value).expanduser())
+
+        return replace(self, **{key: located(getattr(self, key)) for key in self.paths})
+
+
+def skip(skipped, reason, number=1):
+    """Count molecules that are left out."""
+    if skipped is not None and number:
+        skipped[reason] += number
+
+
+def require(source, *packages):
+    """Raise GeomGNNError unless the optional packages that a source needs are installed."""
+    for package in packages:
+        if any(importlib.util.find_spec(module) is None for module in MODULES[package]):
+            raise GeomGNNError(
+                f"The conformer source `{source.name}` needs the package {package}, which is not installed: "
+                'pip install "openmm-geomgnn[data]".'
+            )
+
+
+def check_count(source, *keys, optional=(), least=1):
+    """Raise GeomGNNError unless the settings `keys` are whole numbers of at least `least` (or None, if in `optional`)."""
+    for key in (*keys, *optional):
+        value = getattr(source, key)
+        if value is None and key in optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            left_out = " or be left out" if key in optional else ""
+            raise GeomGNNError(
+                f"{key} of the conformer source `{source.name}` is {value!r}, but it must be a whole number of at "
+                f"least {least}{left_out}."
+            )
+
+
+def check_choice(source, key, choices):
+    """Raise GeomGNNError unless the setting `key` is one of `choices`."""
+    value = getattr(source, key)
+    if value not in choices:
+        raise GeomGNNError(
+            f"{key} of the conformer source `{source.name}` is {value!r}, but it must be one of "
+            f"{', '.join(choices)}.{did_you_mean(value, choices)}"
+        )
+
+
+def find_files(source, key="file") -> list[str]:
+    """The files that a setting names: a path, a pattern such as `runs/*.xtc`, or a list of those; patterns are sorted.
+
+    Raises GeomGNNError where nothing is named, a file is missing or a pattern matches none.
+    """
+    value = getattr(source, key)
+    named = [value] if isinstance(value, (str, Path)) else value
+    if not named or not isinstance(named, Iterable) or not all(isinstance(one, (str, Path)) for one in named):
+        raise GeomGNNError(
+            f"{key} of the conformer source `{source.name}` is {value!r}, but it must be a path, a pattern such as "
+            "data/*.sdf, or a list of those."
+        )
+    found = []
+    for one in map(str, named):
+        path = Path(one).expanduser()
+        matches = [str(path)] if path.is_file() else []
+        if not matches and GLOB & set(one):
+            matches = sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        if not matches:
+            what = "matches no file" if GLOB & set(one) else "is not a file"
+            raise GeomGNNError(
+                f"{key} of the conformer source `{source.name}` names {one}, which {what}. Check the path; a relative "
+                f"one is taken from {Path.cwd()} or from the folder of the file of settings."
+            )
+        found += matches
+    return found
+
+
+def draw(total, number, seed):
+    """`number` of the indices 0 to total - 1, drawn at random and sorted; all of them where number is None or larger.
+
+    A smaller draw is part of a larger one with the same seed.
+    """
+    if number is None or number >= total:
+        return np.arange(total)
+    return np.sort(np.random.default_rng([seed, 9]).permutation(total)[:number])
+
+
+def molecule_seed(seed, index):
+    """A seed in [0, 2^31) for one molecule."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)

@@ -1,0 +1,126 @@
+"""OrbNet Denali: 2.3 million conformers of 213,000 molecules, many of them drug-like, charged or in complexes."""
+
+import csv
+import functools
+import hashlib
+import io
+import tarfile
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from openmm_geomgnn.conformers.sources.base import check_count, find_files
+from openmm_geomgnn.conformers.sources.records import RecordSource, pick
+from openmm_geomgnn.conformers.sources.streams import opened, version
+from openmm_geomgnn.conformers.sources.xyz import frames, parse
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import did_you_mean
+
+LABELS = "denali_labels.csv"
+
+
+@dataclass(frozen=True)
+class Denali(RecordSource):
+    """OrbNet Denali's training data (Christensen et al., J. Chem. Phys. 155, 204103 (2021)), from its published archive.
+
+    Geometries of GFN1-xTB: minima, normal-mode samples at 300 K and molecular dynamics at 500 K. Charges are not used.
+
+    Attributes
+    ----------
+    file : path
+        The archive of geometries, `xyz_files/<mol_id>/<sample_id>.xyz` in a `.tar.gz` or, which is read faster, `.tar`.
+        Extracted files are read by the source `xyz`, with file: xyz_files/*/*.xyz.
+    labels : path
+        `denali_labels.csv`, or the archive that holds it. Where it is given, only conformers that it lists are read.
+    subset : str or list of str
+        With `labels`: only these of its subsets.
+    number : int
+        Conformers to draw at random, by default all.
+    """
+
+    name: ClassVar[str] = "denali"
+    paths: ClassVar[tuple[str, ...]] = ("file", "labels")
+    records_per_task: ClassVar[int] = 10_000
+
+    file: str
+    labels: str | None = None
+    subset: str | list[str] | None = None
+    number: int | None = None
+
+    def check(self):
+        check_count(self, optional=("number",))
+        self.files()
+        if self.labels is not None:
+            find_files(self, "labels")
+        elif self.subset is not None:
+            raise GeomGNNError(
+                f"subset of the conformer source `denali` is {self.subset!r}, but the subsets are in {LABELS}: give its "
+                "path as `labels`, or leave subset out."
+            )
+
+    def bounds(self, path):
+        return archive_index(path)[0]
+
+    def candidates(self, path, bounds):
+        if self.labels is None:
+            return super().candidates(path, bounds)
+        subsets = [self.subset] if isinstance(self.subset, str) else self.subset
+        return np.flatnonzero(np.isin(archive_index(path)[1], labelled(find_files(self, "labels")[0], subsets)))
+
+    def read(self, path, content, first, chosen, seed, skipped):
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            for _, entry in pick(filter(_is_geometry, archive), chosen):
+                text = archive.extractfile(entry).read().decode("utf-8", errors="replace")
+                for comment, atoms in frames(text):
+                    yield from parse(comment, atoms, f"{entry.name} of {path}", skipped)
+
+
+def archive_index(path):
+    """Where the geometries start in a tar archive, (n + 1,) int64, and the identifiers of their names, (n,) uint64."""
+    return _archive_index(path, version(path))
+
+
+@functools.lru_cache(maxsize=1)
+def _archive_index(path, written):
+    starts, identifiers, end = [], [], 0
+    with opened(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        while (entry := archive.next()) is not None:
+            # tarfile would keep every entry
+            archive.members.clear()
+            if _is_geometry(entry):
+                starts.append(entry.offset)
+                identifiers.append(identifier(entry.name.removesuffix(".xyz")))
+                end = archive.offset
+    if not starts:
+        raise GeomGNNError(f"{path} holds no .xyz files: give OrbNet Denali's archive of geometries, orbnet_denali.tar.gz.")
+    return np.array([*starts, end], dtype=np.int64), np.array(identifiers, dtype=np.uint64)
+
+
+def labelled(path, subsets=None):
+    """The identifiers of the conformers in the table of labels that are of one of the subsets (None: all)."""
+    found, seen = [], set()
+    with opened(path, LABELS) as stream:
+        for row in csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8", newline="")):
+            if not {"mol_id", "sample_id", "subset"} <= row.keys():
+                raise GeomGNNError(f"{path} is not OrbNet Denali's table of labels: it has the columns {', '.join(row)}.")
+            seen.add(row["subset"])
+            if subsets is None or row["subset"] in subsets:
+                found.append(identifier(f"{row['mol_id']}/{row['sample_id']}"))
+    for subset in subsets or ():
+        if subset not in seen:
+            raise GeomGNNError(
+                f"{path} has no subset {subset!r}.{did_you_mean(subset, seen)} Its subsets: {', '.join(sorted(seen))}."
+            )
+    return np.array(found, dtype=np.uint64)
+
+
+def identifier(name):
+    """64 bits in place of the molecule and sample that a name ends with: millions of names would not fit."""
+    last = "/".join(name.rsplit("/", 2)[-2:])
+    return int.from_bytes(hashlib.blake2b(last.encode(), digest_size=8).digest(), "little")
+
+
+def _is_geometry(entry):
+    # not the ._ files that macOS adds
+    return entry.name.endswith(".xyz") and "/." not in entry.name and entry.isfile()

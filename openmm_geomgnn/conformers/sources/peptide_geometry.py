@@ -1,0 +1,107 @@
+"""Building capped peptides, and turning their torsions."""
+
+import numpy as np
+
+# the atoms of an alanine that become those of a cap, at the start and at the end of the chain
+ACE = {"CA": "CH3", "C": "C", "O": "O"}
+NME = {"N": "N", "CA": "C"}
+
+
+def capped_pdb(sequence):
+    """The heavy atoms of extended ACE-`sequence`-NME in PDB format; sequence in one-letter codes, all L."""
+    import PeptideBuilder
+
+    chain = PeptideBuilder.make_extended_structure(f"A{sequence}A")
+    residues = list(chain.get_residues())
+    lines = []
+    for i, residue in enumerate(residues, start=1):
+        cap, names = {1: ("ACE", ACE), len(residues): ("NME", NME)}.get(i, (None, None))
+        for atom in residue:
+            if cap and atom.name not in names:
+                continue
+            name = names[atom.name] if cap else atom.name
+            x, y, z = atom.coord
+            lines.append(
+                f"ATOM  {len(lines) + 1:5d}  {name:<3s} {cap or residue.resname:3s} A{i:4d}    "
+                f"{x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00          {name[0]:>2s}\n"
+            )
+    return "".join(lines) + "END\n"
+
+
+def bond_distances(n_atoms, bonds):
+    """The number of bonds on the shortest path between any two atoms, (n, n), 4 for all that are further apart."""
+    adjacent = np.eye(n_atoms, dtype=int)
+    adjacent[bonds[:, 0], bonds[:, 1]] = adjacent[bonds[:, 1], bonds[:, 0]] = 1
+    reach = np.eye(n_atoms, dtype=int)
+    distance = np.full((n_atoms, n_atoms), 4)
+    for step in range(4):
+        distance = np.minimum(distance, np.where(reach > 0, step, 4))
+        reach = reach @ adjacent
+    return distance
+
+
+def rotatable_bonds(topology, bonds):
+    """The torsions to draw at random, as (atom b, atom c, the atoms that turn with c): no rings, no amide bonds.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+    bonds : (B, 2) int
+    """
+    atoms = list(topology.atoms())
+    neighbours = [set() for _ in atoms]
+    for b, c in bonds:
+        neighbours[b].add(c)
+        neighbours[c].add(b)
+    heavy = [sum(atoms[j].element.atomic_number > 1 for j in near) for near in neighbours]
+    found = []
+    for b, c in sorted(map(tuple, np.sort(bonds, axis=1).tolist())):
+        stiff = {atoms[b].name, atoms[c].name} in ({"C", "N"}, {"NE", "CZ"})
+        hydrogen = 1 in (atoms[b].element.atomic_number, atoms[c].element.atomic_number)
+        if stiff or hydrogen or min(heavy[b], heavy[c]) < 2:
+            continue
+        side, grow = {c}, [c]
+        while grow:
+            a = grow.pop()
+            new = neighbours[a] - side - ({b} if a == c else set())
+            side |= new
+            grow += new
+        if b not in side:
+            found.append((b, c, np.array(sorted(side))))
+    return found
+
+
+def rotate(pos, b, c, side, angle):
+    """Turn the atoms `side` of pos (N, 3) about the axis b-c by `angle` (radians); returns a new array."""
+    axis = pos[c] - pos[b]
+    axis /= np.linalg.norm(axis)
+    arm = pos[side] - pos[c]
+    along = np.outer(arm @ axis, axis)
+    pos = pos.copy()
+    pos[side] = pos[c] + along + (arm - along) * np.cos(angle) + np.cross(axis, arm) * np.sin(angle)
+    return pos
+
+
+def random_torsions(reference, torsions, apart, rng, clash, attempts=200):
+    """The reference geometry (N, 3) nm with every torsion drawn anew, without clashes where an attempt has none.
+
+    Parameters
+    ----------
+    torsions : list
+        As `rotatable_bonds` gives them.
+    apart : (N, N) bool
+        Pairs of atoms that must not clash.
+    clash : float
+        The shortest distance between those, nm.
+    """
+    best, best_gap = None, -1.0
+    for _ in range(attempts):
+        pos = reference
+        for torsion in torsions:
+            pos = rotate(pos, *torsion, rng.uniform(0, 2 * np.pi))
+        gap = np.linalg.norm(pos[:, None] - pos[None], axis=2)[apart].min()
+        if gap > best_gap:
+            best, best_gap = pos, gap
+        if gap > clash:
+            break
+    return best

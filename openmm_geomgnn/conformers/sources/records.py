@@ -1,0 +1,115 @@
+"""Sources that are files of records one after the other: lines of SMILES, SDF molecules, XYZ frames."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from openmm_geomgnn.conformers.sources.base import Source, draw, find_files
+from openmm_geomgnn.conformers.sources.streams import read_range
+
+TASK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class RecordSource(Source):
+    """A source that reads records from byte ranges of files.
+
+    A task is a list of parts [file, first byte, byte after the last, number of the first record, records or None]: the
+    records that were drawn, counted from the first of the part, or None for all.
+    """
+
+    # the most records of a task
+    records_per_task: ClassVar[int] = 2000
+
+    @abstractmethod
+    def bounds(self, path) -> np.ndarray:
+        """Where the records of a file start, and where the last one ends: (records + 1,) int64."""
+
+    @abstractmethod
+    def read(self, path, content, first, chosen, seed, skipped) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (z, pos) of the records `chosen` (None: all) of the bytes `content`, whose first is record `first`."""
+
+    def candidates(self, path, bounds):
+        """The numbers of the records of a file that may be drawn, in order."""
+        return np.arange(len(bounds) - 1)
+
+    def files(self):
+        return find_files(self)
+
+    def member_of(self, path):
+        """The file to read where `path` is an archive."""
+        return None
+
+    def tasks(self, seed):
+        files = self.files()
+        bounds = [self.bounds(path) for path in files]
+        candidates = [self.candidates(path, where) for path, where in zip(files, bounds, strict=True)]
+        tasks = share_out(bounds, draw_from(candidates, self.number, seed), self.records_per_task, TASK_BYTES)
+        return [
+            [[files[k], int(bounds[k][first]), int(bounds[k][stop]), first, chosen] for k, first, stop, chosen in task]
+            for task in tasks
+        ]
+
+    def conformers(self, task, seed, skipped=None):
+        for path, start, stop, first, chosen in task:
+            content = read_range(path, start, stop, self.member_of(path))
+            yield from self.read(path, content, first, chosen, seed, skipped)
+
+
+def draw_from(candidates, number, seed):
+    """Draw `number` of the candidates, sorted arrays of record numbers, one for each file; those drawn from each."""
+    ends = np.cumsum([0, *map(len, candidates)])
+    drawn = draw(int(ends[-1]), number, seed)
+    places = np.searchsorted(drawn, ends)
+    return [
+        records[drawn[first:stop] - begin]
+        for records, begin, first, stop in zip(candidates, ends[:-1], places[:-1], places[1:], strict=True)
+    ]
+
+
+def share_out(bounds, drawn, records_per_task, task_size):
+    """Cut the records that were drawn from files into tasks.
+
+    Parameters
+    ----------
+    bounds : list of (records + 1,) int
+        Of each file: where its records start and the last one ends, in bytes, atoms or whatever their size is measured by.
+    drawn : list of int arrays
+        Of each file: the numbers of the records wanted, sorted.
+    records_per_task : int
+        The most records wanted of a task.
+    task_size : int
+        The most that is read in a task, unless a single record is larger.
+
+    Returns
+    -------
+    list of lists of (file, first record, record after the last, wanted records counted from the first; None for all)
+    """
+    tasks, records_left, size_left = [[]], records_per_task, task_size
+    for k, (where, wanted) in enumerate(zip(bounds, drawn, strict=True)):
+        while len(wanted):
+            within = int(np.searchsorted(where, where[wanted[0]] + size_left, side="right")) - 1
+            n = min(records_left, int(np.searchsorted(wanted, within)))
+            if n == 0 and tasks[-1]:
+                tasks.append([])
+                records_left, size_left = records_per_task, task_size
+                continue
+            n = max(n, 1)
+            first, stop = int(wanted[0]), int(wanted[n - 1]) + 1
+            chosen = None if n == stop - first else (wanted[:n] - first).tolist()
+            tasks[-1].append((k, first, stop, chosen))
+            records_left -= n
+            size_left -= int(where[stop] - where[first])
+            wanted = wanted[n:]
+    return tasks if tasks[0] else []
+
+
+def pick(records, chosen):
+    """The records (an iterable) with the numbers `chosen`, or all for None; as (number, record)."""
+    wanted = None if chosen is None else set(chosen)
+    for i, record in enumerate(records):
+        if wanted is None or i in wanted:
+            yield i, record

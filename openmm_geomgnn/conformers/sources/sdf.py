@@ -1,0 +1,67 @@
+"""Conformers in SDF files."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from openmm_geomgnn.conformers.sources.base import NO_ELEMENT, check_count, require, skip
+from openmm_geomgnn.conformers.sources.rdkit_molecules import coordinates
+from openmm_geomgnn.conformers.sources.records import RecordSource, pick
+from openmm_geomgnn.conformers.sources.streams import record_bounds, record_end
+
+SEPARATOR = b"$$$$"
+
+
+@dataclass(frozen=True)
+class SDF(RecordSource):
+    """Molecules in SDF files, with the atoms and coordinates that they hold: hydrogens are neither added nor removed.
+
+    Flat drawings (2-D coordinates) and molecules that RDKit cannot read are left out.
+
+    Attributes
+    ----------
+    file : path, pattern or list of those
+        `.sdf`, `.sdf.gz`, or the first SDF file in a `.tar` or `.tar.gz` archive.
+    number : int
+        Molecules to draw at random, by default all.
+    """
+
+    name: ClassVar[str] = "sdf"
+    paths: ClassVar[tuple[str, ...]] = ("file",)
+    records_per_task: ClassVar[int] = 20_000
+
+    file: str | list[str]
+    number: int | None = None
+
+    def member_of(self, path):
+        return ".sdf"
+
+    def check(self):
+        require(self, "rdkit")
+        check_count(self, optional=("number",))
+        self.files()
+
+    def bounds(self, path):
+        return record_bounds(path, SEPARATOR, self.member_of(path))
+
+    def read(self, path, content, first, chosen, seed, skipped):
+        from rdkit import Chem, rdBase
+
+        for _, record in pick(record_end(SEPARATOR).split(content), chosen):
+            if record.strip():
+                # RDKit would report every molecule that it cannot read
+                with rdBase.BlockLogs():
+                    molecule = Chem.MolFromMolBlock(record, sanitize=False, removeHs=False)
+                yield from conformer(molecule, skipped)
+
+
+def conformer(molecule, skipped):
+    """Yield (z, pos) of a molecule read from an SDF file, or count why there is none."""
+    if molecule is None:
+        return skip(skipped, "cannot be read")
+    for z, pos in coordinates(molecule):
+        if len(z) == 0 or (z == 0).any():
+            skip(skipped, NO_ELEMENT if len(z) else "has no atoms")
+        elif len(z) > 2 and not molecule.GetConformer().Is3D():
+            skip(skipped, "has flat coordinates (2-D)")
+        else:
+            yield z, pos

@@ -1,0 +1,108 @@
+"""Frames of molecular dynamics trajectories."""
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from openmm_geomgnn.conformers.sources.base import NOT_FINITE, Source, check_count, find_files, skip
+from openmm_geomgnn.conformers.sources.records import draw_from, share_out
+from openmm_geomgnn.conformers.sources.streams import version
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import NM_TO_ANGSTROM
+
+ATOMS_PER_TASK = 5_000_000  # of the whole system, times frames
+CONFORMERS_PER_TASK = 10_000
+
+
+@dataclass(frozen=True)
+class Trajectory(Source):
+    """Frames of trajectories in any format that mdtraj reads; molecules cut by the periodic box are made whole.
+
+    Attributes
+    ----------
+    file : path, pattern or list of those
+        Trajectories of one system; each gives at least one task.
+    topology : path
+        A structure file of that system; by default the trajectory itself, where it holds its topology (.pdb, .h5).
+    selection : str
+        The atoms of the conformers, in mdtraj's language.
+    stride : int
+        Take every so many frames.
+    number : int
+        Frames to draw at random from those, by default all.
+    """
+
+    name: ClassVar[str] = "trajectory"
+    paths: ClassVar[tuple[str, ...]] = ("file", "topology")
+
+    file: str | list[str]
+    topology: str | None = None
+    selection: str = "protein"
+    stride: int = 1
+    number: int | None = None
+
+    def check(self):
+        check_count(self, "stride", optional=("number",))
+        for path in find_files(self)[: 1 if self.topology else None]:
+            self._system(path)
+
+    def tasks(self, seed):
+        from openmm_geomgnn.trajectory_files import TrajectoryFile
+
+        files, bounds = find_files(self), []
+        for path in files:
+            topology, _ = self._system(path)
+            with TrajectoryFile(path, topology) as file:
+                next(file.blocks(0, min(len(file), 1)), None)  # an error now if it has other atoms than the topology
+                bounds.append(np.arange(len(range(0, len(file), self.stride)) + 1) * topology.n_atoms)
+        drawn = draw_from([np.arange(len(where) - 1) for where in bounds], self.number, seed)
+        tasks = []
+        for path, where, wanted in zip(files, bounds, drawn, strict=True):
+            own = share_out([where], [wanted], CONFORMERS_PER_TASK, ATOMS_PER_TASK)
+            tasks += [[[path, first, stop, chosen] for _, first, stop, chosen in task] for task in own]
+        return tasks
+
+    def conformers(self, task, seed, skipped=None):
+        from openmm_geomgnn.trajectory_files import TrajectoryFile
+        from openmm_geomgnn.whole import MoleculeMaker
+
+        for path, first, stop, chosen in task:
+            topology, atoms = self._system(path)
+            z = np.array([topology.atom(int(i)).element.number for i in atoms])
+            make_whole = MoleculeMaker(topology, atoms)
+            number, wanted = 0, None if chosen is None else set(chosen)
+            with TrajectoryFile(path, topology) as file:
+                for frames in file.blocks(first * self.stride, (stop - 1) * self.stride + 1, self.stride):
+                    for xyz, box in zip(frames.xyz[:, atoms], _boxes(frames), strict=True):
+                        if wanted is None or number in wanted:
+                            if np.isfinite(xyz).all():
+                                yield z, make_whole(xyz.astype(np.float64), box) * NM_TO_ANGSTROM
+                            else:
+                                skip(skipped, NOT_FINITE)
+                        number += 1
+
+    def _system(self, path):
+        """The topology of a trajectory, and the sorted indices of the selected atoms."""
+        (file,) = find_files(self, "topology") if self.topology else [path]
+        return _system(file, self.selection, version(file))
+
+
+def _boxes(frames):
+    boxes = frames.unitcell_vectors
+    return np.zeros((len(frames), 3, 3)) if boxes is None else boxes
+
+
+@functools.lru_cache
+def _system(path, selection, written):
+    from openmm_geomgnn.selection import as_topology, select_atoms
+
+    try:
+        topology = as_topology(path)
+    except ImportError as error:
+        raise GeomGNNError(
+            f"The topology in {path} takes a package to read that is not installed ({error.name}). Give a PDB file as "
+            "`topology`, or install the package: for .h5 files it is tables."
+        ) from error
+    return topology, select_atoms(topology, selection)

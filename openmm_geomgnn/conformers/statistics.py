@@ -1,0 +1,56 @@
+"""What a store of conformers holds: numbers of conformers and atoms, elements, sizes, by source and in all."""
+
+from collections import Counter
+
+import numpy as np
+
+
+class Statistics:
+    """Counts of some conformers, added up shard by shard."""
+
+    def __init__(self):
+        self.elements = np.zeros(256, dtype=np.int64)
+        self.sizes = np.zeros(1, dtype=np.int64)
+        self.skipped = Counter()
+
+    def add(self, z, sizes, skipped=None):
+        """Count conformers: z (A,) uint8 of all their atoms, sizes (M,) in atoms; skipped: numbers by reason."""
+        self.elements += np.bincount(z, minlength=256)
+        counts = np.bincount(sizes, minlength=len(self.sizes))
+        counts[: len(self.sizes)] += self.sizes
+        self.sizes = counts
+        self.skipped.update(skipped or {})
+
+    def as_dict(self):
+        """For JSON: conformers, atoms, elements {symbol: atoms}, sizes (min, mean, max, histogram), skipped."""
+        from openmm.app.element import Element
+
+        conformers, atoms = int(self.sizes.sum()), int(self.elements.sum())
+        present = np.flatnonzero(self.sizes)
+        numbers = np.flatnonzero(self.elements).tolist()
+        return {
+            "conformers": conformers,
+            "atoms": atoms,
+            "elements": {Element.getByAtomicNumber(z).symbol: int(self.elements[z]) for z in numbers},
+            "sizes": {
+                "min": int(present[0]) if conformers else None,
+                "mean": round(atoms / conformers, 3) if conformers else None,
+                "max": int(present[-1]) if conformers else None,
+                "histogram": {str(size): int(self.sizes[size]) for size in present},
+            },
+            "skipped": dict(sorted(self.skipped.items())),
+        }
+
+
+def summarise(shards):
+    """The statistics of `torchmdnet_ext` shards: those of all, with those of each source under "sources"."""
+    total, by_source = Statistics(), {}
+    for shard in shards:
+        arrays = shard.arrays
+        sizes = np.diff(arrays["ptr"])
+        skipped = shard.header.get("skipped")  # counted where a shard has one source only
+        total.add(arrays["z"], sizes, skipped)
+        for k, name in enumerate(shard.sources):
+            own = arrays["source"] == k
+            by_source.setdefault(name, Statistics()).add(arrays["z"][np.repeat(own, sizes)], sizes[own], skipped)
+    return {**total.as_dict(), "sources": {name: statistics.as_dict() for name, statistics in by_source.items()}}
