@@ -1,44 +1,27 @@
 """One suite that every token mixer must pass."""
 
 import json
+from typing import get_args
 
 import pytest
 import torch
+from mixer_cases import CASES, LEARNED, SMALL, F, H, R, random, raw_tokens, ready, turned
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.mixers import MIXERS, Mixer, invariants, make_mixer
-
-R, H, F = 5, 6, 7
-CASES = {
-    "none": {},
-    "mlp": {"width": 12, "readout": 10, "out_features": 4},
-    "mlp-mean": {"width": 12, "readout": 10, "out_features": 4, "pool": "mean", "layers": 1, "seed": 3},
-    "attention": {"width": 12, "heads": 3, "feedforward": 16, "readout": 10, "out_features": 4},
-    "attention-mean": {"width": 12, "heads": 2, "layers": 1, "feedforward": 16, "out_features": 3, "pool": "mean"},
-}
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def raw_tokens(frames=F, seed=0, dtype=torch.float64):
-    """Tokens like a network's: sizes differ by channel and residue, fluctuations are small beside them."""
-    size = torch.logspace(-2, 1, H, dtype=torch.float64)
-    offset = 5 * random(R, 4, H, seed=99) * size
-    return (offset + random(frames, R, 4, H, seed=seed) * size).to(dtype)
+from openmm_geomgnn.mixers import MIXERS, Mixer, invariants, make_mixer, mixer_settings
+from openmm_geomgnn.mixers.message_passing import sequence_graph
+from openmm_geomgnn.mixers.token_merging import sequence_blocks
 
 
 @pytest.fixture(params=CASES)
 def mixer(request):
-    name = request.param.split("-")[0]
-    mixer = make_mixer(name, R, H, **CASES[request.param]).double()
-    mixer.set_statistics(raw_tokens(200, seed=5))
-    return mixer
+    return ready(request.param)
 
 
-def test_cases_cover_the_registry():
-    assert {case.split("-")[0] for case in CASES} == set(MIXERS)
+def test_every_setting_that_sizes_a_mixer_is_small_here():
+    """A new mixer's default size would slow this suite down."""
+    common = {"pool", "seed", "chirality", "assignment"}
+    assert set().union(*map(mixer_settings, MIXERS)) - common == set(SMALL)
 
 
 class TestEveryMixer:
@@ -49,12 +32,14 @@ class TestEveryMixer:
 
     @pytest.mark.parametrize("seed", range(4))
     def test_invariant_under_rotations_and_reflections_of_the_vectors(self, mixer, seed):
-        q, _ = torch.linalg.qr(random(3, 3, seed=seed))
-        if seed % 2:
-            q = -q
         tokens = raw_tokens()
-        turned = torch.cat([tokens[:, :, :1], torch.einsum("ij,frjh->frih", q, tokens[:, :, 1:])], 2)
-        torch.testing.assert_close(mixer(turned), mixer(tokens), atol=1e-11, rtol=1e-11)
+        chi = mixer(tokens)
+        torch.testing.assert_close(mixer(turned(tokens, seed)), chi, atol=1e-11, rtol=1e-11)
+        mirrored = mixer(turned(tokens, seed, mirrored=True))
+        if mixer.chirality:
+            assert ((mirrored - chi).abs().amax(1) > 1e-3).all()
+        else:
+            torch.testing.assert_close(mirrored, chi, atol=1e-11, rtol=1e-11)
 
     def test_depends_on_scalars_and_on_vectors_of_every_token(self, mixer):
         tokens = raw_tokens().requires_grad_()
@@ -99,7 +84,7 @@ class TestEveryMixer:
 
     def test_gradients_are_derivatives(self, mixer):
         tokens = raw_tokens(2).requires_grad_()
-        assert torch.autograd.gradcheck(lambda t: mixer(t)[:, :6], tokens, atol=1e-6, rtol=1e-4)
+        assert torch.autograd.gradcheck(lambda t: mixer(t)[:, :6], tokens, atol=1e-6, rtol=1e-4, fast_mode=True)
 
     def test_second_derivatives_exist(self, mixer):
         """A gradient penalty differentiates the gradient."""
@@ -112,16 +97,44 @@ class TestEveryMixer:
 
         t, value = slope(tokens)
         (second,) = torch.autograd.grad(value, t)
-        step = 1e-5 * random(2, R, 4, H, seed=9)
+        step = 2e-6 * random(2, R, 4, H, seed=9)
         difference = (slope(tokens + step)[1] - slope(tokens - step)[1]).item() / 2
         assert (second * step).sum().item() == pytest.approx(difference, rel=1e-4, abs=1e-12)
 
     def test_smooth_where_vectors_vanish(self, mixer):
         tokens = raw_tokens()
         tokens[:, 1, 1:] = 0
+        tokens[0, :, 1:] = 0
         tokens.requires_grad_()
         (gradient,) = torch.autograd.grad(mixer(tokens).sum(), tokens)
         assert torch.isfinite(gradient).all()
+
+    @pytest.mark.parametrize("reach", [2e-3, 2.0])
+    def test_gradient_has_no_jumps(self, mixer, reach):
+        """Along lines on which vectors pass through zero, and far enough to choose other tokens if any were chosen:
+        ten times finer steps, ten times smaller changes."""
+        weights, middle = random(mixer.out_features), raw_tokens(1)
+        direction = raw_tokens(1, seed=3) - middle
+        if reach < 1:
+            middle[:, 0, 1:] = 0
+
+        def largest_change(points):
+            t = torch.linspace(-reach, reach, points, dtype=torch.float64, requires_grad=True)
+            chi = mixer(middle + t[:, None, None, None] * direction)
+            (slope,) = torch.autograd.grad((chi @ weights).sum(), t)
+            return slope.diff().abs().max()
+
+        assert 0 < largest_change(2001) < 0.15 * largest_change(201)
+
+    def test_number_of_tokens_is_fixed_or_free(self, mixer):
+        tokens, wider = raw_tokens(), torch.cat([raw_tokens(), raw_tokens(seed=4)[:, :3]], 1)
+        if mixer.n_tokens is not None:
+            with pytest.raises(GeomGNNError, match=f"frames, {R}, 4, {H}"):
+                mixer(wider)
+            return
+        assert mixer(wider).shape == (F, mixer.out_features) and mixer(tokens[:, :1]).isfinite().all()
+        mask = torch.arange(R + 3).expand(F, -1) < R
+        torch.testing.assert_close(mixer(wider, mask), mixer(tokens), atol=1e-11, rtol=1e-11)
 
     def test_rebuilt_from_settings_and_weights(self, mixer):
         settings = json.loads(json.dumps(mixer.settings))
@@ -148,8 +161,8 @@ class TestEveryMixer:
 
     def test_shapes_that_do_not_fit_are_refused(self, mixer):
         tokens = raw_tokens()
-        for bad in (tokens[:, :4], tokens[..., :5], tokens[:, :, :3], tokens[0]):
-            with pytest.raises(GeomGNNError, match=f"frames, {R}, 4, {H}"):
+        for bad in (tokens[:, :0], tokens[..., :5], tokens[:, :, :3], tokens[0]):
+            with pytest.raises(GeomGNNError, match=f"frames, {mixer.n_tokens or 'any'}, 4, {H}"):
                 mixer(bad)
         with pytest.raises(GeomGNNError, match="mask must be bool"):
             mixer(tokens, torch.ones(F, R))
@@ -157,7 +170,7 @@ class TestEveryMixer:
             mixer(tokens, torch.zeros(F, R, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("name", ["mlp", "attention"])
+@pytest.mark.parametrize("name", LEARNED)
 class TestLearnedMixers:
     def test_statistics_standardise_the_invariants(self, name):
         mixer = make_mixer(name, R, H).double()
@@ -188,6 +201,18 @@ class TestLearnedMixers:
         torch.testing.assert_close(a.standardise.mean[2], invariants(tokens[20:, 2]).mean(0))
         assert 0 < a.standardise.std[0, 0] < 1e-3 and (a.standardise.std[4] == 1).all()
         assert torch.isfinite(a(tokens)).all()
+
+    def test_statistics_of_any_number_of_tokens_are_those_of_all(self, name):
+        tokens, mask = raw_tokens(40, seed=3), torch.ones(40, R, dtype=torch.bool)
+        mask[:30, 1], mask[5:, 4] = False, False
+        garbage = tokens.masked_fill(~mask[..., None, None], float("nan"))
+        mixer = make_mixer(name, None, H, pool="mean").double()
+        mixer.set_statistics([garbage[:7], garbage[7:]], [mask[:7], mask[7:]])
+        features = invariants(tokens)[mask]
+        torch.testing.assert_close(mixer.standardise.mean[0], features.mean(0))
+        torch.testing.assert_close(mixer.standardise.std[0], features.std(0, correction=0))
+        if mixer.scale is not None:
+            torch.testing.assert_close(mixer.scale.rms, features[:, H:].square().mean(0).sqrt())
 
     def test_statistics_of_bad_tokens_are_refused(self, name):
         tokens = raw_tokens(10)
@@ -234,7 +259,7 @@ def test_unknown_names_get_a_suggestion():
         make_mixer("atention", R, H)
     with pytest.raises(GeomGNNError, match="Did you mean 'width'"):
         make_mixer("mlp", R, H, widht=3)
-    with pytest.raises(GeomGNNError, match="'width' is unknown. Known: none"):
+    with pytest.raises(GeomGNNError, match="'width' is unknown. Known: chirality, pool"):
         make_mixer("none", R, H, width=3)
     with pytest.raises(GeomGNNError, match="Did you mean 'flatten'"):
         make_mixer("mlp", R, H, pool="flaten")
@@ -251,9 +276,59 @@ def test_bad_settings_are_refused(settings, match):
         make_mixer("none", 0, H)
 
 
+@pytest.mark.parametrize(("name", "tokens", "settings", "match"), [
+    ("none", R, {"pool": "attention"}, "nothing that trains them"), ("none", None, {}, "flatten is for a fixed number"),
+    ("none", R, {"pool": 3}, "pool 3 is unknown. Known: attention, flatten, mean, sum"),
+    ("mlp", None, {}, "use pool: mean, sum or attention"), ("mlp", R, {"chirality": 1}, "must be true or false but was 1"),
+    ("equivariant-attention", R, {"vector_channels": 10}, "vector_channels must be a multiple of heads"),
+    ("message-passing", R, {"neighbours": 0}, "neighbours .where it is not 'all'. must be a whole number"),
+    ("message-passing", R, {"neighbours": "al"}, "was 'al'"), ("message-passing", R, {"neighbours": [2]}, "was .2."),
+    ("token-merging", R, {"assignment": "block"}, "Did you mean 'blocks'"),
+    ("token-merging", R, {"merged": 0}, "merged must be a whole number"),
+    ("token-merging", None, {"assignment": "blocks"}, "use assignment: learned"),
+])
+def test_settings_of_one_mixer_that_do_not_fit(name, tokens, settings, match):
+    with pytest.raises(GeomGNNError, match=match):
+        make_mixer(name, tokens, H, **settings)
+
+
+def test_the_graph_of_the_sequence():
+    """Who sends to whom, and that a message stays within its graph."""
+    mixer = make_mixer("message-passing", 7, H, layers=1, neighbours=2, pool="flatten").double()
+    rows = []
+    mixer.readout.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0]))
+    tokens = random(1, 7, 4, H).requires_grad_()
+    mixer(tokens)
+    for receiver in range(7):
+        (gradient,) = torch.autograd.grad(rows[0][0, receiver].sum(), tokens, retain_graph=True)
+        reached = gradient[0].abs().sum((1, 2)) > 0
+        assert reached.nonzero().flatten().tolist() == [k for k in range(7) if abs(k - receiver) <= 2]
+    for neighbours in (6, "all"):
+        sender, exists = sequence_graph(7, neighbours)
+        others = [[k for k in range(7) if k != receiver] for receiver in range(7)]
+        assert exists.all() and [sorted(row) for row in sender.tolist()] == others
+
+
+def test_blocks_merge_neighbours_in_sequence():
+    blocks = sequence_blocks(7, 3)
+    assert blocks.argmax(1).tolist() == [0, 0, 0, 1, 1, 2, 2] and (blocks.sum(1) == 1).all()
+    assert sequence_blocks(2, 5).sum() == 2
+
+
 def test_base_class_leaves_mixing_to_its_children():
     class Bare(Mixer):
         name = "bare"
 
     with pytest.raises(NotImplementedError):
         Bare(R, H)(raw_tokens())
+
+
+def test_every_mixer_can_be_chosen_in_a_file_of_settings():
+    """The names are written out there, where they are read without torch."""
+    from openmm_geomgnn.cli.settings import CVSection
+
+    assert list(get_args(CVSection.model_fields["mixer"].annotation)) == list(MIXERS)
+    assert mixer_settings("none") == {"chirality", "pool"}  # as the message says there
+    assert CVSection(mixer_settings={"chirality": True}).mixer_settings == {"chirality": True}
+    with pytest.raises(ValueError, match="no settings but chirality and pool, and mixer_settings has heads"):
+        CVSection(mixer_settings={"pool": "mean", "heads": 2})

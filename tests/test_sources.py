@@ -78,6 +78,12 @@ def test_a_draw_is_sorted_repeatable_and_part_of_a_larger_one(many_frames, monke
     assert set(drawn) < set(heights(run(large)[0]))
     assert drawn != heights(run(small, seed=2)[0])
     assert heights(run(replace(many_frames, number=1000))[0]) == list(range(100))
+    # behind those of a smaller draw there are none of them
+    held_out = heights(run(replace(many_frames, number=40, skip=20))[0])
+    assert sorted(held_out + heights(run(small)[0])) == heights(run(large)[0])
+    assert len(run(replace(many_frames, skip=90))[0]) == 10 and run(replace(many_frames, skip=100))[0] == []
+    with pytest.raises(GeomGNNError, match="skip of the conformer source `xyz` is -1"):
+        replace(many_frames, skip=-1).check()
 
 
 def test_shares_are_as_large_as_allowed():

@@ -136,14 +136,16 @@ def find_files(source, key="file") -> list[str]:
     return found
 
 
-def draw(total, number, seed):
+def draw(total, number, seed, skip=0):
     """`number` of the indices 0 to total - 1, drawn at random and sorted; all of them where number is None or larger.
 
-    A smaller draw is part of a larger one with the same seed.
+    The seed puts all indices into a random order and the draw begins behind the first `skip` of them: a smaller draw is
+    part of a larger one, and a draw that skips `number` has none of what a draw of `number` had.
     """
-    if number is None or number >= total:
+    if skip == 0 and (number is None or number >= total):
         return np.arange(total)
-    return np.sort(np.random.default_rng([seed, 9]).permutation(total)[:number])
+    order = np.random.default_rng([seed, 9]).permutation(total)
+    return np.sort(order[skip : None if number is None else skip + number])
 
 
 def molecule_seed(seed, index):

@@ -37,6 +37,8 @@ class Denali(RecordSource):
         With `labels`: only these of its subsets.
     number : int
         Conformers to draw at random, by default all.
+    skip : int
+        How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
     """
 
     name: ClassVar[str] = "denali"
@@ -49,6 +51,7 @@ class Denali(RecordSource):
     number: int | None = None
 
     def check(self):
+        super().check()
         check_count(self, optional=("number",))
         self.files()
         if self.labels is not None:

@@ -22,6 +22,8 @@ class PCQM4Mv2(Source):
         `pcqm4m-v2.zip`, or the `data.csv.gz` in it: SMILES, of which RDKit makes the conformers.
     number : int
         Molecules to draw at random, by default all.
+    skip : int
+        How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
     per_molecule, optimise
         Of conformers made from SMILES, as in the source `smiles`.
     """

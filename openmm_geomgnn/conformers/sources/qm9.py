@@ -27,6 +27,8 @@ class QM9(RecordSource):
     ----------
     number : int
         Molecules to draw at random, by default all.
+    skip : int
+        How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
     """
 
     name: ClassVar[str] = "qm9"
@@ -47,6 +49,7 @@ class QM9(RecordSource):
         return [str(folder / name) for name in PARTS]
 
     def check(self):
+        super().check()
         check_count(self, optional=("number",))
         self.files()
 

@@ -2,12 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
-from openmm_geomgnn.conformers.sources.base import Source, draw, find_files
+from openmm_geomgnn.conformers.sources.base import Source, check_count, draw, find_files
 from openmm_geomgnn.conformers.sources.streams import read_range
 
 TASK_BYTES = 1 << 24
@@ -19,10 +19,21 @@ class RecordSource(Source):
 
     A task is a list of parts [file, first byte, byte after the last, number of the first record, records or None]: the
     records that were drawn, counted from the first of the part, or None for all.
+
+    Attributes
+    ----------
+    skip : int
+        Records of the random order to pass over before `number` are drawn. With the seed and the `number` of a training
+        set, none of its molecules is drawn again: that makes a held-out set.
     """
 
     # the most records of a task
     records_per_task: ClassVar[int] = 2000
+
+    skip: int = field(default=0, kw_only=True)
+
+    def check(self):
+        check_count(self, "skip", least=0)
 
     @abstractmethod
     def bounds(self, path) -> np.ndarray:
@@ -47,7 +58,7 @@ class RecordSource(Source):
         files = self.files()
         bounds = [self.bounds(path) for path in files]
         candidates = [self.candidates(path, where) for path, where in zip(files, bounds, strict=True)]
-        tasks = share_out(bounds, draw_from(candidates, self.number, seed), self.records_per_task, TASK_BYTES)
+        tasks = share_out(bounds, draw_from(candidates, self.number, seed, self.skip), self.records_per_task, TASK_BYTES)
         return [
             [[files[k], int(bounds[k][first]), int(bounds[k][stop]), first, chosen] for k, first, stop, chosen in task]
             for task in tasks
@@ -59,10 +70,10 @@ class RecordSource(Source):
             yield from self.read(path, content, first, chosen, seed, skipped)
 
 
-def draw_from(candidates, number, seed):
+def draw_from(candidates, number, seed, skip=0):
     """Draw `number` of the candidates, sorted arrays of record numbers, one for each file; those drawn from each."""
     ends = np.cumsum([0, *map(len, candidates)])
-    drawn = draw(int(ends[-1]), number, seed)
+    drawn = draw(int(ends[-1]), number, seed, skip)
     places = np.searchsorted(drawn, ends)
     return [
         records[drawn[first:stop] - begin]

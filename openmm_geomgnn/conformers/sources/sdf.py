@@ -23,6 +23,8 @@ class SDF(RecordSource):
         `.sdf`, `.sdf.gz`, or the first SDF file in a `.tar` or `.tar.gz` archive.
     number : int
         Molecules to draw at random, by default all.
+    skip : int
+        How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
     """
 
     name: ClassVar[str] = "sdf"
@@ -36,6 +38,7 @@ class SDF(RecordSource):
         return ".sdf"
 
     def check(self):
+        super().check()
         require(self, "rdkit")
         check_count(self, optional=("number",))
         self.files()

@@ -41,6 +41,8 @@ class Smiles(RecordSource):
         The column that holds the SMILES; by default the one called smiles, in upper or lower case.
     number : int
         Molecules to draw at random, by default all.
+    skip : int
+        How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
     per_molecule : int
         Conformers of each molecule.
     optimise : mmff, uff or none
@@ -71,6 +73,7 @@ class Smiles(RecordSource):
         return self.member or (f"{MOSES_FOLDER}/{MOSES['moses']}" if path.endswith(".whl") else None)
 
     def check(self):
+        super().check()
         require(self, "rdkit")
         check_count(self, "per_molecule", optional=("number",))
         check_choice(self, "optimise", OPTIMISERS)

@@ -29,6 +29,8 @@ class XYZ(RecordSource):
         `.xyz`, `.extxyz`, each also as `.gz`; one or many frames in a file, of any sizes.
     number : int
         Frames to draw at random, by default all.
+    skip : int
+        How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
     """
 
     name: ClassVar[str] = "xyz"
@@ -38,6 +40,7 @@ class XYZ(RecordSource):
     number: int | None = None
 
     def check(self):
+        super().check()
         check_count(self, optional=("number",))
         self.files()
 
