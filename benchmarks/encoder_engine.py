@@ -1,6 +1,6 @@
 """Plain PyTorch against the compiled engine: forward and gradient with respect to the positions, one thread.
 
-    python benchmarks/encoder_engine.py [--layers 3] [--hidden 64] [--seconds 5]
+    python benchmarks/encoder_engine.py [--network visnet] [--layers 3] [--hidden 64] [--seconds 5]
 
 Both are timed in turns in one process, through torch.autograd, so that whatever else the machine does hits both. The network
 is random: its weights do not matter for the time.
@@ -16,9 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from openmm_geomgnn.engines.et_numba import NumbaET
+from openmm_geomgnn.engines import compiled_class
 from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
+from torchmdnet_ext.models.visnet import ViSNet
 
+NETWORKS = {
+    "et": lambda **settings: SmoothEquivariantTransformer(neighbor_embedding=False, **settings),
+    "visnet": ViSNet,
+}
 # extended alanine dipeptide, angstrom
 ALANINE_DIPEPTIDE = """
 H 2.000 1.000 0.000  C 2.000 2.090 0.000  H 1.486 2.454 0.890  H 1.486 2.454 -0.890  C 3.427 2.641 0.000
@@ -63,7 +68,7 @@ def windows_of_a_mini_protein():
 def compare(name, network, case, seconds):
     z, pos, pairs = case
     started = time.perf_counter()
-    engine = NumbaET(network, z, pairs)
+    engine = compiled_class(network)(network, z, pairs)
     built = time.perf_counter() - started
     atoms, tensors = torch.as_tensor(z), tuple(torch.as_tensor(side) for side in pairs)
     batch = torch.zeros(len(z), dtype=torch.long)
@@ -101,6 +106,7 @@ def compare(name, network, case, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=NETWORKS, default="et")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--rbf", type=int, default=64)
@@ -109,18 +115,17 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = SmoothEquivariantTransformer(
+    network = NETWORKS[arguments.network](
         hidden_channels=arguments.hidden,
         num_layers=arguments.layers,
         num_rbf=arguments.rbf,
         num_heads=8,
         cutoff_upper=arguments.cutoff,
-        neighbor_embedding=False,
     ).requires_grad_(False)
 
     z, pos, pairs = alanine_dipeptide(heavy=True)
     q = torch.tensor(pos, requires_grad=True)
-    engine = NumbaET(network, z, pairs)
+    engine = compiled_class(network)(network, z, pairs)
     started = time.perf_counter()
     torch.autograd.backward(engine(q), [torch.ones(len(z), arguments.hidden), torch.ones(len(z), 3, arguments.hidden)])
     print(f"first call (kernels compiled, or read from the cache): {time.perf_counter() - started:.1f} s")

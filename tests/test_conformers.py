@@ -1,6 +1,5 @@
 """Stores of conformers, and the dataset that reads them."""
 
-import json
 import pickle
 import subprocess
 import sys
@@ -80,37 +79,6 @@ def test_large_molecules_have_the_same_precision(tmp_path):
             assert data.pos.dtype == torch.float32
 
 
-def test_heavy_atoms_share_is_fixed_by_the_index(store):
-    full, some = Conformers(file=store), Conformers(file=store, heavy_atoms=0.3)
-    stripped = [not (data.z == 1).any() and (whole.z == 1).any() for whole, data in zip(full, some, strict=True)]
-    assert np.mean(stripped) == pytest.approx(0.3, abs=0.07)
-    for whole, data, without in zip(full, some, stripped, strict=True):
-        keep = whole.z > 1 if without else slice(None)
-        assert torch.equal(data.z, whole.z[keep]) and torch.equal(data.pos, whole.pos[keep])
-
-    # the same ones in another process, and a larger share holds a smaller one
-    again = f"""
-from torchmdnet_ext.datasets.conformers import Conformers
-print([i for i, d in enumerate(Conformers(file={str(store)!r}, heavy_atoms=0.3)) if not (d.z == 1).any()])
-"""
-    printed = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=True).stdout
-    assert json.loads(printed) == [i for i, data in enumerate(some) if not (data.z == 1).any()]
-    larger = Conformers(file=store, heavy_atoms=0.6)
-    assert all(not (data.z == 1).any() for data, without in zip(larger, stripped, strict=True) if without)
-    assert all((data.z > 1).all() for data in Conformers(file=store, heavy_atoms=1.0))
-    with pytest.raises(ValueError, match="heavy_atoms was 1.5"):
-        Conformers(file=store, heavy_atoms=1.5)
-
-
-def test_a_conformer_keeps_two_atoms(tmp_path):
-    path = tmp_path / "small.safetensors"
-    water = ([8, 1, 1], np.eye(3), "small")
-    hydrogen = ([1, 1], np.eye(3)[:2], "small")
-    peroxide = ([8, 8, 1, 1], np.eye(4)[:, :3], "small")
-    write_conformers(path, [water, hydrogen, peroxide])
-    assert [data.num_nodes for data in Conformers(file=path, heavy_atoms=1.0)] == [3, 2, 2]
-
-
 def test_which_file_is_read(store, tmp_path):
     assert Conformers().file == shipped_file()
     assert Conformers(tmp_path / "nowhere").file == shipped_file()
@@ -140,7 +108,7 @@ def test_truncated_and_foreign_files(store, tmp_path):
 
 
 def test_batches(store):
-    dataset = Conformers(file=store, heavy_atoms=0.5)
+    dataset = Conformers(file=store)
     loader = DataLoader(pickle.loads(pickle.dumps(dataset)), batch_size=64)
     batches = list(loader)
     assert [batch.num_graphs for batch in batches] == [64] * 6 + [16]
@@ -175,17 +143,17 @@ def test_nothing_is_read_before_it_is_asked_for(folder):
 
 
 def test_workers_read_the_same(folder):
-    dataset = Conformers(folder, heavy_atoms=0.5)
+    dataset = Conformers(folder)
     expected = torch.cat([data.pos for data in dataset])
     loader = DataLoader(dataset, batch_size=50, num_workers=2)
     assert torch.equal(torch.cat([batch.pos for batch in loader]), expected)
 
 
 def test_several_stores_and_some_sources(folder, store):
-    both = Conformers(file=[store, str(folder)], heavy_atoms=0.3)
+    both = Conformers(file=[store, str(folder)])
     assert len(both) == 671 and both.sources == ["left", "right", "gas", "walk"]
     one, two = Conformers(file=store), Conformers(folder)
-    assert torch.equal(both[399].z[both[399].z > 1], one[399].z[one[399].z > 1]) and both.source_of(399) == "right"
+    assert torch.equal(both[399].z, one[399].z) and both.source_of(399) == "right"
     assert [both.source_of(i) for i in (400, -1)] == ["gas", "walk"] and "some.safetensors + " in repr(both)
     names = [both.source_of(i) for i in range(len(both))]
     assert [both.sources[k] for k in both.source] == names

@@ -84,7 +84,7 @@ def train(tmp_path_factory, store):
         configuration = {
             **CONFIGURATION,
             "log_dir": str(folder / "log"),
-            "dataset_arg": {"dataset": "Conformers", "dataset_arg": {"file": str(store), "heavy_atoms": 0.25}, "sigma": 0.2},
+            "dataset_arg": {"dataset_arg": {"file": str(store)}, "sigma": 0.2, "remove_hydrogens": 0.25},
             **changes,
         }
         (folder / "conf.yaml").write_text(yaml.safe_dump(configuration))

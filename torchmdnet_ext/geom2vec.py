@@ -15,9 +15,8 @@ from typing import NamedTuple
 import torch
 
 from torchmdnet_ext import registration
-from torchmdnet_ext.heads.noise import EquivariantNoise
 from torchmdnet_ext.models.envelopes import DEFAULT_WIDTH
-from torchmdnet_ext.networks import Denoiser, Pretrained, build_head, build_network, load_torch_file, misfits
+from torchmdnet_ext.networks import Denoiser, Pretrained, build_head, build_network, load_torch_file, misfits, new_head
 
 NETWORK = "representation_model."
 HEADS = ("output_model_noise.", "vec_out.")
@@ -235,7 +234,7 @@ def _expected(settings, kind, prefix, content):
 
 def _head(settings, prefix):
     """Our name and the shape of each tensor of the noise head, by geom2vec's name."""
-    head = EquivariantNoise(settings["embedding_dimension"]).state_dict()
+    head = new_head(settings["embedding_dimension"]).state_dict()
     return {prefix + name.replace(".layers.", "."): (name, tensor.shape) for name, tensor in head.items()}
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from torchmdnet_ext import registration
+from torchmdnet_ext.quiet import start_warp
 
 
 class Pretrained(NamedTuple):
@@ -98,11 +99,17 @@ def build_network(settings, tensors, origin="the encoder"):
     return _fill(network, {"distance.box": network.distance.box, **tensors}, origin)
 
 
-def build_head(settings, tensors, origin="the encoder"):
-    """The noise head of the network that `settings` describe, with the given tensors; errors as of `build_network`."""
+def new_head(channels, activation="silu"):
+    """A noise head for H `channels`, with random weights."""
+    start_warp()
     from torchmdnet_ext.heads.noise import EquivariantNoise
 
-    head = EquivariantNoise(settings["embedding_dimension"], activation=settings["activation"])
+    return EquivariantNoise(channels, activation=activation)
+
+
+def build_head(settings, tensors, origin="the encoder"):
+    """The noise head of the network that `settings` describe, with the given tensors; errors as of `build_network`."""
+    head = new_head(settings["embedding_dimension"], settings["activation"])
     return _fill(head, tensors, f"The noise head in {origin}")
 
 

@@ -1,5 +1,6 @@
 """What evaluates the encoder on one frame at a time during a simulation."""
 
+import importlib
 import importlib.util
 
 import numpy as np
@@ -8,6 +9,12 @@ import torch
 from openmm_geomgnn.errors import GeomGNNError
 
 ENGINES = ("auto", "eager", "numba")
+# classes of networks that there are compiled kernels for, and where; imported where they are wanted
+COMPILED = {
+    "SmoothEquivariantTransformer": ("et_numba", "NumbaET"),
+    "ViSNet": ("visnet_numba", "NumbaViSNet"),
+}
+MOST_PAIRS = 1_000_000  # of one graph: kernels have memory for all of them, 250 bytes each, near or not
 
 
 class EagerEngine:
@@ -45,10 +52,8 @@ class NumbaEngine:
     name = "numba"
 
     def __init__(self, tokenizer, precision):
-        from openmm_geomgnn.engines.et_numba import NumbaET
-
-        windows = tokenizer.windows
-        self._compiled = NumbaET(tokenizer.encoder.network, windows.z[windows.rows], windows.pairs, precision)
+        windows, network = tokenizer.windows, tokenizer.encoder.network
+        self._compiled = compiled_class(network)(network, windows.z[windows.rows], windows.pairs, precision)
         self._rows = windows.rows
 
     def __call__(self, pos):
@@ -90,7 +95,7 @@ def make_engine(name, tokenizer, precision):
     if name not in ENGINES:
         raise GeomGNNError(f"Unknown engine '{name}'; the choices are {', '.join(ENGINES)}.")
     if name == "numba" or name == "auto" and precision == "single":
-        reason = _why_not_numba(tokenizer)
+        reason = _why_not_numba(tokenizer.encoder.network)
         if reason is None:
             return NumbaEngine(tokenizer, precision)
         if name == "numba":
@@ -98,15 +103,41 @@ def make_engine(name, tokenizer, precision):
     return EagerEngine(tokenizer)
 
 
-def _why_not_numba(tokenizer):
+def compiled_class(network):
+    """The class of the compiled engine for a network, None if there is none; what it covers is for its `supports` to say."""
+    for kind in type(network).__mro__:
+        if kind.__name__ in COMPILED:
+            module, name = COMPILED[kind.__name__]
+            return getattr(importlib.import_module(f"openmm_geomgnn.engines.{module}"), name)
+    return None
+
+
+def _why_not_numba(network):
     if importlib.util.find_spec("numba") is None:
         return 'numba is not installed (pip install "openmm-geomgnn[fast]")'
-    from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
+    engine = compiled_class(network)
+    if engine is None:
+        return f"it is written for {' and '.join(COMPILED)}, but the encoder is a {type(network).__name__}"
+    return engine.supports(network)
 
-    if not isinstance(tokenizer.encoder.network, SmoothEquivariantTransformer):
-        return "it is written for the smooth equivariant transformer and this encoder is another network"
-    if importlib.util.find_spec("openmm_geomgnn.engines.et_numba") is None:
-        return "it is not part of this installation"
-    from openmm_geomgnn.engines.et_numba import NumbaET
 
-    return NumbaET.supports(tokenizer.encoder.network)
+def compiled_forward(network, z, pairs, parts):
+    """A network as compiled kernels in single precision that keep nothing for gradients, or None where there are none.
+
+    Parameters
+    ----------
+    network : nn.Module
+    z : (M,) int array
+    pairs : (i, j), int arrays (P,)
+    parts : (K,) int array
+        Ends of groups of consecutive atoms with no pair between them: bounds the memory.
+
+    Returns
+    -------
+    object or None
+        Its `forward(pos)` takes pos (M, 3), a float64 ndarray in angstrom, to x (M, H), v (M, 3, H) and a ticket.
+    """
+    largest = np.diff(np.searchsorted(np.sort(np.minimum(*pairs)), parts), prepend=0).max()
+    if largest > MOST_PAIRS or _why_not_numba(network) is not None:
+        return None
+    return compiled_class(network)(network, z, pairs, gradient=False, parts=parts)

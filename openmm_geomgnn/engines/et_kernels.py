@@ -30,13 +30,18 @@ from openmm_geomgnn.engines.pair_kernels import (
 
 @njit(error_model="numpy")
 def forward(
-    pos, pair_i, pair_j, cutoff, share, steepness, alpha, table, groups, depth, present, features, epsilon,
-    start_x, start_w, qkv_w, qkv_b, vec_w, o_w, o_b, self_filters, zeros, out_gain, out_bias, order,
+    keep, pos, pair_i, pair_j, start_x, start_qkv, out_x, out_v,
+    cutoff, share, steepness, alpha, table, groups, depth, present, features, epsilon,
+    start_w, qkv_w, qkv_b, vec_w, o_w, o_b, self_filters, zeros, out_gain, out_bias, order,
     near_i, near_j, node, geometry, qkv, normed, inverse, vec, projected, mixed, attention, self_attention,
-    x, total_x, total_v, out_x, out_v,
+    x, total_x, total_v,
 ):  # fmt: skip
-    """Fill out_x (M, H) and out_v (M, 3, H); returns the number of pairs within the cutoff, -1 if `pos` is not finite."""
-    atoms, channels, layers = x.shape[0], x.shape[1], table.shape[0]
+    """Fill out_x (M, H) and out_v (M, 3, H); returns the number of pairs within the cutoff, -1 if `pos` is not finite.
+
+    keep: 1 leaves what `backward` needs of every layer in the arrays from `qkv` to `self_attention`; 0 lets layers overwrite
+    one another, in arrays for one layer (qkv, normed and vec: for two) that may be made for more atoms and pairs.
+    """
+    atoms, channels, layers = start_x.shape[0], start_x.shape[1], table.shape[0]
     size = atoms * channels
     n = neighbours(pos, pair_i, pair_j, cutoff, share, steepness, alpha, table.shape[1], near_i, near_j, node, geometry)
     if n < 0:
@@ -45,39 +50,46 @@ def forward(
         return n
     set_zero(total_x, 0, size)
     set_zero(total_v, 0, 3 * size)
+    copy_lanes(start_qkv, 0, qkv, 0, 5 * size)
     attend(n, near_i, near_j, node, geometry, table, 0, qkv, 0, attention, groups, depth)
     messages(n, near_i, near_j, node, geometry, table, 0, qkv, 0, vec, 0, attention, groups, depth, False, total_x, total_v)
     copy_lanes(total_v, 0, vec, 3 * size, 3 * size)
     copy_lanes(start_x, 0, x, 0, size)
     matmul(total_x, 0, atoms, channels, start_w, 0, channels, zeros, 0, x, 0, True)
+    if not keep:
+        copy_lanes(vec, 3 * size, vec, 0, 3 * size)
     for layer in range(1, layers):
-        last = layer - 1
-        qkv0, vec0, mixed0, projected0 = layer * 5 * size, layer * 3 * size, layer * 3 * size, layer * 9 * size
+        last, place = layer - 1, layer * keep
+        second = layer if keep else 1  # of qkv and normed, whose first part is not of a layer
+        qkv0, vec0, mixed0, projected0 = second * 5 * size, place * 3 * size, place * 3 * size, place * 9 * size
         square = channels * channels
-        layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, layer * size, inverse, layer)
+        filters, self_filter, near, itself = table[layer:], self_filters[layer:], attention[place:], self_attention[place:]
+        layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, second * size, inverse, layer)
         matmul(
-            normed, layer * size, atoms, channels, qkv_w, last * 5 * square, 5 * channels,
+            normed, second * size, atoms, channels, qkv_w, last * 5 * square, 5 * channels,
             qkv_b, last * 5 * channels, qkv, qkv0, False,
         )  # fmt: skip
         matmul(
             vec, vec0, 3 * atoms, channels, vec_w, last * 3 * square, 3 * channels, zeros, 0, projected, projected0, False
         )
-        self_messages(atoms, self_filters, layer, qkv, qkv0, vec, vec0, self_attention, groups, depth, total_x, total_v)
-        attend(n, near_i, near_j, node, geometry, table, layer, qkv, qkv0, attention, groups, depth)
+        self_messages(atoms, self_filter, 0, qkv, qkv0, vec, vec0, itself, groups, depth, total_x, total_v)
+        attend(n, near_i, near_j, node, geometry, filters, 0, qkv, qkv0, near, groups, depth)
         messages(
-            n, near_i, near_j, node, geometry, table, layer, qkv, qkv0, vec, vec0, attention, groups, depth, True,
-            total_x, total_v,
-        )  # fmt: skip
+            n, near_i, near_j, node, geometry, filters, 0, qkv, qkv0, vec, vec0, near, groups, depth, True, total_x, total_v
+        )
         matmul(
             total_x, 0, atoms, channels, o_w, last * 3 * square, 3 * channels, o_b, last * 3 * channels, mixed, mixed0, False
         )
         update(atoms, channels, mixed, mixed0, projected, projected0, vec, vec0, total_v, x)
+        if not keep:
+            copy_lanes(vec, 3 * size, vec, 0, 3 * size)
+    last = layers * keep
     layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, 0, inverse, 0)
     for m in range(atoms):
         for c in range(order.shape[0]):
             out_x[m, c] = normed[0, m, order[c]] * out_gain[c] + out_bias[c]
             for d in range(3):
-                out_v[m, d, c] = vec[layers, m, d, order[c]]
+                out_v[m, d, c] = vec[last, m, d, order[c]]
     return n
 
 

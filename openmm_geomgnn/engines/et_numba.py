@@ -13,13 +13,16 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from openmm_geomgnn.engines.et_kernels import backward, forward
-from openmm_geomgnn.engines.lanes import PANEL, WIDTH
 from openmm_geomgnn.engines.tables import radial_filters, table_error, tabulate
 from openmm_geomgnn.errors import GeomGNNError
+from torchmdnet_ext.kernels.lanes import PANEL, WIDTH
 from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
 
 INTERVALS = (1024, 1536, 2048, 3072, 4096, 6144, 8192)
 TOLERANCE = 2e-5  # of the slope of the tabulated filters at the worst distance; typical errors are ten times smaller
+# where only values are wanted: then they are still as exact as single precision, and the table fits better into the cache
+INTERVALS_OF_VALUES = (384, 512, 768, *INTERVALS)
+TOLERANCE_OF_VALUES = 5e-4
 SMOOTH_ACTIVATIONS = ("silu", "swish", "ssp", "tanh", "sigmoid", "gelu", "mish")
 
 
@@ -55,7 +58,12 @@ class NumbaET:
         checks: it is slower by a factor of two to three.
     intervals : int, optional
         Intervals of the table of radial filters; without it as many as their slopes need for a relative error of 2e-5 at
-        the worst distance.
+        the worst distance, of 5e-4 without `gradient`.
+    gradient : bool
+        Whether `vjp` is wanted; without it an evaluation needs the memory of one layer only.
+    parts : (K,) int array, optional
+        Ends of groups of consecutive atoms with no pair between them, the last is M. Without `gradient` they are evaluated
+        one after the other, in the memory of the largest.
 
     Raises
     ------
@@ -63,7 +71,7 @@ class NumbaET:
         If the network has settings that the kernels do not cover (see `supports`), or z or the pairs do not make sense.
     """
 
-    def __init__(self, network, z, pairs, precision="single", intervals=None):
+    def __init__(self, network, z, pairs, precision="single", intervals=None, gradient=True, parts=None):
         reason = self.supports(network)
         if reason is not None:
             raise GeomGNNError(f"The compiled engine cannot run this network: {reason}. Use the plain PyTorch network.")
@@ -75,14 +83,16 @@ class NumbaET:
         if len(z) == 0 or z.min() < 0 or z.max() > largest:
             raise GeomGNNError(f"Atomic numbers must be a non-empty array of values from 0 to {largest}, but were {z}.")
         i, j = self._checked_pairs(pairs, len(z))
+        self.gradient = bool(gradient)
         self._lock = threading.Lock()
         self._ticket = 0  # number of the evaluation whose intermediate values are in the work arrays
         self._make_order(network)
         with torch.no_grad():
             self._make_weights(network, z, intervals)
-        self._make_work(network, len(z), len(i))
+        self._shape = (len(z), len(self.order))
+        self._make_parts(i, j, [len(z)] if parts is None or gradient else parts)
+        self._make_work(network)
         self._near = -1
-        self._pairs = (i, j)
 
     @staticmethod
     def supports(network) -> str | None:
@@ -188,12 +198,15 @@ class NumbaET:
         attention = np.repeat(product / (1.0 + np.exp(-product)), hidden // heads, axis=1)
         start_w = first["o"][2 * hidden :]
         x = x + first["o_bias"][2 * hidden :] + (qkv[:, 2] * filters0[0, 1] * attention) @ start_w.T
-        self._start_qkv = self._interleaved(self._channels(qkv))
+        self._start = self._cast(self._channels(x)), self._cast(self._interleaved(self._channels(qkv)))
 
-        choices = INTERVALS if intervals is None else (int(intervals),)
+        choices, tolerance = INTERVALS, TOLERANCE
+        if not self.gradient and self.dtype == np.float32:
+            choices, tolerance = INTERVALS_OF_VALUES, TOLERANCE_OF_VALUES
+        choices = choices if intervals is None else (int(intervals),)
         for choice in choices:
             grid, coefficients = tabulate(network, choice)
-            if choice == choices[-1] or table_error(network, grid, coefficients) < TOLERANCE:
+            if choice == choices[-1] or table_error(network, grid, coefficients) < tolerance:
                 break
         self.grid = grid
         table = self._channels(coefficients).reshape(*coefficients.shape[:4], -1, WIDTH)
@@ -215,8 +228,7 @@ class NumbaET:
         shape = (table, self.groups, self.depth, present, float(hidden))
         self._forward_weights = (
             grid.cutoff, grid.share, float(grid.steepness), grid.alpha, *shape, float(epsilon),
-            self._cast(self._channels(x)), self._packed([start]),
-            self._packed(qkv_w), self._cast(self._interleaved(biases("qkv_bias", 5))),
+            self._packed([start]), self._packed(qkv_w), self._cast(self._interleaved(biases("qkv_bias", 5))),
             self._packed(vec_w), self._packed(o_w), self._cast(biases("o_bias", 3)), self_filters, zeros,
             gain, self._cast(numbers(network.out_norm.bias)), order,
         )  # fmt: skip
@@ -225,25 +237,39 @@ class NumbaET:
             self._packed([w.T for w in o_w]), self_filters, zeros, gain, order,
         )  # fmt: skip
 
-    def _make_work(self, network, m, p):
+    def _make_parts(self, i, j, ends):
+        ends = np.asarray(ends, dtype=np.int64)
+        if len(ends) == 0 or ends[-1] != self._shape[0] or (np.diff(ends, prepend=0) <= 0).any():
+            raise GeomGNNError(f"The ends of parts must rise to the number of atoms, {self._shape[0]}, but are {ends}.")
+        if (np.searchsorted(ends, i, "right") != np.searchsorted(ends, j, "right")).any():
+            raise GeomGNNError("A pair joins atoms of two parts. Give parts that hold whole graphs.")
+        pair_ends = np.searchsorted(i, ends)
+        self._parts = [
+            (slice(start, end), i[first:last] - start, j[first:last] - start)
+            for start, end, first, last in zip(np.r_[0, ends[:-1]], ends, np.r_[0, pair_ends[:-1]], pair_ends, strict=True)
+        ]
+
+    def _make_work(self, network):
+        m = max(atoms.stop - atoms.start for atoms, _, _ in self._parts)
+        p = max(len(i) for _, i, _ in self._parts)
         layers, c, g = len(network.attention_layers), self.channels, self.groups
+        kept = layers if self.gradient else 1  # a layer's values are overwritten by those of the next
+        both = max(2, kept)
 
         def work(*shape):
             return np.zeros(shape, self.dtype)
 
-        qkv = work(layers, m, 5 * c)
-        qkv[0] = self._start_qkv
         self._kept = (
             np.zeros(p, np.int64), np.zeros(p, np.int64), np.zeros(p, np.int64), np.zeros((p, 6)),
-            qkv, work(layers, m, c), work(layers, m), work(layers + 1, m, 3, c), work(layers, m, 3, 3 * c),
-            work(layers, m, 3 * c), work(layers, p, g, 4, WIDTH), work(layers, m, g, 2, WIDTH),
+            work(both, m, 5 * c), work(both, m, c), work(layers, m), work(kept + 1, m, 3, c), work(kept, m, 3, 3 * c),
+            work(kept, m, 3 * c), work(kept, p, g, 4, WIDTH), work(kept, m, g, 2, WIDTH),
         )  # fmt: skip
         self._forward_work = (work(m, c), work(m, c), work(m, 3, c))
-        self._backward_work = (
-            work(m, c), work(m, 3, c), work(m, 3, c), work(m, c), work(m, c), work(m, 5 * c), work(m, 3 * c),
-            work(m, 3, 3 * c), np.zeros((p, 4)),
-        )  # fmt: skip
-        self._shape = (m, len(self.order))
+        if self.gradient:
+            self._backward_work = (
+                work(m, c), work(m, 3, c), work(m, 3, c), work(m, c), work(m, c), work(m, 5 * c), work(m, 3 * c),
+                work(m, 3, 3 * c), np.zeros((p, 4)),
+            )  # fmt: skip
 
     def __call__(self, pos):
         """Scalars x (M, H) and vectors v (M, 3, H) at `pos` (M, 3) in angstrom, as torch tensors.
@@ -270,13 +296,23 @@ class NumbaET:
 
     def _run_forward(self, pos, x, v):
         self._ticket += 1
-        self._near = forward(pos, *self._pairs, *self._forward_weights, *self._kept, *self._forward_work, x, v)
+        weights, work = self._forward_weights, (*self._kept, *self._forward_work)
+        start_x, start_qkv = self._start
+        for a, i, j in self._parts:
+            self._near = forward(int(self.gradient), pos[a], i, j, start_x[a], start_qkv[a], x[a], v[a], *weights, *work)
 
     def vjp(self, pos, g_x, g_v, ticket=None):
         """Gradient (M, 3), float64, of sum(g_x * x) + sum(g_v * v) with respect to `pos`.
 
         If `ticket` is not that of the latest evaluation, the forward pass is repeated at `pos`.
+
+        Raises
+        ------
+        GeomGNNError
+            If the engine was made without `gradient`.
         """
+        if not self.gradient:
+            raise GeomGNNError("This engine keeps nothing for gradients. Make it with gradient=True.")
         m, hidden = self._shape
         gradient = np.empty((m, 3))
         g_x, g_v = self._cast(g_x), self._cast(g_v)

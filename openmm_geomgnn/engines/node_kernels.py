@@ -7,7 +7,8 @@ import math
 
 from numba import njit
 
-from openmm_geomgnn.engines.lanes import (
+from openmm_geomgnn.engines.lane_functions import sigmoid
+from torchmdnet_ext.kernels.lanes import (
     PANEL,
     WIDTH,
     broadcast16,
@@ -24,10 +25,16 @@ kernel = njit(error_model="numpy")
 
 
 @kernel
-def matmul(a, a0, rows, inner, packed, w0, columns, bias, b0, out, out0, add):
+def silu(value):
+    return value * sigmoid(value)
+
+
+@kernel
+def matmul(a, a0, rows, inner, packed, w0, columns, bias, b0, out, out0, add, activate=False):
     """out (rows, columns) = a (rows, inner) @ packed + bias, or += without the bias where `add` is set.
 
-    `packed` (columns / PANEL, inner, PANEL) holds panels of columns; a0, w0, b0, out0 are offsets.
+    With `activate`, the silu of that (not with `add`). `packed` (columns / PANEL, inner, PANEL) holds panels of columns;
+    a0, w0, b0, out0 are offsets.
     """
     for panel in range(columns // PANEL):
         w = w0 + panel * inner * PANEL
@@ -47,6 +54,8 @@ def matmul(a, a0, rows, inner, packed, w0, columns, bias, b0, out, out0, add):
                 c4 = c4 + broadcast16(a, s4 + k) * b
                 c5 = c5 + broadcast16(a, s5 + k) * b
             r = o + m * columns
+            if activate:
+                c0, c1, c2, c3, c4, c5 = silu(c0), silu(c1), silu(c2), silu(c3), silu(c4), silu(c5)
             if add:
                 increase(out, r, c0)
                 increase(out, r + columns, c1)
@@ -70,6 +79,8 @@ def matmul(a, a0, rows, inner, packed, w0, columns, bias, b0, out, out0, add):
                 c0 = c0 + broadcast16(a, s0 + k) * b
                 c1 = c1 + broadcast16(a, s1 + k) * b
             r = o + m * columns
+            if activate:
+                c0, c1 = silu(c0), silu(c1)
             if add:
                 increase(out, r, c0)
                 increase(out, r + columns, c1)
@@ -82,6 +93,8 @@ def matmul(a, a0, rows, inner, packed, w0, columns, bias, b0, out, out0, add):
             s0 = a0 + m * inner
             for k in range(inner):
                 c0 = c0 + broadcast16(a, s0 + k) * load16(packed, w + k * PANEL)
+            if activate:
+                c0 = silu(c0)
             if add:
                 increase(out, o + m * columns, c0)
             else:

@@ -10,7 +10,7 @@ import math
 
 from numba import njit
 
-from openmm_geomgnn.engines.lanes import WIDTH, cubic8, exp8, increase, load8, slope8, splat8, store, total8
+from torchmdnet_ext.kernels.lanes import WIDTH, cubic8, exp8, increase, load8, slope8, splat8, store, total8
 
 kernel = njit(error_model="numpy")
 # numbers of one block of channels: queries, keys, scalar, gate and radial values of an atom lie side by side ...

@@ -1,4 +1,4 @@
-"""The radial filters of an equivariant transformer as piecewise cubics of the distance."""
+"""The radial filters of a network as piecewise cubics of the distance; those of the equivariant transformer."""
 
 import copy
 from dataclasses import dataclass
@@ -73,11 +73,11 @@ def radial_filters(network, distance: torch.Tensor) -> torch.Tensor:
     return torch.stack(layers)
 
 
-def radial_filters_and_slopes(network, distance: np.ndarray):
-    """`radial_filters` and their derivatives in 1/angstrom, as float64 arrays (L, n, 4, H)."""
+def radial_filters_and_slopes(network, distance: np.ndarray, filters=radial_filters):
+    """`filters` (L, n, F, H) of a network and their derivatives in 1/angstrom, as float64 arrays."""
     r = torch.as_tensor(distance, dtype=torch.float64)
     with torch.no_grad(), forward_ad.dual_level():
-        value, slope = forward_ad.unpack_dual(radial_filters(network, forward_ad.make_dual(r, torch.ones_like(r))))
+        value, slope = forward_ad.unpack_dual(filters(network, forward_ad.make_dual(r, torch.ones_like(r))))
         slope = torch.zeros_like(value) if slope is None else slope
         return value.numpy().copy(), slope.numpy().copy()
 
@@ -94,17 +94,17 @@ def hermite_coefficients(grid: Grid, value: np.ndarray, slope: np.ndarray) -> np
     return np.stack([value[:, :-1], left, 3 * rise - 2 * left - right, left + right - 2 * rise], 2)
 
 
-def tabulate(network, intervals: int):
-    """Grid and coefficients (L, intervals, 4 powers, 4 filters, H) in float64 of a network's radial filters."""
+def tabulate(network, intervals: int, filters=radial_filters):
+    """Grid and coefficients (L, intervals, 4 powers, F filters, H) in float64 of a network's radial filters."""
     grid = Grid(float(network.cutoff_upper), intervals)
-    return grid, hermite_coefficients(grid, *radial_filters_and_slopes(network, grid.nodes()))
+    return grid, hermite_coefficients(grid, *radial_filters_and_slopes(network, grid.nodes(), filters))
 
 
-def table_error(network, grid: Grid, coefficients: np.ndarray) -> float:
+def table_error(network, grid: Grid, coefficients: np.ndarray, filters=radial_filters) -> float:
     """Largest root-mean-square error of the slope over channels, relative to the largest slope, between the nodes."""
     r = grid.distance((np.arange(grid.intervals) + 0.21) / grid.intervals)
     t = (grid.u(r) * grid.intervals - np.arange(grid.intervals)).reshape(1, -1, 1, 1)
-    _, exact = radial_filters_and_slopes(network, r)
+    _, exact = radial_filters_and_slopes(network, r, filters)
     slope = coefficients[:, :, 1] + t * (2 * coefficients[:, :, 2] + t * 3 * coefficients[:, :, 3])
     slope *= (grid.slope(r) * grid.intervals).reshape(1, -1, 1, 1)
     error = np.sqrt(np.square(slope - exact).mean(-1)).max((1, 2))

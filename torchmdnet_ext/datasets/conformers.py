@@ -27,15 +27,6 @@ def shipped_file():
     return Path(spec.submodule_search_locations[0]) / "data" / STORE_NAME
 
 
-def _uniform(index):
-    """A fixed pseudo-random number in [0, 1) for each index (SplitMix64)."""
-    mask = 0xFFFFFFFFFFFFFFFF
-    x = (index + 1) * 0x9E3779B97F4A7C15 & mask
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
-    return ((x ^ x >> 31) >> 11) / 2.0**53
-
-
 class Conformers(torch.utils.data.Dataset):
     """Conformers for denoising: `dataset[i]` is a `Data` with `z` int64 (N,) and `pos` float32 (N, 3) in angstrom.
 
@@ -50,10 +41,6 @@ class Conformers(torch.utils.data.Dataset):
         that comes with openmm-geomgnn.
     file : path or list of paths, optional
         A store, or several whose conformers follow one another; it goes before `root`.
-    heavy_atoms : float
-        Share of the conformers, 0 to 1, that appear without their hydrogens, for collective variables that see heavy
-        atoms only. Which ones is fixed by the index, the same in every process. A conformer that would be left with
-        fewer than two atoms keeps its hydrogens.
     sources : list of str, optional
         Conformers of these sources only. Indices then count these conformers only, so a store's `splits.npz` does not
         fit: `geomgnn data splits` writes one that does.
@@ -70,10 +57,7 @@ class Conformers(torch.utils.data.Dataset):
         is found, and named, when it is first read.
     """
 
-    def __init__(self, root=None, file=None, heavy_atoms=0.0, sources=None):
-        if not 0 <= heavy_atoms <= 1:
-            raise ValueError(f"heavy_atoms was {heavy_atoms}; it is the share of conformers without hydrogens: give 0 to 1.")
-        self.heavy_atoms = float(heavy_atoms)
+    def __init__(self, root=None, file=None, sources=None):
         self.files = self._locate(root, file)
         opened = [open_store(file) for file in self.files]
         self.how = "; ".join(how for _, how in opened)
@@ -142,7 +126,7 @@ class Conformers(torch.utils.data.Dataset):
         return self._starts[-1]
 
     def _find(self, index):
-        """(the number of the conformer, its shard, its number there)."""
+        """(the shard of a conformer, its number there)."""
         i = operator.index(index)
         if i < 0:
             i += len(self)
@@ -150,22 +134,18 @@ class Conformers(torch.utils.data.Dataset):
             raise IndexError(f"Conformer {index} was asked for and {self._named()} has {len(self)}.")
         k = bisect.bisect_right(self._starts, i) - 1
         chosen, place = self._chosen[k], i - self._starts[k]
-        return i, self.shards[k], place if chosen is None else int(chosen[place])
+        return self.shards[k], place if chosen is None else int(chosen[place])
 
     def source_of(self, index):
         """The name of the source of one conformer."""
-        _, shard, place = self._find(index)
+        shard, place = self._find(index)
         return shard.sources[shard.arrays["source"][place]]
 
     def __getitem__(self, index):
-        i, shard, place = self._find(index)
+        shard, place = self._find(index)
         arrays = shard.arrays
         start, stop = arrays["ptr"][place : place + 2]
         z, pos = arrays["z"][start:stop], arrays["pos"][start:stop]
-        if self.heavy_atoms and _uniform(i) < self.heavy_atoms:
-            heavy = z > 1
-            if np.count_nonzero(heavy) >= 2:
-                z, pos = z[heavy], pos[heavy]
         return Data(z=torch.from_numpy(z.astype(np.int64)), pos=torch.from_numpy(pos.astype(np.float32) * np.float32(UNIT)))
 
     def __repr__(self):

@@ -8,6 +8,17 @@ from torchmdnet.models.utils import GatedEquivariantBlock
 from torchmdnet_ext.models.visnet import vectors
 
 
+class _GatedBlock(GatedEquivariantBlock):
+    """TorchMD-Net's block, with the lengths of the vectors in a few whole-array operations: same values, same gradients."""
+
+    def forward(self, x, v):
+        squared = self.vec1_proj(v).square().sum(dim=1)
+        some = squared > 0  # the length of a vector of 0 has no gradient
+        length = torch.where(some, squared, 1.0).sqrt() * some
+        x, gate = self.update_net(torch.cat([x, length], dim=-1)).split(self.out_channels, dim=-1)
+        return (x if self.act is None else self.act(x)), gate.unsqueeze(1) * self.vec2_proj(v)
+
+
 class EquivariantNoise(OutputModel):
     """One vector per atom from scalars (N, H) and vectors (N, 3 or 8, H): the predicted noise, (N, 3).
 
@@ -29,8 +40,8 @@ class EquivariantNoise(OutputModel):
         half = hidden_channels // 2
         self.output_network = nn.ModuleList(
             [
-                GatedEquivariantBlock(hidden_channels, half, activation=activation, scalar_activation=True, dtype=dtype),
-                GatedEquivariantBlock(half, 1, activation=activation, dtype=dtype),
+                _GatedBlock(hidden_channels, half, activation=activation, scalar_activation=True, dtype=dtype),
+                _GatedBlock(half, 1, activation=activation, dtype=dtype),
             ]
         )
         self.reset_parameters()

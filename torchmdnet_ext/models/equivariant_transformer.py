@@ -11,53 +11,73 @@ from torchmdnet.models.torchmd_et import EquivariantMultiHeadAttention, TorchMD_
 from torchmdnet.models.utils import act_class_mapping
 
 from torchmdnet_ext.models.envelopes import DEFAULT_WIDTH, enveloped_neighbour_embedding, make_envelope
+from torchmdnet_ext.models.fused_attention import FusedMessages, RadialGrid, reason_against
 from torchmdnet_ext.models.neighbours import Graph, Neighbours
 
 
 class SmoothAttention(EquivariantMultiHeadAttention):
     """One interaction layer; the parameters of its parent, messages multiplied by an envelope."""
 
-    def forward(self, x: Tensor, vec: Tensor, graph: Graph, edges, rbf: Tensor, weight: Tensor):
+    def forward(self, x: Tensor, vec: Tensor | None, messages):
         """Residuals of the scalars and vectors.
 
         Parameters
         ----------
-        x, vec : (N, H), (N, 3, H)
-        edges : source (E,), target (E,), direction (E, 3)
-            As made by `Graph.directed`.
-        rbf : (P + 1, K)
-            Radial basis at `Graph.filter_distances`.
-        weight : (P + 1, 2)
-            Factors of the attention and of the whole message at the same distances.
+        x : (N, H)
+        vec : (N, 3, H), or None for 0, as in the first layer
+        messages : PlainMessages or FusedMessages
+            Of this batch.
         """
-        source, target, direction = edges
-        heads, width = self.num_heads, self.head_dim
         x = self.layernorm(x)
-        q = self.q_proj(x).view(-1, heads, width)
-        k = self.k_proj(x).view(-1, heads, width)
-        v = self.v_proj(x).view(-1, heads, 3 * width)
-        vec1, vec2, vec3 = self.vec_proj(vec).split(self.hidden_channels, dim=-1)
-        vec_dot = (vec1 * vec2).sum(dim=1)
-
-        weight = graph.pair_rows(weight)
-        product = q.index_select(0, target) * k.index_select(0, source)
-        if self.dk_proj is not None:
-            product = product * graph.pair_rows(self.act(self.dk_proj(rbf)).view(-1, heads, width))
-        attention = self.attn_activation(product.sum(-1, keepdim=True)) * weight[:, :1].unsqueeze(1)
-        message = v.index_select(0, source)
-        if self.dv_proj is not None:
-            message = message * graph.pair_rows(self.act(self.dv_proj(rbf)).view(-1, heads, 3 * width))
-        message = message * weight[:, 1:].unsqueeze(1)
-        scalar, gate, radial = message.split(width, dim=-1)
-        scalar = (scalar * attention).reshape(-1, self.hidden_channels)
-        gate = gate.reshape(-1, 1, self.hidden_channels)
-        radial = radial.reshape(-1, 1, self.hidden_channels)
-        vector = vec.index_select(0, source) * gate + radial * direction.unsqueeze(2)
-
-        o1, o2, o3 = self.o_proj(torch.zeros_like(x).index_add(0, target, scalar)).split(self.hidden_channels, dim=1)
-        dx = vec_dot * o2 + o3
-        dvec = vec3 * o1.unsqueeze(1) + torch.zeros_like(vec).index_add(0, target, vector)
+        total_x, total_v = messages(self, x, vec)
+        # where vec is 0, one row stands for those of all atoms
+        projected = self.vec_proj(x.new_zeros(1, 3, self.hidden_channels) if vec is None else vec)
+        vec1, vec2, vec3 = projected.split(self.hidden_channels, dim=-1)
+        o1, o2, o3 = self.o_proj(total_x).split(self.hidden_channels, dim=1)
+        dx = (vec1 * vec2).sum(dim=1) * o2 + o3
+        dvec = vec3 * o1.unsqueeze(1) + total_v
         return dx, dvec
+
+
+class PlainMessages:
+    """The messages of one batch in plain PyTorch, each radial filter made once for both directions of a pair."""
+
+    def __init__(self, network, graph: Graph):
+        distance = graph.filter_distances()
+        self.graph = graph
+        self.rbf = network.distance_expansion(distance)
+        self.weight = network.message_weights(distance)
+
+    def __call__(self, layer: SmoothAttention, x: Tensor, vec: Tensor | None):
+        """Sums of the messages to every atom, (N, H) and (N, 3, H), from normalised scalars (N, H) and from vectors."""
+        graph, heads, width = self.graph, layer.num_heads, layer.head_dim
+        q = layer.q_proj(x).view(-1, heads, width)
+        k = layer.k_proj(x).view(-1, heads, width)
+        v = layer.v_proj(x).view(-1, heads, 3 * width)
+        # filters of all pairs and, last, of the self loops
+        key = None if layer.dk_proj is None else layer.act(layer.dk_proj(self.rbf)).view(-1, heads, width)
+        value = self.weight[:, 1:].unsqueeze(1)
+        if layer.dv_proj is not None:
+            value = value * layer.act(layer.dv_proj(self.rbf)).view(-1, heads, 3 * width)
+
+        def attended(product, rows):
+            product = product if key is None else product * key[rows]
+            return layer.attn_activation(product.sum(-1, keepdim=True)) * self.weight[rows, :1].unsqueeze(1)
+
+        last, pairs = slice(-1, None), slice(None, -1)
+        scalar, gate, _ = (v * value[last]).split(width, dim=-1)
+        total_x = (scalar * attended(q * k, last)).reshape(x.shape)
+        total_v = x.new_zeros(x.shape[0], 3, x.shape[1]) if vec is None else vec * gate.reshape(-1, 1, x.shape[1])
+        for target, source, direction in ((graph.i, graph.j, graph.direction), (graph.j, graph.i, -graph.direction)):
+            attention = attended(q.index_select(0, target) * k.index_select(0, source), pairs)
+            message = v.index_select(0, source) * value[pairs]
+            scalar, gate, radial = message.split(width, dim=-1)
+            total_x = total_x.index_add(0, target, (scalar * attention).reshape(-1, x.shape[1]))
+            vector = radial.reshape(-1, 1, x.shape[1]) * direction.unsqueeze(2)
+            if vec is not None:
+                vector = vector + vec.index_select(0, source) * gate.reshape(-1, 1, x.shape[1])
+            total_v = total_v.index_add(0, target, vector)
+        return total_x, total_v
 
 
 class SmoothEquivariantTransformer(TorchMD_ET):
@@ -72,6 +92,12 @@ class SmoothEquivariantTransformer(TorchMD_ET):
         pair crosses the cutoff.
     envelope_width : float
         Length in angstrom over which the envelope falls from 1 to 0 before `cutoff_upper`.
+
+    Attributes
+    ----------
+    compiled : bool
+        Whether training on a CPU may use the compiled messages of `fused_attention` (the default); they are used where
+        numba is installed and the positions need no gradient, and have no second derivatives.
     """
 
     def __init__(self, *, smooth_cutoff=True, envelope_width=DEFAULT_WIDTH, box_vecs=None, **settings):
@@ -82,6 +108,8 @@ class SmoothEquivariantTransformer(TorchMD_ET):
         self.smooth_cutoff = bool(smooth_cutoff)
         self.envelope_width = float(envelope_width)
         self.vector_cutoff = bool(settings.get("vector_cutoff", False))
+        self.compiled = True
+        self.radial_grid = RadialGrid(self.distance_expansion, self.cutoff_upper)
         self.distance = Neighbours(self.cutoff_upper, box_vecs)
         self.envelope = make_envelope(smooth_cutoff, self.cutoff_upper, self.envelope_width)
         self.attention_layers = nn.ModuleList(
@@ -115,16 +143,15 @@ class SmoothEquivariantTransformer(TorchMD_ET):
         Returns x, v, z, pos, batch as every representation model of TorchMD-Net does.
         """
         graph = self.distance(pos, batch, box, pairs)
-        edges = graph.directed()
-        distance = graph.filter_distances()
-        rbf = self.distance_expansion(distance)
-        weight = self.message_weights(distance)
+        fused = self.compiled and reason_against(self, pos, box) is None
+        messages = FusedMessages(self, graph) if fused else PlainMessages(self, graph)
         x = self.embedding(z)
         if self.neighbor_embedding is not None:
+            rbf = self.distance_expansion(graph.filter_distances()) if fused else messages.rbf
             x = enveloped_neighbour_embedding(self.neighbor_embedding, z, x, graph, rbf, self.envelope)
-        vec = x.new_zeros(x.shape[0], 3, x.shape[1])
+        vec = None
         for layer in self.attention_layers:
-            dx, dvec = layer(x, vec, graph, edges, rbf, weight)
+            dx, dvec = layer(x, vec, messages)
             x = x + dx
-            vec = vec + dvec
+            vec = dvec if vec is None else vec + dvec
         return self.out_norm(x), vec, z, pos, batch

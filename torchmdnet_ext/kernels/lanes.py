@@ -118,15 +118,20 @@ load8, load16 = _make_load(WIDTH), _make_load(PANEL)  # (array, offset) -> lanes
 splat8, splat16 = _make_splat(WIDTH), _make_splat(PANEL)  # (array for its dtype, number) -> lanes
 
 
-@intrinsic
-def broadcast16(typingctx, array, offset):
-    """The one number at `offset`, in all lanes."""
-    lanes = Lanes(array.dtype, PANEL)
+def _make_broadcast(count):
+    @intrinsic
+    def broadcast(typingctx, array, offset):
+        lanes = Lanes(array.dtype, count)
 
-    def codegen(context, builder, sig, args):
-        return _splat(builder, builder.load(_address(context, builder, array, args[0], args[1])), lanes.llvm)
+        def codegen(context, builder, sig, args):
+            return _splat(builder, builder.load(_address(context, builder, array, args[0], args[1])), lanes.llvm)
 
-    return lanes(array, types.intp), codegen
+        return lanes(array, types.intp), codegen
+
+    return broadcast
+
+
+broadcast8, broadcast16 = _make_broadcast(WIDTH), _make_broadcast(PANEL)  # (array, offset) -> that number in all lanes
 
 
 @intrinsic

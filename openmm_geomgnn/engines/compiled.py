@@ -1,0 +1,212 @@
+"""What compiled networks have in common: their checks, the order of their channels, and their place in torch.autograd."""
+
+import threading
+
+import numpy as np
+import torch
+from torch.autograd.function import once_differentiable
+
+from openmm_geomgnn.errors import GeomGNNError
+from torchmdnet_ext.kernels.lanes import PANEL, WIDTH
+
+
+class _Evaluate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, pos, engine):
+        x, v, ctx.ticket = engine.forward(pos.detach().numpy())
+        ctx.engine, ctx.dtype = engine, pos.dtype
+        ctx.save_for_backward(pos)
+        return torch.from_numpy(x), torch.from_numpy(v)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_x, g_v):
+        (pos,) = ctx.saved_tensors
+        gradient = ctx.engine.vjp(pos.detach().numpy(), g_x.detach().numpy(), g_v.detach().numpy(), ctx.ticket)
+        return torch.from_numpy(gradient).to(ctx.dtype), None
+
+
+def checked_pairs(pairs, n_atoms):
+    """Pairs i < j in ascending order, as int64 arrays (P,), from pairs in any order.
+
+    Raises
+    ------
+    GeomGNNError
+        If the two sides differ in length, an atom is out of range or its own partner, or a pair is listed twice.
+    """
+    i, j = (np.asarray(side, dtype=np.int64).reshape(-1) for side in pairs)
+    if len(i) != len(j):
+        raise GeomGNNError(f"Both sides of the pairs must be equally long, but have {len(i)} and {len(j)} entries.")
+    both = np.stack([np.minimum(i, j), np.maximum(i, j)])
+    if both.size and (both.min() < 0 or both.max() >= n_atoms or (both[0] == both[1]).any()):
+        raise GeomGNNError(f"Pairs must join two different atoms numbered from 0 to {n_atoms - 1}.")
+    both = both[:, np.lexsort((both[1], both[0]))]
+    if both.shape[1] > 1 and (np.diff(both, axis=1) == 0).all(0).any():
+        raise GeomGNNError("A pair of atoms is listed twice. List every pair once; both directions are implied.")
+    return np.ascontiguousarray(both[0]), np.ascontiguousarray(both[1])
+
+
+def make_parts(i, j, n_atoms, ends):
+    """Groups of consecutive atoms: of each the slice of its atoms, and its pairs numbered from its first atom on.
+
+    Raises
+    ------
+    GeomGNNError
+        If the ends do not rise to the number of atoms, or a pair joins atoms of two groups.
+    """
+    ends = np.asarray(ends, dtype=np.int64)
+    if len(ends) == 0 or ends[-1] != n_atoms or (np.diff(ends, prepend=0) <= 0).any():
+        raise GeomGNNError(f"The ends of parts must rise to the number of atoms, {n_atoms}, but are {ends}.")
+    if (np.searchsorted(ends, i, "right") != np.searchsorted(ends, j, "right")).any():
+        raise GeomGNNError("A pair joins atoms of two parts. Give parts that hold whole graphs.")
+    pair_ends = np.searchsorted(i, ends)
+    return [
+        (slice(start, end), i[first:last] - start, j[first:last] - start)
+        for start, end, first, last in zip(np.r_[0, ends[:-1]], ends, np.r_[0, pair_ends[:-1]], pair_ends, strict=True)
+    ]
+
+
+def numbers(tensor):
+    """A tensor as a float64 array."""
+    return tensor.detach().double().numpy()
+
+
+class CompiledNetwork:
+    """Base of a network for fixed atoms and fixed candidate pairs.
+
+    A network's own class has `supports`, `_make_weights(network, z, intervals)`, `_make_work(atoms, pairs)` for the largest
+    numbers of them in a part, `_run_forward(pos, x, v)` and `_run_backward(g_x, g_v, gradient)`; the last two fill arrays.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Its parameters are copied; later changes to it have no effect.
+    z : (M,) int array
+        Atomic numbers.
+    pairs : (i, j), int arrays (P,)
+        Candidate pairs, i != j, each once. At run time those beyond the cutoff are skipped.
+    precision : {"single", "double"}
+        Of the arithmetic inside and of the outputs; distances are always computed in double precision. Double is meant for
+        checks: it is slower by a factor of two or more.
+    intervals : int, optional
+        Intervals of the table of radial filters; without it as many as the precision needs.
+    gradient : bool
+        Whether `vjp` is wanted; without it an evaluation needs less memory.
+    parts : (K,) int array, optional
+        Ends of groups of consecutive atoms with no pair between them, the last is M. Without `gradient` they are evaluated
+        one after the other, in the memory of the largest.
+
+    Raises
+    ------
+    GeomGNNError
+        If the network has settings that the kernels do not cover (see `supports`), or z or the pairs do not make sense.
+    """
+
+    def __init__(self, network, z, pairs, precision="single", intervals=None, gradient=True, parts=None):
+        reason = self.supports(network)
+        if reason is not None:
+            raise GeomGNNError(f"The compiled engine cannot run this network: {reason}. Use the plain PyTorch network.")
+        if precision not in ("single", "double"):
+            raise GeomGNNError(f"precision must be 'single' or 'double', but was {precision!r}.")
+        self.dtype = np.dtype(np.float32 if precision == "single" else np.float64)
+        z = np.asarray(z, dtype=np.int64).reshape(-1)
+        largest = network.embedding.num_embeddings - 1
+        if len(z) == 0 or z.min() < 0 or z.max() > largest:
+            raise GeomGNNError(f"Atomic numbers must be a non-empty array of values from 0 to {largest}, but were {z}.")
+        i, j = checked_pairs(pairs, len(z))
+        self.gradient = bool(gradient)
+        self._lock = threading.Lock()
+        self._ticket = 0  # number of the evaluation whose intermediate values are in the work arrays
+        self._make_order(network)
+        self._shape = (len(z), len(self.order))
+        with torch.no_grad():
+            self._make_weights(network, z, intervals)
+        self._parts = make_parts(i, j, len(z), [len(z)] if parts is None or gradient else parts)
+        self._make_work(
+            max(atoms.stop - atoms.start for atoms, _, _ in self._parts), max(len(first) for _, first, _ in self._parts)
+        )
+
+    @staticmethod
+    def supports(network) -> str | None:
+        """None if a network can be run, otherwise the reason why not."""
+        raise NotImplementedError
+
+    def _make_order(self, network):
+        heads, width = network.num_heads, network.hidden_channels // network.num_heads
+        self.groups = -(-heads // WIDTH)
+        self.depth = width + width % 2  # an even number of blocks makes whole panels
+        self.channels = self.groups * self.depth * WIDTH
+        head, d = np.divmod(np.arange(network.hidden_channels), width)
+        # position of every channel of the network among the kernels' channels
+        self.order = ((head // WIDTH) * self.depth + d) * WIDTH + head % WIDTH
+
+    def _channels(self, rows):
+        """(..., H) in the network's order -> (..., C) in the kernels' order, 0 on padding."""
+        out = np.zeros((*rows.shape[:-1], self.channels))
+        out[..., self.order] = rows
+        return out
+
+    def _matrix(self, weight):
+        """(parts * H, H) weight of a linear layer -> (C, parts * C)."""
+        parts = weight.reshape(-1, len(self.order), weight.shape[1])
+        rows = self._channels(parts.transpose(2, 0, 1))  # (H, parts, C)
+        return self._channels(rows.transpose(1, 2, 0)).transpose(2, 0, 1).reshape(self.channels, -1)
+
+    def _packed(self, matrices):
+        """Matrices (inner, columns) -> (n, columns / PANEL, inner, PANEL)."""
+        shape = (0, 1, 1, PANEL)
+        packed = [m.reshape(m.shape[0], -1, PANEL).transpose(1, 0, 2) for m in matrices]
+        return np.ascontiguousarray(np.stack(packed) if packed else np.zeros(shape), dtype=self.dtype)
+
+    def _cast(self, array):
+        return np.ascontiguousarray(array, dtype=self.dtype)
+
+    def _zeros(self, *shape):
+        return np.zeros(shape, self.dtype)
+
+    def __call__(self, pos):
+        """Scalars x (M, H) and vectors v (M, 3, H) at `pos` (M, 3) in angstrom, as torch tensors.
+
+        Differentiable once with respect to `pos`. Outputs have the engine's precision; the gradient has the type of `pos`.
+        If any position is not finite, all outputs and gradients are NaN.
+        """
+        if pos.device.type != "cpu":
+            raise GeomGNNError(
+                f"The compiled engine runs on the CPU, but the positions are on {pos.device}. Move them to it."
+            )
+        return _Evaluate.apply(pos, self)
+
+    def forward(self, pos):
+        """x (M, H), v (M, 3, H) as numpy arrays, and the ticket that `vjp` takes to reuse this evaluation."""
+        pos = np.ascontiguousarray(pos, dtype=np.float64)
+        m, hidden = self._shape
+        if pos.shape != (m, 3):
+            raise GeomGNNError(f"Positions must have the shape ({m}, 3), but have {pos.shape}.")
+        x, v = np.empty((m, hidden), self.dtype), np.empty((m, 3, hidden), self.dtype)
+        with self._lock:
+            self._ticket += 1
+            self._run_forward(pos, x, v)
+            return x, v, self._ticket
+
+    def vjp(self, pos, g_x, g_v, ticket=None):
+        """Gradient (M, 3), float64, of sum(g_x * x) + sum(g_v * v) with respect to `pos`.
+
+        If `ticket` is not that of the latest evaluation, the forward pass is repeated at `pos`.
+
+        Raises
+        ------
+        GeomGNNError
+            If the engine was made without `gradient`.
+        """
+        if not self.gradient:
+            raise GeomGNNError("This engine keeps nothing for gradients. Make it with gradient=True.")
+        m, hidden = self._shape
+        gradient = np.empty((m, 3))
+        g_x, g_v = self._cast(g_x), self._cast(g_v)
+        with self._lock:
+            if ticket != self._ticket:
+                x, v = np.empty((m, hidden), self.dtype), np.empty((m, 3, hidden), self.dtype)
+                self._ticket += 1
+                self._run_forward(np.ascontiguousarray(pos, dtype=np.float64), x, v)
+            self._run_backward(g_x, g_v, gradient)
+        return gradient

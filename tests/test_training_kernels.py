@@ -1,0 +1,251 @@
+"""The compiled messages of the equivariant transformer in training, against plain PyTorch."""
+
+import copy
+
+import pytest
+import torch
+from physics import CUTOFF, PhysicsSuite, as_if_trained, molecule, randn, relative
+
+pytest.importorskip("numba")
+
+from torchmdnet_ext.heads.noise import EquivariantNoise
+from torchmdnet_ext.models import fused_attention
+from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
+from torchmdnet_ext.models.fused_attention import LANES, TOLERANCE, FusedMessages, RadialGrid, reason_against
+
+# every number of heads and of their channels is compiled anew, so most tests share theirs
+SIZES = {"hidden_channels": 16, "num_heads": 2}
+SETTINGS = {**SIZES, "num_layers": 3, "num_rbf": 16, "cutoff_upper": 5.0, "max_z": 40}
+
+
+def make(dtype=torch.float64, **settings):
+    torch.manual_seed(3)
+    defaults = {**SETTINGS, "neighbor_embedding": False, "trainable_rbf": False, "dtype": dtype}
+    network = SmoothEquivariantTransformer(**{**defaults, **settings})
+    return as_if_trained(network.to(dtype)).train()
+
+
+def batch(sizes=(20, 1, 17, 2, 22), dtype=torch.float64):
+    """Molecules; in the first, one atom is out of reach and two are at the same place."""
+    parts = [molecule(n, seed=n) for n in sizes]
+    parts[0][1][4] += 40.0
+    parts[0][1][7] = parts[0][1][9]
+    z, pos = torch.cat([z for z, _ in parts]), torch.cat([pos for _, pos in parts])
+    return z, pos.to(dtype), torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+
+
+def gradients(network, z, pos, graphs):
+    """Features, and the gradients of a scalar of them with respect to all parameters."""
+    x, v, *_ = network(z, pos, graphs)
+    energy = (x * randn(*x.shape, seed=3).to(x)).sum() + (v * randn(*v.shape, seed=4).to(v)).sum()
+    names, parameters = zip(*((name, p) for name, p in network.named_parameters() if p.requires_grad), strict=True)
+    return {"x": x, "v": v, **dict(zip(names, torch.autograd.grad(energy, parameters), strict=True))}
+
+
+def plain(network):
+    network = copy.deepcopy(network)
+    network.compiled = False
+    return network
+
+
+def largest_difference(found, expected):
+    assert found.keys() == expected.keys()
+    return max(relative(found[name], expected[name]) for name in found if bool(expected[name].any()))
+
+
+class TestPhysicsOfCompiledMessages(PhysicsSuite):
+    """The suite in training mode: without a gradient of the positions its messages are the compiled ones."""
+
+    def make(self, **settings):
+        return SmoothEquivariantTransformer(
+            **SIZES, num_layers=2, num_rbf=8, cutoff_upper=CUTOFF, max_z=40, neighbor_embedding=False, **settings
+        )
+
+    def network_of(self, dtype, **settings):
+        network = super().network_of(dtype, **settings).train()
+        assert reason_against(network, torch.zeros(1, 3, dtype=dtype), None) is None
+        return network
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"distance_influence": "keys", "trainable_rbf": True},
+        {"distance_influence": "values", "vector_cutoff": True},
+        {"distance_influence": "none", "smooth_cutoff": False},
+        {"neighbor_embedding": True, "rbf_type": "gauss", "activation": "tanh"},
+        {"num_layers": 1},
+    ],
+    ids=lambda settings: ",".join(settings) or "default",
+)
+def test_all_gradients_are_those_of_the_plain_path(settings, dtype, tolerance):
+    network = make(dtype, **settings)
+    z, pos, graphs = batch(dtype=dtype)
+    assert reason_against(network, pos, None) is None
+    found, expected = gradients(network, z, pos, graphs), gradients(plain(network).double(), z, pos.double(), graphs)
+    assert largest_difference(found, expected) < tolerance
+    # a parameter without any effect has a gradient of 0, not none
+    assert not found["attention_layers.0.vec_proj.weight"].any()
+
+
+def test_other_numbers_of_heads_and_channels():
+    network = make(hidden_channels=48, num_heads=3, num_layers=2)
+    assert largest_difference(gradients(network, *batch()), gradients(plain(network), *batch())) < 1e-12
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 1), (2,)])
+def test_graphs_without_pairs(sizes):
+    network = make()
+    z, pos, graphs = (part[: sum(sizes)] for part in batch((14, 1)))
+    graphs = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    pos = pos * 10.0
+    assert len(network.distance(pos, graphs).i) == 0
+    assert largest_difference(gradients(network, z, pos, graphs), gradients(plain(network), z, pos, graphs)) < 1e-12
+
+
+class TestGrid:
+    """Filters interpolated between the nodes of a grid."""
+
+    @pytest.mark.parametrize("settings", [{}, {"rbf_type": "gauss"}, {"trainable_rbf": True}, {"num_rbf": 8}])
+    def test_gradients_are_as_good_as_those_of_exact_filters(self, settings):
+        network = make(torch.float32, **settings)
+        z, pos, graphs = batch((20, 1, *range(16, 34)), dtype=torch.float32)
+        messages = FusedMessages(network, network.distance(pos, graphs))
+        assert len(messages.basis) == network.radial_grid.intervals + 1 < len(messages.pairs.i)
+        expected = gradients(plain(network).double(), z, pos.double(), graphs)
+        rounding = largest_difference(gradients(plain(network), z, pos, graphs), expected)
+        assert rounding < 2e-5
+        assert largest_difference(gradients(network, z, pos, graphs), expected) < 1e-5 + rounding
+
+    def test_the_gradient_is_the_exact_transpose(self):
+        heads, width, generator = 2, LANES, torch.Generator().manual_seed(0)
+        i, j, row = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2]), torch.tensor([0, 2, 1])
+
+        def numbers(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        pairs = fused_attention.Pairs(i, j, row, 1, numbers(3, 9), 0, numbers(1, 9))
+        inputs = [numbers(3, 5 * heads * width), numbers(3, 3, heads * width), numbers(6, 4 * heads * width)]
+        for tensor in inputs:
+            tensor.requires_grad_()
+
+        def messages(qkv, vec, table):
+            return fused_attention._Messages.apply(qkv, vec, table, pairs, heads)
+
+        assert torch.autograd.gradcheck(messages, inputs, fast_mode=True, eps=1e-6, atol=1e-6, rtol=1e-6)
+        assert torch.autograd.gradcheck(
+            lambda qkv, table: messages(qkv, None, table), inputs[::2], fast_mode=True, eps=1e-6, atol=1e-6, rtol=1e-6
+        )
+
+    def test_interpolation_reproduces_the_radial_basis(self):
+        network = make(torch.float32)
+        grid = network.radial_grid
+        assert grid.suits(10_000) and not grid.suits(grid.intervals)
+        distance = torch.rand(2000, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 5.0
+        distance[:2] = torch.tensor([0.0, 5.0])
+        row, weight = fused_attention.stencil(distance, 5.0, grid.intervals)
+        expansion = copy.deepcopy(network.distance_expansion).double()
+        values = expansion(fused_attention.grid_nodes(5.0, grid.intervals))
+        interpolated = (weight[:, :, None] * values[row[:, None] + torch.arange(4)]).sum(1)
+        assert relative(interpolated, expansion(distance)) < 1.5 * TOLERANCE
+        torch.testing.assert_close(grid.basis(), values.float(), rtol=0, atol=0)
+
+    def test_another_basis_gets_another_grid(self):
+        network = make(torch.float32)
+        assert network.radial_grid.suits(10_000)
+        before, basis = network.radial_grid.intervals, network.radial_grid.basis()
+        with torch.no_grad():
+            network.distance_expansion.betas.mul_(100.0)
+        assert network.radial_grid.suits(10_000)
+        assert network.radial_grid.intervals > before and network.radial_grid.basis().shape != basis.shape
+        with torch.no_grad():
+            network.distance_expansion.betas.mul_(1e4)
+        assert not network.radial_grid.suits(10_000)  # too steep for any grid: filters are exact again
+
+    def test_a_trainable_basis_keeps_its_gradient(self):
+        grid = RadialGrid(make(torch.float32, trainable_rbf=True).distance_expansion, 5.0)
+        assert grid.suits(10_000)
+        grid.basis().sum().backward()
+        assert grid.expansion.betas.grad.any()
+
+
+def train(network, steps=6):
+    torch.manual_seed(0)
+    head = EquivariantNoise(SETTINGS["hidden_channels"], dtype=torch.float64)
+    parameters = [*network.parameters(), *head.parameters()]
+    optimizer, losses = torch.optim.AdamW(parameters, 1e-3), []
+    z, pos, graphs = batch()
+    for step in range(steps):
+        noise = randn(*pos.shape, seed=step)
+        x, v, *_ = network(z, pos + 0.1 * noise, graphs)
+        loss = (head.pre_reduce(x, v, z, pos, graphs) - noise).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+
+
+def test_training_takes_the_same_steps():
+    network = make()
+    (found, weights), (expected, plain_weights) = train(copy.deepcopy(network)), train(plain(network))
+    assert found == pytest.approx(expected, rel=1e-9) and relative(weights, plain_weights) < 1e-9
+    assert found[-1] < found[0]
+
+
+def test_the_same_batch_gives_the_same_bits():
+    network = make(torch.float32)
+    arguments = batch((30, 1, 31, 32), dtype=torch.float32)
+    one, other = gradients(network, *arguments), gradients(network, *arguments)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class TestPlainPath:
+    """Whatever the kernels do not cover runs in plain PyTorch."""
+
+    @pytest.fixture(autouse=True)
+    def no_kernels(self, monkeypatch):
+        def refuse(*arguments):
+            raise AssertionError("the compiled messages were used")
+
+        monkeypatch.setattr(fused_attention._Messages, "apply", refuse)
+
+    def test_without_numba(self, monkeypatch):
+        monkeypatch.setattr(fused_attention, "numba_is_there", lambda: False)
+        assert "numba" in reason_against(make(), batch()[1], None)
+        gradients(make(), *batch())
+
+    def test_positions_with_a_gradient(self):
+        z, pos, graphs = batch()
+        x, v, *_ = make()(z, pos.requires_grad_(), graphs)
+        (force,) = torch.autograd.grad(x.square().sum() + v.square().sum(), pos, create_graph=True)
+        force.square().sum().backward()
+        assert torch.isfinite(pos.grad).all() and pos.grad.any()
+
+    def test_evaluation(self):
+        make().eval()(*batch())
+        with torch.no_grad():
+            make()(*batch())
+
+    def test_switched_off(self):
+        gradients(plain(make()), *batch())
+
+    def test_mixed_precision(self):
+        with torch.autocast("cpu", torch.bfloat16):
+            x, v, *_ = make(torch.float32)(*batch(dtype=torch.float32))
+            (x.float().square().sum() + v.float().square().sum()).backward()
+
+    @pytest.mark.parametrize("settings", [{"num_heads": 8}, {"attn_activation": "tanh"}])
+    def test_settings_without_kernels(self, settings):
+        gradients(make(**settings), *batch())
+
+
+def test_second_derivatives_are_refused():
+    network = make()
+    x, *_ = network(*batch())
+    parameter = network.attention_layers[0].q_proj.weight
+    (gradient,) = torch.autograd.grad(x.square().sum(), parameter, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -1,0 +1,1 @@
+"""Numba kernels and what they are made with; nothing here is imported unless numba is."""
