@@ -13,17 +13,25 @@ from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.mixers import make_mixer
+from openmm_geomgnn.selection import as_topology, check_same_molecule, residue_table, select_atoms
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.whole import SelectedMolecule
-from openmm_geomgnn.windows import as_topology, check_same_molecule, make_windows, residue_table, select_atoms
+from openmm_geomgnn.windows import RADIUS, make_windows, neighbours_by_number
 from torchmdnet_ext.checkpoints import build_network
 
 FORMAT = "openmm-geomgnn collective variable"
-VERSION = 1
+VERSION = 2
 PRECISIONS = {"single": torch.float32, "double": torch.float64}
 
+
+
+def _windows_in_the_file(metadata):
+    """Version 2 holds the windows themselves; before, they followed from the topology that the CV was used on."""
+    return {**metadata, "version": 2, "radius": RADIUS, "neighbours": None}
+
+
 # metadata of version k -> metadata of version k + 1; a step for every change of the format
-MIGRATIONS = {}
+MIGRATIONS = {1: _windows_in_the_file}
 
 
 class CollectiveVariable(nn.Module):
@@ -37,8 +45,11 @@ class CollectiveVariable(nn.Module):
         The frozen Koopman projection, float64.
     molecule : list
         The residue table (`windows.residue_table`) of the molecule it was trained on.
-    selection, window, context, pooling
-        As in `windows.select_atoms`, `windows.make_windows` and `tokens.Tokenizer`.
+    selection, window, context, radius, pooling
+        As in `selection.select_atoms`, `windows.make_windows` and `tokens.Tokenizer`.
+    neighbours : list of lists of int, optional
+        The windows, as `Windows.neighbours`: what they were made by (bonds, a reference structure) is not needed any more.
+        Without it windows by sequence follow from residue numbers, as they did in files of version 1.
     lag_time : float
         Picoseconds.
     training : dict
@@ -57,6 +68,8 @@ class CollectiveVariable(nn.Module):
         selection=None,
         window="all",
         context=1,
+        radius=RADIUS,
+        neighbours=None,
         pooling="sum",
         lag_time=float("nan"),
         training=None,
@@ -71,6 +84,8 @@ class CollectiveVariable(nn.Module):
         self.selection = selection
         self.window = window
         self.context = context
+        self.radius = radius
+        self.neighbours = neighbours
         self.pooling = pooling
         self.lag_time = float(lag_time)
         self.training_information = dict(training or {})
@@ -96,6 +111,8 @@ class CollectiveVariable(nn.Module):
             "selection": self.selection,
             "window": self.window,
             "context": self.context,
+            "radius": self.radius,
+            "neighbours": self.neighbours,
             "pooling": self.pooling,
             "lag_time_ps": self.lag_time,
             "molecule": self.molecule,
@@ -148,6 +165,8 @@ class CollectiveVariable(nn.Module):
             selection=metadata["selection"],
             window=metadata["window"],
             context=metadata["context"],
+            radius=metadata["radius"],
+            neighbours=metadata["neighbours"],
             pooling=metadata["pooling"],
             lag_time=metadata["lag_time_ps"],
             training=metadata["training"],
@@ -230,20 +249,23 @@ class BoundCV(nn.Module):
         topology = as_topology(topology)
         self.atoms = select_atoms(topology, cv.selection)
         check_same_molecule(cv.molecule, residue_table(topology, self.atoms))
-        windows = make_windows(topology, self.atoms, cv.window, cv.context)
+        neighbours = cv.neighbours
+        if neighbours is None and cv.window == "sequence":
+            neighbours = neighbours_by_number(topology, self.atoms, cv.context)
+        windows = make_windows(topology, self.atoms, cv.window, neighbours=neighbours)
         # a copy: two precisions of one CV must not share their parameters
         dtype = PRECISIONS[precision]
         settings = cv.encoder.settings
         network = build_network(settings, cv.encoder.network.state_dict()).to(dtype)
         encoder = Encoder(network, settings, cv.encoder.training_information, cv.encoder.name)
-        self.tokenizer = Tokenizer(encoder, windows, cv.pooling)
+        self.tokenizer = Tokenizer(encoder, windows, cv.pooling, engine)
         self.mixer = make_mixer(**cv.mixer.settings)
         self.mixer.load_state_dict(cv.mixer.state_dict())
         self.mixer.requires_grad_(False).eval().to(dtype)
         self.register_buffer("mean", cv.mean.clone())
         self.register_buffer("projection", cv.projection.clone())
         self.dtype = dtype
-        self.molecule = SelectedMolecule(topology, self.atoms)
+        self.molecule = SelectedMolecule(topology, self.atoms, windows.contacts)
         from openmm_geomgnn.engines import make_engine
 
         self._engine = make_engine(engine, self.tokenizer, precision)

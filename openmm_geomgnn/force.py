@@ -8,8 +8,8 @@ import openmm
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import sha256
+from openmm_geomgnn.selection import as_topology
 from openmm_geomgnn.units import NM_TO_ANGSTROM
-from openmm_geomgnn.windows import as_topology
 
 
 class _Callback:

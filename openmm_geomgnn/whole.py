@@ -1,5 +1,7 @@
 """Positions of the selected atoms; molecules cut by the periodic box are made whole along their bonds."""
 
+from collections import deque
+
 import mdtraj
 import numpy as np
 import torch
@@ -15,18 +17,23 @@ class MoleculeMaker:
     ----------
     topology : mdtraj.Topology
         Bonds between the selected atoms say what belongs together. Groups of atoms without a bond between them (several
-        chains, or a selection with gaps) are joined at their first atoms by the minimum image.
+        chains, or a selection with gaps) are joined by the minimum image: at a pair of `near`, else at their first atoms.
     atoms : (n,) int
         The selected atoms.
+    near : list of (a, b), optional
+        Rows of atoms that are near each other wherever the molecules of a complex move, see `Windows.contacts`.
 
     Notes
     -----
     Only multiples of the box vectors are added, so derivatives with respect to the positions are unchanged.
     """
 
-    def __init__(self, topology, atoms):
+    def __init__(self, topology, atoms, near=()):
         row = {int(index): k for k, index in enumerate(atoms)}
-        partners = [[] for _ in row]
+        partners, companions = [[] for _ in row], [[] for _ in row]
+        for a, b in near:
+            companions[a].append(b)
+            companions[b].append(a)
         for bond in topology.bonds:
             a, b = row.get(bond[0].index), row.get(bond[1].index)
             if a is not None and b is not None:
@@ -35,24 +42,28 @@ class MoleculeMaker:
         # breadth first: level k holds (child, parent) with every parent placed in an earlier level
         levels, seen, previous_root = [], np.zeros(len(row), dtype=bool), None
         for root in range(len(row)):
-            if seen[root]:
-                continue
-            seen[root] = True
-            if previous_root is not None:
-                levels.append(([root], [previous_root]))
-            previous_root = root
-            front = [root]
-            while front:
-                children, parents = [], []
-                for parent in front:
-                    for child in partners[parent]:
-                        if not seen[child]:
-                            seen[child] = True
-                            children.append(child)
-                            parents.append(parent)
-                if children:
-                    levels.append((children, parents))
-                front = children
+            waiting = deque([(root, previous_root)])  # the first atoms of groups, and what they are joined to
+            previous_root = previous_root if seen[root] else root
+            while waiting:
+                first, joined_to = waiting.popleft()
+                if seen[first]:
+                    continue
+                seen[first] = True
+                if joined_to is not None:
+                    levels.append(([first], [joined_to]))
+                front = [first]
+                while front:
+                    children, parents = [], []
+                    for parent in front:
+                        waiting.extend((companion, parent) for companion in companions[parent])
+                        for child in partners[parent]:
+                            if not seen[child]:
+                                seen[child] = True
+                                children.append(child)
+                                parents.append(parent)
+                    if children:
+                        levels.append((children, parents))
+                    front = children
         self.levels = [(np.array(children), np.array(parents)) for children, parents in levels]
 
     def __call__(self, pos, box):
@@ -85,12 +96,14 @@ class SelectedMolecule:
     topology : mdtraj.Topology
         Of the whole system.
     atoms : (n,) int
+    near : list of (a, b), optional
+        As in `MoleculeMaker`.
     """
 
-    def __init__(self, topology, atoms):
+    def __init__(self, topology, atoms, near=()):
         self.atoms = atoms
         self.n_atoms_total = topology.n_atoms
-        self.make_whole = MoleculeMaker(topology, atoms)
+        self.make_whole = MoleculeMaker(topology, atoms, near)
 
     def positions(self, trajectory):
         """Whole molecules (F, n, 3) in angstrom, float64 tensor.

@@ -1,135 +1,31 @@
 """From a topology to the fixed graphs that the encoder sees.
 
-Everything here is made once, before a simulation: which atoms, which windows around which residue, which pairs.
+Everything here is made once, before a simulation: which windows around which residue, which pairs.
 """
 
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import mdtraj
 import numpy as np
 
+from openmm_geomgnn.contacts import contacts
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.selection import (
+    Polymers,
+    as_topology,
+    check_same_molecule,
+    default_selection,
+    residue_table,
+    select_atoms,
+)
 from openmm_geomgnn.units import did_you_mean
 
-DEFAULT_SELECTION = "protein and not element H"
-WINDOWS = ("all", "sequence")
+__all__ = [
+    "WINDOWS", "Windows", "as_topology", "check_same_molecule", "default_selection", "make_windows",
+    "neighbours_by_number", "residue_table", "select_atoms",
+]  # fmt: skip
 
-# protonation states and naming schemes of the same residue
-_SAME_RESIDUE = {
-    **dict.fromkeys(("HID", "HIE", "HIP", "HSD", "HSE", "HSP"), "HIS"),
-    **dict.fromkeys(("CYX", "CYM"), "CYS"),
-    "ASH": "ASP",
-    "GLH": "GLU",
-    "LYN": "LYS",
-    "NMA": "NME",
-    "NHE": "NH2",
-}
-# mdtraj's keyword does not know all of these names, among them AMBER's HID, HIE and CYX
-_PROTEIN = f"(protein or resname {' '.join(sorted({*_SAME_RESIDUE, *_SAME_RESIDUE.values()}))})"
-
-
-def as_topology(topology):
-    """An mdtraj topology from one of mdtraj, of OpenMM, or the path of a structure file.
-
-    Raises
-    ------
-    GeomGNNError
-        If it is none of these, or the file cannot be read.
-    """
-    if isinstance(topology, mdtraj.Topology):
-        return topology
-    if isinstance(topology, mdtraj.Trajectory):
-        return topology.topology
-    if hasattr(topology, "atoms") and hasattr(topology, "getPeriodicBoxVectors"):
-        return mdtraj.Topology.from_openmm(topology)
-    if isinstance(topology, str | Path):
-        path = Path(topology)
-        if not path.is_file():
-            raise GeomGNNError(f"There is no topology file {path}. Give the path of a PDB, GRO, PRMTOP or PSF file.")
-        try:
-            return mdtraj.load_topology(str(path))
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            raise GeomGNNError(f"The topology cannot be read from {path}: {error}. Give a PDB or GRO file.") from error
-    raise GeomGNNError(
-        f"A topology must be an openmm.app.Topology, an mdtraj.Topology or the path of a structure file, not a "
-        f"{type(topology).__name__}."
-    )
-
-
-def select_atoms(topology, selection=None):
-    """Sorted indices of the atoms that `selection` (mdtraj's language) names; None is the heavy atoms of all protein.
-
-    `protein` takes in every protonation state and cap, whatever a force field calls it.
-
-    Raises
-    ------
-    GeomGNNError
-        If the selection cannot be parsed, is empty, or takes in virtual sites.
-    """
-    text = selection or DEFAULT_SELECTION
-    try:
-        atoms = topology.select(re.sub(r"\b(is_)?protein\b", _PROTEIN, text))
-    except Exception as error:  # mdtraj's parser raises whatever its grammar trips over, and prints the grammar
-        raise GeomGNNError(
-            f"The selection '{text}' is not valid. It is written in mdtraj's language, for example '{DEFAULT_SELECTION}' "
-            "or 'chainid 0 and name CA CB'."
-        ) from error
-    if len(atoms) == 0:
-        names = sorted({residue.name for residue in topology.residues})
-        raise GeomGNNError(
-            f"The selection '{text}' matches none of the {topology.n_atoms} atoms (residues: {', '.join(names[:12])}). "
-            "Give a selection in mdtraj's language that names the molecule of interest."
-        )
-    virtual = [topology.atom(i) for i in atoms if topology.atom(i).element.number == 0]
-    if virtual:
-        raise GeomGNNError(f"The selection '{text}' includes virtual sites such as {virtual[0]}. Leave them out of it.")
-    return np.sort(atoms)
-
-
-def residue_table(topology, atoms):
-    """Per residue that has selected atoms: [chain number, residue name, {element symbol: count}], JSON-able.
-
-    This is all the network can see of a topology, so it is what must agree between the molecule a CV was trained on and
-    the one it is used on. Names of protonation states are unified; the order of atoms in a residue does not matter.
-    """
-    table, last, chains = [], None, {}
-    for index in atoms:
-        atom = topology.atom(int(index))
-        residue = atom.residue
-        if residue.index != last:
-            chain = chains.setdefault(residue.chain.index, len(chains))
-            table.append([chain, _SAME_RESIDUE.get(residue.name, residue.name), {}])
-            last = residue.index
-        elements = table[-1][2]
-        elements[atom.element.symbol] = elements.get(atom.element.symbol, 0) + 1
-    return table
-
-
-def check_same_molecule(expected, found, what="the CV file"):
-    """Raise a GeomGNNError at the first residue in which two residue tables differ."""
-    advice = (
-        "Use the topology the CV was trained on (solvent and ions may differ), or fit a new CV for this molecule with "
-        "`geomgnn fit`."
-    )
-    for number, (old, new) in enumerate(zip(expected, found, strict=False), start=1):
-        old, new = [old[0], old[1], dict(sorted(old[2].items()))], [new[0], new[1], dict(sorted(new[2].items()))]
-        if old == new:
-            continue
-
-        def describe(row):
-            return f"{row[1]} of chain {row[0] + 1} with atoms {''.join(f'{e}{n}' for e, n in row[2].items())}"
-
-        raise GeomGNNError(
-            f"This topology is not that of {what}: residue {number} of the selection was {describe(old)} there and is "
-            f"{describe(new)} here. {advice}"
-        )
-    if len(expected) != len(found):
-        raise GeomGNNError(
-            f"This topology is not that of {what}: the selection has {len(found)} residues here and had {len(expected)} "
-            f"there. {advice}"
-        )
+RADIUS = 0.45  # nm; heavy atoms of residues in contact are closer
+_POLYMER_BONDS = ({"C", "N"}, {"O", "P"})  # peptide and phosphodiester
 
 
 @dataclass(frozen=True)
@@ -147,8 +43,11 @@ class Windows:
     token : (M,) int64
         Residue to whose token a window atom contributes, or -1 for its neighbours.
     pairs : two (P,) int64
-        All pairs i < j of window atoms that share a window.
+        All pairs i < j of window atoms that share a window, window by window.
     n_tokens : int
+    neighbours : list of lists of int, or None
+        The residues in each residue's window, itself among them, numbered as in `residue_table`; None where all atoms are
+        one graph. It is all that `make_windows` needs to make the same windows again.
     """
 
     z: np.ndarray
@@ -157,6 +56,7 @@ class Windows:
     token: np.ndarray
     pairs: tuple = field(repr=False)
     n_tokens: int = 0
+    neighbours: list | None = field(default=None, repr=False)
 
     @property
     def n_atoms(self):
@@ -166,65 +66,170 @@ class Windows:
     def n_graphs(self):
         return int(self.graph[-1]) + 1
 
+    @property
+    def contacts(self):
+        """Pairs (a, b) of the first selected atoms of residues that share a window, for `whole.MoleculeMaker`."""
+        own = self.token >= 0
+        first = self.rows[own][np.unique(self.token[own], return_index=True)[1]].tolist()
+        return [(first[k], first[m]) for k, near in enumerate(self.neighbours or ()) for m in near if m > k]
 
-def make_windows(topology, atoms, window="all", context=1):
+
+def make_windows(topology, atoms, window="all", context=1, radius=RADIUS, reference=None, neighbours=None):
     """Windows over the residues of the selected atoms.
 
     Parameters
     ----------
-    window : {"all", "sequence"}
-        One graph of all selected atoms, or one per residue: its own atoms and those of the `context` residues before and
-        after it in its chain. Windows do not reach over chain breaks (residue numbers that skip).
+    window : {"all", "sequence", "space"}
+        One graph of all selected atoms, or one per residue: its own atoms and those of residues near it, in sequence or in
+        the space of a reference structure.
     context : int
-        k; a window holds up to 2k + 1 residues.
+        k, of `sequence`: residues up to k peptide or phosphodiester bonds away, around the ring of a cyclic molecule too.
+        Disulfides do not count, so a ligand has a window of its own. Where a topology has no bonds for a residue, adjacent
+        residues of a chain are neighbours if their numbers follow. Residues without selected atoms count as steps.
+    radius : float
+        nm, of `space`: residues with a selected atom this close to one of the residue's.
+    reference : mdtraj.Trajectory, optional
+        For `space`: its first frame, of the selected atoms alone (any order within a residue); chains are near by the
+        minimum image if it has a box.
+    neighbours : list of lists of int, optional
+        As in `Windows`: takes the place of `context`, `radius` and `reference`.
 
     Raises
     ------
     GeomGNNError
-        If `window` is not known or `context` is negative.
+        If `window` is not known, `context` or `radius` make no sense, or `space` has no reference.
     """
-    if window not in WINDOWS:
+    residues, own = _residues(topology, atoms)
+    if neighbours is None:
+        neighbours = _kind(window)(topology, residues, own, context, radius, reference)
+    elif len(neighbours) != len(residues):
         raise GeomGNNError(
-            f"Unknown window '{window}'; the choices are {', '.join(WINDOWS)}.{did_you_mean(window, WINDOWS)}"
+            f"There are windows for {len(neighbours)} residues, but the selection has {len(residues)}. Make the windows "
+            "anew for this selection."
         )
-    if int(context) != context or context < 0:
-        raise GeomGNNError(f"The window's context is a number of residues, 0 or more, but was {context}.")
-    members = [topology.atom(int(index)) for index in atoms]
-    residues, own = [], []
-    for row, atom in enumerate(members):
-        if not residues or atom.residue is not residues[-1]:
-            residues.append(atom.residue)
-            own.append([])
-        own[-1].append(row)
-    if window == "all":
-        rows, graph = [np.arange(len(members))], [np.zeros(len(members), dtype=np.int64)]
+    if neighbours is None:
+        rows, graph = [np.arange(len(atoms))], np.zeros(len(atoms), dtype=np.int64)
         token = [np.concatenate([np.full(len(part), k) for k, part in enumerate(own)])]
     else:
-        rows, graph, token = [], [], []
-        for k in range(len(residues)):
-            first, last = k, k
-            while first > 0 and k - first < context and _bonded_in_sequence(residues[first - 1], residues[first]):
-                first -= 1
-            end = len(residues) - 1
-            while last < end and last - k < context and _bonded_in_sequence(residues[last], residues[last + 1]):
-                last += 1
-            inside = np.concatenate([own[m] for m in range(first, last + 1)])
-            rows.append(inside)
-            graph.append(np.full(len(inside), k))
-            token.append(np.where(np.isin(inside, own[k]), k, -1))
-    graph = np.concatenate(graph)
+        rows = [np.concatenate([own[m] for m in near]) for near in neighbours]
+        token = [np.full(len(own[m]), k if m == k else -1) for k, near in enumerate(neighbours) for m in near]
+        graph = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
     return Windows(
-        z=np.array([atom.element.number for atom in members], dtype=np.int64),
+        z=np.array([topology.atom(int(index)).element.number for index in atoms], dtype=np.int64),
         rows=np.concatenate(rows).astype(np.int64),
         graph=graph.astype(np.int64),
         token=np.concatenate(token).astype(np.int64),
         pairs=_pairs_within(graph),
         n_tokens=len(residues),
+        neighbours=neighbours,
     )
 
 
-def _bonded_in_sequence(before, after):
-    return before.chain is after.chain and after.index - before.index == 1 and after.resSeq - before.resSeq in (0, 1)
+def neighbours_by_number(topology, atoms, context):
+    """Windows by sequence as in version 1 of CV files: selected residues of a chain whose numbers follow, bonded or not."""
+    residues, _ = _residues(topology, atoms)
+    links = [[] for _ in residues]
+    for k in range(len(residues) - 1):
+        before, after = residues[k : k + 2]
+        if after.index - before.index == 1 and _numbers_follow(before, after):
+            links[k].append(k + 1)
+            links[k + 1].append(k)
+    return [_within(links, k, context) for k in range(len(residues))]
+
+
+def _residues(topology, atoms):
+    """Residues that have selected atoms, and the rows of these among the selected atoms."""
+    residues, own = [], []
+    for row, index in enumerate(atoms):
+        residue = topology.atom(int(index)).residue
+        if not residues or residue is not residues[-1]:
+            residues.append(residue)
+            own.append([])
+        own[-1].append(row)
+    return residues, [np.array(part) for part in own]
+
+
+def _one_graph(topology, residues, own, context, radius, reference):
+    return None
+
+
+def _near_in_sequence(topology, residues, own, context, radius, reference):
+    if int(context) != context or context < 0:
+        raise GeomGNNError(f"The window's context is a number of residues, 0 or more, but was {context}.")
+    links = _links(topology)
+    selected = {residue.index: k for k, residue in enumerate(residues)}
+    return [
+        [selected[index] for index in _within(links, residue.index, context) if index in selected] for residue in residues
+    ]
+
+
+def _near_in_space(topology, residues, own, context, radius, reference):
+    if not 0 < radius < np.inf:
+        raise GeomGNNError(f"The window's radius is a length in nm, but was {radius}. Use 0.3 to 1 nm.")
+    if reference is None:
+        raise GeomGNNError(
+            "window: space needs a reference structure in which residues are near each other or not: give reference, an "
+            "mdtraj trajectory of the selected atoms."
+        )
+    residue = np.concatenate([np.full(len(part), k) for k, part in enumerate(own)])
+    if reference.n_atoms != len(residue):
+        raise GeomGNNError(
+            f"The reference structure has {reference.n_atoms} atoms, but {len(residue)} are selected. Give the selected "
+            "atoms alone."
+        )
+    near = [{k} for k in range(len(residues))]
+    for a, b in contacts(reference, residue, radius):
+        near[a].add(b)
+        near[b].add(a)
+    return [sorted(part) for part in near]
+
+
+WINDOWS = {"all": _one_graph, "sequence": _near_in_sequence, "space": _near_in_space}
+
+
+def _kind(window):
+    if window not in WINDOWS:
+        raise GeomGNNError(
+            f"Unknown window '{window}'; the choices are {', '.join(WINDOWS)}.{did_you_mean(window, WINDOWS)}"
+        )
+    return WINDOWS[window]
+
+
+def _links(topology):
+    """For every residue of the topology those that follow or precede it in a chain, by their indices."""
+    links, bonded = [[] for _ in range(topology.n_residues)], set()
+    for a, b in topology.bonds:
+        first, second = a.residue.index, b.residue.index
+        bonded.update((first, second))
+        if first != second and {a.element.symbol, b.element.symbol} in _POLYMER_BONDS:
+            links[first].append(second)
+            links[second].append(first)
+    polymers = Polymers(topology)
+    for chain in topology.chains:
+        before = None
+        for after in chain.residues:
+            unknown = before is not None and not {before.index, after.index} <= bonded
+            if unknown and polymers.holds(before) and polymers.holds(after) and _numbers_follow(before, after):
+                links[before.index].append(after.index)
+                links[after.index].append(before.index)
+            before = after
+    return links
+
+
+def _numbers_follow(before, after):
+    """Insertion codes, which mdtraj drops, make numbers that are equal."""
+    return before.chain is after.chain and after.resSeq - before.resSeq in (0, 1)
+
+
+def _within(links, start, steps):
+    """Sorted nodes of a graph that are at most `steps` links away."""
+    found, front = {start}, [start]
+    for _ in range(int(steps)):
+        front = [other for node in front for other in links[node] if other not in found]
+        if not front:
+            break
+        found.update(front)
+    return sorted(found)
 
 
 def _pairs_within(graph):

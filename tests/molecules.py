@@ -52,10 +52,15 @@ def random_encoder(model=TRANSFORMER, seed=5, **settings):
 
 
 def random_cv(topology, encoder=None, dimension=2, mixer="none", scale=1.0, **options):
-    """A CV of random weights whose components vary by about `scale`; `options` are those of CollectiveVariable."""
+    """A CV of random weights whose components vary by about `scale`.
+
+    `options` are those of CollectiveVariable; for windows by space without `neighbours`, the `reference` as well.
+    """
     encoder = encoder or random_encoder()
     atoms = select_atoms(topology, options.get("selection"))
-    windows = make_windows(topology, atoms, options.get("window", "all"), options.get("context", 1))
+    kind = {name: options[name] for name in ("window", "context", "radius", "neighbours") if name in options}
+    windows = make_windows(topology, atoms, **kind, reference=options.pop("reference", None))
+    options.setdefault("neighbours", windows.neighbours)
     mixer = make_mixer(mixer, windows.n_tokens, encoder.hidden_channels)
     if not mixer.has_statistics:
         noise = np.random.default_rng(2).normal(size=(40, len(atoms), 3))
@@ -66,6 +71,25 @@ def random_cv(topology, encoder=None, dimension=2, mixer="none", scale=1.0, **op
     return CollectiveVariable(
         encoder, mixer, rng.normal(size=mixer.out_features), projection, np.linspace(0.9, 0.5, dimension), table, **options
     )
+
+
+def peptide(*chains):
+    """A topology of glycines: one list of residue numbers per chain, bonded within a chain where numbers follow."""
+    topology = mdtraj.Topology()
+    for numbers in chains:
+        chain, last, previous = topology.add_chain(), None, None
+        for number in numbers:
+            residue = topology.add_residue("GLY", chain, resSeq=number)
+            atoms = [
+                topology.add_atom(name, element.get_by_symbol(symbol), residue)
+                for name, symbol in (("N", "N"), ("H", "H"), ("CA", "C"), ("C", "C"), ("O", "O"))
+            ]
+            for a, b in ((0, 1), (0, 2), (2, 3), (3, 4)):
+                topology.add_bond(atoms[a], atoms[b])
+            if last is not None and number - previous in (0, 1):
+                topology.add_bond(last, atoms[0])
+            last, previous = atoms[3], number
+    return topology
 
 
 def with_water(topology, xyz, before=False):
