@@ -2,19 +2,24 @@
 
 from dataclasses import dataclass, field
 
+import mdtraj
 import numpy as np
 import torch
 
+from openmm_geomgnn.contacts import read_reference
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import cross_validate, fit_linear, timescales, train_vampnet
 from openmm_geomgnn.koopman.covariance import check_lengths
 from openmm_geomgnn.mixers import make_mixer
+from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
+from openmm_geomgnn.store import Embeddings
 from openmm_geomgnn.tokens import Tokenizer
+from openmm_geomgnn.training_data import Features, StoredPositions, check_stored, evenly, features_of, in_memory
 from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM
 from openmm_geomgnn.whole import SelectedMolecule
-from openmm_geomgnn.windows import as_topology, make_windows, residue_table, select_atoms
+from openmm_geomgnn.windows import RADIUS, make_windows
 
 ESTIMATORS = ("linear", "vampnet")
 RATE_FRAMES = 500  # at which the velocity of the features is sampled, for the softening
@@ -26,7 +31,8 @@ SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one 
 class FitSettings:
     """How a CV is fitted; see `windows`, `tokens`, `mixers` and `koopman` for what each setting means.
 
-    `lag_time`, `frame_interval` and `softening` are in picoseconds.
+    `lag_time`, `frame_interval` and `softening` are in picoseconds, `radius` is in nm. `reference` is the path of the
+    structure for window="space"; without it that is the first frame of the first trajectory.
     """
 
     lag_time: float
@@ -35,6 +41,8 @@ class FitSettings:
     selection: str | None = None
     window: str = "all"
     context: int = 1
+    radius: float = RADIUS
+    reference: str | None = None
     pooling: str = "sum"
     mixer: str = "none"
     mixer_settings: dict = field(default_factory=dict)
@@ -69,8 +77,9 @@ def fit_cv(trajectories, topology, settings, progress=None):
 
     Parameters
     ----------
-    trajectories : list of mdtraj.Trajectory
-        Each a continuous piece of simulation. They are never stitched together.
+    trajectories : list of mdtraj.Trajectory, or store.Embeddings
+        Each a continuous piece of simulation. They are never stitched together. From a store, tokens are read instead of
+        computed; its `token_settings` are those that `settings` must have.
     topology : openmm.app.Topology, mdtraj.Topology or path
     settings : FitSettings
     progress : callable, optional
@@ -98,17 +107,30 @@ def fit_cv(trajectories, topology, settings, progress=None):
     lag = settings.lag_frames()
     if not trajectories:
         raise GeomGNNError("There are no trajectories to fit to: give one or more.")
-    check_lengths([len(trajectory) for trajectory in trajectories], lag)
+    store = trajectories if isinstance(trajectories, Embeddings) else None
+    lengths = store.lengths if store else [len(trajectory) for trajectory in trajectories]
+    check_lengths(lengths, lag)
     topology = as_topology(topology)
     atoms = select_atoms(topology, settings.selection)
+    table = residue_table(topology, atoms)
     encoder = Encoder.load(settings.encoder)
-    windows = make_windows(topology, atoms, settings.window, settings.context)
+    if store:
+        check_stored(store, settings, encoder, topology, atoms, table)
+        windows = make_windows(topology, atoms, settings.window, neighbours=store.settings["neighbours"])
+    else:
+        reference = _reference(trajectories[0], topology, atoms, settings) if settings.window == "space" else None
+        windows = make_windows(topology, atoms, settings.window, settings.context, settings.radius, reference)
     tokenizer = Tokenizer(encoder, windows, settings.pooling)
     mixer = make_mixer(settings.mixer, windows.n_tokens, encoder.hidden_channels, **settings.mixer_settings)
 
-    molecule = SelectedMolecule(topology, atoms)
-    positions = [molecule.positions(trajectory) for trajectory in trajectories]
-    tokens = _embed(tokenizer, positions, progress)
+    molecule = SelectedMolecule(topology, atoms, windows.contacts)
+    if store:
+        positions = [StoredPositions(store.positions(k)) for k in range(len(store))]
+        tokens = [store.tokens(k) for k in range(len(store))]
+        tokens = in_memory(tokens) if settings.estimator == "vampnet" else tokens
+    else:
+        positions = [molecule.positions(trajectory) for trajectory in trajectories]
+        tokens = _embed(tokenizer, positions, progress)
     if settings.estimator == "linear":
         rates = None
         if settings.softening:
@@ -123,7 +145,7 @@ def fit_cv(trajectories, topology, settings, progress=None):
         "singular_values": [float(value) for value in model.singular_values],
         "timescales_ps": [float(value) for value in timescales(model.singular_values, settings.lag_time)],
         "dropped_directions": int(model.dropped),
-        "frames": [len(pos) for pos in positions],
+        "frames": lengths,
         "frame_interval_ps": settings.frame_interval,
         "seed": settings.seed,
     }
@@ -133,16 +155,19 @@ def fit_cv(trajectories, topology, settings, progress=None):
         model.mean,
         model.projection,
         model.singular_values,
-        residue_table(topology, atoms),
+        table,
         selection=settings.selection,
         window=settings.window,
         context=settings.context,
+        radius=settings.radius,
+        neighbours=windows.neighbours,
         pooling=settings.pooling,
         lag_time=settings.lag_time,
         training=information,
     )
-    with torch.no_grad():
-        values = [cv.project(cv.mixer(part)).numpy() for part in tokens]
+    values = [
+        np.concatenate([cv.project(chi).numpy() for chi in Features(cv.mixer, part).pieces()]) for part in tokens
+    ]
     cv.training_information.update(
         stiffness(
             cv, topology, positions, settings.frame_interval, values, lambda done, total: progress("stiffness", done, total)
@@ -151,9 +176,30 @@ def fit_cv(trajectories, topology, settings, progress=None):
     return cv
 
 
+def _reference(trajectory, topology, atoms, settings):
+    """The structure that says which residues are near each other: a trajectory of one frame of the selected atoms."""
+    if settings.reference is not None:
+        return read_reference(settings.reference, topology, atoms, settings.selection)
+    if trajectory.n_atoms != topology.n_atoms:
+        raise GeomGNNError(
+            f"The first trajectory has {trajectory.n_atoms} atoms and the topology has {topology.n_atoms}. Give the "
+            "topology of the system that the trajectories are of."
+        )
+    frame = trajectory[0]
+    return mdtraj.Trajectory(
+        frame.xyz[:, atoms], topology.subset(atoms), None, frame.unitcell_lengths, frame.unitcell_angles
+    )
+
+
 def _embed(tokenizer, positions, progress):
     advance = _counter(progress, "embed", sum(len(pos) for pos in positions))
-    return [tokenizer.embed(pos, advance) for pos in positions]
+    shape = tokenizer.windows.n_tokens, 4, tokenizer.encoder.hidden_channels
+    lengths = [len(pos) for pos in positions]
+    # parts of one tensor, which the training of a VAMPnet needs joined: one copy, not two
+    tokens = torch.empty((sum(lengths), *shape), dtype=tokenizer.encoder.dtype).split(lengths)
+    for part, pos in zip(tokens, positions, strict=True):
+        part.copy_(tokenizer.embed(pos, advance))
+    return list(tokens)
 
 
 def _counter(progress, stage, total):
@@ -174,7 +220,7 @@ def _feature_rates(tokenizer, mixer, positions, molecule, topology, settings, pr
 
     Central differences in double precision, which need no derivative of the features with respect to each atom.
     """
-    frames = _evenly(torch.cat(positions), RATE_FRAMES)
+    frames = evenly(positions, RATE_FRAMES)
     noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(settings.seed), dtype=torch.float64)
     masses = atomic_masses(topology, molecule.atoms)
     velocities = noise * torch.sqrt(BOLTZMANN * 300.0 / masses)[:, None] * NM_TO_ANGSTROM
@@ -193,8 +239,7 @@ def atomic_masses(topology, atoms):
 
 
 def _fit_linear(mixer, tokens, rates, lag, settings):
-    with torch.no_grad():
-        features = [mixer(part).double().numpy() for part in tokens]
+    features = features_of(mixer, tokens)
 
     def fit(training):
         return fit_linear(
@@ -271,7 +316,7 @@ def stiffness(cv, topology, positions, frame_interval, values=None, progress=Non
     """
     bound = cv.bind(topology, engine="eager")
     masses = atomic_masses(as_topology(topology), bound.atoms)
-    sample = _evenly(torch.cat(positions), GRADIENT_FRAMES)
+    sample = evenly(positions, GRADIENT_FRAMES)
     squared_rates = []
     for frames in sample.split(bound.tokenizer.frames_per_pass):
         frames = frames.clone().requires_grad_(True)
@@ -299,8 +344,3 @@ def stiffness(cv, topology, positions, frame_interval, values=None, progress=Non
         "in_basin_spread": np.median(spreads, axis=0).tolist(),
         "range": [[float(a), float(b)] for a, b in zip(low, high, strict=True)],
     }
-
-
-def _evenly(frames, number):
-    """At most `number` of the frames, evenly spaced."""
-    return frames[torch.linspace(0, len(frames) - 1, min(number, len(frames))).long()]

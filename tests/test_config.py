@@ -9,7 +9,7 @@ import yaml
 from protocol_texts import FULL, MINIMAL, PROTOCOLS, changed
 from pydantic import ValidationError
 
-from openmm_geomgnn.cli.config import Fit, Protocol, Schedule, dump, lag_in_frames, load_fit, load_protocol
+from openmm_geomgnn.cli.config import Embed, Fit, Protocol, Schedule, dump, lag_in_frames, load_fit, load_protocol
 from openmm_geomgnn.cli.fields import Section
 from openmm_geomgnn.errors import GeomGNNError
 
@@ -253,7 +253,7 @@ def test_every_setting_is_described():
             if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
                 yield from fields_of(field.annotation)
 
-    described = {**dict(fields_of(Protocol)), **dict(fields_of(Fit))}
+    described = {**dict(fields_of(Protocol)), **dict(fields_of(Fit)), **dict(fields_of(Embed))}
     assert len(described) > 50
     for name, field in described.items():
         assert field.description, name
@@ -269,7 +269,9 @@ def test_every_setting_is_described():
         if unit:
             assert unit.removeprefix("/") in field.description, name
     required = {name for name, field in described.items() if field.is_required()}
-    assert required == {"Protocol.system", "SystemSection.structures", "Fit.topology", "Fit.trajectories"}
+    assert required == {
+        *("Protocol.system", "SystemSection.structures", "Fit.topology", "Embed.topology", "Embed.trajectories")
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- rounded times

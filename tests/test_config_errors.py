@@ -64,7 +64,7 @@ def test_wrong_kind_of_file(refusal):
         ("hydrogen_mass: 3 amu", "hydrogen_mass: 12 amu", ["at most 4"]),
         # choices
         ("method: opes", "method: OPES", ["method is 'OPES'", "Did you mean 'opes'?"]),
-        ("window: all", "window: sequences", ["'all' or 'sequence'", "Did you mean 'sequence'?"]),
+        ("window: all", "window: sequences", ["'all', 'sequence' or 'space'", "Did you mean 'sequence'?"]),
         ("constraints: HBonds", "constraints: hbonds", ["Did you mean 'HBonds'?"]),
         ("platform: auto", "platform: cuda", ["Did you mean 'CUDA'?"]),
         # sections
@@ -84,7 +84,7 @@ def test_wrong_kind_of_file(refusal):
         ("amber14-all.xml", "amber14-al.xml", ["no force field 'amber14-al.xml'", "Did you mean 'amber14-all.xml'?"]),
         ("encoder: et-64", "encoder: et-46", ["no encoder 'et-46'", "Did you mean 'et-64'?", "ships et-64;"]),
         ("encoder: et-64", "encoder: conformers", ["no encoder 'conformers'"]),
-        ("encoder: et-64", "encoder: net.pth", [".safetensors, .ckpt"]),
+        ("encoder: et-64", "encoder: net.onnx", [".safetensors, .ckpt, .pth"]),
         ("encoder: et-64", "encoder: yours.safetensors", ["no encoder 'yours.safetensors'"]),
         # the CV
         ("window: all", "selection: foo bar", ["selection is 'foo bar'", "mdtraj"]),

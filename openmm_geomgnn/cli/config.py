@@ -9,14 +9,30 @@ from typing import get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from openmm_geomgnn.cli.data_settings import DataBuild
 from openmm_geomgnn.cli.fields import find_file
-from openmm_geomgnn.cli.protocol import Fit, Protocol, Schedule, lag_in_frames
+from openmm_geomgnn.cli.protocol import Embed, Fit, Protocol, Schedule, lag_in_frames
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import did_you_mean
 
-__all__ = ["Fit", "Protocol", "Schedule", "dump", "lag_in_frames", "load_fit", "load_protocol"]
+__all__ = [
+    "Embed",
+    "Fit",
+    "Protocol",
+    "Schedule",
+    "dump",
+    "embed_settings",
+    "lag_in_frames",
+    "load_data_build",
+    "load_embed",
+    "load_fit",
+    "load_protocol",
+]
 
-COMMANDS = {Protocol: "geomgnn run", Fit: "geomgnn fit"}
+COMMANDS = {Protocol: "geomgnn run", Fit: "geomgnn fit", Embed: "geomgnn embed", DataBuild: "geomgnn data build"}
+COMMAND_LINE = "the command line"  # where settings are that are in no file
+# among the options of `geomgnn embed`
+_NUMBERS, _FILES = ("context", "stride", "chunk", "workers"), ("encoder", "reference")
 # pydantic's type of error -> what the value must be, from its context
 REQUIREMENTS = {
     "greater_than": "greater than {gt:g}",
@@ -60,6 +76,32 @@ def load_fit(path, overrides=None):
     return _load(Fit, path, overrides)
 
 
+def load_embed(path, overrides=None):
+    """The `Embed` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(Embed, path, overrides)
+
+
+def embed_settings(inputs, options):
+    """The `Embed` of a command line: a topology and trajectories, or one YAML file of which `options` replace settings.
+
+    Files on the command line are relative to where it runs.
+    """
+    options = {name: yaml.safe_load(value) if name in _NUMBERS else value for name, value in options.items()}
+    if len(inputs) == 1 and Path(inputs[0]).suffix in (".yaml", ".yml"):
+        here = {name: os.path.abspath(value) for name, value in options.items() if name in _FILES and Path(value).suffix}
+        return load_embed(inputs[0], {**options, **here})
+    if "output" not in options:
+        raise GeomGNNError("The folder for the embeddings is missing: give it, as in `geomgnn embed a.pdb a.xtc -o a.zarr`.")
+    topology, *trajectories = inputs
+    data = {"topology": topology, "trajectories": trajectories, **options}
+    return _validated(Embed, data, {}, {"folder": os.getcwd()}, COMMAND_LINE)
+
+
+def load_data_build(path, overrides=None):
+    """The `DataBuild` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(DataBuild, path, overrides)
+
+
 def dump(config):
     """YAML text of all settings of a `Protocol` or `Fit`, defaults filled in and paths absolute; it loads back to the
     same settings."""
@@ -83,16 +125,20 @@ def _load(model, path, overrides):
     data, lines = _read_yaml(path)
     for key, value in (overrides or {}).items():
         _override(data, lines, tuple(key.split(".")), value)
-    context = {"folder": path.parent, "name": path.stem}
+    return _validated(model, data, lines, {"folder": path.parent, "name": path.stem}, path.name)
+
+
+def _validated(model, data, lines, context, source):
+    """The settings in `data`; `lines` of the keys and the name of their `source` are for errors."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             config = model.model_validate(data, context=context)
         except ValidationError as error:
-            raise GeomGNNError(_explain(error, model, path.name, lines)) from None
+            raise GeomGNNError(_explain(error, model, source, lines)) from None
     for warning in caught:
-        text = f"{path.name}: {warning.message}" if issubclass(warning.category, UserWarning) else warning.message
-        warnings.warn(text, warning.category, stacklevel=3)
+        text = f"{source}: {warning.message}" if issubclass(warning.category, UserWarning) else warning.message
+        warnings.warn(text, warning.category, stacklevel=4)
     return config
 
 
@@ -170,12 +216,20 @@ def _find_lines(node, location, lines, parents):
 
 
 def _override(data, lines, keys, value):
-    *sections, last = keys
-    for section in sections:
-        if not isinstance(data.get(section), dict):
-            data[section] = {}
-        data = data[section]
-    data[last] = value
+    keys = list(keys)
+    for i, key in enumerate(keys):
+        if isinstance(data, list):
+            if not (key.isdigit() and int(key) < len(data)):
+                written = ".".join(map(str, keys))
+                raise GeomGNNError(f"'{written}' has '{key}' in it where a number below {len(data)} is needed.")
+            keys[i] = int(key)
+        if i == len(keys) - 1:
+            data[keys[i]] = value
+        else:
+            there = isinstance(data, list) or isinstance(data.get(key), (dict, list))
+            data[keys[i]] = data[keys[i]] if there else {}
+            data = data[keys[i]]
+    keys = tuple(keys)
     for location in [location for location in lines if location[: len(keys)] == keys]:
         del lines[location]
     lines[keys] = None
@@ -211,6 +265,8 @@ def _line(location, lines):
 
 def _describe(model, file, line, location, problem, cause):
     place = f"{file} (line {line})" if line else f"{file} (overridden when it was loaded)"
+    if file == COMMAND_LINE:
+        place = file
     keys = [part for part in location if isinstance(part, str)]
     section, field = model, None
     path = []
@@ -246,9 +302,9 @@ def _hint(model, owner, name):
     homes = [path for path, section in _sections(model) if name in section.model_fields and section is not owner]
     if homes:
         return f" It belongs in section {homes[0]}." if homes[0] else " It belongs outside of any section."
-    other = next(kind for kind in COMMANDS if kind is not model)
-    if owner is model and name in other.model_fields:
-        return f" It belongs in a file for `{COMMANDS[other]}`; this one was read for `{COMMANDS[model]}`."
+    others = [command for kind, command in COMMANDS.items() if kind is not model and name in kind.model_fields]
+    if owner is model and others:
+        return f" It belongs in a file for `{others[0]}`; this one was read for `{COMMANDS[model]}`."
     return did_you_mean(name, owner.model_fields)
 
 

@@ -12,12 +12,12 @@ from typing import Annotated, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.trajectory_files import WITH_TIMES
 from openmm_geomgnn.units import did_you_mean, quantity
 
 DATA = Path(__file__).resolve().parents[1] / "data"  # what the package ships
 STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif", ".pdbx")
 TOPOLOGIES = (*STRUCTURES, ".gro", ".prmtop", ".parm7", ".psf", ".mol2", ".h5")
-WITH_TIMES = (".xtc", ".trr", ".h5")  # trajectory formats that always hold the times of their frames
 TRAJECTORIES = (*WITH_TIMES, ".dcd", ".nc", ".ncdf", ".netcdf", ".mdcrd", ".crd", ".binpos", ".pdb", ".gsd", ".dtr")
 
 
@@ -153,6 +153,18 @@ def find_trajectories(patterns, folder="."):
     return tuple(found)
 
 
+def find_store(name, folder="."):
+    """The absolute path of a store of embeddings, a folder named relative to `folder`."""
+    path = Path(os.path.abspath(Path(folder) / Path(_text(name, "store of embeddings")).expanduser()))
+    if not path.is_dir():
+        near = [entry.name for entry in path.parent.glob("*.zarr")]
+        raise GeomGNNError(
+            f"There is no store of embeddings '{name}' in {path.parent}.{did_you_mean(path.name, near)} `geomgnn embed` "
+            "makes one."
+        )
+    return path
+
+
 def find_forcefield(name, folder="."):
     """A force field XML file: the absolute path of one relative to `folder`, else the name of one that OpenMM knows."""
     path = Path(_text(name, "force field")).expanduser()
@@ -175,12 +187,12 @@ def find_forcefield(name, folder="."):
 def find_encoder(name, folder="."):
     """The name of a shipped encoder, or the absolute path of an encoder file as a str."""
     if Path(_text(name, "encoder")).suffix:
-        return str(find_file(name, folder, "encoder", (".safetensors", ".ckpt")))
+        return str(find_file(name, folder, "encoder", (".safetensors", ".ckpt", ".pth")))
     shipped = [Path(file).stem for file in _names(DATA, (".safetensors",)) if file != "conformers.safetensors"]
     if name not in shipped:
         raise GeomGNNError(
             f"There is no encoder '{name}'.{did_you_mean(name, shipped)} The package ships "
-            f"{', '.join(shipped) or 'none'}; otherwise give the path of a .safetensors or .ckpt file."
+            f"{', '.join(shipped) or 'none'}; otherwise give the path of a .safetensors, .ckpt or .pth file."
         )
     return name
 
@@ -209,12 +221,12 @@ def _trajectories(value, info):
     return find_trajectories(value, _folder(info)) if isinstance(value, (list, tuple)) else value
 
 
-def _output(default, ending=""):
+def _output(default, ending="", what=""):
     def place(value, info):
         name = (info.context or {}).get("name", "geomgnn")
         path = Path(default.format(name=name) if value is None else _text(value, "output"))
         if ending and path.suffix != ending:
-            raise GeomGNNError(f"output is '{value}', but a CV is a {ending} file: write '{path}{ending}'.")
+            raise GeomGNNError(f"output is '{value}', but {what}: write '{path}{ending}'.")
         return Path(os.path.abspath(path.expanduser()))
 
     return Annotated[Path, BeforeValidator(place)]
@@ -225,10 +237,13 @@ def _file(what, endings):
 
 
 OutputFolder = _output("runs/{name}")
-OutputCV = _output("{name}.cv.safetensors", ".safetensors")
+OutputCV = _output("{name}.cv.safetensors", ".safetensors", "a CV is a .safetensors file")
+OutputStore = _output("{name}.zarr", ".zarr", "embeddings are a .zarr folder")
 Structures = Annotated[tuple[_file("structure", STRUCTURES), ...], BeforeValidator(_listed)]
+Structure = _file("structure", (*STRUCTURES, ".gro", ".h5"))
 Topology = _file("topology", TOPOLOGIES)
 Trajectories = Annotated[tuple[Path, ...], BeforeValidator(_trajectories)]
+Store = Annotated[Path, BeforeValidator(lambda value, info: find_store(value, _folder(info)))]
 ForceFieldFile = Annotated[str, BeforeValidator(lambda value, info: find_forcefield(value, _folder(info)))]
 ForceField = Annotated[tuple[ForceFieldFile, ...], BeforeValidator(_listed)]
 EncoderName = Annotated[str, BeforeValidator(lambda value, info: find_encoder(value, _folder(info)))]

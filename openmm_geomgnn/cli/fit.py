@@ -1,5 +1,7 @@
 """`geomgnn fit`: a collective variable from trajectories that exist."""
 
+from dataclasses import replace
+
 import mdtraj
 import numpy as np
 
@@ -7,19 +9,30 @@ from openmm_geomgnn.cli.config import lag_in_frames
 from openmm_geomgnn.cli.progress import say
 from openmm_geomgnn.cli.workflow import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.windows import as_topology
+from openmm_geomgnn.selection import as_topology
+from openmm_geomgnn.store import Embeddings
 from torchmdnet_ext.quiet import without_lines
 
 
 def run_fit(fit):
     """Fit the CV that a `Fit` describes and write it; returns it."""
     topology = as_topology(fit.topology)
-    trajectories = [_load(path, fit.topology, topology, fit.stride) for path in fit.trajectories]
-    interval = _frame_interval(fit, trajectories)
+    if fit.embeddings is None:
+        trajectories = [_load(path, fit.topology, topology, fit.stride) for path in fit.trajectories]
+        lengths = [len(trajectory) for trajectory in trajectories]
+        times = [(path.name, part.time) for path, part in zip(fit.trajectories, trajectories, strict=True)]
+    else:
+        trajectories = Embeddings.open(fit.embeddings)
+        lengths = trajectories.lengths
+        times = [(entry["name"], trajectories.times(k)) for k, entry in enumerate(trajectories.trajectories)]
+    interval = _frame_interval(fit, times)
     lag_in_frames(fit.cv.lag, interval)
-    frames = sum(len(trajectory) for trajectory in trajectories)
-    say(f"{frames} frames, {interval:g} ps apart, in {len(trajectories)} trajectories")
-    cv = fit_with_progress(trajectories, topology, fit_settings(fit.cv, interval, fit.seed))
+    say(f"{sum(lengths)} frames, {interval:g} ps apart, in {len(lengths)} trajectories")
+    settings = fit_settings(fit.cv, interval, fit.seed)
+    if fit.embeddings is not None:
+        stored = {name: value for name, value in trajectories.token_settings.items() if name not in fit.cv.model_fields_set}
+        settings = replace(settings, **stored)
+    cv = fit_with_progress(trajectories, topology, settings)
     cv.save(fit.output)
     say(describe(cv))
     say(f"written to {fit.output}")
@@ -38,19 +51,24 @@ def _load(path, topology_path, topology, stride):
         ) from error
 
 
-def _frame_interval(fit, trajectories):
-    """Picoseconds between the frames that are used, from the settings or from the files."""
+def _frame_interval(fit, times):
+    """Picoseconds between the frames that are used, from the settings, or from `times`: (name, (F,) array) of each file."""
     if fit.frame_interval is not None:
         return fit.frame_interval * fit.stride
     intervals = {}
-    for path, trajectory in zip(fit.trajectories, trajectories, strict=True):
-        steps = np.diff(trajectory.time)
+    for name, values in times:
+        if np.isnan(values).any():
+            raise GeomGNNError(
+                f"{fit.embeddings} does not know the times of the frames of {name}: give frame_interval, the time between "
+                "two frames in the store."
+            )
+        steps = np.diff(values)
         if len(steps) == 0 or not steps.min() > 0 or np.ptp(steps) > 1e-3 * steps.max() + 1e-4:
             raise GeomGNNError(
-                f"The times of the frames in {path.name} are not evenly spaced, so the lag time has no meaning there. Give "
+                f"The times of the frames in {name} are not evenly spaced, so the lag time has no meaning there. Give "
                 "frame_interval, or split the file where times jump."
             )
-        intervals[path.name] = float(np.median(steps))
+        intervals[name] = float(np.median(steps))
     if max(intervals.values()) - min(intervals.values()) > 1e-3 * max(intervals.values()):
         listed = ", ".join(f"{name} {value:g} ps" for name, value in intervals.items())
         raise GeomGNNError(f"The trajectories have different times between frames ({listed}). Fit those that agree.")

@@ -16,6 +16,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+data = typer.Typer(help="Conformers for pre-training.", no_args_is_help=True)
+app.add_typer(data, name="data")
 _debug = False
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what an earlier protocol left in the folder.")]
@@ -61,6 +63,81 @@ def fit(
 
     with _interruptible("Nothing was written."):
         fitting.run_fit(load_fit(settings_file, _overrides(settings)))
+
+
+@data.command("build")
+def data_build(
+    settings_file: Annotated[Path, typer.Argument(metavar="BUILD", help="Such as protocols/build-conformers.yaml.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a store made there with other settings.")] = False,
+    settings: Settings = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="How many work side by side.")] = None,
+):
+    """Make a store of conformers for pre-training; a build that was stopped goes on where it was."""
+    from openmm_geomgnn.cli import data
+    from openmm_geomgnn.cli.config import load_data_build
+
+    overrides = {"processes": processes} if processes else {}
+    with _interruptible("The same command goes on from what is finished."):
+        data.run_build(load_data_build(settings_file, {**_overrides(settings), **overrides}), overwrite)
+
+
+@data.command("info")
+def data_info(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A folder or a .safetensors file.")],
+    check: Annotated[bool, typer.Option("--check", help="Read every shard and compare its content with its hash.")] = False,
+):
+    """Say what a store of conformers holds."""
+    from openmm_geomgnn.cli import data
+
+    data.show_info(store, check)
+
+
+@data.command("splits")
+def data_splits(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A store that `geomgnn data build` made.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The .npz file to write.")],
+    sources: Annotated[list[str], typer.Option("--source", help="A source to keep; may be repeated.")],
+):
+    """Write the splits of some sources of a store, for a dataset with `sources: [...]`."""
+    from openmm_geomgnn.cli import data
+
+    data.write_splits_of(store, output, sources)
+
+
+@app.command()
+def embed(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TOPOLOGY TRAJECTORY...",
+            help="Files that mdtraj reads; or one YAML file, such as protocols/embed-ala2.yaml.",
+        ),
+    ],
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder of the store, OUT.zarr.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Name of a shipped encoder, or a file. By default et-64.")] = None,
+    selection: Annotated[str | None, typer.Option(help="Atoms, in mdtraj's selection language.")] = None,
+    window: Annotated[str | None, typer.Option(help="all, sequence or space. By default all.")] = None,
+    context: Annotated[str | None, typer.Option(help="Neighbours on each side, with --window sequence.")] = None,
+    radius: Annotated[str | None, typer.Option(help="How near neighbours are, with --window space, nm.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Structure file, with --window space.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="sum or mean over the atoms of a residue. By default sum.")] = None,
+    stride: Annotated[str | None, typer.Option(help="Use every stride-th frame.")] = None,
+    frame_interval: Annotated[str | None, typer.Option(help="Time between frames, for files that do not hold it.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float16. By default float32.")] = None,
+    chunk: Annotated[str | None, typer.Option(help="Frames that are written and resumed as one.")] = None,
+    workers: Annotated[str | None, typer.Option(help="Processes. By default one for each core.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a store that is there.")] = False,
+):
+    """Embed trajectories into a store of residue tokens; what was stopped goes on where it was."""
+    given = {name: value for name, value in locals().items() if value is not None and name not in ("inputs", "overwrite")}
+    from openmm_geomgnn.cli.config import embed_settings
+
+    settings = embed_settings(inputs, given)
+    from openmm_geomgnn.cli import embed as embedding
+
+    with _interruptible("The same command goes on with what is missing."):
+        embedding.run_embed(settings, overwrite)
 
 
 @app.command()

@@ -1,9 +1,10 @@
-"""The two kinds of files as a whole: `Protocol` and `Fit`, and what must fit together in them."""
+"""The kinds of files as a whole: `Protocol`, `Fit` and `Embed`, and what must fit together in them."""
 
 import math
 import re
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -11,9 +12,11 @@ from openmm_geomgnn.cli.fields import (
     WITH_TIMES,
     OutputCV,
     OutputFolder,
+    OutputStore,
     Picoseconds,
     Section,
     SettingError,
+    Store,
     Topology,
     Trajectories,
     Whole,
@@ -24,6 +27,7 @@ from openmm_geomgnn.cli.settings import (
     CVSection,
     RunSection,
     SystemSection,
+    TokenSettings,
     UnbiasedSection,
 )
 from openmm_geomgnn.errors import GeomGNNError
@@ -122,14 +126,19 @@ class Fit(Section):
 
     seed: Whole = Field(1, ge=0, lt=2**31, description="of everything random in training")
     topology: Topology = Field(description="structure file of the molecule, with the atoms of the trajectories")
-    trajectories: Trajectories = Field(
-        min_length=1, description="files that mdtraj reads, or glob patterns; each file is a trajectory of its own"
+    trajectories: Trajectories | None = Field(
+        None, min_length=1, description="files that mdtraj reads, or glob patterns; each file is a trajectory of its own"
+    )
+    embeddings: Store | None = Field(
+        None,
+        description="store of `geomgnn embed`, instead of trajectories; encoder, selection, windows and pooling are those "
+        "of the store",
     )
     stride: Whole = Field(1, ge=1, description="use every stride-th frame")
     frame_interval: Picoseconds | None = Field(
         None,
         gt=0,
-        description="time between frames in the files, ps; null reads it from them (XTC, TRR and H5 hold it)",
+        description="time between frames in the files (in the store), ps; null reads it from them (XTC, TRR and H5 hold it)",
     )
     output: OutputCV = Field(
         None,
@@ -139,8 +148,18 @@ class Fit(Section):
     cv: CVSection = Field(default_factory=CVSection, description="the collective variable")
 
     @model_validator(mode="after")
+    def _has_data(self):
+        if self.trajectories is None and self.embeddings is None:
+            raise SettingError("trajectories is missing: give them, or embeddings, a store of `geomgnn embed`.")
+        if self.trajectories is not None and self.embeddings is not None:
+            raise SettingError("trajectories and embeddings are both given. Remove one of them.", "embeddings")
+        if self.embeddings is not None and self.stride != 1:
+            raise SettingError("stride is for trajectories; a store has that of `geomgnn embed`. Remove it.", "stride")
+        return self
+
+    @model_validator(mode="after")
     def _times_fit(self):
-        timeless = [file for file in self.trajectories if file.suffix.lower() not in WITH_TIMES]
+        timeless = [file for file in self.trajectories or () if file.suffix.lower() not in WITH_TIMES]
         if self.frame_interval is None and timeless:
             raise SettingError(
                 f"frame_interval is not given, and {timeless[0].name} may not hold the times of its frames: give the "
@@ -150,6 +169,34 @@ class Fit(Section):
         if self.frame_interval is not None:
             lag_in_frames(self.cv.lag, self.frame_interval * self.stride)
         return self
+
+
+class Embed(TokenSettings):
+    """An embedding: trajectories that exist become a store of residue tokens."""
+
+    topology: Topology = Field(description="structure file of the molecule, with the atoms of the trajectories")
+    trajectories: Trajectories = Field(
+        min_length=1, description="files that mdtraj reads, or glob patterns; each file is a trajectory of its own"
+    )
+    stride: Whole = Field(1, ge=1, description="use every stride-th frame")
+    frame_interval: Picoseconds | None = Field(
+        None, gt=0, description="time between frames in the files, ps, for those that do not hold it (XTC, TRR and H5 do)"
+    )
+    output: OutputStore = Field(
+        None,
+        validate_default=True,
+        description="folder of the store, relative to where the command runs; by default NAME.zarr for NAME.yaml",
+    )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="of the tokens; float16 takes half the space and has three digits"
+    )
+    chunk: Whole | None = Field(
+        None, ge=1, description="frames that are written and resumed as one; null makes chunks of 4 MiB"
+    )
+    workers: Whole | None = Field(None, ge=1, description="processes of one thread each; null is one for each core")
+    scheduler: str | None = Field(
+        None, description="address of a Dask scheduler whose workers see the same files, instead of processes of our own"
+    )
 
 
 def lag_in_frames(lag, frame_interval):

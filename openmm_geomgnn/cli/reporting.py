@@ -12,7 +12,7 @@ from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.colvar import read_colvar
 from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
-from openmm_geomgnn.windows import as_topology
+from openmm_geomgnn.selection import as_topology
 
 _COMPARISON_FRAME = 1.0  # ps between frames of the unbiased runs that crossings are compared with
 _FEWEST_FRAMES = 2  # of each walker

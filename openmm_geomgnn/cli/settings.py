@@ -23,6 +23,7 @@ from openmm_geomgnn.cli.fields import (
     Picoseconds,
     Section,
     SettingError,
+    Structure,
     Structures,
     Whole,
     Widths,
@@ -110,32 +111,29 @@ class TrainingSection(Section):
     )
 
 
-class CVSection(Section):
-    """The collective variable: encoder, mixer and Koopman estimator."""
+class TokenSettings(Section):
+    """From atoms to residue tokens: encoder, selection and windows."""
 
-    encoder: EncoderName = Field("et-64", description="the name of a shipped encoder, or a .safetensors or .ckpt file")
+    encoder: EncoderName = Field("et-64", description="the name of a shipped encoder, or a .safetensors, .ckpt or .pth file")
     selection: str | None = Field(
-        None, description="atoms it sees, in mdtraj's selection language; null is the heavy atoms of protein with caps"
+        None,
+        description="atoms it sees, in mdtraj's selection language; null is the heavy atoms of protein with caps, without "
+        "protein those of nucleic acid, without either those of the only ligand",
     )
-    window: Literal["all", "sequence"] = Field(
-        "all", description="graphs of the encoder: all atoms at once, or each residue with its neighbours in sequence"
+    window: Literal["all", "sequence", "space"] = Field(
+        "all",
+        description="graphs of the encoder: all atoms at once, or each residue with its neighbours in sequence, or in the "
+        "space of a reference structure",
     )
     context: Whole = Field(1, ge=0, description="neighbours on each side of a residue, with window: sequence")
-    mixer: Literal["none", "mlp", "attention"] = Field("none", description="network from residue tokens to features")
-    mixer_settings: dict[str, bool | int | float | str | list] = Field(
-        default_factory=dict, description="settings of the mixer, by their names there"
+    radius: Nanometres = Field(
+        0.45, gt=0, le=2, description="how near a neighbour is, atom to atom, with window: space, nm"
     )
-    estimator: Literal["linear", "vampnet"] = Field(
-        "linear", description="linear: principal components, then TICA or VAMP; vampnet: a trained mixer, then the same"
+    reference: Structure | None = Field(
+        None,
+        description="structure file of the molecule, with window: space; null is the first frame of the training data",
     )
-    lag: Picoseconds = Field(5.0, gt=0, description="lag time, ps; a multiple of the time between frames")
-    components: Whole = Field(1, ge=1, description="number of CV components")
-    pca: Whole | None = Field(50, ge=1, description="principal components of the linear estimator; null keeps all")
-    softening: Picoseconds = Field(
-        0.02, ge=0, description="of the linear estimator, ps: longer is a CV that moves less with every vibration; 0 is off"
-    )
-    reversible: bool = Field(True, description="estimate reversible dynamics (TICA, SRV) instead of VAMP")
-    training: TrainingSection = Field(default_factory=TrainingSection, description="of a vampnet")
+    pooling: Literal["sum", "mean"] = Field("sum", description="over the atoms of a residue, which make its token")
 
     @field_validator("selection")
     @classmethod
@@ -153,6 +151,39 @@ class CVSection(Section):
         return text
 
     @model_validator(mode="after")
+    def _reference_is_used(self):
+        if self.reference is not None and self.window != "space":
+            raise SettingError(
+                f"reference is given, but window: {self.window} does not look at it. Use window: space, or remove it.",
+                "reference",
+            )
+        return self
+
+
+class CVSection(TokenSettings):
+    """The collective variable: encoder, mixer and Koopman estimator."""
+
+    mixer: Literal["none", "mlp", "attention", "equivariant-attention", "message-passing", "token-merging"] = Field(
+        "none", description="network from residue tokens to features"
+    )
+    mixer_settings: dict[str, bool | int | float | str | list] = Field(
+        default_factory=dict,
+        description="settings of the mixer, by their names there; every mixer has chirality: true, which tells mirror "
+        "images apart",
+    )
+    estimator: Literal["linear", "vampnet"] = Field(
+        "linear", description="linear: principal components, then TICA or VAMP; vampnet: a trained mixer, then the same"
+    )
+    lag: Picoseconds = Field(5.0, gt=0, description="lag time, ps; a multiple of the time between frames")
+    components: Whole = Field(1, ge=1, description="number of CV components")
+    pca: Whole | None = Field(50, ge=1, description="principal components of the linear estimator; null keeps all")
+    softening: Picoseconds = Field(
+        0.02, ge=0, description="of the linear estimator, ps: longer is a CV that moves less with every vibration; 0 is off"
+    )
+    reversible: bool = Field(True, description="estimate reversible dynamics (TICA, SRV) instead of VAMP")
+    training: TrainingSection = Field(default_factory=TrainingSection, description="of a vampnet")
+
+    @model_validator(mode="after")
     def _parts_fit(self):
         if self.estimator == "linear" and self.mixer != "none":
             raise SettingError(
@@ -166,10 +197,11 @@ class CVSection(Section):
                 "attention, or estimator: linear.",
                 "estimator",
             )
-        if self.mixer == "none" and self.mixer_settings:
+        needless = self.mixer_settings.keys() - {"chirality", "pool"}
+        if self.mixer == "none" and needless:
             raise SettingError(
-                f"mixer: none has no settings, but mixer_settings has {', '.join(self.mixer_settings)}. Remove them, "
-                "or name the mixer they are for.",
+                f"mixer: none has no settings but chirality and pool, and mixer_settings has {', '.join(sorted(needless))}. "
+                "Remove them, or name the mixer they are for.",
                 "mixer_settings",
             )
         if self.estimator == "linear" and self.pca is not None and self.components > self.pca:

@@ -16,7 +16,7 @@ from openmm_geomgnn.fitting import FitSettings, fit_cv
 from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.unbiased import run_unbiased
-from openmm_geomgnn.windows import as_topology
+from openmm_geomgnn.selection import as_topology
 
 # index of the first unbiased run to compare crossings with: its seed is not that of a training run
 FIRST_COMPARISON = 1000
@@ -92,6 +92,9 @@ def fit_settings(section, frame_interval, seed):
         selection=section.selection,
         window=section.window,
         context=section.context,
+        radius=section.radius,
+        reference=None if section.reference is None else str(section.reference),
+        pooling=section.pooling,
         mixer=section.mixer,
         mixer_settings=dict(section.mixer_settings),
         estimator=section.estimator,

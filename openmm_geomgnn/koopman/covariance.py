@@ -8,7 +8,8 @@ import numpy as np
 
 from ..errors import GeomGNNError
 
-_CHUNK = 16384  # frames converted to float64 at a time
+_CHUNK = 16384  # frames converted to float64 at a time, at most
+_CHUNK_NUMBERS = 1 << 24  # of their features
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class Covariances:
 def as_trajectories(trajs, lag: int = 0) -> list[np.ndarray]:
     """A list of (T, n) arrays from one array or tensor, or a sequence of them.
 
+    What has an attribute `lazy` that is true is left as it is: data that are read or computed piece by piece, with a shape,
+    `ndim`, a length, slices of frames that are as lazy, and `__array__`.
+
     Raises
     ------
     GeomGNNError
@@ -66,7 +70,7 @@ def as_trajectories(trajs, lag: int = 0) -> list[np.ndarray]:
         trajs = [trajs]
     if not trajs:
         raise GeomGNNError("There are no trajectories: pass a list of arrays of shape (frames, features).")
-    arrays = [x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x) for x in trajs]
+    arrays = [_as_array(x) for x in trajs]
     for k, x in enumerate(arrays):
         if x.ndim != 2:
             raise GeomGNNError(f"Trajectory {k} must have the shape (frames, features) but has {x.shape}: reshape "
@@ -77,6 +81,17 @@ def as_trajectories(trajs, lag: int = 0) -> list[np.ndarray]:
     check_lengths([len(x) for x in arrays], lag)
     check_finite(arrays)
     return arrays
+
+
+def _as_array(x):
+    if getattr(x, "lazy", False):
+        return x
+    return x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
+
+
+def frames_at_once(x) -> int:
+    """How many frames of x (T, ...) are worked on at a time."""
+    return max(256, min(_CHUNK, _CHUNK_NUMBERS // max(1, int(np.prod(x.shape[1:])))))
 
 
 def check_lengths(lengths: Sequence[int], lag: int) -> None:
@@ -92,8 +107,9 @@ def check_lengths(lengths: Sequence[int], lag: int) -> None:
 def check_finite(arrays: Sequence[np.ndarray]) -> None:
     """GeomGNNError naming the first trajectory and frame with NaN or inf."""
     for k, x in enumerate(arrays):
-        for start in range(0, len(x), _CHUNK):
-            part = np.isfinite(x[start : start + _CHUNK])
+        size = frames_at_once(x)
+        for start in range(0, len(x), size):
+            part = np.isfinite(np.asarray(x[start : start + size]))
             if not part.all():
                 bad = np.flatnonzero(~part.reshape(len(part), -1).all(1))
                 raise GeomGNNError(f"Trajectory {k} has a feature that is NaN or infinite in frame {start + bad[0]}: "

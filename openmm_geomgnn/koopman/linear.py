@@ -6,8 +6,8 @@ import numpy as np
 import scipy.linalg
 
 from ..errors import GeomGNNError
-from .covariance import as_trajectories, check_lag, covariances, pair_weights
-from .vamp import EPSILON, KoopmanModel, check_dim, fix_sign, vamp
+from .covariance import as_trajectories, check_lag, covariances, frames_at_once, pair_weights
+from .vamp import EPSILON, KoopmanModel, check_dim, fix_sign, project, vamp
 
 # A feature whose spread is below these shares of its mean and of the widest spread is noise of float32 arithmetic: it
 # is divided by the floor, which keeps it small, and not by its spread.
@@ -28,7 +28,7 @@ def fit_linear(features, lag: int, dim: int, pca: int | None = 50, reversible: b
     Parameters
     ----------
     features
-        (T, n) array, or a list of them, one for each trajectory.
+        (T, n) array, or a list of them, one for each trajectory; they may be lazy, see `covariance.as_trajectories`.
     lag
         In frames.
     dim
@@ -73,7 +73,7 @@ def fit_linear(features, lag: int, dim: int, pca: int | None = 50, reversible: b
     check_dim(dim, kept, n)
     # Components of unit variance, so that the cutoff inside `vamp` sees dependence only, not size.
     to_components = components[:, :kept] / std[:, None] / np.sqrt(variances[:kept])
-    reduced = [_project(x, mean, to_components) for x in trajs]
+    reduced = [project(x, mean, to_components) for x in trajs]
     cov = covariances(reduced, lag, weights, reversible)
     if softening > 0:
         if rates is None or not reversible:
@@ -113,10 +113,11 @@ def _frame_weights(lengths, lag, weights) -> list[np.ndarray]:
     return result
 
 
-def _pieces(trajs, frames, size=16384):
+def _pieces(trajs, frames):
     for x, w in zip(trajs, frames, strict=True):
+        size = frames_at_once(x)
         for start in range(0, len(x), size):
-            yield np.float64(x[start : start + size]), w[start : start + size]
+            yield np.asarray(x[start : start + size], np.float64), w[start : start + size]
 
 
 def _mean(trajs, frames) -> np.ndarray:
@@ -146,7 +147,3 @@ def _principal_components(trajs, frames, mean, std) -> tuple[np.ndarray, np.ndar
         correlation += z.T @ z
     values, vectors = np.linalg.eigh(correlation)
     return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
-
-
-def _project(x, mean, projection, size=16384) -> np.ndarray:
-    return np.concatenate([(np.float64(x[i : i + size]) - mean) @ projection for i in range(0, len(x), size)])

@@ -6,7 +6,7 @@ from numbers import Integral
 import numpy as np
 
 from ..errors import GeomGNNError
-from .covariance import Covariances, as_trajectories
+from .covariance import Covariances, as_trajectories, frames_at_once
 
 # Directions whose variance is below this share of the largest variance are dropped in the whitening.
 EPSILON = 1e-6
@@ -52,16 +52,24 @@ class KoopmanModel:
 
     def transform(self, chi) -> np.ndarray:
         """psi (T, m) float64 of chi (T, n)."""
-        chi = chi.detach().cpu().numpy() if hasattr(chi, "detach") else np.asarray(chi)
+        if not getattr(chi, "lazy", False):
+            chi = chi.detach().cpu().numpy() if hasattr(chi, "detach") else np.asarray(chi)
         if chi.ndim != 2 or chi.shape[1] != len(self.mean):
             raise GeomGNNError(f"The projection takes (frames, {len(self.mean)}) features but got {chi.shape}.")
-        return (np.float64(chi) - self.mean) @ self.projection
+        return project(chi, self.mean, self.projection)
 
     def truncate(self, dim: int) -> "KoopmanModel":
         """The model of the `dim` leading components."""
         right = None if self.right_projection is None else self.right_projection[:, :dim]
         return replace(self, projection=self.projection[:, :dim], singular_values=self.singular_values[:dim],
                        right_projection=right)
+
+
+def project(chi, mean, projection) -> np.ndarray:
+    """(chi - mean) @ projection in float64, (T, m), piece by piece."""
+    size = frames_at_once(chi)
+    pieces = [(np.asarray(chi[i : i + size], np.float64) - mean) @ projection for i in range(0, len(chi), size)]
+    return np.concatenate(pieces) if pieces else np.zeros((0, projection.shape[1]))
 
 
 def whiten(covariance: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:

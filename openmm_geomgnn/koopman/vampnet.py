@@ -167,11 +167,8 @@ class _Data:
         check_lengths(self.lengths, lag)
         check_finite([t.cpu().numpy() for t in self.tokens])
         self.offsets = [0, *np.cumsum(self.lengths).tolist()]
-        if len(self.tokens) == 1:
-            self.joined = self.tokens[0]
-        else:
-            self.joined = torch.cat(self.tokens)
-            self.tokens = list(self.joined.split(self.lengths))  # views: one copy of the data here, not two
+        self.joined = _joined(self.tokens)
+        self.tokens = list(self.joined.split(self.lengths))  # views: one copy of the data here, not two
         self.frame_weights = None
         self.weights = None
         if weights is not None:
@@ -182,6 +179,15 @@ class _Data:
 
     def segment_weights(self, segments: Sequence[Segment]) -> list[np.ndarray] | None:
         return None if self.frame_weights is None else [s.take(self.frame_weights) for s in segments]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """All frames as one tensor; parts that were split from one are not copied."""
+    adjacent = len({part.untyped_storage().data_ptr() for part in parts}) == 1 and all(p.is_contiguous() for p in parts)
+    ends = [part.data_ptr() + part.numel() * part.element_size() for part in parts]
+    if adjacent and ends[:-1] == [part.data_ptr() for part in parts[1:]]:
+        return parts[0].as_strided((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].stride())
+    return torch.cat(list(parts))
 
 
 def _check_settings(**settings) -> None:

@@ -1,0 +1,53 @@
+"""`geomgnn embed`: trajectories become residue tokens on disk."""
+
+import time
+
+from openmm_geomgnn.cli.progress import bar, say
+from openmm_geomgnn.embedding import EmbedSettings, embed_trajectories
+
+
+def run_embed(embed, overwrite=False):
+    """Fill the store that an `Embed` describes, or what is missing of it; returns the `store.Embeddings`."""
+    settings = EmbedSettings(
+        encoder=embed.encoder,
+        selection=embed.selection,
+        window=embed.window,
+        context=embed.context,
+        radius=embed.radius,
+        reference=embed.reference and str(embed.reference),
+        pooling=embed.pooling,
+        stride=embed.stride,
+        frame_interval=embed.frame_interval,
+        dtype=embed.dtype,
+        chunk=embed.chunk,
+    )
+    with bar("Embedding", "frames") as update:
+        speed = _Speed()
+
+        def progress(done, total, resumed):
+            update(done, total, speed(done - resumed))
+
+        store = embed_trajectories(
+            embed.topology, embed.trajectories, embed.output, settings, embed.workers, embed.scheduler, overwrite, progress
+        )
+    frames, residues, channels = sum(store.lengths), len(store.settings["molecule"]), store.tokens(0).shape[3]
+    say(
+        f"{frames} frames of {len(store)} trajectories, {residues} residues with {channels} channels of scalars and vectors "
+        f"in {embed.dtype}, {_size(embed.output):.4g} MB"
+    )
+    say(f"written to {embed.output}")
+    return store
+
+
+class _Speed:
+    """Says how many frames a second have been embedded since it was made."""
+
+    def __init__(self):
+        self.began = time.perf_counter()
+
+    def __call__(self, frames):
+        return f"{frames / (time.perf_counter() - self.began):.3g} frames/s" if frames else ""
+
+
+def _size(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6

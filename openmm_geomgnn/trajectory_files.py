@@ -1,0 +1,134 @@
+"""Frames of trajectory files by number, of any format that mdtraj reads and of files larger than memory."""
+
+import hashlib
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import Closing
+from torchmdnet_ext.quiet import without_lines
+
+WITH_TIMES = (".xtc", ".trr", ".h5")  # formats that always hold the times of their frames
+BLOCK_BYTES = 64 << 20  # of the coordinates of all atoms, read at a time
+_PACKAGES = {".h5": "tables", ".gsd": "gsd"}  # format -> what mdtraj reads it with
+_SAMPLES, _SAMPLE_BYTES = 16, 64 << 10  # of a file, in its fingerprint
+
+
+class TrajectoryFile(Closing):
+    """A trajectory file whose frames can be read in any order. Use it as a context manager.
+
+    XTC, TRR, DCD, NetCDF, HDF5 and XYZ files are read where the frames are; the formats without random access in mdtraj
+    (PDB, GRO, LAMMPS and other text) are read once as a whole and must fit in memory.
+
+    Parameters
+    ----------
+    path : path
+    topology : mdtraj.Topology
+        Of all atoms in the file.
+
+    Raises
+    ------
+    GeomGNNError
+        If the file cannot be read, or does not have the atoms of the topology.
+    """
+
+    def __init__(self, path, topology):
+        self.path = Path(path)
+        self.topology = topology
+        self._handle = self._whole = None
+        with _explained(self.path, topology):
+            self._open()
+
+    def _open(self):
+        import mdtraj
+
+        with without_lines("dcdplugin)", 1):
+            try:
+                self._handle = mdtraj.open(str(self.path))
+                self._frames = len(self._handle)
+                self._handle.seek(0)
+                return
+            except (AttributeError, NotImplementedError, TypeError):  # it has no length or no seek, or wants to know more
+                self.close()
+            except OSError:  # a format that mdtraj can only load, unless it has opened the file
+                if self._handle is not None or not self.path.is_file():
+                    raise
+            self._whole = mdtraj.load(str(self.path), top=self.topology)
+            self._frames = len(self._whole)
+
+    def __len__(self):
+        return self._frames
+
+    def blocks(self, start, stop, stride=1):
+        """Yield mdtraj.Trajectory pieces, a bounded amount of memory each, with the frames range(start, stop, stride).
+
+        Raises
+        ------
+        GeomGNNError
+            If the file is damaged there or has other atoms.
+        """
+        frames = range(start, stop, stride)
+        size = max(1, BLOCK_BYTES // (12 * max(1, self.topology.n_atoms)))
+        for first in range(0, len(frames), size):
+            numbers = frames[first : first + size]
+            with _explained(self.path, self.topology):
+                piece = self._read(numbers)
+            if len(piece) != len(numbers):
+                raise GeomGNNError(
+                    f"{self.path.name} ends before frame {numbers[-1]}, although it is said to have {len(self)} frames: it "
+                    "is truncated or damaged. Copy it again from where it was made."
+                )
+            yield piece
+
+    def _read(self, numbers):
+        if self._whole is not None:
+            return self._whole[numbers.start : numbers.stop : numbers.step]
+        self._handle.seek(numbers.start)
+        arguments = {"n_frames": len(numbers), "stride": None if numbers.step == 1 else numbers.step}
+        if hasattr(self._handle, "topology"):  # a format that holds it
+            return self._handle.read_as_traj(**arguments)
+        return self._handle.read_as_traj(self.topology, **arguments)
+
+    def close(self):
+        """Close the file. Safe to call twice."""
+        if self._handle is not None:
+            self._handle.close()
+        self._handle = self._whole = None
+
+
+@contextmanager
+def _explained(path, topology):
+    """What mdtraj raises over a file, as a GeomGNNError."""
+    try:
+        yield
+    except ImportError as error:
+        package = _PACKAGES.get(path.suffix, error.name)
+        raise GeomGNNError(
+            f"Reading {path.name} takes a package that is not installed: `pip install {package}`, or convert the file to "
+            "XTC "
+            "with mdconvert, which comes with mdtraj."
+        ) from error
+    except (OSError, ValueError, RuntimeError, TypeError, IndexError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise GeomGNNError(
+            f"The trajectory {path} cannot be read with a topology of {topology.n_atoms} atoms ({reason}). Check that the "
+            "file is complete and that both have the same atoms."
+        ) from error
+
+
+def fingerprint(path):
+    """Size of a file and a hash of 16 blocks of it, evenly spaced from its first to its last byte: {"size", "sha256"}.
+
+    Small files are hashed as a whole. A file that has grown, was cut, or was written again has another fingerprint.
+    """
+    size = os.path.getsize(path)
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        if size <= _SAMPLES * _SAMPLE_BYTES:
+            digest.update(file.read())
+        else:
+            for k in range(_SAMPLES):
+                file.seek(k * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return {"size": size, "sha256": digest.hexdigest()[:32]}
