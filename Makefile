@@ -1,4 +1,4 @@
-# Every target makes .venv itself; a machine needs Python (>= 3.10), pip and make.
+# Every target makes .venv itself; a machine needs Python (>= 3.11), pip and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -44,7 +44,7 @@ class CollectiveVariable(nn.Module):
     mean : (n,) array, projection : (n, d) array, singular_values : (d,) array
         The frozen Koopman projection, float64.
     molecule : list
-        The residue table (`windows.residue_table`) of the molecule it was trained on.
+        The residue table (`selection.residue_table`) of the molecule it was trained on.
     selection, window, context, radius, pooling
         As in `selection.select_atoms`, `windows.make_windows` and `tokens.Tokenizer`.
     neighbours : list of lists of int, optional

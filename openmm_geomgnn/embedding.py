@@ -12,10 +12,11 @@ from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
 from openmm_geomgnn.store import DTYPES, Embeddings, encoder_identity, import_zarr
+from openmm_geomgnn.token_settings import TokenSettings
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.trajectory_files import TrajectoryFile, fingerprint
 from openmm_geomgnn.units import did_you_mean
-from openmm_geomgnn.windows import RADIUS, make_windows
+from openmm_geomgnn.windows import make_windows
 
 # the settings of a store that may not differ from one trajectory in it to the next, as an error names them
 _COMMON = {
@@ -32,21 +33,14 @@ _COMMON = {
 
 
 @dataclass(frozen=True)
-class EmbedSettings:
-    """How trajectories are embedded; see `selection`, `windows` and `tokens` for what each setting means.
+class EmbedSettings(TokenSettings):
+    """How trajectories are embedded.
 
-    `radius` is in nm. `reference` is the path of the structure for window="space"; without it that is the first frame of
-    the first trajectory. `stride` uses every stride-th frame. `frame_interval` is the time between frames in the files, in
-    ps, for formats that do not hold it. `chunk` is the number of frames that are embedded, written and resumed as one.
+    `stride` uses every stride-th frame. `frame_interval` is the time between frames in the files, in ps, for formats that
+    do not hold it. `dtype` is that of the stored tokens, one of `store.DTYPES`. `chunk` is the number of frames that are
+    embedded, written and resumed as one; by default as many as make `store.CHUNK_BYTES`.
     """
 
-    encoder: str = "et-64"
-    selection: str | None = None
-    window: str = "all"
-    context: int = 1
-    radius: float = RADIUS
-    reference: str | None = None
-    pooling: str = "sum"
     stride: int = 1
     frame_interval: float | None = None
     dtype: str = "float32"

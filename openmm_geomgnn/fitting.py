@@ -15,11 +15,12 @@ from openmm_geomgnn.koopman.covariance import check_lengths
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
 from openmm_geomgnn.store import Embeddings
+from openmm_geomgnn.token_settings import TokenSettings
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.training_data import Features, StoredPositions, check_stored, evenly, features_of, in_memory
 from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM
 from openmm_geomgnn.whole import SelectedMolecule
-from openmm_geomgnn.windows import RADIUS, make_windows
+from openmm_geomgnn.windows import make_windows
 
 ESTIMATORS = ("linear", "vampnet")
 RATE_FRAMES = 500  # at which the velocity of the features is sampled, for the softening
@@ -28,22 +29,14 @@ SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one 
 
 
 @dataclass(frozen=True)
-class FitSettings:
-    """How a CV is fitted; see `windows`, `tokens`, `mixers` and `koopman` for what each setting means.
+class FitSettings(TokenSettings):
+    """How a CV is fitted; see `mixers` and `koopman` for what each setting means.
 
-    `lag_time`, `frame_interval` and `softening` are in picoseconds, `radius` is in nm. `reference` is the path of the
-    structure for window="space"; without it that is the first frame of the first trajectory.
+    `lag_time`, `frame_interval` and `softening` are in picoseconds. `training` has arguments of `koopman.train_vampnet`.
     """
 
     lag_time: float
     frame_interval: float
-    encoder: str = "et-64"
-    selection: str | None = None
-    window: str = "all"
-    context: int = 1
-    radius: float = RADIUS
-    reference: str | None = None
-    pooling: str = "sum"
     mixer: str = "none"
     mixer_settings: dict = field(default_factory=dict)
     estimator: str = "linear"

@@ -9,20 +9,8 @@ import numpy as np
 
 from openmm_geomgnn.contacts import contacts
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.selection import (
-    Polymers,
-    as_topology,
-    check_same_molecule,
-    default_selection,
-    residue_table,
-    select_atoms,
-)
+from openmm_geomgnn.selection import Polymers
 from openmm_geomgnn.units import did_you_mean
-
-__all__ = [
-    "WINDOWS", "Windows", "as_topology", "check_same_molecule", "default_selection", "make_windows",
-    "neighbours_by_number", "residue_table", "select_atoms",
-]  # fmt: skip
 
 RADIUS = 0.45  # nm; heavy atoms of residues in contact are closer
 _POLYMER_BONDS = ({"C", "N"}, {"O", "P"})  # peptide and phosphodiester
@@ -46,8 +34,8 @@ class Windows:
         All pairs i < j of window atoms that share a window, window by window.
     n_tokens : int
     neighbours : list of lists of int, or None
-        The residues in each residue's window, itself among them, numbered as in `residue_table`; None where all atoms are
-        one graph. It is all that `make_windows` needs to make the same windows again.
+        The residues in each residue's window, itself among them, numbered as in `selection.residue_table`; None where all
+        atoms are one graph. It is all that `make_windows` needs to make the same windows again.
     """
 
     z: np.ndarray

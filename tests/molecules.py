@@ -11,8 +11,9 @@ from physics import as_if_trained
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.mixers import make_mixer
+from openmm_geomgnn.selection import residue_table, select_atoms
 from openmm_geomgnn.tokens import Tokenizer
-from openmm_geomgnn.windows import make_windows, residue_table, select_atoms
+from openmm_geomgnn.windows import make_windows
 from torchmdnet_ext import registration
 
 ALA2 = resources.files("openmm_geomgnn") / "data" / "ala2-c7eq.pdb"

@@ -16,11 +16,12 @@ from openmm_geomgnn import embedding_workers, trajectory_files
 from openmm_geomgnn.embedding import EmbedSettings, embed_trajectories
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.selection import select_atoms
 from openmm_geomgnn.store import Embeddings
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.trajectory_files import TrajectoryFile, fingerprint
 from openmm_geomgnn.whole import SelectedMolecule
-from openmm_geomgnn.windows import make_windows, select_atoms
+from openmm_geomgnn.windows import make_windows
 from torchmdnet_ext.checkpoints import write_encoder
 
 pytest.importorskip("zarr")

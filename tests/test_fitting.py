@@ -15,9 +15,10 @@ from openmm_geomgnn.fitting import FitSettings, _feature_rates, fit_cv, stiffnes
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.sampling.unbiased import run_unbiased
 from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.selection import select_atoms
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.whole import SelectedMolecule
-from openmm_geomgnn.windows import make_windows, select_atoms
+from openmm_geomgnn.windows import make_windows
 from torchmdnet_ext.checkpoints import write_encoder
 from torchmdnet_ext.quiet import without_lines
 

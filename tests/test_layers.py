@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("torchmdnet_ext",),
     ("openmm_geomgnn.__init__", "openmm_geomgnn.errors"),
-    ("openmm_geomgnn.units", "openmm_geomgnn.files"),
+    ("openmm_geomgnn.units", "openmm_geomgnn.files", "openmm_geomgnn.processes"),
     ("openmm_geomgnn.engines", "openmm_geomgnn.selection", "openmm_geomgnn.trajectory_files", "openmm_geomgnn.whole"),
     ("openmm_geomgnn.contacts", "openmm_geomgnn.encoder", "openmm_geomgnn.store"),
     ("openmm_geomgnn.training_data", "openmm_geomgnn.windows"),
-    ("openmm_geomgnn.tokens",),
+    ("openmm_geomgnn.token_settings", "openmm_geomgnn.tokens"),
     ("openmm_geomgnn.embedding_workers", "openmm_geomgnn.koopman", "openmm_geomgnn.mixers"),
     ("openmm_geomgnn.cv", "openmm_geomgnn.embedding"),
     ("openmm_geomgnn.fitting", "openmm_geomgnn.force"),

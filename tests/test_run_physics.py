@@ -17,8 +17,8 @@ from openmm_geomgnn.sampling.outputs import read_dcd
 from openmm_geomgnn.sampling.systems import SystemSettings
 from openmm_geomgnn.sampling.unbiased import run_unbiased
 from openmm_geomgnn.sampling.walker import Walker, WalkerSpec
+from openmm_geomgnn.selection import residue_table, select_atoms
 from openmm_geomgnn.units import BOLTZMANN
-from openmm_geomgnn.windows import residue_table, select_atoms
 
 # ---------------------------------------------------------------------------------------------------------------- physics
 

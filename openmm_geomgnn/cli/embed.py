@@ -9,13 +9,7 @@ from openmm_geomgnn.embedding import EmbedSettings, embed_trajectories
 def run_embed(embed, overwrite=False):
     """Fill the store that an `Embed` describes, or what is missing of it; returns the `store.Embeddings`."""
     settings = EmbedSettings(
-        encoder=embed.encoder,
-        selection=embed.selection,
-        window=embed.window,
-        context=embed.context,
-        radius=embed.radius,
-        reference=embed.reference and str(embed.reference),
-        pooling=embed.pooling,
+        **embed.token_settings(),
         stride=embed.stride,
         frame_interval=embed.frame_interval,
         dtype=embed.dtype,

@@ -27,7 +27,7 @@ from openmm_geomgnn.cli.settings import (
     CVSection,
     RunSection,
     SystemSection,
-    TokenSettings,
+    TokenSection,
     UnbiasedSection,
 )
 from openmm_geomgnn.errors import GeomGNNError
@@ -171,7 +171,7 @@ class Fit(Section):
         return self
 
 
-class Embed(TokenSettings):
+class Embed(TokenSection):
     """An embedding: trajectories that exist become a store of residue tokens."""
 
     topology: Topology = Field(description="structure file of the molecule, with the atoms of the trajectories")

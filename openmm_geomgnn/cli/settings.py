@@ -111,7 +111,7 @@ class TrainingSection(Section):
     )
 
 
-class TokenSettings(Section):
+class TokenSection(Section):
     """From atoms to residue tokens: encoder, selection and windows."""
 
     encoder: EncoderName = Field("et-64", description="the name of a shipped encoder, or a .safetensors, .ckpt or .pth file")
@@ -159,8 +159,13 @@ class TokenSettings(Section):
             )
         return self
 
+    def token_settings(self):
+        """Arguments of `token_settings.TokenSettings`."""
+        values = {name: getattr(self, name) for name in TokenSection.model_fields}
+        return {**values, "reference": self.reference and str(self.reference)}
 
-class CVSection(TokenSettings):
+
+class CVSection(TokenSection):
     """The collective variable: encoder, mixer and Koopman estimator."""
 
     mixer: Literal["none", "mlp", "attention", "equivariant-attention", "message-passing", "token-merging"] = Field(
@@ -197,18 +202,24 @@ class CVSection(TokenSettings):
                 "attention, or estimator: linear.",
                 "estimator",
             )
-        needless = self.mixer_settings.keys() - {"chirality", "pool"}
-        if self.mixer == "none" and needless:
-            raise SettingError(
-                f"mixer: none has no settings but chirality and pool, and mixer_settings has {', '.join(sorted(needless))}. "
-                "Remove them, or name the mixer they are for.",
-                "mixer_settings",
-            )
         if self.estimator == "linear" and self.pca is not None and self.components > self.pca:
             raise SettingError(
                 f"{self.components} components cannot be made of {self.pca} principal components (pca). Raise pca.",
                 "components",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _mixer_has_these_settings(self):
+        if self.mixer_settings:  # the import brings torch, which takes seconds
+            from openmm_geomgnn.mixers import check_settings
+
+            try:
+                check_settings(self.mixer, self.mixer_settings)
+            except GeomGNNError as error:
+                # the line of the setting that the message begins with, where it does
+                named = [key for key in self.mixer_settings if str(error).startswith((f"{key} ", f"{key}: "))]
+                raise SettingError(str(error), "mixer_settings", *named[:1]) from error
         return self
 
 

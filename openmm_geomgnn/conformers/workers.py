@@ -1,17 +1,12 @@
 """Independent jobs, each done in one of several processes."""
 
-import multiprocessing
-import os
-import signal
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import wait
 
 from openmm_geomgnn.errors import GeomGNNError
-
-# one thread per process: more threads than free cores slow everything down, and results may depend on their number
-_THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENMM_CPU_THREADS")
+from openmm_geomgnn.processes import how_it_ended, start_process
 
 
 def run_jobs(function, jobs, processes, describe):
@@ -34,19 +29,13 @@ def run_jobs(function, jobs, processes, describe):
         If a job fails or its process ends; the message names the job.
     """
     jobs = iter(jobs)
-    context = multiprocessing.get_context("spawn")
     workers, busy = {}, {}
     try:
-        with _single_threaded():
-            for job in islice(jobs, processes):
-                mine, theirs = context.Pipe()
-                worker = context.Process(target=_serve, args=(theirs, function), daemon=True)
-                worker.start()
-                # the other end must be open in the worker alone, or its death would not show here
-                theirs.close()
-                workers[mine] = worker
-                busy[mine] = job
-                _send(mine, job, worker, describe)
+        for job in islice(jobs, processes):
+            worker, connection = start_process(_serve, function)
+            workers[connection] = worker
+            busy[connection] = job
+            _send(connection, job, worker, describe)
         while busy:
             for connection in wait(list(busy)):
                 job = busy.pop(connection)
@@ -76,43 +65,11 @@ def _send(connection, job, worker, describe):
 
 
 def _death(worker, name):
-    worker.join(5)
-    code = worker.exitcode
-    how = "does not answer" if code is None else f"ended with code {code}"
-    if code is not None and code < 0:
-        with suppress(ValueError):
-            how = f"was ended by {signal.Signals(-code).name}"
-    return GeomGNNError(
-        f"{name} failed: its process {how}. SIGKILL mostly means that memory ran out (use fewer processes), "
-        "SIGSEGV a fault in one of the packages that make conformers, and code 1 at the start that a script builds "
-        "outside `if __name__ == '__main__':`, although every new process imports it. What is finished is kept."
-    )
-
-
-@contextmanager
-def _single_threaded():
-    """Processes started in this block begin with one thread in every numerical library."""
-    before = {name: os.environ.get(name) for name in _THREAD_LIMITS}
-    os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def parent_is_gone():
-    """Whether the process that gave this one its job has ended, so that nobody waits for the result."""
-    parent = multiprocessing.parent_process()
-    return parent is not None and not parent.is_alive()
+    how = how_it_ended(worker, "a fault in one of the packages that make conformers", "builds")
+    return GeomGNNError(f"{name} failed: its process {how} What is finished is kept.")
 
 
 def _serve(connection, function):
-    # Ctrl-C reaches every process of the terminal: the parent decides what it means
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         try:
             job = connection.recv()

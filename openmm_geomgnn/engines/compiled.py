@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
+from openmm_geomgnn.engines.tables import table_error, tabulate
 from openmm_geomgnn.errors import GeomGNNError
 from torchmdnet_ext.kernels.lanes import PANEL, WIDTH
 
@@ -74,8 +75,10 @@ def numbers(tensor):
 class CompiledNetwork:
     """Base of a network for fixed atoms and fixed candidate pairs.
 
-    A network's own class has `supports`, `_make_weights(network, z, intervals)`, `_make_work(atoms, pairs)` for the largest
-    numbers of them in a part, `_run_forward(pos, x, v)` and `_run_backward(g_x, g_v, gradient)`; the last two fill arrays.
+    A network's own class has `supports`, the kernels `_forward` and `_backward`, and what makes their arguments:
+    `_make_weights(network, z, intervals)` sets `grid`, `_start` (two arrays with a row for each atom), `_forward_weights`
+    and `_backward_weights`; `_make_work(atoms, pairs)`, for the largest numbers of them in a part, sets `_kept`,
+    `_forward_work` and, with `gradient`, `_backward_work`.
 
     Parameters
     ----------
@@ -164,6 +167,13 @@ class CompiledNetwork:
     def _zeros(self, *shape):
         return np.zeros(shape, self.dtype)
 
+    def _tabulated(self, network, choices, tolerance, filters):
+        """Coefficients of the radial filters with the fewest intervals that are exact enough; sets `grid`."""
+        for choice in choices:
+            self.grid, coefficients = tabulate(network, choice, filters)
+            if choice == choices[-1] or table_error(network, self.grid, coefficients, filters) < tolerance:
+                return coefficients
+
     def __call__(self, pos):
         """Scalars x (M, H) and vectors v (M, 3, H) at `pos` (M, 3) in angstrom, as torch tensors.
 
@@ -184,9 +194,15 @@ class CompiledNetwork:
             raise GeomGNNError(f"Positions must have the shape ({m}, 3), but have {pos.shape}.")
         x, v = np.empty((m, hidden), self.dtype), np.empty((m, 3, hidden), self.dtype)
         with self._lock:
-            self._ticket += 1
-            self._run_forward(pos, x, v)
+            self._run(pos, x, v)
             return x, v, self._ticket
+
+    def _run(self, pos, x, v):
+        self._ticket += 1
+        first, second = self._start
+        rest = *self._forward_weights, *self._kept, *self._forward_work
+        for a, i, j in self._parts:
+            self._near = self._forward(int(self.gradient), pos[a], i, j, first[a], second[a], x[a], v[a], *rest)
 
     def vjp(self, pos, g_x, g_v, ticket=None):
         """Gradient (M, 3), float64, of sum(g_x * x) + sum(g_v * v) with respect to `pos`.
@@ -206,7 +222,6 @@ class CompiledNetwork:
         with self._lock:
             if ticket != self._ticket:
                 x, v = np.empty((m, hidden), self.dtype), np.empty((m, 3, hidden), self.dtype)
-                self._ticket += 1
-                self._run_forward(np.ascontiguousarray(pos, dtype=np.float64), x, v)
-            self._run_backward(g_x, g_v, gradient)
+                self._run(np.ascontiguousarray(pos, dtype=np.float64), x, v)
+            self._backward(self._near, g_x, g_v, *self._backward_weights, *self._kept, *self._backward_work, gradient)
         return gradient

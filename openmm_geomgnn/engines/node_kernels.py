@@ -1,6 +1,7 @@
 """Numba kernels of everything that happens at single atoms: matrix products, layer norms, residuals.
 
 Arrays are C-contiguous; arguments named like `x0` are offsets into the array `x`, in elements.
+M atoms, S = 3 or 8 components of vectors, C channels (padded to whole panels).
 """
 
 import math
@@ -140,39 +141,42 @@ def layer_norm_vjp(g, atoms, channels, present, features, y, y0, inverse, row, o
 
 
 @kernel
-def update(atoms, channels, mixed, mixed0, projected, projected0, vec, vec0, total_v, x):
-    """Residuals: x += vec_dot * o2 + o3 in place, the next layer's vec = vec + vec3 * o1 + total_v."""
-    next0 = vec0 + atoms * 3 * channels
+def update(atoms, components, channels, mixed, mixed0, projected, p0, width, vec, vec0, total_v, x):
+    """Residuals: x += vec_dot * o2 + o3 in place, the next layer's vec = vec + vec3 * o1 + total_v.
+
+    mixed (M, 3C) is o; projected (M, S, width) starts with vec1, vec2, vec3.
+    """
+    next0 = vec0 + atoms * components * channels
     for m in range(atoms):
-        for c in range(0, channels, WIDTH):
+        for c in range(0, channels, PANEL):
             o = mixed0 + m * 3 * channels + c
-            o1 = load8(mixed, o)
-            dot = splat8(x, 0.0)
-            for d in range(3):
-                p = projected0 + (m * 3 + d) * 3 * channels + c
-                v = (m * 3 + d) * channels + c
-                dot = dot + load8(projected, p) * load8(projected, p + channels)
-                new = load8(vec, vec0 + v) + load8(total_v, v) + load8(projected, p + 2 * channels) * o1
+            o1 = load16(mixed, o)
+            dot = splat16(x, 0.0)
+            for component in range(components):
+                p = p0 + (m * components + component) * width + c
+                v = (m * components + component) * channels + c
+                dot = dot + load16(projected, p) * load16(projected, p + channels)
+                new = load16(vec, vec0 + v) + load16(total_v, v) + load16(projected, p + 2 * channels) * o1
                 store(vec, next0 + v, new)
-            increase(x, m * channels + c, dot * load8(mixed, o + channels) + load8(mixed, o + 2 * channels))
+            increase(x, m * channels + c, dot * load16(mixed, o + channels) + load16(mixed, o + 2 * channels))
 
 
 @kernel
-def update_vjp(atoms, channels, mixed, mixed0, projected, projected0, g_x, g_v, g_mixed, g_projected):
-    """Gradients with respect to o (M, 3C) and the projections of vec (M, 3, 3C)."""
+def update_vjp(atoms, components, channels, mixed, mixed0, projected, p0, width, g_x, g_vec, g_mixed, g_projected):
+    """Fill g_mixed (M, 3C), and of g_projected (M, S, width) the first three parts."""
     for m in range(atoms):
-        for c in range(0, channels, WIDTH):
+        for c in range(0, channels, PANEL):
             o = m * 3 * channels + c
-            o1, o2 = load8(mixed, mixed0 + o), load8(mixed, mixed0 + o + channels)
-            gx = load8(g_x, m * channels + c)
+            o1, o2 = load16(mixed, mixed0 + o), load16(mixed, mixed0 + o + channels)
+            gx = load16(g_x, m * channels + c)
             g_dot = gx * o2
-            dot, g1 = splat8(g_x, 0.0), splat8(g_x, 0.0)
-            for d in range(3):
-                p = (m * 3 + d) * 3 * channels + c
-                v1, v2 = load8(projected, projected0 + p), load8(projected, projected0 + p + channels)
-                gv = load8(g_v, (m * 3 + d) * channels + c)
+            dot, g1 = splat16(g_x, 0.0), splat16(g_x, 0.0)
+            for component in range(components):
+                p = (m * components + component) * width + c
+                v1, v2 = load16(projected, p0 + p), load16(projected, p0 + p + channels)
+                gv = load16(g_vec, (m * components + component) * channels + c)
                 dot = dot + v1 * v2
-                g1 = g1 + gv * load8(projected, projected0 + p + 2 * channels)
+                g1 = g1 + gv * load16(projected, p0 + p + 2 * channels)
                 store(g_projected, p, g_dot * v2)
                 store(g_projected, p + channels, g_dot * v1)
                 store(g_projected, p + 2 * channels, gv * o1)

@@ -8,7 +8,15 @@ import numpy as np
 from numba import njit
 
 from openmm_geomgnn.engines.kernel_cache import keep_compiled
-from openmm_geomgnn.engines.node_kernels import copy_lanes, layer_norm, layer_norm_vjp, matmul, set_zero
+from openmm_geomgnn.engines.node_kernels import (
+    copy_lanes,
+    layer_norm,
+    layer_norm_vjp,
+    matmul,
+    set_zero,
+    update,
+    update_vjp,
+)
 from openmm_geomgnn.engines.pair_kernels import neighbours, scatter_gradient
 from openmm_geomgnn.engines.visnet_edges import attend, collect, update_edges
 from openmm_geomgnn.engines.visnet_edges_vjp import activate, attend_vjp, collect_vjp, update_edges_vjp
@@ -21,7 +29,7 @@ from openmm_geomgnn.engines.visnet_graph import (
     gather_neighbours,
     gather_neighbours_vjp,
 )
-from openmm_geomgnn.engines.visnet_nodes import norm_vectors, norm_vectors_vjp, update, update_vjp
+from openmm_geomgnn.engines.visnet_nodes import norm_vectors, norm_vectors_vjp
 
 TILE = 48  # edges whose projections are in the first- and second-level cache at once; whole blocks of `matmul`
 

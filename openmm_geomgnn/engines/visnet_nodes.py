@@ -58,27 +58,6 @@ def norm_vectors(vec, vec0, atoms, components, channels, present, weight, w0, ma
 
 
 @kernel
-def update(atoms, components, channels, mixed, mixed0, projected, p0, width, vec, vec0, total_v, x):
-    """Residuals: x += vec_dot * o2 + o3 in place, the next layer's vec = vec + vec3 * o1 + total_v.
-
-    mixed (M, 3C) is o; projected (M, S, width) starts with vec1, vec2, vec3.
-    """
-    next0 = vec0 + atoms * components * channels
-    for m in range(atoms):
-        for c in range(0, channels, PANEL):
-            o = mixed0 + m * 3 * channels + c
-            o1 = load16(mixed, o)
-            dot = splat16(x, 0.0)
-            for component in range(components):
-                p = p0 + (m * components + component) * width + c
-                v = (m * components + component) * channels + c
-                dot = dot + load16(projected, p) * load16(projected, p + channels)
-                new = load16(vec, vec0 + v) + load16(total_v, v) + load16(projected, p + 2 * channels) * o1
-                store(vec, next0 + v, new)
-            increase(x, m * channels + c, dot * load16(mixed, o + channels) + load16(mixed, o + 2 * channels))
-
-
-@kernel
 def norm_vectors_vjp(g, vec, vec0, atoms, components, channels, present, weight, w0, max_min, norm, g_vec):
     """g_vec (M, S, C) += gradient with respect to the vectors, from that of the normed ones, g (M, S, C)."""
     zero, least = splat16(norm, 0.0), splat16(norm, LEAST_NORM)
@@ -126,27 +105,3 @@ def norm_vectors_vjp(g, vec, vec0, atoms, components, channels, present, weight,
                     for component in range(first, last):
                         v = component * channels + c
                         g_vec.flat[at + v] += gradient * vec.flat[vec0 + at + v] / norm[c]
-
-
-@kernel
-def update_vjp(atoms, components, channels, mixed, mixed0, projected, p0, width, g_x, g_vec, g_mixed, g_projected):
-    """Fill g_mixed (M, 3C), and of g_projected (M, S, width) the first three parts."""
-    for m in range(atoms):
-        for c in range(0, channels, PANEL):
-            o = m * 3 * channels + c
-            o1, o2 = load16(mixed, mixed0 + o), load16(mixed, mixed0 + o + channels)
-            gx = load16(g_x, m * channels + c)
-            g_dot = gx * o2
-            dot, g1 = splat16(g_x, 0.0), splat16(g_x, 0.0)
-            for component in range(components):
-                p = (m * components + component) * width + c
-                v1, v2 = load16(projected, p0 + p), load16(projected, p0 + p + channels)
-                gv = load16(g_vec, (m * components + component) * channels + c)
-                dot = dot + v1 * v2
-                g1 = g1 + gv * load16(projected, p0 + p + 2 * channels)
-                store(g_projected, p, g_dot * v2)
-                store(g_projected, p + channels, g_dot * v1)
-                store(g_projected, p + 2 * channels, gv * o1)
-            store(g_mixed, o, g1)
-            store(g_mixed, o + channels, gx * dot)
-            store(g_mixed, o + 2 * channels, gx)

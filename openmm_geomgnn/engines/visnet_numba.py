@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from openmm_geomgnn.engines.compiled import CompiledNetwork, numbers
-from openmm_geomgnn.engines.tables import table_error, tabulate
 from openmm_geomgnn.engines.visnet_kernels import TILE, backward, forward
 from torchmdnet_ext.kernels.lanes import PANEL
 from torchmdnet_ext.models.visnet import ViSNet
@@ -63,6 +62,8 @@ def layer_weights(layer):
 
 class NumbaViSNet(CompiledNetwork):
     """A `ViSNet`; see `CompiledNetwork`."""
+
+    _forward, _backward = staticmethod(forward), staticmethod(backward)
 
     @staticmethod
     def supports(network) -> str | None:
@@ -124,10 +125,7 @@ class NumbaViSNet(CompiledNetwork):
 
     def _make_table(self, network, intervals):
         choices = INTERVALS[self.dtype.name] if intervals is None else (int(intervals),)
-        for choice in choices:
-            self.grid, coefficients = tabulate(network, choice, radial_filters)
-            if choice == choices[-1] or table_error(network, self.grid, coefficients, radial_filters) < TOLERANCE:
-                break
+        coefficients = self._tabulated(network, choices, TOLERANCE, radial_filters)
         table = self._channels(coefficients[0]).reshape(*coefficients.shape[1:4], -1, PANEL)
         return self._cast(table.transpose(0, 3, 2, 1, 4))  # (intervals, panel, filter, power, lane)
 
@@ -162,12 +160,3 @@ class NumbaViSNet(CompiledNetwork):
                 work(m, 3 * c), work(m, components, 5 * c), work(p + m, c), work(edges, c),
                 np.zeros((edges, 2 + components)), np.zeros((p, 4)),
             )  # fmt: skip
-
-    def _run_forward(self, pos, x, v):
-        start_x, neighbour = self._start
-        weights, work = self._forward_weights, (*self._kept, *self._forward_work)
-        for a, i, j in self._parts:
-            self._near = forward(int(self.gradient), pos[a], i, j, start_x[a], neighbour[a], x[a], v[a], *weights, *work)
-
-    def _run_backward(self, g_x, g_v, gradient):
-        backward(self._near, g_x, g_v, *self._backward_weights, *self._kept, *self._backward_work, gradient)

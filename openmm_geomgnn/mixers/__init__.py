@@ -1,8 +1,10 @@
 """Token mixers: residue tokens -> the functions chi of the Koopman model."""
 
 import inspect
+from collections.abc import Iterable
 
 from ..errors import GeomGNNError
+from ..units import did_you_mean
 from .attention import AttentionMixer
 from .base import Mixer
 from .equivariant_attention import EquivariantAttentionMixer
@@ -10,7 +12,7 @@ from .features import invariants
 from .message_passing import MessagePassingMixer
 from .mlp import MLPMixer
 from .none import NoMixer
-from .settings import suggest
+from .settings import lookup
 from .token_merging import TokenMergingMixer
 
 MIXERS: dict[str, type[Mixer]] = {
@@ -27,9 +29,8 @@ def mixer_settings(name: str) -> set[str]:
     GeomGNNError
         If there is no such mixer; the message has the nearest known one.
     """
-    if name not in MIXERS:
-        raise GeomGNNError(suggest("The mixer", name, MIXERS))
-    return set(inspect.signature(MIXERS[name].__init__).parameters) - {"self", "n_tokens", "hidden_channels"}
+    mixer = lookup("mixer", name, MIXERS)
+    return set(inspect.signature(mixer.__init__).parameters) - {"self", "n_tokens", "hidden_channels"}
 
 
 def make_mixer(name: str, n_tokens: int | None, hidden_channels: int, **settings: object) -> Mixer:
@@ -41,12 +42,23 @@ def make_mixer(name: str, n_tokens: int | None, hidden_channels: int, **settings
     GeomGNNError
         If the name or a setting is unknown (with the nearest known one), or a setting's value does not fit.
     """
-    known = mixer_settings(name)
-    for setting in settings:
-        if setting not in known:
-            raise GeomGNNError(suggest(f"The setting of mixer {name!r}", setting, known))
+    _check_names(name, settings)
     return MIXERS[name](n_tokens, hidden_channels, **settings)
 
 
+def check_settings(name: str, settings: dict) -> None:
+    """Raise the GeomGNNError of `make_mixer` that settings give whatever the tokens; it begins with the setting's name."""
+    _check_names(name, settings)
+    make_mixer(name, 1, 64, **settings)
+
+
+def _check_names(name: str, settings: Iterable[str]) -> None:
+    known = sorted(mixer_settings(name))
+    for setting in settings:
+        if setting not in known:
+            raise GeomGNNError(f"{setting} is no setting of mixer {name!r}.{did_you_mean(setting, known)} Known: "
+                               f"{', '.join(known)}.")
+
+
 __all__ = ["MIXERS", "AttentionMixer", "EquivariantAttentionMixer", "MLPMixer", "MessagePassingMixer", "Mixer", "NoMixer",
-           "TokenMergingMixer", "invariants", "make_mixer", "mixer_settings"]
+           "TokenMergingMixer", "check_settings", "invariants", "make_mixer", "mixer_settings"]

@@ -92,7 +92,6 @@ class AttentionMixer(LearnedMixer):
                          pool=pool, readout=readout, out_features=out_features, chirality=chirality, seed=seed)
         multiple_of_heads("width", width, heads)
         positive_int("feedforward", feedforward)
-        positive_int("readout", readout)
         with initialisation(seed):
             self.embed = nn.Linear(self.n_features, width)
             self.position = learned_positions(n_tokens, width)

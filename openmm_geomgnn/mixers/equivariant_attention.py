@@ -91,7 +91,6 @@ class EquivariantAttentionMixer(LearnedMixer):
         multiple_of_heads("vector_channels", vector_channels, heads)
         check_chirality(vector_channels, chirality)
         positive_int("feedforward", feedforward)
-        positive_int("readout", readout)
         self.scale = VectorScale(hidden_channels)
         with initialisation(seed):
             self.embed = nn.Linear(self.n_features, width)

@@ -109,7 +109,6 @@ class MessagePassingMixer(LearnedMixer):
         positive_int("vector_channels", vector_channels)
         check_chirality(vector_channels, chirality)
         positive_int("feedforward", feedforward)
-        positive_int("readout", readout)
         self.neighbours = neighbours
         self.scale = VectorScale(hidden_channels)
         with initialisation(seed):

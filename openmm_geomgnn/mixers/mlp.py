@@ -38,7 +38,6 @@ class MLPMixer(LearnedMixer):
         super().__init__(n_tokens, hidden_channels, width=width, layers=layers, pool=pool, readout=readout,
                          out_features=out_features, chirality=chirality, seed=seed)
         positive_int("width", width)
-        positive_int("readout", readout)
         with initialisation(seed):
             blocks: list[nn.Module] = []
             for layer in range(positive_int("layers", layers)):

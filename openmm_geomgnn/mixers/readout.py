@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GeomGNNError
-from .settings import suggest
+from .settings import lookup, positive_int
 
 
 def without_absent(rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -76,9 +76,7 @@ def make_pool(name: str, n_tokens: int | None, width: int) -> nn.Module:
     GeomGNNError
         If there is no such pool, or it needs a fixed number of tokens and n_tokens is None.
     """
-    if name not in POOLS:
-        raise GeomGNNError(suggest("The mixer's pool", name, POOLS))
-    return POOLS[name](n_tokens, width)
+    return lookup("pool", name, POOLS)(n_tokens, width)
 
 
 class Readout(nn.Module):
@@ -86,6 +84,7 @@ class Readout(nn.Module):
 
     def __init__(self, n_tokens: int | None, width: int, pool: str, hidden: int, out_features: int):
         super().__init__()
+        positive_int("readout", hidden)
         self.pool = make_pool(pool, n_tokens, width)
         self.network = nn.Sequential(nn.Linear(self.pool.width, hidden), nn.SiLU(), nn.Linear(hidden, out_features))
 

@@ -1,18 +1,23 @@
 """Checks of the mixers' settings, and weights that depend on a seed only."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 from ..errors import GeomGNNError
 from ..units import did_you_mean
 
+T = TypeVar("T")
 
-def suggest(what: str, name: object, options: Iterable[str]) -> str:
-    """The text of an error about an unknown name, with the nearest known one."""
-    options = sorted(options)
-    return f"{what} {name!r} is unknown.{did_you_mean(str(name), options)} Known: {', '.join(options) or 'none'}."
+
+def lookup(what: str, name: object, options: dict[str, T]) -> T:
+    """The option called `name`; GeomGNNError, with the nearest known one, where there is none."""
+    if not isinstance(name, str) or name not in options:
+        raise GeomGNNError(f"{what} {name!r} is unknown.{did_you_mean(str(name), options)} Known: "
+                           f"{', '.join(sorted(options))}.")
+    return options[name]
 
 
 def positive_int(name: str, value: object) -> int:
@@ -31,7 +36,12 @@ def multiple_of_heads(name: str, value: object, heads: object) -> int:
 
 @contextmanager
 def initialisation(seed: int) -> Iterator[None]:
-    """Weights drawn inside depend on `seed` only; torch's process-wide generator is left as it was."""
+    """Weights drawn inside depend on `seed` only; torch's process-wide generator is left as it was.
+
+    Raises GeomGNNError unless `seed` is a whole number from 0 to 2^63 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise GeomGNNError(f"seed must be a whole number from 0 to 2^63 - 1 but was {seed!r}.")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

@@ -7,7 +7,7 @@ from ..errors import GeomGNNError
 from .attention import EncoderLayer, learned_positions
 from .base import LearnedMixer
 from .readout import Readout, without_absent
-from .settings import initialisation, multiple_of_heads, positive_int, suggest
+from .settings import initialisation, lookup, multiple_of_heads, positive_int
 
 # tokens; a merged token of much less than this fades to zero instead of becoming 0/0
 _EMPTY = 1e-3
@@ -96,17 +96,15 @@ class TokenMergingMixer(LearnedMixer):
         super().__init__(n_tokens, hidden_channels, merged=merged, assignment=assignment, width=width, heads=heads,
                          layers=layers, feedforward=feedforward, pool=pool, readout=readout, out_features=out_features,
                          chirality=chirality, seed=seed)
-        if assignment not in ASSIGNMENTS:
-            raise GeomGNNError(suggest("The assignment of mixer 'token-merging'", assignment, ASSIGNMENTS))
+        make_assignment = lookup("assignment", assignment, ASSIGNMENTS)
         positive_int("merged", merged)
         multiple_of_heads("width", width, heads)
         positive_int("feedforward", feedforward)
-        positive_int("readout", readout)
         with initialisation(seed):
             self.embed = nn.Linear(self.n_features, width)
             self.position = learned_positions(n_tokens, width)
             self.token_network = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width))
-            self.assignment = ASSIGNMENTS[assignment](n_tokens, width, merged)
+            self.assignment = make_assignment(n_tokens, width, merged)
             self.place = learned_positions(merged, width)
             self.encoder = nn.ModuleList(EncoderLayer(width, heads, feedforward)
                                          for _ in range(positive_int("layers", layers)))

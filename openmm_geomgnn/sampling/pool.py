@@ -1,25 +1,13 @@
 """Walkers side by side: each in a process of its own, or a single one in this process."""
 
-import multiprocessing
-import os
-import signal
 import sys
 import traceback
-from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing
+from openmm_geomgnn.processes import how_it_ended, start_process
 from openmm_geomgnn.sampling.walker import Walker
-
-# one thread per walker: more threads than free cores slow everything down a hundredfold
-_THREAD_LIMITS = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "OPENMM_CPU_THREADS",
-)
 
 
 class WalkerPool(Closing):
@@ -38,7 +26,7 @@ class WalkerPool(Closing):
         self._torch_threads = None
         try:
             if separate:
-                self._spawn(step)
+                self._start(step)
                 self.facts = self._answers()
             else:
                 self._walkers = [Walker(spec, step) for spec in self._specs]
@@ -48,18 +36,11 @@ class WalkerPool(Closing):
             self.close()
             raise
 
-    def _spawn(self, step):
-        context = multiprocessing.get_context("spawn")
-        with _single_threaded():
-            for spec in self._specs:
-                mine, theirs = context.Pipe()
-                name = f"walker {spec.index}"
-                process = context.Process(target=_serve, args=(theirs, spec, step), name=name, daemon=True)
-                self._connections.append(mine)
-                process.start()
-                self._processes.append(process)
-                # the walker's end must be open in the walker alone, or its death would not show here
-                theirs.close()
+    def _start(self, step):
+        for spec in self._specs:
+            process, connection = start_process(_serve, spec, step)
+            self._processes.append(process)
+            self._connections.append(connection)
 
     def _limit_torch(self):
         """In this process the number of threads belongs to the user: limit it for the run only."""
@@ -109,17 +90,8 @@ class WalkerPool(Closing):
 
     @staticmethod
     def _death(spec, process):
-        process.join(5)
-        code = process.exitcode
-        how = "is not answering" if code is None else f"ended with code {code}"
-        if code is not None and code < 0:
-            with suppress(ValueError):
-                how = f"was ended by {signal.Signals(-code).name}"
-        return GeomGNNError(
-            f"The process of walker {spec.index} {how}. SIGKILL mostly means that memory ran out, SIGSEGV that the "
-            "versions of OpenMM and torch do not fit (see `geomgnn doctor`), and code 1 at the start that a script "
-            "starts walkers outside `if __name__ == '__main__':`, although every new process imports it."
-        )
+        fault = "that the versions of OpenMM and torch do not fit (install both anew, in an environment of their own)"
+        return GeomGNNError(f"The process of walker {spec.index} {how_it_ended(process, fault, 'starts walkers')}")
 
     def close(self):
         """End the walkers. Safe to call twice."""
@@ -142,25 +114,8 @@ class WalkerTraceback(Exception):
         return f"\n{self.args[0]}"
 
 
-@contextmanager
-def _single_threaded():
-    """Processes started in this block begin with one thread in every numerical library."""
-    before = {name: os.environ.get(name) for name in _THREAD_LIMITS}
-    os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 def _serve(connection, spec, step):
     """The process of one walker: make it, then answer calls until the other end is closed."""
-    # Ctrl-C reaches every process of the terminal: the parent decides what it means
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answer, walker = _answer(_make, spec, step)
     while True:
         try:

@@ -1,0 +1,75 @@
+"""Worker processes: how they are started, and what a user is told when one of them dies."""
+
+import multiprocessing
+import os
+import signal
+from contextlib import contextmanager, suppress
+
+# one thread per process: more threads than free cores slow everything down, and results may depend on their number
+_THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENMM_CPU_THREADS")
+
+
+def start_process(serve, *arguments):
+    """Start serve(connection, *arguments) in a process of its own, with one thread in every numerical library.
+
+    It starts as a new program, so `serve` must be something that can be imported. Ctrl-C does not reach it.
+
+    Returns
+    -------
+    process : multiprocessing.Process
+        Which ends with this one.
+    connection : multiprocessing.connection.Connection
+        The other end of that of `serve`. It raises EOFError or OSError once the process is dead.
+    """
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(serve, theirs, *arguments), daemon=True)
+    with _single_threaded():
+        process.start()
+    # the other end must be open in the new process alone, or its death would not show here
+    theirs.close()
+    return process, mine
+
+
+def how_it_ended(process, fault, script):
+    """The ending of a message about a process that does not answer any more: how it ended, and what that mostly means.
+
+    `fault` is what SIGSEGV means, `script` what a script does where every process that is started imports it.
+    """
+    process.join(5)
+    code = process.exitcode
+    how = "does not answer" if code is None else f"ended with code {code}"
+    if code is not None and code < 0:
+        with suppress(ValueError):
+            how = f"was ended by {signal.Signals(-code).name}"
+    return (
+        f"{how}. SIGKILL mostly means that memory ran out (use fewer processes), SIGSEGV {fault}, and code 1 at the start "
+        f"that a script {script} outside `if __name__ == '__main__':`, although every new process imports it."
+    )
+
+
+def parent_is_gone():
+    """Whether the process that started this one has ended, so that nobody waits for what it does."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
+
+
+@contextmanager
+def _single_threaded():
+    """Processes started in this block begin with one thread in every numerical library."""
+    before = {name: os.environ.get(name) for name in _THREAD_LIMITS}
+    os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _serve(serve, connection, *arguments):
+    # Ctrl-C reaches every process of the terminal: the parent decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(connection, *arguments)
