@@ -1,4 +1,4 @@
-"""Which residues are near each other in a structure, periodic or not."""
+"""Reference structures: which residues are near each other in one, periodic or not; and how one is read."""
 
 import itertools
 

@@ -1,6 +1,5 @@
 """The chunks of an embedding, one after the other in this process or side by side in processes of Dask."""
 
-import os
 import threading
 import time
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import torch
 
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.processes import cores
 from openmm_geomgnn.selection import as_topology, select_atoms
 from openmm_geomgnn.store import Embeddings
 from openmm_geomgnn.tokens import Tokenizer
@@ -52,7 +52,7 @@ def embed_chunks(job, tasks, workers=None, scheduler=None):
 
 def _alone(job, tasks, workers):
     """Embed chunks in this process and yield their numbers of frames; returns those that are left for other processes."""
-    processes = cores() if workers is None else workers
+    processes = _default_workers() if workers is None else workers
     began = time.perf_counter()
     for done, task in enumerate(tasks):
         late = workers is not None or time.perf_counter() - began > ALONE
@@ -62,11 +62,9 @@ def _alone(job, tasks, workers):
     return []
 
 
-def cores():
-    """Cores that this process may use, or 1 where there is no Dask to use several."""
-    if not find_spec("distributed"):
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _default_workers():
+    """One for each core, or 1 where there is no Dask to use several."""
+    return cores() if find_spec("distributed") else 1
 
 
 def embed_chunk(job, k, number):
@@ -92,7 +90,7 @@ class _Worker:
         if encoder.content_hash() != settings["encoder_hash"]:
             raise GeomGNNError(
                 f"The encoder {settings['encoder_source']} is not the one that {output} was made with: it was changed "
-                "meanwhile, or is another one on this machine."
+                "meanwhile, or is another one on this machine. Restore it, or embed anew with --overwrite."
             )
         atoms = select_atoms(self.topology, settings["selection"])
         windows = make_windows(self.topology, atoms, settings["window"], neighbours=settings["neighbours"])
@@ -140,7 +138,7 @@ def _client(stack, n_tasks, workers, scheduler):
     """A client of the user's Dask scheduler, or of processes that end with `stack`."""
     distributed = import_distributed()
     if scheduler is None:
-        processes = min(cores() if workers is None else workers, n_tasks)
+        processes = min(_default_workers() if workers is None else workers, n_tasks)
         # 50: of what Dask logs while its processes come and go, only what is critical
         cluster = distributed.LocalCluster(
             n_workers=processes, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50

@@ -18,7 +18,7 @@ from openmm_geomgnn.store import Embeddings
 from openmm_geomgnn.token_settings import TokenSettings
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.training_data import Features, StoredPositions, check_stored, evenly, features_of, in_memory
-from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM
+from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM, did_you_mean
 from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import make_windows
 
@@ -90,7 +90,10 @@ def fit_cv(trajectories, topology, settings, progress=None):
     """
     progress = progress or (lambda stage, done, total: None)
     if settings.estimator not in ESTIMATORS:
-        raise GeomGNNError(f"Unknown estimator '{settings.estimator}'; the choices are {', '.join(ESTIMATORS)}.")
+        raise GeomGNNError(
+            f"Unknown estimator '{settings.estimator}'; the choices are {', '.join(ESTIMATORS)}."
+            f"{did_you_mean(settings.estimator, ESTIMATORS)}"
+        )
     if settings.estimator == "vampnet" and settings.mixer == "none":
         raise GeomGNNError("A VAMPnet needs a mixer with parameters: set mixer: mlp or mixer: attention.")
     if settings.estimator == "linear" and settings.mixer != "none":

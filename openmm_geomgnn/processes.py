@@ -1,4 +1,4 @@
-"""Worker processes: how they are started, and what a user is told when one of them dies."""
+"""Worker processes: how many, how they are started, and what a user is told when one of them dies."""
 
 import multiprocessing
 import os
@@ -7,6 +7,11 @@ from contextlib import contextmanager, suppress
 
 # one thread per process: more threads than free cores slow everything down, and results may depend on their number
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENMM_CPU_THREADS")
+
+
+def cores():
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_process(serve, *arguments):

@@ -28,7 +28,8 @@ class Embeddings:
     path : Path
     settings : dict
         What all trajectories have in common: the encoder (name, source, content hash, settings), selection, windows and
-        pooling, the residue table (`selection.residue_table`), names of the atoms, stride and dtype.
+        pooling, the topology file, the residue table (`selection.residue_table`), names of the atoms, stride, frame_interval
+        (ps, of the files) and dtype.
     trajectories : list of dict
         For each its name, path, size, sha256 (`trajectory_files.fingerprint`) and number of embedded frames.
     """
@@ -179,6 +180,7 @@ class Embeddings:
             Its line in `trajectories`.
         tokens_shape : (R, 4, H)
         n_atoms : int
+            Selected ones, n.
         chunk : int, optional
             Frames in a chunk; by default as many as make CHUNK_BYTES.
         """
@@ -247,8 +249,7 @@ class Embeddings:
         if largest > np.finfo(dtype).max:
             raise GeomGNNError(
                 f"The tokens of {name} reach {largest:.4g}, beyond the largest {dtype} of {float(np.finfo(dtype).max):g}. "
-                "Use "
-                "--dtype float32."
+                "Use --dtype float32."
             )
 
 

@@ -103,11 +103,10 @@ def _explained(path, topology):
     try:
         yield
     except ImportError as error:
-        package = _PACKAGES.get(path.suffix, error.name)
+        package = _PACKAGES.get(path.suffix.lower(), error.name)
         raise GeomGNNError(
             f"Reading {path.name} takes a package that is not installed: `pip install {package}`, or convert the file to "
-            "XTC "
-            "with mdconvert, which comes with mdtraj."
+            "XTC with mdconvert, which comes with mdtraj."
         ) from error
     except (OSError, ValueError, RuntimeError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split()).rstrip(".")

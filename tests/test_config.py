@@ -116,13 +116,13 @@ def test_yaml_s_own_ideas_of_numbers(load_text):
     protocol = load_text(
         changed(
             ("estimator: linear", "estimator: vampnet\n  training: {learning_rate: 1e-3, epochs: 5.0, patience: '7'}"),
-            ("mixer: none", "mixer: attention\n  mixer_settings: {heads: 4, width: 32, dropout: 1.0e-1}"),
+            ("mixer: none", "mixer: attention\n  mixer_settings: {heads: 4, width: 32, chirality: yes}"),
             ("pace: 1 ps", "pace: 1 ps\n  sigma: 1e-1\n  sigma_min: 0.08\n  biasfactor: inf\n  explore: no"),
         )
     )
     training = protocol.cv.training
     assert (training.learning_rate, training.epochs, training.patience) == (0.001, 5, 7)
-    assert protocol.cv.mixer_settings == {"heads": 4, "width": 32, "dropout": 0.1}
+    assert protocol.cv.mixer_settings == {"heads": 4, "width": 32, "chirality": True}
     assert type(protocol.cv.mixer_settings["heads"]) is int
     assert (protocol.bias.sigma, protocol.bias.sigma_min, protocol.bias.biasfactor) == (0.1, 0.08, math.inf)
     assert protocol.bias.explore is False
@@ -199,7 +199,7 @@ def test_trajectories_of_a_fit(load_text, tmp_path):
             ("barrier: 40 kJ/mol", "barrier: 7.1 kcal/mol"),
         ),
         changed(
-            ("mixer: none", "mixer: mlp\n  mixer_settings: {layers: [3, 4], bias: true, act: silu, x: 1.0}"),
+            ("mixer: none", "mixer: mlp\n  mixer_settings: {layers: 3, chirality: true, pool: mean}"),
             ("estimator: linear", "estimator: vampnet"),
             ("pca: 50", "pca: null"),
             ("{phi: auto, psi: auto}", "{phi: [4, 6, 8, 14], psi: [ALA2-N, ALA2-CA, ALA2-C, NME3-N]}"),

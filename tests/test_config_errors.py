@@ -91,7 +91,7 @@ def test_wrong_kind_of_file(refusal):
         ("window: all", "selection: __import__('os')", ["mdtraj"]),
         ("mixer: none", "mixer: mlp", ["mixer: mlp", "estimator: vampnet"]),
         ("estimator: linear", "estimator: vampnet", ["mixer: none has none"]),
-        ("mixer: none", "mixer_settings: {heads: 2}", ["mixer: none has no settings", "heads"]),
+        ("mixer: none", "mixer_settings: {heads: 2}", ["heads is no setting of mixer 'none'", "chirality, pool"]),
         ("components: 1", "components: 51", ["51 components", "Raise pca"]),
         # torsions and cores
         ("{phi: auto", "{foo: auto", ["The torsion foo is auto"]),
@@ -154,6 +154,7 @@ def test_refused_with_line_and_reason(refusal, old, new, parts):
         ("pace: 1 ps", "sigma: 0.1\n  sigma_min: 0.2", "sigma_min: 0.2"),
         ("along: phi", "along: cv.2", "along: cv.2"),
         ("psi: auto}", "psi: \n     [1]}", "psi:"),
+        ("mixer: none", "mixer_settings:\n    pool: mean\n    chirality: 1", "chirality: 1"),
         ("  length: 1000 ps", "  ", "run:"),
     ],
 )
@@ -162,6 +163,28 @@ def test_line_numbers(refusal, old, new, line):
     if old.startswith("  length"):
         text = changed(("pace: 1 ps", "pace: 120 ps"), text=text)  # 1000 ps, the default, is too short for it
     assert f"(line {line_of(text, line)})" in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "settings", "parts"),
+    [
+        ("mlp", "widht: 64", ["widht is no setting of mixer 'mlp'", "Did you mean 'width'?", "Known: chirality, layers"]),
+        ("mlp", "layers: 1.5", ["layers must be a whole number", "1.5"]),
+        ("attention", "width: 30", ["width must be a multiple of heads", "30"]),
+        ("attention", "pool: flaten", ["pool 'flaten' is unknown", "Did you mean 'flatten'?"]),
+        ("attention", "seed: one", ["seed must be a whole number", "'one'"]),
+        ("token-merging", "n_tokens: 3", ["n_tokens is no setting of mixer 'token-merging'"]),
+    ],
+)
+def test_settings_of_a_mixer(refusal, mixer, settings, parts):
+    text = changed(
+        ("mixer: none", f"mixer: {mixer}\n  mixer_settings:\n    chirality: true\n    {settings}"),
+        ("estimator: linear", "estimator: vampnet"),
+    )
+    message = refusal(text)
+    assert f"In section cv.mixer_settings of x.yaml (line {line_of(text, settings)}): " in message
+    for part in parts:
+        assert part in message
 
 
 def test_several_problems(refusal):

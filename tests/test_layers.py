@@ -110,6 +110,8 @@ def test_pure_modules(source):
         ("openmm_geomgnn, torchmdnet_ext", ["openmm", "torch", "torchmdnet", "numpy"]),
         ("openmm_geomgnn.koopman, openmm_geomgnn.mixers", ["openmm", "torchmdnet", "mdtraj"]),
         ("openmm_geomgnn.sampling, openmm_geomgnn.sampling.opes", ["openmm", "torch", "torchmdnet"]),
+        # a file of settings is read, and --help shown, at once
+        ("openmm_geomgnn.cli.main, openmm_geomgnn.cli.config", ["openmm", "torch", "torchmdnet", "mdtraj", "numpy"]),
         # walkers without a learned CV start in a second
         ("openmm_geomgnn.sampling.runner", ["torch", "torchmdnet", "mdtraj"]),
         ("torchmdnet_ext.checkpoints, torchmdnet_ext.models.visnet", ["openmm", "mdtraj"]),

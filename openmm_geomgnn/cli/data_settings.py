@@ -53,7 +53,7 @@ class DataBuild(Section):
 
     output: OutputFolder = Field(None, validate_default=True, description="the folder of the store; runs/<file name>")
     seed: Whole = Field(1, ge=0, description="the same seed, settings and files give the same store")
-    processes: Whole | None = Field(None, ge=1, description="how many work side by side; null: one per processor")
+    processes: Whole | None = Field(None, ge=1, description="how many work side by side; null: one for each core")
     shard_size: Whole = Field(5_000_000, ge=1, description="atoms in a file of the store, 7 bytes each")
     splits: SplitsSection = Field(default_factory=SplitsSection, description="what is held out from training")
     sources: Annotated[tuple[Any, ...], BeforeValidator(_labelled)] = Field(

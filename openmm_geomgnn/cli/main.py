@@ -68,7 +68,7 @@ def fit(
 @data.command("build")
 def data_build(
     settings_file: Annotated[Path, typer.Argument(metavar="BUILD", help="Such as protocols/build-conformers.yaml.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a store made there with other settings.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what an earlier build left there.")] = False,
     settings: Settings = None,
     processes: Annotated[int | None, typer.Option(min=1, help="How many work side by side.")] = None,
 ):

@@ -7,7 +7,6 @@ index comes last: a folder without one is not a store yet.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -25,7 +24,7 @@ from openmm_geomgnn.conformers.statistics import summarise
 from openmm_geomgnn.conformers.workers import run_jobs
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
-from openmm_geomgnn.processes import parent_is_gone
+from openmm_geomgnn.processes import cores, parent_is_gone
 from torchmdnet_ext.datasets.conformer_store import INDEX_FORMAT, INDEX_NAME, INDEX_VERSION, UNFINISHED, pack, write_shard
 
 SHARD_SIZE = 5_000_000  # atoms, 35 MB
@@ -88,9 +87,9 @@ def build(plan, processes=None, overwrite=False, progress=lambda done, total, no
     ----------
     plan : Build
     processes : int, optional
-        How many work side by side; by default one per processor. The store does not depend on it.
+        How many work side by side; by default one for each core. The store does not depend on it.
     overwrite : bool
-        Remove a store that was made in the folder with other settings.
+        Remove what an earlier build has left in the folder, with whatever settings.
     progress : callable
         Called with the numbers of tasks that are done and that there are, and a note.
 
@@ -112,7 +111,7 @@ def build(plan, processes=None, overwrite=False, progress=lambda done, total, no
         note_tasks(plan.folder, plan.settings(), fingerprints)
         for left in plan.folder.glob(".*.part"):
             left.unlink()  # of a build that was killed while it wrote
-        shards = _make_shards(plan, tasks, processes or os.cpu_count(), progress)
+        shards = _make_shards(plan, tasks, processes or cores(), progress)
         return _finish(plan, shards, fingerprints)
 
 

@@ -18,7 +18,7 @@ _SETTINGS = "settings.json"
 def claimed(folder, settings, overwrite=False):
     """Make a folder that of one build: it is new, empty, or holds what a build with the same settings has done so far.
 
-    overwrite: remove what a build with other settings has left there.
+    overwrite: remove what an earlier build has left there, with whatever settings.
 
     Raises GeomGNNError when the folder holds anything else, or another process is building there.
     """

@@ -23,14 +23,14 @@ class Merger:
     Where a shard ends depends on the sizes of its parts alone, so a shard that was lost is made again as it was.
     """
 
-    def __init__(self, folder, label, tasks, shard_size):
-        self.folder, self.label, self.tasks, self.shard_size = folder, label, tasks, shard_size
+    def __init__(self, folder, label, n_tasks, shard_size):
+        self.folder, self.label, self.n_tasks, self.shard_size = folder, label, n_tasks, shard_size
         shards = [shard for shard in map(_opened, shard_files(folder, label)) if shard]
         self._shards = {shard.header["first_task"]: shard for shard in shards}
         covered = {
             task for first, shard in self._shards.items() for task in range(first, first + len(shard.header["task_counts"]))
         }
-        parts = {task: _opened(self.part(task)) for task in range(tasks) if task not in covered}
+        parts = {task: _opened(self.part(task)) for task in range(n_tasks) if task not in covered}
         self.missing = [task for task, part in parts.items() if part is None]
         # in what is there at the beginning
         self.conformers = sum(one.conformers for one in (*shards, *filter(None, parts.values())))
@@ -46,7 +46,7 @@ class Merger:
 
     def advance(self):
         """Write the shards of which all parts are there."""
-        while self._next < self.tasks:
+        while self._next < self.n_tasks:
             there = None if self._waiting else self._shards.get(self._next)
             if there and there.path == self._shard(self._number):
                 self._next += len(there.header["task_counts"])
@@ -58,7 +58,7 @@ class Merger:
             self._waiting.append(part)
             self._next += 1
             self._atoms += part.atoms
-            if self._atoms >= self.shard_size or self._next == self.tasks:
+            if self._atoms >= self.shard_size or self._next == self.n_tasks:
                 self._write()
 
     def _write(self):
@@ -85,7 +85,7 @@ class Merger:
 
     def finished(self):
         """The shards, once all tasks are done. Raises GeomGNNError if files that are there do not follow one another."""
-        if self._next < self.tasks:
+        if self._next < self.n_tasks:
             raise GeomGNNError(
                 f"The shards of {self.label} in {self.folder} do not follow one another: task {self._next} is in none. "
                 "Were files renamed? Start anew with --overwrite."
