@@ -60,11 +60,12 @@ def main():
     torch.set_num_threads(1)
     names = arguments.encoder or shipped_encoders()
     models = {name: read_denoiser(encoder_file(name)) for name in names}
-    width = max(len(name.rsplit("/", 1)[-1]) for name in names) + 2
+    width = max(4, *(len(name.rsplit("/", 1)[-1]) - 9 for name in names)) + 2
     print(f"{arguments.number} conformers of each source of {arguments.conformers}; loss +- standard error")
-    print(f"{'source':14s}{'hydrogens':>10s}{'sigma':>7s}" + "".join(f"{name.rsplit('/', 1)[-1]:>{width + 9}s}" for name in names))
+    titles = "".join(f"{name.rsplit('/', 1)[-1]:>{width + 9}s}" for name in names)
+    print(f"{'source':14s}{'hydrogens':>10s}{'sigma':>7s}{titles}")
     for sigma in arguments.sigma or [0.2]:
-        for share, kept in ((0.0, "all"), (1.0, "none")):
+        for share, kept in ((0.0, "with"), (1.0, "without")):
             dataset = Denoising(
                 dataset_arg={"file": arguments.conformers}, sigma=sigma, remove_hydrogens=share
             ).fixed_noise()

@@ -234,7 +234,7 @@ class Encoder(nn.Module):
             from openmm_geomgnn.engines import compiled_forward
 
             compiled = compiled_forward(self.network, z.numpy(), np.triu_indices(n, 1), [n])
-        x, v = self._embed_eagerly(z, frames) if compiled is None else _embed_compiled(compiled, frames)
+        x, v = self._embed_eagerly(z, frames) if compiled is None else compiled.embed(frames.numpy())
         return (x[0], v[0]) if single else (x, v)
 
     def _embed_eagerly(self, z, frames):
@@ -248,11 +248,6 @@ class Encoder(nn.Module):
                 xs.append(x.view(count, n, -1))
                 vs.append(v.view(count, n, 3, -1))
         return torch.cat(xs).numpy(), torch.cat(vs).numpy()
-
-
-def _embed_compiled(compiled, frames):
-    parts = [compiled.forward(frame) for frame in frames.double().numpy()]
-    return np.stack([x for x, *_ in parts]), np.stack([v for _, v, _ in parts])
 
 
 def check_elements(z, max_z):

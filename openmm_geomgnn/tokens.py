@@ -124,8 +124,7 @@ class Tokenizer(nn.Module):
         return sum(self._sums(*self.window_features(pos, part), len(pos), part) for part in self._parts())
 
     def _sums_compiled(self, pos, compiled):
-        frames = [compiled.forward(frame) for frame in pos[:, self.rows].double().numpy()]
-        x, v = (torch.from_numpy(np.concatenate([frame[k] for frame in frames])) for k in (0, 1))
+        x, v = (torch.from_numpy(part).flatten(0, 1) for part in compiled.embed(pos[:, self.rows].numpy()))
         return self._sums(x, v, len(pos))
 
     def _compiled_network(self, frames):

@@ -270,7 +270,7 @@ class TestValue:
 
     def test_gradient_is_the_derivative(self, bound):
         pos = self.positions(1)[0].requires_grad_(True)
-        assert torch.autograd.gradcheck(bound["double"].single, pos, eps=1e-5, atol=1e-7, rtol=1e-6)
+        assert torch.autograd.gradcheck(bound["double"].single, pos, eps=1e-6, atol=1e-7, rtol=1e-6)
 
     def test_one_frame_and_many_are_the_same(self, bound):
         pos = self.positions()

@@ -135,7 +135,7 @@ def compiled_forward(network, z, pairs, parts):
     Returns
     -------
     object or None
-        Its `forward(pos)` takes pos (M, 3), a float64 ndarray in angstrom, to x (M, H), v (M, 3, H) and a ticket.
+        Its `embed(frames)` takes frames (F, M, 3) in angstrom, an ndarray, to x (F, M, H) and v (F, M, 3, H).
     """
     largest = np.diff(np.searchsorted(np.sort(np.minimum(*pairs)), parts), prepend=0).max()
     if largest > MOST_PAIRS or _why_not_numba(network) is not None:

@@ -10,6 +10,8 @@ from openmm_geomgnn.engines.tables import table_error, tabulate
 from openmm_geomgnn.errors import GeomGNNError
 from torchmdnet_ext.kernels.lanes import PANEL, WIDTH
 
+STACKED_ROWS = 30  # atoms that small molecules are stacked to: whole blocks of `matmul`, few enough for the cache
+
 
 class _Evaluate(torch.autograd.Function):
     @staticmethod
@@ -122,11 +124,15 @@ class CompiledNetwork:
         self._ticket = 0  # number of the evaluation whose intermediate values are in the work arrays
         self._make_order(network)
         self._shape = (len(z), len(self.order))
-        with torch.no_grad():
-            self._make_weights(network, z, intervals)
         self._parts = make_parts(i, j, len(z), [len(z)] if parts is None or gradient else parts)
+        self._stack = 1 if gradient or len(self._parts) > 1 else max(1, STACKED_ROWS // len(z))
+        with torch.no_grad():
+            self._make_weights(network, np.tile(z, self._stack), intervals)
+        shift = len(z) * np.arange(self._stack)[:, None]
+        self._parts = [(atoms, (i + shift).reshape(-1), (j + shift).reshape(-1)) for atoms, i, j in self._parts]
         self._make_work(
-            max(atoms.stop - atoms.start for atoms, _, _ in self._parts), max(len(first) for _, first, _ in self._parts)
+            self._stack * max(atoms.stop - atoms.start for atoms, _, _ in self._parts),
+            max(len(first) for _, first, _ in self._parts),
         )
 
     @staticmethod
@@ -197,12 +203,35 @@ class CompiledNetwork:
             self._run(pos, x, v)
             return x, v, self._ticket
 
+    def embed(self, frames):
+        """x (F, M, H), v (F, M, 3, H), as numpy arrays, at `frames` (F, M, 3), of which small ones are evaluated together.
+
+        All of a frame with a position that is not finite is NaN.
+        """
+        frames = np.ascontiguousarray(frames, dtype=np.float64)
+        m, hidden = self._shape
+        if frames.ndim != 3 or frames.shape[1:] != (m, 3):
+            raise GeomGNNError(f"Frames must have the shape (F, {m}, 3), but have {frames.shape}.")
+        broken = ~np.isfinite(frames).all((1, 2))
+        if broken.any():
+            frames = np.where(broken[:, None, None], 0.0, frames)
+        x, v = np.empty((len(frames), m, hidden), self.dtype), np.empty((len(frames), m, 3, hidden), self.dtype)
+        with self._lock:
+            for k in range(0, len(frames), self._stack):
+                chunk = slice(k, k + self._stack)
+                self._run(frames[chunk].reshape(-1, 3), x[chunk].reshape(-1, hidden), v[chunk].reshape(-1, 3, hidden))
+        x[broken], v[broken] = np.nan, np.nan
+        return x, v
+
     def _run(self, pos, x, v):
+        """Fill x and v, of one frame or of several, at most `_stack`, one after the other."""
         self._ticket += 1
         first, second = self._start
         rest = *self._forward_weights, *self._kept, *self._forward_work
         for a, i, j in self._parts:
-            self._near = self._forward(int(self.gradient), pos[a], i, j, first[a], second[a], x[a], v[a], *rest)
+            a = slice(a.start, a.stop + len(pos) - self._shape[0])  # several frames only where there is one part
+            n = len(i) // self._stack * (len(pos) // self._shape[0])
+            self._near = self._forward(int(self.gradient), pos[a], i[:n], j[:n], first[a], second[a], x[a], v[a], *rest)
 
     def vjp(self, pos, g_x, g_v, ticket=None):
         """Gradient (M, 3), float64, of sum(g_x * x) + sum(g_v * v) with respect to `pos`.

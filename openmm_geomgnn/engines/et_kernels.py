@@ -118,9 +118,7 @@ def backward(
     for layer in range(layers - 1, 0, -1):
         last = layer - 1
         qkv0, vec0, mixed0, projected0 = layer * 5 * size, layer * 3 * size, layer * 3 * size, layer * 9 * size
-        update_vjp(
-            atoms, 3, channels, mixed, mixed0, projected, projected0, 3 * channels, g_x, g_v, g_mixed, g_projected
-        )
+        update_vjp(atoms, 3, channels, mixed, mixed0, projected, projected0, 3 * channels, g_x, g_v, g_mixed, g_projected)
         matmul(g_mixed, 0, atoms, 3 * channels, o_w_t, last * 3 * square, channels, zeros, 0, g_total, 0, False)
         copy_lanes(g_v, 0, g_vec, 0, 3 * size)
         matmul(g_projected, 0, 3 * atoms, 3 * channels, vec_w_t, last * 3 * square, channels, zeros, 0, g_vec, 0, True)
