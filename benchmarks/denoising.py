@@ -1,12 +1,12 @@
-"""How well encoders predict noise: the denoising loss on the same molecules and noise, by domain, with and without hydrogens.
+"""How well encoders predict noise: the loss on the same molecules and noise, by domain, with and without hydrogens.
 
     python benchmarks/denoising.py [--conformers held-out/] [--encoder et-64 --encoder other.pth ...] [--sigma 0.2]
 
-An encoder is a shipped name, a .safetensors of ours, a .ckpt of `torchmd-train` or a .pth of geom2vec; it must hold its noise
-head. Predicting no noise has a loss of 1.0. Each source of the conformers is a domain. By default the encoders and the
+An encoder is a shipped name, a .safetensors of ours, a .ckpt of `torchmd-train` or a .pth of geom2vec; it must hold its
+noise head. Predicting no noise has a loss of 1.0. Each source of the conformers is a domain. By default the encoders and the
 conformers that ship are used; those conformers are training data, so name held-out ones for figures that mean something
-(docs/pretraining.md says how the held-out molecules there were made). The noise depends on the index alone. `error` is the
-standard error of the mean over molecules.
+(docs/pretraining.md says how the held-out molecules there were made). The noise depends on the index alone. Behind +- stands
+the standard error of the mean over molecules.
 """
 
 import argparse
