@@ -109,25 +109,26 @@ class Tokenizer(nn.Module):
             Called with the number of frames done after each chunk.
         """
         pos = torch.as_tensor(pos)
-        compiled = self._compiled_network(len(pos))
+        parts = self._parts()
+        compiled = self._compiled_network(len(pos), parts)
         tokens = []
         with torch.no_grad():
             for chunk in pos.split(self.frames_per_pass):
-                sums = self._sums_eagerly(chunk) if compiled is None else self._sums_compiled(chunk, compiled)
+                sums = self._sums_eagerly(chunk, parts) if compiled is None else self._sums_compiled(chunk, compiled)
                 tokens.append(self._divided(sums))
                 if progress is not None:
                     progress(len(chunk))
         return torch.cat(tokens)
 
-    def _sums_eagerly(self, pos):
+    def _sums_eagerly(self, pos, parts):
         pos = pos.to(self.encoder.dtype)
-        return sum(self._sums(*self.window_features(pos, part), len(pos), part) for part in self._parts())
+        return sum(self._sums(*self.window_features(pos, part), len(pos), part) for part in parts)
 
     def _sums_compiled(self, pos, compiled):
         x, v = (torch.from_numpy(part).flatten(0, 1) for part in compiled.embed(pos[:, self.rows].numpy()))
         return self._sums(x, v, len(pos))
 
-    def _compiled_network(self, frames):
+    def _compiled_network(self, frames, parts):
         """The encoder for these windows as compiled kernels, or None; kept until the encoder's parameters change."""
         if self.engine == "eager" or self.encoder.dtype != torch.float32 or self.rows.is_cuda:
             return None
@@ -137,8 +138,8 @@ class Tokenizer(nn.Module):
                 return None
             from openmm_geomgnn.engines import compiled_forward
 
-            ends = [part.atoms.stop for part in self._parts()]
             pairs = self.pair_i.numpy(), self.pair_j.numpy()
+            ends = [part.atoms.stop for part in parts]
             self._compiled = state, compiled_forward(self.encoder.network, self.z.numpy(), pairs, ends)
         return self._compiled[1]
 
