@@ -1,0 +1,1 @@
+"""How OpenMM comes to evaluate a CV."""
