@@ -1,40 +1,24 @@
 """A collective variable: encoder, token mixer and Koopman projection, frozen, in one file."""
 
-import hashlib
-import json
-
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
+from openmm_geomgnn import cv_file
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.selection import as_topology, check_same_molecule, residue_table, select_atoms
+from openmm_geomgnn.students.cv import StudentCV
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import RADIUS, make_windows, neighbours_by_number
 from torchmdnet_ext.checkpoints import build_network
 
-FORMAT = "openmm-geomgnn collective variable"
-VERSION = 2
 PRECISIONS = {"single": torch.float32, "double": torch.float64}
 
 
-
-def _windows_in_the_file(metadata):
-    """Version 2 holds the windows themselves; before, they followed from the topology that the CV was used on."""
-    return {**metadata, "version": 2, "radius": RADIUS, "neighbours": None}
-
-
-# metadata of version k -> metadata of version k + 1; a step for every change of the format
-MIGRATIONS = {1: _windows_in_the_file}
-
-
-class CollectiveVariable(nn.Module):
+class CollectiveVariable(cv_file.SavedCV):
     """psi(conformation) = (chi - mean) @ projection, with chi the mixer's output on the encoder's residue tokens.
 
     Parameters
@@ -100,8 +84,7 @@ class CollectiveVariable(nn.Module):
 
     def _metadata(self):
         return {
-            "format": FORMAT,
-            "version": VERSION,
+            "kind": "network",
             "encoder": {
                 "name": self.encoder.name,
                 "settings": self.encoder.settings,
@@ -124,29 +107,24 @@ class CollectiveVariable(nn.Module):
         tensors.update({f"mixer.{name}": tensor for name, tensor in self.mixer.state_dict().items()})
         for name in ("mean", "projection", "singular_values"):
             tensors[f"koopman.{name}"] = getattr(self, name)
-        return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        return tensors
 
-    def save(self, path):
-        """Write everything to one safetensors file; it appears under its name only when it is complete."""
-        tensors, metadata = self._tensors(), self._metadata()
-        metadata["content_hash"] = _content_hash(tensors, metadata)
-        with atomic_write(path) as temporary:
-            save_file(tensors, temporary, metadata={"cv": json.dumps(metadata)})
-
-    @classmethod
-    def load(cls, path):
-        """Read a file that `save` wrote.
+    @staticmethod
+    def load(path):
+        """Read a file that `save` wrote: a CollectiveVariable, or a `students.cv.StudentCV`, which is used in the same way.
 
         Raises
         ------
         GeomGNNError
             If the file is missing, truncated, changed, of another kind or of a version this one cannot read.
         """
-        metadata, tensors = _read(path)
-        parts = {"encoder": {}, "mixer": {}, "koopman": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
+        metadata, tensors = cv_file.read(path)
+        return KINDS[metadata["kind"]].from_file(path, metadata, tensors)
+
+    @classmethod
+    def from_file(cls, path, metadata, tensors):
+        """The CV of what `cv_file.read` returned."""
+        parts = cv_file.parts(tensors, ("encoder", "mixer", "koopman"))
         try:
             network = build_network(metadata["encoder"]["settings"], parts["encoder"], str(path))
             mixer = make_mixer(**metadata["mixer"])
@@ -172,54 +150,12 @@ class CollectiveVariable(nn.Module):
             training=metadata["training"],
         )
 
-    def bind(self, topology, precision="single", engine="auto"):
+    def bind(self, topology, precision="single", engine="auto", device=None):
         """The CV on a given topology, ready to be evaluated; see `BoundCV`."""
-        return BoundCV(self, topology, precision, engine)
+        return BoundCV(self, topology, precision, engine, device)
 
 
-def _content_hash(tensors, metadata):
-    """Hash of the tensors and of the metadata that has a say in the CV's value."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].cpu().numpy().tobytes())
-    described = {name: value for name, value in metadata.items() if name not in ("training", "content_hash", "version")}
-    digest.update(json.dumps(described, sort_keys=True).encode())
-    return digest.hexdigest()[:32]
-
-
-def _read(path):
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("cv", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError as error:
-        raise GeomGNNError(
-            f"There is no collective variable file {path}. Check the path, or make it with `geomgnn fit`."
-        ) from error
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise GeomGNNError(
-            f"{path} cannot be read as a collective variable ({error}): it is truncated or of another kind. Copy it again "
-            "from where it was made, or fit it again."
-        ) from error
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise GeomGNNError(
-            f"{path} is a safetensors file, but not a collective variable of openmm-geomgnn. Give the file that "
-            "`geomgnn fit` or `geomgnn run` wrote."
-        )
-    if metadata["version"] > VERSION:
-        raise GeomGNNError(
-            f"{path} has version {metadata['version']} of the format and this code reads up to version {VERSION}. Update "
-            "openmm-geomgnn."
-        )
-    if metadata["content_hash"] != _content_hash(tensors, metadata):
-        raise GeomGNNError(
-            f"{path} was changed or damaged after it was written: its content does not have the hash that it states. Copy "
-            "it again from where it was made, or fit it again."
-        )
-    while metadata["version"] < VERSION:
-        metadata = MIGRATIONS[metadata["version"]](metadata)
-    return metadata, tensors
+KINDS = {"network": CollectiveVariable, "student": StudentCV}
 
 
 class BoundCV(nn.Module):
@@ -229,30 +165,40 @@ class BoundCV(nn.Module):
     ----------
     cv : CollectiveVariable
     topology : openmm.app.Topology, mdtraj.Topology or path
-        Must be of the molecule the CV was trained on; solvent and ions around it do not matter.
+        Must be of the molecule the CV was trained on; solvent and ions around it do not matter. The `molecule` of another
+        BoundCV will do as well.
     precision : {"single", "double"}
         Of encoder and mixer; the projection is always in float64.
-    engine : {"auto", "eager", "numba"}
+    engine : {"auto", "eager", "numba", "cuda"}
         What evaluates one frame at a time: compiled kernels, plain PyTorch, or (`auto`) compiled kernels in single precision
-        where they are to be had; in double precision they are as exact as their table of radial filters, about 1e-6.
+        where they are to be had; in double precision they are as exact as their table of radial filters, about 1e-6. On a
+        GPU it is CUDA graphs of plain PyTorch (`cuda`, `auto`) or, slower, plain PyTorch itself (`eager`).
+    device : str or torch.device, optional
+        "cpu", "cuda" or "cuda:0"; by default the CPU unless the engine is `cuda`.
 
     Attributes
     ----------
+    molecule : whole.SelectedMolecule
+        All that it knows of the system it is bound to.
     atoms : (n,) ndarray
         The atoms it depends on.
     """
 
-    def __init__(self, cv, topology, precision="single", engine="auto"):
+    def __init__(self, cv, topology, precision="single", engine="auto", device=None):
         super().__init__()
         if precision not in PRECISIONS:
             raise GeomGNNError(f"The precision must be 'single' or 'double', but was '{precision}'.")
-        topology = as_topology(topology)
-        self.atoms = select_atoms(topology, cv.selection)
-        check_same_molecule(cv.molecule, residue_table(topology, self.atoms))
+        if isinstance(topology, SelectedMolecule):
+            molecule, topology = topology, topology.topology
+            rows = np.arange(topology.n_atoms)
+        else:
+            molecule, topology = None, as_topology(topology)
+            rows = select_atoms(topology, cv.selection)
+        check_same_molecule(cv.molecule, residue_table(topology, rows))
         neighbours = cv.neighbours
         if neighbours is None and cv.window == "sequence":
-            neighbours = neighbours_by_number(topology, self.atoms, cv.context)
-        windows = make_windows(topology, self.atoms, cv.window, neighbours=neighbours)
+            neighbours = neighbours_by_number(topology, rows, cv.context)
+        windows = make_windows(topology, rows, cv.window, neighbours=neighbours)
         # a copy: two precisions of one CV must not share their parameters
         dtype = PRECISIONS[precision]
         settings = cv.encoder.settings
@@ -265,15 +211,39 @@ class BoundCV(nn.Module):
         self.register_buffer("mean", cv.mean.clone())
         self.register_buffer("projection", cv.projection.clone())
         self.dtype = dtype
-        self.molecule = SelectedMolecule(topology, self.atoms, windows.contacts)
-        from openmm_geomgnn.engines import make_engine
+        self.molecule = molecule or SelectedMolecule(topology, rows, windows.contacts)
+        self.atoms = self.molecule.atoms
+        from openmm_geomgnn.engines import choose_device, make_engine
 
+        self.to(choose_device(device, engine))
         self._engine = make_engine(engine, self.tokenizer, precision)
         self.engine_name = self._engine.name
+        self._function = None
+        if self.device.type != "cpu":
+            from openmm_geomgnn.engines.cuda_graph import EagerFunction, GraphedFunction
+
+            if self.engine_name == "cuda":
+                self._function = GraphedFunction(self.single, self, network.distance.every_pair)
+            else:
+                self._function = EagerFunction(self.single)
 
     @property
     def dimension(self):
         return self.projection.shape[1]
+
+    @property
+    def device(self):
+        return self.projection.device
+
+    @property
+    def takes_tensors(self):
+        """Whether `value_and_vjp` takes positions that are on a GPU as well."""
+        return self._function is not None
+
+    @property
+    def frames_per_pass(self):
+        """Frames that `forward` takes at once without using much memory."""
+        return self.tokenizer.frames_per_pass
 
     def _project(self, tokens):
         return (self.mixer(tokens).double() - self.mean) @ self.projection
@@ -291,15 +261,18 @@ class BoundCV(nn.Module):
 
         Parameters
         ----------
-        pos : (n, 3) float64 ndarray
+        pos : (n, 3) float64 ndarray, or a tensor if the CV `takes_tensors`
             Angstrom.
 
         Returns
         -------
         psi : (d,) float64 ndarray
         vjp : callable
-            Takes weights (d,) to the gradient (n, 3) of their product with psi.
+            Takes weights (d,), an ndarray, to the gradient (n, 3) of their product with psi: an ndarray, or a tensor on the
+            CV's device if `pos` is a tensor.
         """
+        if self.takes_tensors:
+            return self._tensor_value_and_vjp(pos)
         x, v, features_vjp = self._engine.features_and_vjp(pos)
         x, v = x.requires_grad_(True), v.requires_grad_(True)
         psi = self._project(self.tokenizer.pool(x, v, 1))[0]
@@ -308,6 +281,16 @@ class BoundCV(nn.Module):
             return features_vjp(*torch.autograd.grad(psi, (x, v), torch.from_numpy(weights)))
 
         return psi.detach().numpy(), vjp
+
+    def _tensor_value_and_vjp(self, pos):
+        """As `value_and_vjp`; of a tensor only psi and the weights go from one device to the other."""
+        psi, vjp = self._function.value_and_vjp(torch.as_tensor(pos, dtype=torch.float64, device=self.device))
+
+        def gradient(weights):
+            rows = vjp(torch.as_tensor(weights, device=self.device))
+            return rows if isinstance(pos, torch.Tensor) else rows.cpu().numpy()
+
+        return psi.cpu().numpy(), gradient
 
     def compute(self, trajectory, progress=None):
         """psi (F, d) of an mdtraj trajectory, or of positions (F, atoms, 3) in nm.
@@ -322,5 +305,5 @@ class BoundCV(nn.Module):
     def compute_whole(self, pos, progress=None):
         """psi (F, d) ndarray of whole molecules `pos` (F, n, 3) in angstrom, in chunks."""
         with torch.no_grad():
-            tokens = self.tokenizer.embed(pos, progress)
-            return torch.cat([self._project(chunk) for chunk in tokens.split(4096)]).numpy()
+            tokens = self.tokenizer.embed(torch.as_tensor(pos, device=self.device), progress)
+            return torch.cat([self._project(chunk) for chunk in tokens.split(4096)]).cpu().numpy()

@@ -314,7 +314,7 @@ def stiffness(cv, topology, positions, frame_interval, values=None, progress=Non
     masses = atomic_masses(as_topology(topology), bound.atoms)
     sample = evenly(positions, GRADIENT_FRAMES)
     squared_rates = []
-    for frames in sample.split(bound.tokenizer.frames_per_pass):
+    for frames in sample.split(bound.frames_per_pass):
         frames = frames.clone().requires_grad_(True)
         psi = bound(frames)
         rows = []

@@ -1,12 +1,15 @@
 """`GeomGNNCV`: a learned collective variable, and a bias on it, as forces of OpenMM."""
 
+import functools
+
 import openmm
 
+from openmm_geomgnn import backends
 from openmm_geomgnn.backends.evaluation import Evaluation, Source
-from openmm_geomgnn.backends.python_force import Callback, python_force, set_up
 from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.cv_file import SavedCV
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.selection import as_topology
+from openmm_geomgnn.integrators import make_integrator, whole_every
 
 
 class BiasHandle:
@@ -14,14 +17,30 @@ class BiasHandle:
 
     Attributes
     ----------
-    force : openmm.PythonForce
+    force : openmm.Force
     forceGroup : int
+    every : int
+        Time steps per evaluation of the bias that `integrator` makes.
     """
 
-    def __init__(self, force, evaluation):
+    def __init__(self, force, evaluation, system, every=1):
         self.force = force
         self.forceGroup = force.getForceGroup()
+        self.every = every
         self._evaluation = evaluation
+        self._system = system
+
+    def integrator(self, temperature, friction, timestep, seed=1):
+        """A Langevin integrator that evaluates the bias once in `every` time steps, and all other forces at each of them.
+
+        Numbers in K, 1/ps and ps, or Quantities. With `every` == 1 a LangevinMiddleIntegrator of this timestep, else one
+        whose steps are every*timestep long. It samples what OpenMM's MTSLangevinIntegrator does, in less time, and reports a
+        kinetic energy that is in line with the thermostat: see docs/multiple-time-steps.md.
+
+        Raises GeomGNNError if a value makes no sense, or another force of the System is in the bias's force group.
+        """
+        others = _other_groups(self._system, self.forceGroup) if self.every > 1 else (0,)
+        return make_integrator(temperature, friction, timestep, self.every, self.forceGroup, seed, others)
 
     def getState(self):
         """The state of the bias that forces are computed with."""
@@ -38,7 +57,11 @@ class BiasHandle:
 
     @property
     def error(self):
-        """The exception that an evaluation raised, with its traceback; None if there was none."""
+        """The exception that an evaluation raised, with its traceback; None if there was none.
+
+        OpenMM's own exception has no more than its message. Copies of a force (in XML, in a CustomCVForce) keep their
+        exceptions to themselves, so the message has the traceback in it, where it is not one of our own errors.
+        """
         return self._evaluation.error
 
     def value(self, context):
@@ -48,7 +71,7 @@ class BiasHandle:
         return self._evaluation.last
 
 
-class GeomGNNCV(openmm.PythonForce):
+class GeomGNNCV:
     """A learned collective variable as an OpenMM force whose energy is one component of it.
 
     Add it to a `CustomCVForce`, pass it to `openmm.app.metadynamics.BiasVariable`, or, the fast way, bias all components at
@@ -64,36 +87,70 @@ class GeomGNNCV(openmm.PythonForce):
         Which component the energy of this force is; the slowest, 0, by default.
     precision : {"single", "double"}
         Of the network; the projection is always in double precision.
-    engine : {"auto", "eager", "numba"}
+    engine : {"auto", "eager", "numba", "cuda"}
         What evaluates the network.
     periodic : bool, optional
         Whether the molecule may be cut by a periodic box and has to be made whole. By default so if `topology` is an
         OpenMM topology with a box; `addToSystem` asks the System.
+    backend : {"auto", "PythonForce", "PythonTorchForce", "TorchForce"}
+        The class of the OpenMM force that this one also is an instance of. `auto` is `PythonForce`, of OpenMM >= 8.6, where
+        it is; on a GPU openmm-torch's `PythonTorchForce` comes first; the last resort is openmm-torch's `TorchForce`, which
+        runs the network as TorchScript whatever the `engine`. `geomgnn doctor` says which can be used.
+    device : str or torch.device, optional
+        Where the network is evaluated, "cpu", "cuda" or "cuda:0", whatever the platform of OpenMM; by default the CPU unless
+        the engine is `cuda`.
+    failures : path, optional
+        A folder. When positions, CV or bias stop being finite, or the network fails, the last good frame of the CV's atoms
+        and the failing one are written there, as geomgnn-failure-step-N.pdb and .npz. None: they are not.
 
     Raises
     ------
     GeomGNNError
-        If the file cannot be read, the topology is of another molecule, or the component does not exist.
+        If the file cannot be read, the topology is of another molecule, the component does not exist, or the backend cannot
+        be used.
     """
 
-    def __init__(self, cv, topology, component=None, *, precision="single", engine="auto", periodic=None):
+    def __new__(
+        cls,
+        cv,
+        topology,
+        component=None,
+        *,
+        precision="single",
+        engine="auto",
+        periodic=None,
+        backend="auto",
+        failures=".",
+        device=None,
+    ):
         if periodic is None:
             periodic = hasattr(topology, "getPeriodicBoxVectors") and topology.getPeriodicBoxVectors() is not None
-        path = None if isinstance(cv, CollectiveVariable) else cv
+        path = None if isinstance(cv, SavedCV) else cv
         cv = CollectiveVariable.load(path) if path is not None else cv
-        topology = as_topology(topology)
-        source = Source(path, cv, topology, precision, engine)
-        bound = cv.bind(topology, precision, engine)
+        bound = cv.bind(topology, precision, engine, device)
+        source = Source(path, cv, bound.molecule, precision, engine, device)
         component = 0 if component is None else component
         if isinstance(component, bool) or int(component) != component or not 0 <= component < cv.dimension:
             raise GeomGNNError(
                 f"This CV has {cv.dimension} component{'s' if cv.dimension > 1 else ''}, numbered from 0; component "
                 f"{component} does not exist."
             )
-        self._evaluation = Evaluation(source, int(component), periodic=bool(periodic), bound=bound)
-        super().__init__(Callback(self._evaluation))
-        set_up(self, self._evaluation)
-        self.setName("GeomGNNCV")
+        evaluation = Evaluation(source, int(component), periodic=bool(periodic), bound=bound, failures=failures)
+        backend = backends.choose(backend, gpu=bound.takes_tensors)
+        force = backends.backend(backend).make_force(evaluation)
+        # OpenMM makes forces of its own classes: this one is to be of both
+        force.__class__ = _both(cls, type(force))
+        force._evaluation, force._backend = evaluation, backend
+        force.setName("GeomGNNCV")
+        return force
+
+    def __init__(self, *arguments, **settings):
+        """`__new__` has made the force; that of OpenMM's class must not be made again."""
+
+    @property
+    def backend(self):
+        """Name of the backend."""
+        return self._backend
 
     @property
     def bound(self):
@@ -114,11 +171,12 @@ class GeomGNNCV(openmm.PythonForce):
         """All components (frames, d) of an mdtraj trajectory, or of positions (frames, atoms, 3) in nm."""
         return self.bound.compute(trajectory, progress)
 
-    def addToSystem(self, system, bias=None, forceGroup=None):
+    def addToSystem(self, system, bias=None, forceGroup=None, every=1):
         """Add a bias on all components to a System: one forward and one backward pass of the network a step.
 
         A copy of the System, and one read from XML, has the bias in its initial state, whatever `BiasHandle.setState` did:
-        add the bias anew to a System without it, and save the bias state with `bias.to_arrays`.
+        add the bias anew to a System without it, and save the bias state with `bias.to_arrays`. With the backend TorchForce
+        a copy in this process has the same bias, state and all, and one in another process refuses to be evaluated.
 
         Parameters
         ----------
@@ -128,6 +186,10 @@ class GeomGNNCV(openmm.PythonForce):
             A bias of `openmm_geomgnn.sampling`. Without one the CV is only watched: no energy, no forces.
         forceGroup : int, optional
             Group of the new force; the highest free one by default.
+        every : int
+            Time steps per evaluation of the bias (multiple time steps): it is the integrator that does this, so use that of
+            `BiasHandle.integrator`. With any other, except an MTSLangevinIntegrator or MTSIntegrator of
+            `[(handle.forceGroup, 1), (0, every)]`, the bias acts at every step, which nobody notices but the clock.
 
         Returns
         -------
@@ -136,23 +198,54 @@ class GeomGNNCV(openmm.PythonForce):
         Raises
         ------
         GeomGNNError
-            If the System has another number of particles than the topology, or no force group is free.
+            If the System has another number of particles than the topology, no force group is free, `every` is no count of
+            steps, or with `every` > 1 the group is not the bias's alone.
         """
         if system.getNumParticles() != self.bound.molecule.n_atoms_total:
             raise GeomGNNError(
                 f"The System has {system.getNumParticles()} particles and the topology "
                 f"{self.bound.molecule.n_atoms_total} atoms. Make GeomGNNCV with the topology this System was made from."
             )
+        every = whole_every(every)
         if forceGroup is None:
-            used = {force.getForceGroup() for force in system.getForces()}
+            used = set().union(*map(_groups, system.getForces()))
             free = [group for group in range(31, 0, -1) if group not in used]
             if not free:
                 raise GeomGNNError("All force groups of the System are in use. Pass the group to share as forceGroup.")
             forceGroup = free[0]
+        elif every > 1:
+            _other_groups(system, forceGroup, allowed=0)
         periodic = system.usesPeriodicBoundaryConditions()
-        evaluation = Evaluation(self._evaluation.source, bias=bias, periodic=periodic, bound=self.bound)
-        force = python_force(evaluation)
+        source, failures = self._evaluation.source, self._evaluation.failures
+        evaluation = Evaluation(source, bias=bias, periodic=periodic, bound=self.bound, failures=failures)
+        force = backends.backend(self._backend).make_force(evaluation)
         force.setForceGroup(int(forceGroup))
         force.setName("GeomGNNCV bias")
         system.addForce(force)
-        return BiasHandle(force, evaluation)
+        return BiasHandle(force, evaluation, system, every)
+
+
+def _other_groups(system, group, allowed=1):
+    """The force groups of a System besides `group`, in which there may be `allowed` forces: the bias.
+
+    Raises GeomGNNError if there are more: they would act as rarely as the bias.
+    """
+    groups = [(force.getName(), _groups(force)) for force in system.getForces()]
+    inside = [name for name, of_force in groups if group in of_force]
+    if len(inside) > allowed:
+        raise GeomGNNError(
+            f"{' and '.join(inside)} {'are' if len(inside) > 1 else 'is'} in force group {group}, but with every > 1 the "
+            "bias needs a group of its own: what is in it acts at every k-th time step only. Leave out forceGroup, or put "
+            "other forces, and the reciprocal space of a NonbondedForce, into another with setForceGroup."
+        )
+    return sorted(set().union(*(of_force for _, of_force in groups)) - {group})
+
+
+def _groups(force):
+    reciprocal = force.getReciprocalSpaceForceGroup() if isinstance(force, openmm.NonbondedForce) else -1
+    return {force.getForceGroup()} if reciprocal < 0 else {force.getForceGroup(), reciprocal}
+
+
+@functools.cache
+def _both(cls, kind):
+    return type(cls.__name__, (cls, kind), {"__doc__": cls.__doc__, "__module__": cls.__module__})

@@ -137,7 +137,7 @@ def default_selection(topology):
 def select_atoms(topology, selection=None):
     """Sorted indices of the atoms that `selection` (mdtraj's language) names; None is that of `default_selection`.
 
-    `protein` and `nucleic` take in every protonation state, cap and modified residue, whatever a force field calls it.
+    Where none is given, virtual sites on the molecule are left out. `protein` and `nucleic` take in every protonation state, cap and modified residue, whatever a force field calls it.
 
     Raises
     ------
@@ -158,10 +158,13 @@ def select_atoms(topology, selection=None):
             f"The selection '{text}' matches none of the {topology.n_atoms} atoms (residues: {', '.join(names[:12])}). "
             "Give a selection in mdtraj's language that names the molecule of interest."
         )
-    virtual = [topology.atom(i) for i in atoms if topology.atom(i).element.number == 0]
-    if virtual:
-        raise GeomGNNError(f"The selection '{text}' includes virtual sites such as {virtual[0]}. Leave them out of it.")
-    return np.sort(atoms)
+    is_virtual = np.array([topology.atom(i).element.number == 0 for i in atoms])
+    if is_virtual.any() and selection:
+        raise GeomGNNError(
+            f"The selection '{text}' includes virtual sites such as {topology.atom(atoms[is_virtual][0])}, which are no "
+            f"atoms of an element that a network knows. Leave them out of it, as in '({text}) and not element VS'."
+        )
+    return np.sort(atoms[~is_virtual])
 
 
 def _in_full(topology, text):

@@ -75,7 +75,7 @@ class Tokenizer(nn.Module):
         shift = torch.arange(count, device=pos.device).unsqueeze(1)
         graph = (self.graph[atoms] + shift * self.windows.n_graphs).flatten()
         both = tuple((side[pairs] + (shift * size - atoms.start)).flatten() for side in (self.pair_i, self.pair_j))
-        return self.encoder(self.z[atoms].repeat(count), pos[:, self.rows[atoms]].reshape(-1, 3), graph, both)
+        return self.encoder(self.z[atoms].repeat(count), pos.index_select(1, self.rows[atoms]).reshape(-1, 3), graph, both)
 
     def pool(self, x, v, count):
         """Tokens (F, R, 4, H) from features of window atoms of `count` = F frames."""
@@ -86,7 +86,7 @@ class Tokenizer(nn.Module):
         first, own = (part.atoms.start, part.own) if part else (0, slice(None))
         atoms = torch.cat([x.unsqueeze(1), v], dim=1).view(count, x.shape[0] // count, 4, -1)
         tokens = atoms.new_zeros(count, self.windows.n_tokens, 4, atoms.shape[-1])
-        return tokens.index_add(1, self.token[own], atoms[:, self.own[own] - first])
+        return tokens.index_add(1, self.token[own], atoms.index_select(1, self.own[own] - first))
 
     def _divided(self, tokens):
         return tokens / self.size.to(tokens.dtype)[:, None, None] if self.pooling == "mean" else tokens
@@ -145,9 +145,9 @@ class Tokenizer(nn.Module):
 
     def _parts(self):
         """The windows in groups that have few enough pairs for one pass, or are one window."""
-        pair_ends = torch.bincount(self.graph[self.pair_i], minlength=self.windows.n_graphs).cumsum(0).numpy()
-        atom_ends = torch.bincount(self.graph).cumsum(0).numpy()
-        own, parts, atom, pair = self.own.numpy(), [], 0, 0
+        pair_ends = np.bincount(self.windows.graph[self.windows.pairs[0]], minlength=self.windows.n_graphs).cumsum()
+        atom_ends = np.bincount(self.windows.graph).cumsum()
+        own, parts, atom, pair = np.flatnonzero(self.windows.token >= 0), [], 0, 0
         while atom < atom_ends[-1]:
             fitting = np.searchsorted(pair_ends, pair + encoders.CHUNK_PAIRS, "right") - 1
             last = max(fitting, np.searchsorted(atom_ends, atom, "right"))

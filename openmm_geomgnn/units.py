@@ -98,6 +98,14 @@ def quantity(value, unit, name):
     return float(number * factor if factor >= 1 else number / wanted.conversion_factor_to(read))
 
 
+def positive(value, name, of, zero=False):
+    """`quantity`, in the unit `of`, that must also be positive, or zero if allowed. Raises GeomGNNError."""
+    number = quantity(value, of, name)
+    if number < 0 or (number == 0 and not zero):
+        raise GeomGNNError(f"{name} is {value}, but it must {'not be negative' if zero else 'be positive'}.")
+    return number
+
+
 def parse_unit(text):
     """The openmm Unit written as a product of powers: "kJ/mol/nm^2", "kJ mol^-1", "1/ps". "" is dimensionless.
 

@@ -1,5 +1,6 @@
 """Positions of the selected atoms; molecules cut by the periodic box are made whole along their bonds."""
 
+import itertools
 from collections import deque
 
 import mdtraj
@@ -8,6 +9,8 @@ import torch
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import NM_TO_ANGSTROM
+
+_SHIFTS = np.array(sorted(itertools.product((-1.0, 0.0, 1.0), repeat=3), key=np.linalg.norm))  # none first
 
 
 class MoleculeMaker:
@@ -65,6 +68,9 @@ class MoleculeMaker:
                         levels.append((children, parents))
                     front = children
         self.levels = [(np.array(children), np.array(parents)) for children, parents in levels]
+        none = np.zeros(0, dtype=int)
+        self._children = np.concatenate([none, *(children for children, _ in self.levels)])
+        self._parents = np.concatenate([none, *(parents for _, parents in self.levels)])
 
     def __call__(self, pos, box):
         """Whole molecules.
@@ -78,18 +84,43 @@ class MoleculeMaker:
         box = np.asarray(box, dtype=np.float64)
         if not box.any():
             return np.asarray(pos)
-        pos = np.array(pos)
+        pos = np.asarray(pos)
+        apart = pos[..., self._children, :] - pos[..., self._parents, :]
+        moves = minimum_image(apart, box) - apart
+        if not moves.any():
+            return pos
+        moved, start = np.zeros(pos.shape, dtype=pos.dtype), 0
         for children, parents in self.levels:
-            delta = pos[..., children, :] - pos[..., parents, :]
-            for k in (2, 1, 0):
-                rows = box[..., None, k, :]
-                delta = delta - np.round(delta[..., k : k + 1] / rows[..., k : k + 1]) * rows
-            pos[..., children, :] = pos[..., parents, :] + delta
-        return pos
+            moved[..., children, :] = moved[..., parents, :] + moves[..., start : start + len(children), :]
+            start += len(children)
+        return pos + moved
+
+
+def minimum_image(delta, box):
+    """The shortest of the vectors that differ from `delta` (..., m, 3) by multiples of the box vectors.
+
+    Parameters
+    ----------
+    box : (..., 3, 3)
+        Reduced box vectors, as rows.
+    """
+    # A vector within the largest ball in the brick that the diagonal of the box spans is the shortest. Rounding takes
+    # any vector into the brick, but outside the ball an oblique box may have a nearer image across another face.
+    limit = 0.25 * np.einsum("...kk->...k", box).min(axis=-1)[..., None] ** 2
+    if ((delta * delta).sum(axis=-1) <= limit).all():
+        return delta
+    for k in (2, 1, 0):
+        rows = box[..., None, k, :]
+        delta = delta - np.round(delta[..., k : k + 1] / rows[..., k : k + 1]) * rows
+    far = (delta * delta).sum(axis=-1) > limit
+    if far.any():
+        images = delta[far][:, None] + _SHIFTS @ np.broadcast_to(box[..., None, :, :], (*far.shape, 3, 3))[far]
+        delta[far] = images[np.arange(len(images)), (images * images).sum(axis=-1).argmin(axis=-1)]
+    return delta
 
 
 class SelectedMolecule:
-    """Reads the positions of selected atoms from whatever users hold them in.
+    """The selected atoms of a system: how they hang together, and their positions from whatever users hold them in.
 
     Parameters
     ----------
@@ -98,10 +129,20 @@ class SelectedMolecule:
     atoms : (n,) int
     near : list of (a, b), optional
         As in `MoleculeMaker`.
+
+    Attributes
+    ----------
+    atoms : (n,) int
+    topology : mdtraj.Topology
+        Of the selected atoms alone, see `selected_part`.
+    n_atoms_total : int
+        Atoms of the whole system.
+    make_whole : MoleculeMaker
     """
 
     def __init__(self, topology, atoms, near=()):
         self.atoms = atoms
+        self.topology = selected_part(topology, atoms)
         self.n_atoms_total = topology.n_atoms
         self.make_whole = MoleculeMaker(topology, atoms, near)
 
@@ -142,3 +183,31 @@ class SelectedMolecule:
         if box is not None:
             pos = self.make_whole(pos, box)
         return torch.as_tensor(pos * NM_TO_ANGSTROM)
+
+
+def selected_part(topology, atoms):
+    """The topology of the selected atoms alone, with the bonds between them: all of a topology that a CV needs.
+
+    Of residues without selected atoms one is left, empty, wherever there are some between two others, so that residues
+    with nothing between them stay the only ones with consecutive indices.
+
+    Parameters
+    ----------
+    topology : mdtraj.Topology
+    atoms : (n,) int, sorted
+    """
+    part, chain, residue, before, new = mdtraj.Topology(), None, None, None, {}
+    for index in atoms:
+        atom = topology.atom(int(index))
+        if before is None or atom.residue.chain is not before.chain:
+            chain = part.add_chain(atom.residue.chain.chain_id)
+        elif atom.residue.index > before.index + 1:
+            part.add_residue("", chain)
+        if atom.residue is not before:
+            before = atom.residue
+            residue = part.add_residue(before.name, chain, before.resSeq, before.segment_id)
+        new[atom.index] = part.add_atom(atom.name, atom.element, residue, serial=atom.serial)
+    for bond in topology.bonds:
+        if bond[0].index in new and bond[1].index in new:
+            part.add_bond(new[bond[0].index], new[bond[1].index], type=bond.type, order=bond.order)
+    return part

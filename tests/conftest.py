@@ -11,7 +11,7 @@ import torch
 torch.set_num_threads(1)
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
-pytest.register_assert_rewrite("physics", "phi_runs", "protocol_texts")
+pytest.register_assert_rewrite("physics", "phi_runs", "protocol_texts", "force_systems")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -29,6 +29,16 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("the folder shared/data is not next to the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cv_file(tmp_path_factory):
+    """A file with a CV of random weights, of the heavy atoms of alanine dipeptide."""
+    from molecules import ala2, random_cv
+
+    path = tmp_path_factory.mktemp("cv") / "ala2.cv"
+    random_cv(ala2().topology, scale=0.2).save(path)
+    return path
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def random_encoder(model=TRANSFORMER, seed=5, **settings):
     return Encoder(network.requires_grad_(False).eval(), settings, {"seed": seed}, "random")
 
 
-def random_cv(topology, encoder=None, dimension=2, mixer="none", scale=1.0, **options):
+def random_cv(topology, encoder=None, dimension=2, mixer="none", scale=1.0, mixer_settings=None, **options):
     """A CV of random weights whose components vary by about `scale`.
 
     `options` are those of CollectiveVariable; for windows by space without `neighbours`, the `reference` as well.
@@ -62,7 +62,7 @@ def random_cv(topology, encoder=None, dimension=2, mixer="none", scale=1.0, **op
     kind = {name: options[name] for name in ("window", "context", "radius", "neighbours") if name in options}
     windows = make_windows(topology, atoms, **kind, reference=options.pop("reference", None))
     options.setdefault("neighbours", windows.neighbours)
-    mixer = make_mixer(mixer, windows.n_tokens, encoder.hidden_channels)
+    mixer = make_mixer(mixer, windows.n_tokens, encoder.hidden_channels, **(mixer_settings or {}))
     if not mixer.has_statistics:
         noise = np.random.default_rng(2).normal(size=(40, len(atoms), 3))
         mixer.set_statistics(Tokenizer(encoder, windows, options.get("pooling", "sum")).embed(3 * noise))

@@ -10,7 +10,7 @@ from molecules import ALA2, ala2, peptide, random_cv, wrapped
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from openmm_geomgnn import cv as cv_module
+from openmm_geomgnn import cv_file
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.fitting import FitSettings, fit_cv
@@ -25,7 +25,7 @@ def of_version_1(path):
     for name in ("radius", "neighbours", "content_hash"):
         del metadata[name]
     metadata["version"] = 1
-    metadata["content_hash"] = cv_module._content_hash(tensors, metadata)
+    metadata["content_hash"] = cv_file.content_hash(tensors, metadata)
     old = path.with_name("old.cv")
     save_file(tensors, old, metadata={"cv": json.dumps(metadata)})
     return old

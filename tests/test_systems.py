@@ -8,13 +8,13 @@ import pytest
 from openmm import app, unit
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.integrators import make_integrator
 from openmm_geomgnn.sampling.systems import (
     SystemSettings,
     build_system,
     choose_platform,
     degrees_of_freedom,
     load_structure,
-    make_integrator,
     system_topology,
 )
 

@@ -1,1 +1,71 @@
-"""How OpenMM comes to evaluate a CV."""
+"""How OpenMM comes to evaluate a CV: the backends, and which of them can be used here.
+
+A backend is a module with `why_not() -> str | None`, the reason why it cannot be used, and
+`make_force(evaluation) -> openmm.Force`.
+"""
+
+import importlib
+
+from openmm_geomgnn.backends.versions import installed_versions, refusal
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import did_you_mean
+
+# name of the class of the force: module
+BACKENDS = {"PythonForce": "python_force", "PythonTorchForce": "python_torch_force", "TorchForce": "torch_force"}
+# what `auto` tries, in this order, by whether the network is on a GPU
+PREFERENCE = {
+    False: ("PythonForce", "TorchForce", "PythonTorchForce"),
+    True: ("PythonTorchForce", "PythonForce", "TorchForce"),
+}
+
+
+def backend(name):
+    """The module of a backend.
+
+    Raises
+    ------
+    GeomGNNError
+        If there is no backend of this name.
+    """
+    if name not in BACKENDS:
+        raise GeomGNNError(
+            f"Unknown backend '{name}'; the choices are auto, {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}"
+        )
+    return importlib.import_module(f"openmm_geomgnn.backends.{BACKENDS[name]}")
+
+
+def why_not(name):
+    """Why a backend cannot be used here, with what helps; None if it can. What would crash is never imported."""
+    return refusal(name, installed_versions()) or backend(name).why_not()
+
+
+def choose(name="auto", gpu=False):
+    """The name of the backend to use.
+
+    Parameters
+    ----------
+    name : str
+        One of `BACKENDS`, or "auto": the first of `PREFERENCE` that can be used.
+    gpu : bool
+        Whether the network is on a GPU.
+
+    Raises
+    ------
+    GeomGNNError
+        If there is no such backend, or it cannot be used here; the message says why and what to do.
+    """
+    if name != "auto":
+        if name not in BACKENDS:
+            backend(name)
+        reason = why_not(name)
+        if reason is not None:
+            raise GeomGNNError(f"The backend {name} cannot be used: {reason}")
+        return name
+    reasons = {}
+    for candidate in PREFERENCE[bool(gpu)]:
+        reasons[candidate] = why_not(candidate)
+        if reasons[candidate] is None:
+            return candidate
+    raise GeomGNNError(
+        "No backend can be used here. " + " ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
+    )

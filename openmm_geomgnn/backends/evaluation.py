@@ -1,9 +1,13 @@
 """The CV, and a bias on it, at positions of a running simulation: what every backend calls, or stands in for."""
 
+import traceback
 from pathlib import Path
 
 import numpy as np
+import torch
+from scipy.spatial import cKDTree
 
+from openmm_geomgnn.backends.failures import atom_names, save_frames
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import sha256
@@ -23,15 +27,17 @@ class Evaluation:
     error : the exception that stopped the simulation, with its traceback, or None
     """
 
-    def __init__(self, source, component=None, bias=None, periodic=False, bound=None):
+    def __init__(self, source, component=None, bias=None, periodic=False, bound=None, failures="."):
         self.source = source
         self.component = component
         self.bias = bias
         self.periodic = periodic
+        self.failures = None if failures is None else str(failures)
         self.bound = None
         self.state = None
         self.last = None
         self.error = None
+        self._last_good = None  # positions of `last`
         if bound is not None:
             self._bind(bound)
 
@@ -41,7 +47,7 @@ class Evaluation:
             self.state = self.bias.initial_state(dimension=bound.dimension)
 
     def __getstate__(self):
-        return {"source": self.source, "component": self.component, "bias": self.bias, "periodic": self.periodic}
+        return {name: getattr(self, name) for name in ("source", "component", "bias", "periodic", "failures")}
 
     def __setstate__(self, saved):
         # An exception in here would crash OpenMM, and it makes copies that are never evaluated: the file is read, and may
@@ -63,64 +69,126 @@ class Evaluation:
         Raises
         ------
         GeomGNNError
-            If positions, CV, bias or forces are not finite.
+            If positions, CV, bias or forces are not finite, or CV or bias raise an error: the frame is saved, see
+            `failures.save_frames`.
         """
+        frame = {"positions": pos}
         try:
-            return self._evaluate(pos, box, step)
+            return self._evaluate(frame, box, step)
         except Exception as error:
-            # OpenMM passes on nothing but the message: keep the exception itself for whoever wants to see it
+            # OpenMM passes on nothing but the message, and a copy of the force has no handle: keep the exception itself for
+            # whoever can ask for it, and let the message say all
             self.error = error
-            raise
+            saved = self._save(frame, box, step)
+            if isinstance(error, GeomGNNError):
+                error.args = (f"{error} {saved}".rstrip(),)
+                raise
+            trace = "".join(traceback.format_exception(error)).rstrip()
+            raise GeomGNNError(
+                f"{type(error).__name__}: {str(error).rstrip('.')}. This came from the network or the bias at step {step}. "
+                f"{saved}\n{trace}"
+            ) from error
 
-    def _evaluate(self, pos, box, step):
+    def _evaluate(self, frame, box, step):
         if self.bound is None:
             self._bind(self.source.bind())
+        pos = frame["positions"]
         if not np.isfinite(pos).all():
             raise GeomGNNError(
-                f"{bad_atoms(pos, self.bound.atoms)} have positions that are not finite at step {step}: "
+                f"The positions of {self._names(_bad_rows(pos))} are not finite at step {step}: "
                 "the simulation blew up. Use a smaller timestep, evaluate the bias more often (every), or minimise the "
                 "starting structure."
             )
         if self.periodic:
-            pos = self.bound.molecule.make_whole(pos, box)
-        s, vjp = self.bound.value_and_vjp(pos * NM_TO_ANGSTROM)
+            if not np.isfinite(box).all():
+                raise GeomGNNError(
+                    f"The box vectors are not finite at step {step}: the simulation blew up. Use a smaller timestep, or "
+                    "equilibrate the box before the bias is added."
+                )
+            frame["positions"] = pos = self.bound.molecule.make_whole(pos, box)
+        # from the first atom: a molecule that has diffused far from the origin loses digits in single precision
+        s, vjp = self.bound.value_and_vjp((pos - pos[0]) * NM_TO_ANGSTROM)
+        frame["s"] = s
         if not np.isfinite(s).all():
             raise GeomGNNError(
                 f"The network returned {s} for the collective variable at step {step}. The CV file's "
-                "numbers are damaged, or two atoms are on top of one another: check the last frames and the CV file."
+                f"numbers are damaged, or two atoms are on top of one another: {self._nearest(pos)}."
             )
+        energy, slope = self.energy_and_slope(s)
+        frame["energy"], frame["slope"] = energy, slope
+        if not (np.isfinite(energy) and np.isfinite(slope).all()):
+            raise GeomGNNError(
+                f"The bias is not finite at step {step}: at s = {s} its energy is {energy} kJ/mol and its derivatives are "
+                f"{slope}. Look at its settings, and at the state that it was given."
+            )
+        forces = vjp(slope) * -NM_TO_ANGSTROM if slope.any() else np.zeros(pos.shape)
+        frame["forces"] = forces
+        if not np.isfinite(forces).all():
+            raise GeomGNNError(
+                f"The forces of the bias on {self._names(_bad_rows(forces))} are not finite at step {step} (s = {s}, energy "
+                f"{energy} kJ/mol). If atoms are on top of one another use a smaller timestep: {self._nearest(pos)}."
+            )
+        self.accept(s, energy, np.array(pos))
+        return energy, forces
+
+    def accept(self, s, energy, pos):
+        """Take note of an evaluation that went well; `pos` (n, 3) in nm, array or tensor, must not be written to later."""
+        self.last = (s, energy)
+        self._last_good = pos
+
+    def energy_and_slope(self, s):
+        """Energy in kJ/mol at the values s (d,) of the CV, and its derivatives (d,) by them."""
         if self.bias is not None:
             energy, slope = self.bias.bias(self.state, s)
         elif self.component is not None:
             energy, slope = s[self.component], np.eye(len(s))[self.component]
         else:
             energy, slope = 0.0, np.zeros(len(s))
-        energy, slope = float(energy), np.asarray(slope, dtype=np.float64)
-        forces = vjp(slope) * -NM_TO_ANGSTROM if slope.any() else np.zeros(pos.shape)
-        if not (np.isfinite(energy) and np.isfinite(forces).all()):
-            raise GeomGNNError(
-                f"The bias or its forces are not finite at step {step} (s = {s}, energy {energy} kJ/mol; "
-                f"{bad_atoms(forces, self.bound.atoms)}). Check the last frames for atoms on top of one another."
-            )
-        self.last = (s, energy)
-        return energy, forces
+        return float(energy), np.asarray(slope, dtype=np.float64)
+
+    def _names(self, rows):
+        part = self.bound.molecule
+        return atom_names(part.topology, rows, part.atoms)
+
+    def _nearest(self, pos):
+        if len(pos) < 2:
+            return "there is one atom only"
+        distances, partners = cKDTree(pos).query(pos, k=2)
+        row = int(distances[:, 1].argmin())
+        return f"the nearest two are {self._names(np.sort(partners[row]))}, {distances[row, 1]:.3g} nm apart"
+
+    def _save(self, frame, box, step):
+        """A sentence on where the last good frame and the one that failed are saved."""
+        if self.failures is None or self.bound is None:
+            return ""
+        numbers = dict(frame)
+        frames = {"failing": numbers.pop("positions")}
+        if self._last_good is not None:
+            frames = {"last_good": torch.as_tensor(self._last_good).cpu().numpy(), **frames}
+        marked = np.union1d(_bad_rows(frames["failing"]), _bad_rows(numbers.get("forces", np.zeros((0, 3)))))
+        name, part = f"geomgnn-failure-step-{step}", self.bound.molecule
+        return save_frames(self.failures, name, part.topology, frames, marked, box, atoms=part.atoms, step=step, **numbers)
 
 
-def bad_atoms(rows, atoms):
-    bad = atoms[~np.isfinite(rows).all(axis=1)]
-    return f"atoms {', '.join(map(str, bad[:5]))}{', ...' if len(bad) > 5 else ''}" if len(bad) else "no atom in particular"
+def _bad_rows(rows):
+    return np.flatnonzero(~np.isfinite(rows).all(axis=1))
 
 
 class Source:
-    """Where a bound CV comes from, so that a serialised force can be made again."""
+    """Where a bound CV comes from, so that a serialised force can be made again.
 
-    def __init__(self, path, cv, topology, precision, engine):
+    Of the system it keeps the selected atoms only (`whole.SelectedMolecule`), not the water around them, and of a CV that
+    has a file its path and hash.
+    """
+
+    def __init__(self, path, cv, molecule, precision, engine, device=None):
         self.path = None if path is None else Path(path).resolve()
         self.hash = None if path is None else sha256(path)
         self.cv = cv if path is None else None
-        self.topology = topology
+        self.molecule = molecule
         self.precision = precision
         self.engine = engine
+        self.device = device
 
     def bind(self):
         cv = self.cv
@@ -131,4 +199,4 @@ class Source:
                     f"{self.path} is not the file this force was made with: it was written anew since. Put the old file "
                     "back, or make the force again with GeomGNNCV."
                 )
-        return cv.bind(self.topology, self.precision, self.engine)
+        return cv.bind(self.molecule, self.precision, self.engine, self.device)

@@ -1,4 +1,4 @@
-"""The backend that is always there: `openmm.PythonForce` calls the network."""
+"""The default backend: `openmm.PythonForce` calls the network."""
 
 import openmm
 
@@ -16,13 +16,16 @@ class Callback:
         return self.evaluation(pos, box, state.getStepCount())
 
 
-def python_force(evaluation):
+def why_not():
+    """Why `openmm.PythonForce` cannot be used here, None if it can."""
+    if hasattr(getattr(openmm, "PythonForce", None), "setParticles"):
+        return None
+    return 'This OpenMM has no PythonForce that can be given its particles. Update it: pip install "openmm>=8.6"'
+
+
+def make_force(evaluation):
     """The force of an evaluation: an `openmm.PythonForce` on the CV's atoms."""
     force = openmm.PythonForce(Callback(evaluation))
-    set_up(force, evaluation)
-    return force
-
-
-def set_up(force, evaluation):
     force.setParticles([int(index) for index in evaluation.bound.atoms])
     force.setUsesPeriodicBoundaryConditions(evaluation.periodic)
+    return force

@@ -10,29 +10,39 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from openmm_geomgnn.cli.data_settings import DataBuild
+from openmm_geomgnn.cli.distill_settings import Distill
 from openmm_geomgnn.cli.fields import find_file
 from openmm_geomgnn.cli.protocol import Embed, Fit, Protocol, Schedule, lag_in_frames
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import did_you_mean
 
 __all__ = [
+    "Distill",
     "Embed",
     "Fit",
     "Protocol",
     "Schedule",
+    "distill_settings",
     "dump",
     "embed_settings",
     "lag_in_frames",
     "load_data_build",
+    "load_distill",
     "load_embed",
     "load_fit",
     "load_protocol",
 ]
 
-COMMANDS = {Protocol: "geomgnn run", Fit: "geomgnn fit", Embed: "geomgnn embed", DataBuild: "geomgnn data build"}
+COMMANDS = {
+    Protocol: "geomgnn run",
+    Fit: "geomgnn fit",
+    Embed: "geomgnn embed",
+    Distill: "geomgnn distill",
+    DataBuild: "geomgnn data build",
+}
 COMMAND_LINE = "the command line"  # where settings are that are in no file
-# among the options of `geomgnn embed`
-_NUMBERS, _FILES = ("context", "stride", "chunk", "workers"), ("encoder", "reference")
+# among the options of `geomgnn embed` and `geomgnn distill`
+_NUMBERS, _FILES = ("context", "stride", "chunk", "workers", "hidden", "labels", "distances"), ("encoder", "reference")
 # pydantic's type of error -> what the value must be, from its context
 REQUIREMENTS = {
     "greater_than": "greater than {gt:g}",
@@ -81,20 +91,37 @@ def load_embed(path, overrides=None):
     return _load(Embed, path, overrides)
 
 
+def load_distill(path, overrides=None):
+    """The `Distill` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(Distill, path, overrides)
+
+
 def embed_settings(inputs, options):
     """The `Embed` of a command line: a topology and trajectories, or one YAML file of which `options` replace settings.
 
     Files on the command line are relative to where it runs.
     """
+    missing = "The folder for the embeddings is missing: give it, as in `geomgnn embed a.pdb a.xtc -o a.zarr`."
+    return _from_command_line(Embed, ("topology",), inputs, options, missing)
+
+
+def distill_settings(inputs, options):
+    """The `Distill` of a command line: a CV file, a topology and trajectories, or one YAML file, as in `embed_settings`."""
+    example = "geomgnn distill a.cv.safetensors a.pdb a.xtc -o student.cv.safetensors"
+    missing = f"The file for the student is missing: give it, as in `{example}`."
+    return _from_command_line(Distill, ("cv", "topology"), inputs, options, missing)
+
+
+def _from_command_line(model, names, inputs, options, missing):
+    """Settings from files called `names`, then trajectories; or from one YAML file. missing: the error without output."""
     options = {name: yaml.safe_load(value) if name in _NUMBERS else value for name, value in options.items()}
     if len(inputs) == 1 and Path(inputs[0]).suffix in (".yaml", ".yml"):
         here = {name: os.path.abspath(value) for name, value in options.items() if name in _FILES and Path(value).suffix}
-        return load_embed(inputs[0], {**options, **here})
+        return _load(model, inputs[0], {**options, **here})
     if "output" not in options:
-        raise GeomGNNError("The folder for the embeddings is missing: give it, as in `geomgnn embed a.pdb a.xtc -o a.zarr`.")
-    topology, *trajectories = inputs
-    data = {"topology": topology, "trajectories": trajectories, **options}
-    return _validated(Embed, data, {}, {"folder": os.getcwd()}, COMMAND_LINE)
+        raise GeomGNNError(missing)
+    data = {**dict(zip(names, inputs, strict=False)), "trajectories": inputs[len(names) :], **options}
+    return _validated(model, data, {}, {"folder": os.getcwd()}, COMMAND_LINE)
 
 
 def load_data_build(path, overrides=None):

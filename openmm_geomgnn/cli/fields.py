@@ -165,6 +165,15 @@ def find_store(name, folder="."):
     return path
 
 
+def find_cv(name, folder="."):
+    """The absolute path of a CV file, named relative to `folder`."""
+    path = Path(os.path.abspath(Path(folder) / Path(_text(name, "CV file")).expanduser()))
+    if not path.is_file():
+        near = did_you_mean(path.name, _names(path.parent, (".safetensors",)))
+        raise GeomGNNError(f"There is no CV file '{name}' in {path.parent}.{near} `geomgnn fit` and `geomgnn run` make one.")
+    return path
+
+
 def find_forcefield(name, folder="."):
     """A force field XML file: the absolute path of one relative to `folder`, else the name of one that OpenMM knows."""
     path = Path(_text(name, "force field")).expanduser()
@@ -243,6 +252,7 @@ Structures = Annotated[tuple[_file("structure", STRUCTURES), ...], BeforeValidat
 Structure = _file("structure", (*STRUCTURES, ".gro", ".h5"))
 Topology = _file("topology", TOPOLOGIES)
 Trajectories = Annotated[tuple[Path, ...], BeforeValidator(_trajectories)]
+CVFile = Annotated[Path, BeforeValidator(lambda value, info: find_cv(value, _folder(info)))]
 Store = Annotated[Path, BeforeValidator(lambda value, info: find_store(value, _folder(info)))]
 ForceFieldFile = Annotated[str, BeforeValidator(lambda value, info: find_forcefield(value, _folder(info)))]
 ForceField = Annotated[tuple[ForceFieldFile, ...], BeforeValidator(_listed)]

@@ -18,7 +18,7 @@ def run_fit(fit):
     """Fit the CV that a `Fit` describes and write it; returns it."""
     topology = as_topology(fit.topology)
     if fit.embeddings is None:
-        trajectories = [_load(path, fit.topology, topology, fit.stride) for path in fit.trajectories]
+        trajectories = [load_trajectory(path, fit.topology, topology, fit.stride) for path in fit.trajectories]
         lengths = [len(trajectory) for trajectory in trajectories]
         times = [(path.name, part.time) for path, part in zip(fit.trajectories, trajectories, strict=True)]
     else:
@@ -39,7 +39,11 @@ def run_fit(fit):
     return cv
 
 
-def _load(path, topology_path, topology, stride):
+def load_trajectory(path, topology_path, topology, stride):
+    """Every stride-th frame of a trajectory file, whose atoms are those of `topology`, read from `topology_path`.
+
+    Raises GeomGNNError when the file cannot be read or has other atoms.
+    """
     try:
         with without_lines("dcdplugin)", 1):
             return mdtraj.load(str(path), top=topology, stride=stride)

@@ -141,6 +141,33 @@ def embed(
 
 
 @app.command()
+def distill(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CV TOPOLOGY TRAJECTORY...",
+            help="The teacher's CV file, files that mdtraj reads; or one YAML file, such as protocols/distill-ala2.yaml.",
+        ),
+    ],
+    output: Annotated[str | None, typer.Option("--output", "-o", help="File for the student, .safetensors.")] = None,
+    stride: Annotated[str | None, typer.Option(help="Use every stride-th frame.")] = None,
+    hidden: Annotated[str | None, typer.Option(help="Units in each of its two layers. By default 128.")] = None,
+    distances: Annotated[str | None, typer.Option(help="At most so many distances. By default 2000.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Conformations to ask the teacher about. By default 16000.")] = None,
+    settings: Settings = None,
+):
+    """Train a small student to reproduce a collective variable, at a hundredth of the cost."""
+    given = {name: value for name, value in locals().items() if value is not None and name not in ("inputs", "settings")}
+    from openmm_geomgnn.cli.config import distill_settings
+
+    chosen = distill_settings(inputs, {**given, **_overrides(settings)})
+    from openmm_geomgnn.cli import distill as distilling
+
+    with _interruptible("Nothing was written."):
+        distilling.run_distill(chosen)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The output folder of a run.")]):
     """Analyse a finished run again and rewrite its report."""
     from openmm_geomgnn.cli import reporting

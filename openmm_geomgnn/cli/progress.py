@@ -1,6 +1,6 @@
 """Progress bars with an estimate of the time that is left."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -49,3 +49,21 @@ def bar(description, unit="ps"):
             console.print(f"{description}: {done:.0f}/{total:.0f} {unit} {note}".rstrip())
 
     yield update
+
+
+@contextmanager
+def progress_bars(stages):
+    """Yield progress(stage, done, total), which moves a bar for each stage in its turn.
+
+    stages: {stage: (description, unit)}.
+    """
+    with ExitStack() as stack:
+        updates = {}
+
+        def progress(stage, done, total):
+            if stage not in updates:
+                stack.close()  # the bar of the stage before is finished
+                updates[stage] = stack.enter_context(bar(*stages[stage]))
+            updates[stage](done, total)
+
+        yield progress

@@ -1,14 +1,13 @@
 """A protocol from beginning to end: unbiased runs, a CV, biased runs, free energies, a report. Each step resumes."""
 
 import time
-from contextlib import ExitStack
 
 import mdtraj
 import numpy as np
 
 from openmm_geomgnn.cli.folder import COMPARISON, CV_FILE, TOPOLOGY, UNBIASED, add_wall_time, claim
 from openmm_geomgnn.cli.molecule import walker_spec
-from openmm_geomgnn.cli.progress import bar, say
+from openmm_geomgnn.cli.progress import bar, progress_bars, say
 from openmm_geomgnn.cli.reporting import check_analysis, comparison_frame, report
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
@@ -103,15 +102,7 @@ def fit_settings(section, frame_interval, seed):
 
 def fit_with_progress(trajectories, topology, settings):
     """`fit_cv` with progress bars."""
-    with ExitStack() as stack:
-        updates = {}
-
-        def progress(stage, done, total):
-            if stage not in updates:
-                stack.close()  # the bar of the stage before is finished
-                updates[stage] = stack.enter_context(bar(*STAGES[stage]))
-            updates[stage](done, total)
-
+    with progress_bars(STAGES) as progress:
         return fit_cv(trajectories, topology, settings, progress)
 
 

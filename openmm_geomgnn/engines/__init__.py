@@ -8,11 +8,12 @@ import torch
 
 from openmm_geomgnn.errors import GeomGNNError
 
-ENGINES = ("auto", "eager", "numba")
+ENGINES = ("auto", "eager", "numba", "cuda")
 # classes of networks that there are compiled kernels for, and where; imported where they are wanted
 COMPILED = {
     "SmoothEquivariantTransformer": ("et_numba", "NumbaET"),
     "ViSNet": ("visnet_numba", "NumbaViSNet"),
+    "SmoothTensorNet": ("tensornet_numba", "NumbaTensorNet"),
 }
 MOST_PAIRS = 1_000_000  # of one graph: kernels have memory for all of them, 250 bytes each, near or not
 
@@ -72,20 +73,68 @@ class NumbaEngine:
         return torch.from_numpy(x), torch.from_numpy(v), vjp
 
 
-def make_engine(name, tokenizer, precision):
-    """The engine for a tokenizer's windows.
+class CudaEngine(EagerEngine):
+    """The network as it is, for a CV that is evaluated by CUDA graphs (`cuda_graph.GraphedFunction`)."""
+
+    name = "cuda"
+
+
+def choose_device(device, engine):
+    """Where an engine evaluates a CV, as a torch.device with an index if it is a GPU.
 
     Parameters
     ----------
-    name : {"auto", "eager", "numba"}
-        `auto` is `numba` in single precision where it can be had, otherwise `eager`: in double precision one wants the exact
-        radial filters, and `numba` tabulates them, with slopes that are wrong by 2e-5 at the worst distance.
+    device : str or torch.device, optional
+        "cpu", "cuda" or "cuda:0"; by default "cuda" if that is the engine, otherwise "cpu".
+    engine : str
+
+    Raises
+    ------
+    GeomGNNError
+        If there is no such device, or the engine does not run on it.
+    """
+    if device is None:
+        device = "cuda" if engine == "cuda" else "cpu"
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise GeomGNNError(f"Unknown device {device!r}; the choices are cpu, cuda, cuda:0, cuda:1, ...") from error
+    if found.type not in ("cpu", "cuda"):
+        raise GeomGNNError(f"A CV runs on a CPU or on a CUDA device, but the device is '{device}'. Set device: cpu or cuda.")
+    if found.type == "cpu":
+        if engine == "cuda":
+            raise GeomGNNError("The cuda engine does not run on a CPU. Set device: cuda, or engine: auto.")
+        return torch.device("cpu")
+    if engine == "numba":
+        raise GeomGNNError(f"The numba engine does not run on '{device}'. Set engine: auto, or device: cpu.")
+    if not torch.cuda.is_available():
+        raise GeomGNNError(
+            f"There is no CUDA device that PyTorch {torch.__version__} can use. Leave out device and engine: cuda to run on "
+            "the CPU; or, if there is an NVIDIA GPU, install its driver and a CUDA build of PyTorch (see pytorch.org)."
+        )
+    index = torch.cuda.current_device() if found.index is None else found.index
+    if index >= torch.cuda.device_count():
+        raise GeomGNNError(
+            f"There is no device '{device}': PyTorch sees {torch.cuda.device_count()} CUDA device(s), numbered from 0."
+        )
+    return torch.device("cuda", index)
+
+
+def make_engine(name, tokenizer, precision):
+    """The engine for a tokenizer's windows, where the tokenizer is.
+
+    Parameters
+    ----------
+    name : {"auto", "eager", "numba", "cuda"}
+        On a GPU `auto` is `cuda`. On a CPU it is `numba` in single precision where it can be had, otherwise `eager`: in
+        double precision one wants the exact radial filters, and `numba` tabulates them, with slopes that are wrong by 2e-5
+        at the worst distance.
     tokenizer : Tokenizer
     precision : {"single", "double"}
 
     Returns
     -------
-    EagerEngine or NumbaEngine
+    EagerEngine, NumbaEngine or CudaEngine
 
     Raises
     ------
@@ -94,8 +143,10 @@ def make_engine(name, tokenizer, precision):
     """
     if name not in ENGINES:
         raise GeomGNNError(f"Unknown engine '{name}'; the choices are {', '.join(ENGINES)}.")
+    if tokenizer.rows.is_cuda:
+        return EagerEngine(tokenizer) if name == "eager" else CudaEngine(tokenizer)
     if name == "numba" or name == "auto" and precision == "single":
-        reason = _why_not_numba(tokenizer.encoder.network)
+        reason = why_not_numba(tokenizer.encoder.network)
         if reason is None:
             return NumbaEngine(tokenizer, precision)
         if name == "numba":
@@ -112,7 +163,8 @@ def compiled_class(network):
     return None
 
 
-def _why_not_numba(network):
+def why_not_numba(network):
+    """Why there are no compiled kernels for a network, None if there are."""
     if importlib.util.find_spec("numba") is None:
         return 'numba is not installed (pip install "openmm-geomgnn[fast]")'
     engine = compiled_class(network)
@@ -138,6 +190,6 @@ def compiled_forward(network, z, pairs, parts):
         Its `embed(frames)` takes frames (F, M, 3) in angstrom, an ndarray, to x (F, M, H) and v (F, M, 3, H).
     """
     largest = np.diff(np.searchsorted(np.sort(np.minimum(*pairs)), parts), prepend=0).max()
-    if largest > MOST_PAIRS or _why_not_numba(network) is not None:
+    if largest > MOST_PAIRS or why_not_numba(network) is not None:
         return None
     return compiled_class(network)(network, z, pairs, gradient=False, parts=parts)

@@ -115,7 +115,7 @@ class CompiledNetwork:
             raise GeomGNNError(f"precision must be 'single' or 'double', but was {precision!r}.")
         self.dtype = np.dtype(np.float32 if precision == "single" else np.float64)
         z = np.asarray(z, dtype=np.int64).reshape(-1)
-        largest = network.embedding.num_embeddings - 1
+        largest = network.max_z - 1
         if len(z) == 0 or z.min() < 0 or z.max() > largest:
             raise GeomGNNError(f"Atomic numbers must be a non-empty array of values from 0 to {largest}, but were {z}.")
         i, j = checked_pairs(pairs, len(z))

@@ -4,7 +4,10 @@ from pathlib import Path
 
 from torchmdnet_ext.kernels import cache, lanes
 
-OTHERS = ("lane_functions", "visnet_edges", "visnet_edges_vjp", "visnet_graph", "visnet_nodes")
+OTHERS = (
+    "lane_functions", "tensornet_edges", "tensornet_nodes", "visnet_edges", "visnet_edges_vjp", "visnet_graph",
+    "visnet_nodes",
+)  # fmt: skip
 SOURCES = (
     Path(lanes.__file__),
     *sorted(Path(__file__).parent.glob("*_kernels.py")),

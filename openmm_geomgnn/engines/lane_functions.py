@@ -1,8 +1,10 @@
-"""Functions of SIMD lanes that ViSNet needs beyond those of `torchmdnet_ext.kernels.lanes`."""
+"""Functions of SIMD lanes that the engines need beyond those of `torchmdnet_ext.kernels.lanes`."""
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from torchmdnet_ext.kernels.lanes import exp_of_lanes
 
 _FUSE = ("contract",)
 # minimax polynomial for 2^f on [-1/2, 1/2], relative error 8e-8
@@ -48,7 +50,7 @@ def sigmoid(typingctx, lanes):
         if lanes.dtype == types.float32:
             return _sigmoid_single(builder, args[0], lanes.llvm)
         one = _constant(lanes.llvm, 1.0)
-        power = _call(builder, "exp", lanes, builder.fsub(_constant(lanes.llvm, 0.0), args[0]))
+        power = exp_of_lanes(builder, builder.fsub(_constant(lanes.llvm, 0.0), args[0]), lanes.llvm)
         return builder.fdiv(one, builder.fadd(one, power))
 
     return lanes(lanes), codegen

@@ -13,15 +13,23 @@ kernel = njit(error_model="numpy")
 
 
 @kernel
-def activate(count, values, v0, slope, s0):
-    """Replace `count` numbers by their silu and fill `slope` with its derivatives."""
-    one = splat16(values, 1.0)
+def activate(count, x, x0, y, y0, slope, s0):
+    """Fill y with silu of `count` numbers x, and `slope` with its derivatives; y may be x."""
+    one = splat16(x, 1.0)
     for k in range(0, count, PANEL):
-        x = load16(values, v0 + k)
-        s = sigmoid(x)
-        y = x * s
-        store(values, v0 + k, y)
-        store(slope, s0 + k, s + y * (one - s))
+        value = load16(x, x0 + k)
+        s = sigmoid(value)
+        value = value * s
+        store(y, y0 + k, value)
+        store(slope, s0 + k, s + value * (one - s))
+
+
+@kernel
+def activate_only(count, x, x0, y, y0):
+    """Fill y with silu of `count` numbers x."""
+    for k in range(0, count, PANEL):
+        value = load16(x, x0 + k)
+        store(y, y0 + k, value * sigmoid(value))
 
 
 @kernel

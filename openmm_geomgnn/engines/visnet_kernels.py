@@ -19,7 +19,7 @@ from openmm_geomgnn.engines.node_kernels import (
 )
 from openmm_geomgnn.engines.pair_kernels import neighbours, scatter_gradient
 from openmm_geomgnn.engines.visnet_edges import attend, collect, update_edges
-from openmm_geomgnn.engines.visnet_edges_vjp import activate, attend_vjp, collect_vjp, update_edges_vjp
+from openmm_geomgnn.engines.visnet_edges_vjp import activate, activate_only, attend_vjp, collect_vjp, update_edges_vjp
 from openmm_geomgnn.engines.visnet_graph import (
     cutoffs,
     direct,
@@ -41,13 +41,14 @@ def forward(
     present, features, epsilon, max_min, start_w, loop, qkv_w, qkv_b, edge_w, edge_b, message_w, message_b, vec_w,
     o_w, o_b, vec_weight, zeros, out_gain, out_bias, order,
     near_i, near_j, node, geometry, decay, first, source, target, row, edge,
-    x0, f0, f, normed, inverse, qkv, vec, vec_normed, projected, mixed,
+    x0, f0, f, normed, inverse, qkv, vec, vec_normed, projected, mixed, hold, edge_in, message_in,
     x, total_x, total_v, d, product, message, s, norm,
 ):  # fmt: skip
     """Fill out_x (M, H) and out_v (M, 3, H); returns the number of pairs within the cutoff, -1 if `pos` is not finite.
 
     keep: 1 leaves what `backward` needs of every layer in the arrays from `x0` to `mixed`; 0 lets layers overwrite one
-    another in f, qkv, projected and mixed. All arrays may be made for more atoms and pairs.
+    another in f, qkv, projected and mixed. hold: 1 leaves the projections of edge features and messages as well, before
+    their activation, in edge_in and message_in; 0 uses those for one tile. All arrays may be made for more atoms and pairs.
     """
     atoms, channels = start_x.shape[0], start_x.shape[1]
     size, square = atoms * channels, channels * channels
@@ -71,6 +72,7 @@ def forward(
         last, gated, shared, place = layer == layers - 1, layer > 0, layer < 2, layer * keep
         qkv0, vec0, p0 = place * 3 * size, layer * components * size, place * components * 5 * size
         width = 2 * channels if last or layer == 0 else 3 * channels
+        s_width = (2 if gated else 1) * channels
         vec_width = (3 if last else 5) * channels
         layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, layer * size, inverse, layer)
         matmul(
@@ -91,24 +93,30 @@ def forward(
         f_at = 0 if shared else (layer - 2) * keep * f.shape[1] * channels
         if shared:
             for r in range(0, rows, TILE):
+                count, at = min(TILE, rows - r), hold * (layer * edges * 3 * channels + r * width)
                 matmul(
-                    f0, r * channels, min(TILE, rows - r), channels, edge_w, layer * 3 * square, width,
-                    edge_b, layer * 3 * channels, d, r * width, False, True,
+                    f0, r * channels, count, channels, edge_w, layer * 3 * square, width,
+                    edge_b, layer * 3 * channels, edge_in, at, False,
                 )  # fmt: skip
+                activate_only(count * width, edge_in, at, d, r * width)
         for e in range(0, edges, TILE):
             count = min(TILE, edges - e)
             if not shared:
+                at = hold * (layer * edges * 3 * channels + e * width)
                 matmul(
                     f, f_at + e * channels, count, channels, edge_w, layer * 3 * square, width,
-                    edge_b, layer * 3 * channels, d, 0, False, True,
+                    edge_b, layer * 3 * channels, edge_in, at, False,
                 )  # fmt: skip
+                activate_only(count * width, edge_in, at, d, 0)
             attend(
                 e, count, source, target, row, shared, edge, components, qkv, qkv0, d, width, groups, depth, product, message
             )
+            at = hold * (layer * edges * 2 * channels + e * s_width)
             matmul(
-                message, 0, count, channels, message_w, layer * 2 * square, (2 if gated else 1) * channels,
-                message_b, layer * 2 * channels, s, 0, False, True,
+                message, 0, count, channels, message_w, layer * 2 * square, s_width, message_b, layer * 2 * channels,
+                message_in, at, False,
             )  # fmt: skip
+            activate_only(count * s_width, message_in, at, s, 0)
             collect(
                 e, count, source, target, edge, components, channels, message, s, gated, vec_normed, vec0, total_x, total_v
             )
@@ -143,13 +151,13 @@ def backward(
     neighbour, start_w_t, loop, qkv_w_t, edge_w, edge_b, edge_w_t, message_w, message_b, message_w_t, vec_w_t, o_w_t,
     vec_weight, zeros, out_gain, order,
     near_i, near_j, node, geometry, decay, first, source, target, row, edge,
-    x0, f0, f, normed, inverse, qkv, vec, vec_normed, projected, mixed,
+    x0, f0, f, normed, inverse, qkv, vec, vec_normed, projected, mixed, hold, edge_in, message_in,
     d, slope, g_d, product, message, g_message, s, s_slope, g_s, norm,
     g_x, g_vec, g_total, g_node, g_vec_normed, g_qkv, g_mixed, g_projected, g_f0, g_f, g_edge, g_pair, g_pos,
 ):  # fmt: skip
     """Fill g_pos (M, 3), float64, from the gradients with respect to the outputs of the last `forward`.
 
-    The projections of edge features and messages are computed again: keeping them would cost more time than that.
+    Without `hold` the projections of edge features and messages are computed again.
     """
     g_pos[:] = 0.0
     if n < 0:
@@ -192,28 +200,33 @@ def backward(
         if shared:
             set_zero(g_d, 0, rows * width)
             for r in range(0, rows, TILE):
-                count = min(TILE, rows - r)
-                matmul(
-                    f0, r * channels, count, channels, edge_w, layer * 3 * square, width,
-                    edge_b, layer * 3 * channels, d, r * width, False,
-                )  # fmt: skip
-                activate(count * width, d, r * width, slope, r * width)
+                count, at = min(TILE, rows - r), hold * (layer * edges * 3 * channels + r * width)
+                if not hold:
+                    matmul(
+                        f0, r * channels, count, channels, edge_w, layer * 3 * square, width,
+                        edge_b, layer * 3 * channels, edge_in, 0, False,
+                    )  # fmt: skip
+                activate(count * width, edge_in, at, d, r * width, slope, r * width)
         for e in range(0, edges, TILE):
             count = min(TILE, edges - e)
             if not shared:
-                matmul(
-                    f, f_at + e * channels, count, channels, edge_w, layer * 3 * square, width,
-                    edge_b, layer * 3 * channels, d, 0, False,
+                if not hold:
+                    matmul(
+                        f, f_at + e * channels, count, channels, edge_w, layer * 3 * square, width,
+                        edge_b, layer * 3 * channels, edge_in, 0, False,
+                    )  # fmt: skip
+                activate(
+                    count * width, edge_in, hold * (layer * edges * 3 * channels + e * width), d, 0, slope, 0
                 )  # fmt: skip
-                activate(count * width, d, 0, slope, 0)
             attend(
                 e, count, source, target, row, shared, edge, components, qkv, qkv0, d, width, groups, depth, product, message
             )
-            matmul(
-                message, 0, count, channels, message_w, layer * 2 * square, s_width, message_b, layer * 2 * channels,
-                s, 0, False,
-            )  # fmt: skip
-            activate(count * s_width, s, 0, s_slope, 0)
+            if not hold:
+                matmul(
+                    message, 0, count, channels, message_w, layer * 2 * square, s_width,
+                    message_b, layer * 2 * channels, message_in, 0, False,
+                )  # fmt: skip
+            activate(count * s_width, message_in, hold * (layer * edges * 2 * channels + e * s_width), s, 0, s_slope, 0)
             collect_vjp(
                 e, count, source, target, edge, components, channels, message, s, s_slope, gated, vec_normed, vec0,
                 g_total, g_vec, g_message, g_s, g_vec_normed, g_edge,

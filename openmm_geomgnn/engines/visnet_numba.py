@@ -18,6 +18,7 @@ from torchmdnet_ext.models.visnet import ViSNet
 # intervals of the table, and the error of its slopes at the worst distance with which one is content
 INTERVALS = {"float32": (1024, 1536, 2048, 3072, 4096, 6144, 8192), "float64": (4096,)}
 TOLERANCE = 2e-5
+MOST_HELD = 256e6  # bytes of projections that are kept for the gradient, rather than computed again
 
 
 def radial_filters(network, distance: torch.Tensor) -> torch.Tensor:
@@ -142,6 +143,8 @@ class NumbaViSNet(CompiledNetwork):
         c, work, kept = self.channels, self._zeros, layers if self.gradient else 1
         edges, rows, integers = 2 * p + m, max(p + m, TILE), np.int64
         features = max(layers - 2, 0) if self.gradient else 1
+        hold = int(self.gradient and layers * edges * 5 * c * self.dtype.itemsize <= MOST_HELD)
+        lines = layers * edges if hold else TILE
         d, product, message, norm = work(rows, 3 * c), work(TILE, groups, PANEL), work(TILE, c), work(c)
         s = work(TILE, 2 * c)
         self._kept = (
@@ -150,6 +153,7 @@ class NumbaViSNet(CompiledNetwork):
             work(edges, 2 + components), work(m, c), work(1, p + m, c), work(features, edges, c),
             work(layers + 1, m, c), work(layers + 1, m), work(kept, m, 3 * c), work(layers + 1, m, components, c),
             work(layers + 1, m, components, c), work(kept, m, components, 5 * c), work(kept, m, 3 * c),
+            hold, work(lines, 3 * c), work(lines, 2 * c),
         )  # fmt: skip
         self._forward_work = (work(m, c), work(m, c), work(m, components, c), d, product, message, s, norm)
         if self.gradient:

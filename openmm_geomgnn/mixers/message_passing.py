@@ -12,24 +12,24 @@ from .standardise import VectorScale
 _OFFSET_FEATURES = 16  # sines and cosines of the distance in sequence
 
 
-def sequence_graph(tokens: int, neighbours: int | str) -> tuple[Tensor, Tensor]:
+def sequence_graph(tokens: int, neighbours: int | str, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Senders (R, K) of the messages to each of R = `tokens` tokens, and which of these exist, (R, K) bool.
 
     `neighbours` tokens on each side in sequence, or with "all" every other token.
     """
-    place = torch.arange(tokens)[:, None]
+    place = torch.arange(tokens, device=device)[:, None]
     if neighbours == "all" or neighbours >= tokens - 1:
-        others = torch.arange(tokens - 1)[None]
+        others = torch.arange(tokens - 1, device=device)[None]
         sender = others + (others >= place)
         return sender, torch.ones_like(sender, dtype=torch.bool)
-    offsets = torch.arange(1, neighbours + 1)
+    offsets = torch.arange(1, neighbours + 1, device=device)
     sender = place + torch.cat([-offsets.flip(0), offsets])
     return sender.clamp(0, tokens - 1), (sender >= 0) & (sender < tokens)
 
 
 def offset_features(offset: Tensor) -> Tensor:
     """Sines and cosines (..., _OFFSET_FEATURES) of distances in sequence (Vaswani et al. 2017)."""
-    wavelength = 10000 ** (torch.arange(0, _OFFSET_FEATURES, 2) / _OFFSET_FEATURES)
+    wavelength = 10000 ** (torch.arange(0, _OFFSET_FEATURES, 2, device=offset.device) / _OFFSET_FEATURES)
     angle = offset[..., None] / wavelength
     return torch.cat([angle.sin(), angle.cos()], -1)
 
@@ -121,7 +121,7 @@ class MessagePassingMixer(LearnedMixer):
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
         frames, tokens, _ = features.shape
-        sender, exists = (part.to(features.device) for part in sequence_graph(tokens, self.neighbours))
+        sender, exists = sequence_graph(tokens, self.neighbours, features.device)
         offsets = offset_features(sender - torch.arange(tokens, device=sender.device)[:, None]).to(features.dtype)
         exists = exists.expand(frames, -1, -1) if mask is None else exists & mask[:, sender]
         weights = exists / exists.sum(2, keepdim=True).clamp(min=1)  # of a mean over the neighbours that exist

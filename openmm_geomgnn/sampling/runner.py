@@ -24,8 +24,9 @@ from openmm_geomgnn.sampling.checkpoint import (
 from openmm_geomgnn.sampling.heating import HeatGuard
 from openmm_geomgnn.sampling.outputs import Outputs, Written, trajectory_path
 from openmm_geomgnn.sampling.pool import WalkerPool
-from openmm_geomgnn.sampling.systems import choose_platform, load_structure, positive, system_topology
+from openmm_geomgnn.sampling.systems import choose_platform, load_structure, system_topology
 from openmm_geomgnn.sampling.walker import make_system
+from openmm_geomgnn.units import positive
 
 UNBIASED_BLOCK = 1000  # outer steps between reports of walkers without a bias
 # fields in which the walkers of one run may differ

@@ -1,4 +1,4 @@
-"""From a structure file to an OpenMM System, integrator and platform."""
+"""From a structure file to an OpenMM System and platform."""
 
 import math
 import re
@@ -10,7 +10,7 @@ import openmm
 from openmm import app, unit
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.units import did_you_mean, quantity
+from openmm_geomgnn.units import did_you_mean, positive
 
 CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds, "HAngles": app.HAngles}
 READERS = {".pdb": app.PDBFile, ".ent": app.PDBFile, ".cif": app.PDBxFile, ".mmcif": app.PDBxFile}
@@ -77,14 +77,6 @@ class SystemSettings:
     def as_dict(self):
         """The settings as JSON holds them."""
         return {**asdict(self), "forcefield": list(self.forcefield)}
-
-
-def positive(value, name, of, zero=False):
-    """`units.quantity`, in the unit `of`, that must also be positive, or zero if allowed. Raises GeomGNNError."""
-    number = quantity(value, of, name)
-    if number < 0 or (number == 0 and not zero):
-        raise GeomGNNError(f"{name} is {value}, but it must {'not be negative' if zero else 'be positive'}.")
-    return number
 
 
 def load_structure(path):
@@ -247,36 +239,6 @@ def degrees_of_freedom(system):
         constrained += massive[i] or massive[j]
     removed = any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces())
     return 3 * sum(massive) - constrained - 3 * removed
-
-
-def make_integrator(temperature, friction, timestep, every=1, bias_group=None, seed=1):
-    """A Langevin integrator for temperature (K), friction (1/ps) and timestep (ps), numbers or Quantities.
-
-    Without a bias (bias_group None), or with every == 1, a LangevinMiddleIntegrator of this timestep. Else an
-    MTSLangevinIntegrator (BAOAB-RESPA), one step of which is every*timestep and evaluates the force group bias_group
-    once and group 0 at every timestep. seed: of the noise; 0 does not mean a random one, as it does in OpenMM.
-
-    Raises GeomGNNError for values that make no sense.
-    """
-    temperature = positive(temperature, "temperature", "K")
-    friction = positive(friction, "friction", "1/ps", zero=True)
-    timestep = positive(timestep, "timestep", "ps")
-    if timestep > 0.02:
-        raise GeomGNNError(
-            f"timestep is {timestep:g} ps = {1000 * timestep:g} fs, which no molecule survives: is it in fs? Use 0.002 "
-            "to 0.004 ps."
-        )
-    if int(every) != every or every < 1:
-        raise GeomGNNError(f"every is {every}, but must be a whole number of time steps per bias evaluation.")
-    if bias_group is None or every == 1:
-        integrator = openmm.LangevinMiddleIntegrator(temperature, friction, timestep)
-    else:
-        groups = [(bias_group, 1), (0, int(every))]
-        integrator = openmm.MTSLangevinIntegrator(temperature, friction, timestep * every, groups)
-    # OpenMM takes 32-bit signed integers
-    integrator.setRandomNumberSeed(int(seed) % (2**31 - 1) or 1)
-    integrator.setConstraintTolerance(1e-6)
-    return integrator
 
 
 def choose_platform(name="auto", n_particles=None, precision="mixed"):

@@ -17,7 +17,7 @@ from openmm_geomgnn.sampling.heating import HeatGuard
 from openmm_geomgnn.sampling.outputs import TrajectoryWriter, read_dcd, trajectory_path
 from openmm_geomgnn.sampling.pool import WalkerPool
 from openmm_geomgnn.sampling.runner import UNBIASED_BLOCK, DelayedInterrupt, Progress, prepare, whole_steps
-from openmm_geomgnn.sampling.systems import positive
+from openmm_geomgnn.units import positive
 
 
 @dataclass(frozen=True, eq=False)

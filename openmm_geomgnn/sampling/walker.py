@@ -7,17 +7,16 @@ import numpy as np
 import openmm
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.integrators import make_integrator
 from openmm_geomgnn.sampling.systems import (
     SystemSettings,
     build_system,
     choose_platform,
     degrees_of_freedom,
     load_structure,
-    make_integrator,
-    positive,
     system_topology,
 )
-from openmm_geomgnn.units import BOLTZMANN
+from openmm_geomgnn.units import BOLTZMANN, positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +171,6 @@ class Walker:
         noise, self._velocity_seed, self._equilibration_seed = spec.seeds(step)
         group = None if self._handle is None else self._handle.forceGroup
         self._integrator = make_integrator(spec.temperature, spec.friction, spec.timestep, spec.every, group, noise)
-        # between steps the multiple time step integrator keeps the bias forces of the current positions
-        self._keeps_forces = group is not None and spec.every > 1
         self._context = self._guarded(openmm.Context, self._system, self._integrator, *self._platform)
         self._bias_state = None
         self._value = None  # (step, s, V)
@@ -286,18 +283,11 @@ class Walker:
             return
         self._bias_state = state
         self._handle.setState(state)
-        if self._keeps_forces:
-            # the forces kept from the last step are those of the old bias, and a run that is resumed here has none: the
-            # two would differ. Setting the positions makes the integrator forget them; setting the time does not
-            positions = self._context.getState(getPositions=True).getPositions(asNumpy=True)
-            self._context.setPositions(positions)
 
     def _cv(self):
         """(s (d,), V) at the current positions."""
         if self._value is None or self._value[0] != self.step:
-            # asking for the energy would cost an evaluation, and draws random numbers in a CustomIntegrator
-            at_positions = self._handle.last if self._keeps_forces else None
-            s, V = at_positions or self._guarded(self._handle.value, self._context)
+            s, V = self._guarded(self._handle.value, self._context)
             self._value = self.step, np.array(s, dtype=np.float64), float(V)
         return self._value[1:]
 

@@ -39,15 +39,19 @@ class C2Envelope(nn.Module):
 
 
 class NoEnvelope(nn.Module):
-    """The networks as published: nothing is added to their own cutoff function."""
+    """The networks as published: nothing is added to their own cutoff function, and there are no messages beyond it."""
+
+    def __init__(self, cutoff: float):
+        super().__init__()
+        self.cutoff = float(cutoff)
 
     def forward(self, distance: Tensor) -> Tensor:
-        return torch.ones_like(distance)
+        return (distance < self.cutoff).to(distance.dtype)
 
 
 def make_envelope(smooth_cutoff: bool, cutoff: float, width: float) -> nn.Module:
     """The envelope of a network: C2 where `smooth_cutoff` is set, none otherwise."""
-    return C2Envelope(cutoff, width) if smooth_cutoff else NoEnvelope()
+    return C2Envelope(cutoff, width) if smooth_cutoff else NoEnvelope(cutoff)
 
 
 def enveloped_neighbour_embedding(module: nn.Module, z: Tensor, x: Tensor, graph, rbf: Tensor, envelope: nn.Module):

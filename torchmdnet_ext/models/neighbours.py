@@ -1,5 +1,6 @@
 """The one neighbour search of all networks: plain PyTorch, exact, with no cap on the number of neighbours."""
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -80,17 +81,18 @@ def _displacements(pos: Tensor, i: Tensor, j: Tensor, batch: Tensor, box: Tensor
     return minimum_image(vectors, box[batch[i]] if box.dim() == 3 else box)
 
 
-def connect(pos: Tensor, i: Tensor, j: Tensor, cutoff: float, batch: Tensor | None = None, box: Tensor | None = None):
-    """The `Graph` of those of the candidate pairs (i, j) that are closer than `cutoff`.
+def connect(pos: Tensor, i: Tensor, j: Tensor, cutoff: float | None, batch: Tensor | None = None, box: Tensor | None = None):
+    """The `Graph` of those of the candidate pairs (i, j) that are closer than `cutoff`, or of all of them if it is None.
 
     Differentiable with respect to `pos` (N, 3) in angstrom, also for atoms at the same place (where the gradient is 0).
     """
     vectors = _displacements(pos, i, j, batch, box)
     squared = vectors.square().sum(1)
-    near = squared.detach() < cutoff * cutoff
-    if not bool(near.all()):
-        keep = near.nonzero().squeeze(1)
-        i, j, vectors, squared = i[keep], j[keep], vectors[keep], squared[keep]
+    if cutoff is not None:
+        near = squared.detach() < cutoff * cutoff
+        if not bool(near.all()):
+            keep = near.nonzero().squeeze(1)
+            i, j, vectors, squared = i[keep], j[keep], vectors[keep], squared[keep]
     apart = squared > 0
     root = torch.where(apart, squared, 1.0).sqrt()
     distance = torch.where(apart, root, 0.0)
@@ -116,6 +118,27 @@ class Neighbours(nn.Module):
         super().__init__()
         self.cutoff = float(cutoff)
         self.register_buffer("box", torch.zeros(3, 3) if box is None else torch.as_tensor(box))
+        self._every_pair = False
+
+    @contextmanager
+    def every_pair(self):
+        """While it is entered, candidate pairs beyond the cutoff are kept: no shape depends on the positions.
+
+        The networks multiply the messages of such pairs by an exact 0, so it costs time but changes no number. Nothing is
+        read back from the device either, which is what the capture of a CUDA graph needs.
+
+        Raises
+        ------
+        ValueError
+            If there is a periodic box; within it, `forward` raises one without `pairs` or with a box.
+        """
+        if bool(self.box.any()):
+            raise ValueError("Pairs of fixed shapes are for molecules without a periodic box. Use a network without one.")
+        self._every_pair = True
+        try:
+            yield
+        finally:
+            self._every_pair = False
 
     def forward(self, pos: Tensor, batch: Tensor, box: Tensor | None = None, pairs=None) -> Graph:
         """Graph of the atoms at `pos` (N, 3) in angstrom.
@@ -133,6 +156,10 @@ class Neighbours(nn.Module):
         ValueError
             If `batch` is not sorted, or the cutoff exceeds half the width of the box.
         """
+        if self._every_pair:
+            if box is not None or pairs is None:
+                raise ValueError("Pairs of fixed shapes need candidate pairs and no periodic box. Pass pairs, not box.")
+            return connect(pos, *pairs, None)
         if box is None and bool(self.box.any()):
             box = self.box
         if box is not None:

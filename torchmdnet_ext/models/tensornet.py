@@ -9,6 +9,7 @@ read-out of vectors. An inversion of the positions turns X into its transpose, w
 with, so the antisymmetric part changes its sign as the positions do: read out as a vector, it is a true one.
 """
 
+import functools
 import math
 
 import torch
@@ -40,8 +41,14 @@ FLIP = torch.tensor([1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0])[:, None]  
 
 
 def like(constant: Tensor, x: Tensor) -> Tensor:
-    """A constant with the precision and on the device of `x`."""
-    return constant.to(x)
+    """BASIS or FLIP with the precision and on the device of `x`."""
+    return constant.to(x) if x.device == constant.device else _copied(constant, x.dtype, x.device)
+
+
+@functools.cache
+def _copied(constant: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Copied to a GPU once: a copy in each evaluation would wait for the GPU, and cannot be part of a CUDA graph."""
+    return constant.to(device, dtype)
 
 
 def matrices(x: Tensor) -> Tensor:
@@ -104,6 +111,14 @@ class Exchange(torch.autograd.Function):
         return zip(*(tensor.split(step) for tensor in rows), strict=True)
 
 
+def exchange(y: Tensor, filters: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """`Exchange.apply`; while TorchScript is being traced, which has no place for it, the same in plain operations."""
+    if not torch.jit.is_tracing():
+        return Exchange.apply(y, filters, i, j)
+    factors = spread(filters)
+    return torch.zeros_like(y).index_add(0, i, factors * y[j]).index_add(0, j, factors * y[i])
+
+
 def mix(linears, x: Tensor) -> Tensor:
     """Mix the channels of components (N, 9, H), with one linear map for each part."""
     return torch.cat([linear(x[:, part]) for linear, part in zip(linears, PARTS, strict=True)], 1)
@@ -111,8 +126,8 @@ def mix(linears, x: Tensor) -> Tensor:
 
 def edge_components(direction: Tensor) -> Tensor:
     """(P, 9) components of 1 - [u]x + (u u^T - 1/3) for unit vectors u (P, 3), from the centre to its neighbour."""
-    symmetric = (direction[:, :, None] * direction[:, None]).flatten(1) @ like(BASIS[4:].flatten(1).T, direction)
-    unit = direction.new_full((len(direction), 1), math.sqrt(3))
+    symmetric = (direction[:, :, None] * direction[:, None]).flatten(1) @ like(BASIS, direction)[4:].flatten(1).T
+    unit = direction.new_full((direction.shape[0], 1), math.sqrt(3))
     return torch.cat([unit, math.sqrt(2) * direction, symmetric], 1)
 
 
@@ -188,7 +203,7 @@ class Interaction(nn.Module):
         filters = (filters * weight).unflatten(1, (3, -1))
         x = x / (squared_norm(x) + 1)
         y = mix(self.linears_tensor[:3], x).to(filters.dtype)  # they differ where precisions are mixed
-        message = y * spread(filters[-1:]) + Exchange.apply(y, filters[:-1], graph.i, graph.j)
+        message = y * spread(filters[-1:]) + exchange(y, filters[:-1], graph.i, graph.j)
 
         y, message = matrices(y), matrices(message)
         update = components(charge * (product(y, message) + product(message, y)))

@@ -1,0 +1,127 @@
+"""What a biased simulation costs next to an unbiased one, all in: CV, bias, integrator and what a walker does besides.
+
+    python benchmarks/md.py                             # alanine dipeptide, and chignolin where PeptideBuilder is installed
+    python benchmarks/md.py --chignolin FILE.pdb        # with hydrogens
+    python benchmarks/md.py --only chignolin --rounds 20
+
+amber14 and OBC2 implicit solvent at 300 K, 2 fs; the CV is the encoder et-64 on heavy atoms (chignolin: one window for each
+residue and its neighbours) with a linear projection. Its weights are random: that costs as much as a fitted one. OPES with
+a deposition in every round acts on it, every 1, 2, 4 or 8 steps. One thread. Unbiased and biased walkers are advanced in
+turns in one process; times are of the processor, so that other programs disturb them less; ratios are medians of the
+ratios of a round.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from importlib import resources
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import mdtraj
+import numpy as np
+import torch
+from embedding import chignolin
+
+from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.encoder import Encoder
+from openmm_geomgnn.mixers import make_mixer
+from openmm_geomgnn.sampling.opes import OPES
+from openmm_geomgnn.sampling.walker import Walker, WalkerSpec
+from openmm_geomgnn.selection import residue_table, select_atoms
+from openmm_geomgnn.tokens import Tokenizer
+from openmm_geomgnn.windows import make_windows
+
+EVERY = (1, 2, 4, 8)
+COLVAR, FRAME = 96, 480  # time steps between rows of COLVAR and between frames
+# a row of the table: window, platform, time steps of a round, the ratio that is aimed at: (every, ratio)
+CASES = {
+    "alanine dipeptide": ("all", "CPU", 960, (4, 5.0)),
+    "alanine dipeptide, Reference": ("all", "Reference", 960, None),
+    "chignolin": ("sequence", "CPU", 192, (4, 1.5)),
+}
+
+
+def random_cv(structure, window):
+    """A CV with random weights, whose values vary by about 1 when atoms move by 0.1 angstrom."""
+    topology = structure.topology
+    atoms, encoder = select_atoms(topology), Encoder.load("et-64")
+    windows = make_windows(topology, atoms, window, context=1)
+    mixer = make_mixer("none", windows.n_tokens, encoder.hidden_channels)
+    rng = np.random.default_rng(0)
+    frames = 10.0 * structure.xyz[0, atoms] + 0.1 * rng.normal(size=(50, len(atoms), 3))
+    with torch.no_grad():
+        chi = mixer(Tokenizer(encoder, windows).embed(torch.as_tensor(frames))).double().numpy()
+    projection = rng.normal(size=(mixer.out_features, 1))
+    projection /= (chi @ projection).std()
+    table = residue_table(topology, atoms)
+    options = {"window": window, "context": 1, "neighbours": windows.neighbours}
+    return CollectiveVariable(encoder, mixer, chi.mean(axis=0), projection, np.ones(1), table, **options)
+
+
+def compare(name, structure, folder, rounds):
+    window, platform, steps, aim = CASES[name]
+    pdb, cv = str(folder / f"{name}.pdb"), str(folder / f"{name}.safetensors")
+    structure.save_pdb(pdb)
+    random_cv(structure, window).save(cv)
+    bias = OPES(barrier=30.0, pace=500, sigma=10.0)
+    started = time.process_time()
+    walkers = {0: Walker(spec(pdb, platform))}
+    walkers |= {every: Walker(spec(pdb, platform, cv_path=cv, bias=bias, every=every)) for every in EVERY}
+    states = {every: bias.initial_state(dimension=1) for every in EVERY}
+    for every, walker in walkers.items():
+        walker.start()
+        walker.advance(states.get(every), 1)
+    made = time.process_time() - started
+
+    times = {every: [] for every in walkers}
+    for _ in range(rounds):
+        for every, walker in walkers.items():
+            started = time.process_time()
+            report = walker.advance(states.get(every), steps // (every or 1))
+            if every:
+                states[every] = bias.update(states[every], report.s)
+            times[every].append(1e3 * (time.process_time() - started) / steps)
+    times = {every: np.array(values) for every, values in times.items()}
+    ratios = {every: float(np.median(times[every] / times[0])) for every in EVERY}
+    n_atoms, n_heavy = structure.n_atoms, len(select_atoms(structure.topology))
+    print(f"\n{name}: {n_atoms} atoms, {n_heavy} heavy; {platform}; walkers made in {made:.0f} s")
+    print(f"{'':12s}{'ms per 2 fs step, median / least':>34s}{'ratio':>8s}")
+    for every, values in times.items():
+        label, ratio = (f"every = {every}", f"{ratios[every]:7.2f}x") if every else ("unbiased", "")
+        print(f"{label:12s}{np.median(values):24.3f} /{values.min():8.3f}{ratio:>8s}")
+    if aim is not None:
+        print(f"aim: at most {aim[1]:g}x at every = {aim[0]}: {'met' if ratios[aim[0]] <= aim[1] else 'missed'}")
+
+
+def spec(pdb, platform, every=1, **changes):
+    outer = {"colvar_interval": COLVAR // every, "frame_interval": FRAME // every}
+    return WalkerSpec(pdb, platform=platform, every=every, equilibration=0.2, **outer, **changes)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chignolin", help="structure file with hydrogens; without it PeptideBuilder makes a helix")
+    parser.add_argument("--only", choices=("ala2", "chignolin"))
+    parser.add_argument("--rounds", type=int, default=10)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    ala2 = mdtraj.load(str(resources.files("openmm_geomgnn") / "data" / "ala2-c7eq.pdb"))
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.only != "chignolin":
+            for name in ("alanine dipeptide", "alanine dipeptide, Reference"):
+                compare(name, ala2, Path(folder), arguments.rounds)
+        if arguments.only == "ala2":
+            return
+        try:
+            structure = mdtraj.load(arguments.chignolin) if arguments.chignolin else chignolin()
+        except ImportError as error:
+            print(f'\nno chignolin: {error}; pip install "openmm-geomgnn[data]", or give --chignolin FILE.pdb')
+            return
+        compare("chignolin", structure, Path(folder), arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""`geomgnn distill`: a student of a collective variable, and how good and how cheap it is."""
+
+import warnings
+from dataclasses import fields
+
+import numpy as np
+
+from openmm_geomgnn.cli.fit import load_trajectory
+from openmm_geomgnn.cli.progress import progress_bars, say
+from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.distillation import GOOD_R2, DistillSettings, costs, distill
+from openmm_geomgnn.selection import as_topology
+from openmm_geomgnn.units import NM_TO_ANGSTROM
+
+STAGES = {
+    "labels": ("Asking the teacher", "conformations"),
+    "train": ("Training", "epochs"),
+    "stiffness": ("Stiffness", "frames"),
+}
+WHERE = {
+    "held_out": "frames held out",
+    "displaced": "these, atoms displaced",
+    "turned": "these, turned about bonds",
+}
+GOOD_GRADIENT = 0.5  # error of the gradient, relative
+
+
+def run_distill(settings):
+    """Make and write the student that a `Distill` describes; returns it."""
+    cv = CollectiveVariable.load(settings.cv)
+    topology = as_topology(settings.topology)
+    trajectories = [load_trajectory(path, settings.topology, topology, settings.stride) for path in settings.trajectories]
+    chosen = {field.name: getattr(settings, field.name) for field in fields(DistillSettings)}
+    chosen["displacement"] *= NM_TO_ANGSTROM
+    say(f"teacher {settings.cv.name}; {sum(map(len, trajectories))} frames in {len(trajectories)} trajectories")
+    with progress_bars(STAGES) as progress:
+        student = distill(cv, topology, trajectories, DistillSettings(**chosen), progress)
+    student.training_information["distillation"]["cost_ms"] = cost = costs(cv, student, topology, trajectories[0])
+    student.save(settings.output)
+    for line in (*table(student), *remarks(student, cost)):
+        say(line)
+    _warn(student.training_information["distillation"])
+    say(f"written to {settings.output}")
+    return student
+
+
+def table(student):
+    """Lines on how far the student is from its teacher, by component and kind of conformation."""
+    found = student.training_information["distillation"]
+    yield f"{'':<28}{'component':>10}{'R2':>12}{'RMSE':>12}{'gradient error':>16}"
+    for name in filter(found.get, WHERE):
+        rows = zip(*(found[name][figure] for figure in ("r2", "rmse", "gradient_error")), strict=True)
+        for number, (r2, rmse, gradient) in enumerate(rows, start=1):
+            label = WHERE[name] if number == 1 else ""
+            yield f"{label:<28}{f'cv.{number}':>10}{r2:>12.5f}{rmse:>12.4g}{100 * gradient:>14.3g} %"
+
+
+def remarks(student, cost):
+    """Lines on cost, stiffness and range."""
+    facts = student.training_information
+    compiled = "" if cost["compiled"] is None else f", compiled {_time(cost['compiled'])}"
+    times = f"{cost['eager'] / cost['student']:.0f} times cheaper"
+    if compiled:
+        times += f", {cost['compiled'] / cost['student']:.0f} times than compiled"
+    teacher = f"teacher {_time(cost['eager'])} in plain PyTorch{compiled}"
+    yield f"value and gradient: {teacher}; student {_time(cost['student'])}: {times}"
+    before = facts["teacher"]["rate_300K_per_ps"]
+    known = "" if before is None else f" (teacher {_shown(before)})"
+    yield f"stiffness {_shown(facts['rate_300K_per_ps'])} per ps{known}"
+    ranges = "; ".join(f"{low:.3g} to {high:.3g}" for low, high in facts["range"])
+    yield f"range {ranges}; wherever it is asked, |s| stays below {_shown(facts['distillation']['largest'])}"
+
+
+def _warn(found):
+    """Warn where the student is poor, and say what to do."""
+    advice = (
+        "Give frames from more of the places that the simulation will visit (biased runs serve as well), more labels, or a "
+        "wider student (hidden), and look whether the teacher has gradients worth learning: a very stiff CV has not"
+    )
+    for name in filter(found.get, WHERE):
+        worst = min(found[name]["r2"])
+        if worst < GOOD_R2:
+            warnings.warn(
+                f"The student is poor on {WHERE[name]}: R2 is {worst:.3f}, below {GOOD_R2}. Reweighting from a bias on it "
+                f"is still exact, but its CV is not quite the teacher's. {advice}.",
+                UserWarning,
+                stacklevel=2,
+            )
+            return
+    steepest = max(found["held_out"]["gradient_error"])
+    if steepest > GOOD_GRADIENT:
+        warnings.warn(
+            f"The student's gradient is off by {100 * steepest:.0f} % of the teacher's. {advice}.", UserWarning, stacklevel=2
+        )
+
+
+def _time(milliseconds):
+    return f"{milliseconds:.3g} ms" if milliseconds >= 0.1 else f"{1000 * milliseconds:.3g} us"
+
+
+def _shown(values):
+    return ", ".join(f"{value:.3g}" for value in np.atleast_1d(values))

@@ -1,0 +1,246 @@
+"""`geomgnn doctor`: what is installed, what of it works, and what `auto` takes."""
+
+import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+import sys
+
+from rich.table import Table
+
+from openmm_geomgnn.backends import BACKENDS
+from openmm_geomgnn.backends.versions import installed_versions
+from openmm_geomgnn.cli.progress import console, say
+
+PACKAGE = "openmm-geomgnn"
+# what is named in the table of versions though our own metadata does not ask for it
+OTHERS = ("openmmtorch", "warp-lang")
+LIMIT = 180  # seconds that a probe may take
+_REQUIREMENT = re.compile(r"^([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;)]*)\)?\s*(?:;(.*))?$")
+_EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)['\"]")
+_SILENT = {"test", "lint", "all"}  # extras that users need not know of, or that are sums of others
+
+
+def run_doctor(as_json=False):
+    """Look at everything, print it, and return 0 if a CV can be biased here, else 1."""
+    found = examine(quiet=as_json)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        show(found)
+    return 1 if found["problems"] else 0
+
+
+def probe(name, *arguments, limit=LIMIT):
+    """What a probe of `probes` found, a dict; {"error": text} if it raised an error, crashed or took too long."""
+    command = [sys.executable, "-m", "openmm_geomgnn.cli.probes", name, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, errors="replace")
+    except subprocess.TimeoutExpired:
+        return {"error": f"it took more than {limit} s"}
+    except OSError as error:
+        return {"error": f"no process could be started ({error})"}
+    if done.returncode < 0:
+        return {"error": f"it crashed (signal {-done.returncode})"}
+    if done.returncode:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        return {"error": lines[-1].strip() if lines else f"it ended with status {done.returncode}"}
+    try:
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        return {"error": "it printed nothing that can be read"}
+
+
+def examine(quiet=False):
+    """Everything that `geomgnn doctor` says, as JSON-able data; `problems` lists what keeps a CV from being biased."""
+
+    def step(text):
+        if not quiet and console.is_terminal:
+            say(f"... {text}")
+
+    required, extras = requirements()
+    step("platforms of OpenMM")
+    listed = probe("platforms")
+    platforms = {name: probe("platform", name) for name in listed.get("names", [])}
+    step("engines")
+    engines = probe("engines")
+    backends = {}
+    for name in BACKENDS:
+        step(f"backend {name}")
+        backends[name] = probe("backend", name)
+    auto = probe("choice")
+    found = {
+        "versions": versions(required, extras),
+        "required": required,
+        "extras": extras,
+        "platforms": {"found": platforms, **listed},
+        "engines": engines,
+        "backends": backends,
+        "auto": {**auto, "platform": listed.get("auto")},
+    }
+    return {**found, "problems": problems(found)}
+
+
+def problems(found):
+    """What keeps a CV from being biased, a list of sentences, from the other findings."""
+    told = [f"{name}: {reason}" for name, reason in found["required"].items() if reason]
+    platforms, auto = found["platforms"], found["auto"]
+    if "error" in platforms:
+        told.append(f"OpenMM's platforms cannot be listed: {platforms['error']}.")
+    for name in sorted(set((platforms.get("auto") or {}).values())):
+        if "error" in platforms["found"][name]:
+            told.append(f"The platform {name}, which auto takes, does not work: {platforms['found'][name]['error']}.")
+    if "error" in auto:
+        told.append(f"No CV can be made: {auto['error']}")
+    elif "error" in found["backends"][auto["backend"]]:
+        error = found["backends"][auto["backend"]]["error"]
+        told.append(f"The backend {auto['backend']}, which auto takes, does not work: {error}.")
+    return told
+
+
+def requirements():
+    """What our own metadata asks for.
+
+    Returns
+    -------
+    required : dict of str to str or None
+        Of every package that is always needed what is wrong with it.
+    extras : dict of str to dict
+        Of every extra its `packages`, as `required`, and the command that installs it.
+    """
+    required, extras = {}, {}
+    try:
+        lines = importlib.metadata.requires(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        lines = []  # it is run from its sources
+    for line in lines:
+        name, bounds, marker = _REQUIREMENT.match(line).groups(default="")
+        extra = _EXTRA.search(marker)
+        if extra is None:
+            required[name] = wrong(name, bounds)
+        elif extra[1] not in _SILENT:
+            entry = {"packages": {}, "install": f'pip install "{PACKAGE}[{extra[1]}]"'}
+            extras.setdefault(extra[1], entry)["packages"][name] = wrong(name, bounds)
+    return required, extras
+
+
+def wrong(name, bounds, version=None):
+    """What is wrong with an installed package, None if it is there and within bounds such as ">=3.1,<3.2".
+
+    version: by default the installed one.
+    """
+    try:
+        version = version or importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return f'not installed (pip install "{name}{bounds.strip()}")'
+    for bound in filter(None, (part.strip() for part in bounds.split(","))):
+        sign, limit = re.match(r"([<>=!~]+)\s*(.*)", bound).groups()
+        found, wanted = _numbers(version), _numbers(limit)
+        length = max(len(found), len(wanted))
+        found, wanted = (numbers + (0,) * (length - len(numbers)) for numbers in (found, wanted))
+        if (sign == ">=" and found < wanted) or (sign == "<" and found >= wanted):
+            return f'{version} is installed, but {bound} is needed (pip install "{name}{bounds.strip()}")'
+    return None
+
+
+def _numbers(version):
+    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)
+
+
+def versions(required, extras):
+    """Versions of Python and of all packages that have a say, "" where one is not installed."""
+    optional = [name for entry in extras.values() for name in entry["packages"]]
+    found = {"python": platform.python_version()}
+    for name in dict.fromkeys([PACKAGE, *required, *optional, *OTHERS]):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = ""
+    # with what metadata does not say: the build of torch, an unreleased openmm-torch
+    return {**found, **installed_versions()}
+
+
+def show(found):
+    """Print the findings as tables."""
+    _show_versions(found)
+    console.print(_platform_table(found["platforms"]))
+    console.print(_engine_table(found["engines"]))
+    console.print(_backend_table(found["backends"]))
+    auto = found["auto"]
+    if "error" not in auto:
+        platforms = auto["platform"] or {}
+        say(
+            f"auto takes the backend {auto['backend']}, the engine {auto['engine']} for et-64, and the platform "
+            f"{platforms.get('large')}, for small systems {platforms.get('small')}."
+        )
+    for problem in found["problems"]:
+        console.print(f"Problem: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+    if not found["problems"]:
+        console.print("A collective variable can be biased here.", style="green", highlight=False)
+
+
+def _table(title, *columns):
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _mark(works):
+    return "[green]yes[/]" if works else "[red]no[/]"
+
+
+def _escaped(text):
+    return str(text).replace("[", r"\[")
+
+
+def _show_versions(found):
+    wrongs = {**found["required"], **{k: v for entry in found["extras"].values() for k, v in entry["packages"].items()}}
+    owner = {name: extra for extra, entry in found["extras"].items() for name in entry["packages"]}
+    table = _table("Versions", "package", "version", "")
+    for name, version in found["versions"].items():
+        remark = wrongs.get(name) or ""
+        if remark and name in owner:
+            remark = f"{remark.split(' (')[0]}; {found['extras'][owner[name]]['install']}"
+        table.add_row(name, version or "-", _escaped(remark))
+    console.print(table)
+
+
+def _platform_table(platforms):
+    table = _table("Platforms of OpenMM", "platform", "works", "")
+    for name, result in platforms["found"].items():
+        takes = [size for size, chosen in (platforms.get("auto") or {}).items() if chosen == name]
+        remark = result.get("error") or (f"auto, {' and '.join(takes)} systems" if takes else "")
+        table.add_row(name, _mark("error" not in result), _escaped(remark))
+    for failure in platforms.get("failures", []):
+        table.add_row("plug-in", _mark(False), _escaped(failure))
+    if "error" in platforms:
+        table.add_row("-", _mark(False), _escaped(platforms["error"]))
+    return table
+
+
+def _engine_table(engines):
+    table = _table("Engines", "engine", "works", "")
+    if "error" in engines:
+        table.add_row("-", _mark(False), _escaped(engines["error"]))
+        return table
+    table.add_row("eager", _mark(True), "every network")
+    compiled = [name for name, reason in engines["encoders"].items() if reason is None]
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in engines["encoders"].items() if reason)
+    table.add_row("numba", _mark(bool(compiled)), _escaped(", ".join(engines["networks"]) if compiled else reasons))
+    table.add_row("cuda", _mark(engines["gpu"] is not None), _escaped(engines["gpu"] or "PyTorch sees no CUDA device"))
+    if engines["folder"]:
+        warm = ", ".join(engines["warm"])
+        kept = f"compiled kernels of {warm}" if warm else "empty: the first use of a network compiles for 30 s"
+        table.add_row("", "", _escaped(f"{engines['folder']} ({kept})"))
+    return table
+
+
+def _backend_table(backends):
+    table = _table("Backends", "backend", "works", "")
+    for name, result in backends.items():
+        trouble = result.get("error") or result.get("reason")
+        remark = trouble or f"{result['milliseconds']:.0f} ms for et-64 on alanine dipeptide, engine eager"
+        table.add_row(name, _mark(not trouble), _escaped(remark))
+    return table

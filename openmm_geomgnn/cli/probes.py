@@ -1,0 +1,134 @@
+"""What `geomgnn doctor` tries out, each in a process of its own: native libraries that do not fit together crash.
+
+`python -m openmm_geomgnn.cli.probes NAME ARGUMENT...` prints what the probe found as JSON, in the last line.
+"""
+
+import json
+import sys
+from importlib import resources
+
+LARGE_SYSTEM = 10_000  # atoms, for which `auto` chooses a platform
+
+
+def platforms():
+    """Names of OpenMM's platforms, which ones `auto` takes for small and large systems, and plug-ins that do not load."""
+    import openmm
+
+    from openmm_geomgnn.sampling.systems import choose_platform
+
+    names = [openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())]
+    auto = {size: choose_platform("auto", count)[0].getName() for size, count in (("small", 1), ("large", LARGE_SYSTEM))}
+    return {"names": names, "auto": auto, "failures": list(openmm.Platform.getPluginLoadFailures())}
+
+
+def platform(name):
+    """A step of two particles on a platform; how fast OpenMM believes it to be."""
+    import openmm
+
+    system = openmm.System()
+    bond = openmm.HarmonicBondForce()
+    bond.addBond(system.addParticle(1.0), system.addParticle(1.0), 0.1, 1000.0)
+    system.addForce(bond)
+    chosen = openmm.Platform.getPlatformByName(name)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), chosen)
+    context.setPositions([[0.0, 0.0, 0.0], [0.12, 0.0, 0.0]])
+    context.getIntegrator().step(1)
+    energy = context.getState(getEnergy=True).getPotentialEnergy()._value
+    if not energy > 0:
+        raise RuntimeError(f"a stretched bond has the energy {energy} kJ/mol")
+    return {"speed": chosen.getSpeed()}
+
+
+def engines():
+    """What evaluates each shipped encoder, the folder of compiled kernels, and for which networks these are there."""
+    import torch
+
+    from openmm_geomgnn.encoder import Encoder, shipped_encoders
+    from openmm_geomgnn.engines import COMPILED, why_not_numba
+
+    encoders = {name: why_not_numba(Encoder.load(name).network) for name in shipped_encoders()}
+    try:
+        from openmm_geomgnn.engines.kernel_cache import cache_folder
+    except ImportError:  # without numba there are no kernels
+        folder, warm = None, []
+    else:
+        folder = cache_folder()
+        kept = {path.name.split(".")[0] for path in folder.glob("*.backward-*.nbi")} if folder else set()
+        warm = [network for network, (module, _) in COMPILED.items() if module.replace("_numba", "_kernels") in kept]
+    return {
+        "encoders": encoders,
+        "networks": list(COMPILED),
+        "folder": folder and str(folder),
+        "warm": warm,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def backend(name):
+    """Why a backend cannot be used; if it can, it has evaluated a CV within a CustomCVForce, also read from XML."""
+    from openmm_geomgnn.backends import why_not
+
+    reason = why_not(name)
+    return {"reason": reason, **({} if reason else _evaluated(name))}
+
+
+def choice():
+    """What `auto` takes for a CV of alanine dipeptide: backend and engine."""
+    force = _example_force("auto")
+    return {"backend": force.backend, "engine": force.bound.engine_name}
+
+
+def _example_force(backend, **options):
+    """A CV that nothing was fitted to: two features of et-64 on the dipeptide that ships."""
+    import mdtraj
+    import numpy as np
+
+    from openmm_geomgnn import Encoder, GeomGNNCV
+    from openmm_geomgnn.cv import CollectiveVariable
+    from openmm_geomgnn.mixers import make_mixer
+    from openmm_geomgnn.selection import residue_table, select_atoms
+
+    path = resources.files("openmm_geomgnn") / "data" / "ala2-c7eq.pdb"
+    topology = mdtraj.load(str(path)).topology
+    table, encoder = residue_table(topology, select_atoms(topology, None)), Encoder.load("et-64")
+    mixer = make_mixer("none", len(table), encoder.hidden_channels)
+    projection = np.eye(mixer.out_features, 2)
+    cv = CollectiveVariable(encoder, mixer, np.zeros(mixer.out_features), projection, np.ones(2), table)
+    return GeomGNNCV(cv, topology, backend=backend, failures=None, **options)
+
+
+def _evaluated(backend):
+    """Evaluate the example with a backend: what crashes where versions do not fit is done for real."""
+    import time
+
+    import numpy as np
+    import openmm
+    from openmm import app
+
+    pdb = app.PDBFile(str(resources.files("openmm_geomgnn") / "data" / "ala2-c7eq.pdb"))
+    force = _example_force(backend, engine="eager")
+    expected = force.compute(pdb.getPositions(asNumpy=True))[0, 0]
+    system = openmm.System()
+    for atom in pdb.topology.atoms():
+        system.addParticle(atom.element.mass)
+    outer = openmm.CustomCVForce("q")
+    outer.addCollectiveVariable("q", force)
+    system.addForce(outer)
+    for each in (system, openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))):
+        context = openmm.Context(each, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+        context.setPositions(pdb.getPositions())
+        context.getState(getForces=True)
+        start = time.perf_counter()
+        state = context.getState(getEnergy=True, getForces=True)
+        seconds = time.perf_counter() - start
+        energy, forces = state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value
+        if not (abs(energy - expected) <= 1e-3 * max(1.0, abs(expected)) and np.isfinite(forces).all() and forces.any()):
+            raise RuntimeError(f"the example has the value {energy:.6g}, but it must be {expected:.6g}")
+    return {"milliseconds": 1000 * seconds}
+
+
+PROBES = {"platforms": platforms, "platform": platform, "engines": engines, "backend": backend, "choice": choice}
+
+if __name__ == "__main__":
+    result = PROBES[sys.argv[1]](*sys.argv[2:])
+    print("\n" + json.dumps(result))

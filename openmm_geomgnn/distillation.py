@@ -1,0 +1,227 @@
+"""From a collective variable to a student of it, which costs a hundredth: ask the teacher, train, compare."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.fitting import stiffness
+from openmm_geomgnn.selection import as_topology, residue_table
+from openmm_geomgnn.students.augmentation import Moves
+from openmm_geomgnn.students.coordinates import InternalCoordinates, nearest_pairs, proper_torsions
+from openmm_geomgnn.students.cv import StudentCV, named_atoms
+from openmm_geomgnn.students.network import StudentNetwork
+from openmm_geomgnn.students.training import ask, errors, train
+
+BLOCKS = 10  # of each trajectory: one is held out, one says when to stop, the others are trained on
+FEWEST_FRAMES = 50
+HELD_OUT_FRAMES = 1000  # at most, for each of the figures that are reported
+GOOD_R2 = 0.98
+_INHERITED = ("vamp2_training", "vamp2_held_out", "timescales_ps", "in_basin_spread")  # figures of the teacher
+_COST_SECONDS = 0.5  # for each that is timed
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """How a student is made.
+
+    hidden: units in each of its two layers. distances: at most so many; labels: conformations that the teacher labels, half
+    of them frames (fewer if there are fewer), the others frames displaced by `displacement` (angstrom), turned about bonds,
+    or both. The others are arguments of `students.training.train`.
+    """
+
+    hidden: int = 128
+    distances: int = 2000
+    labels: int = 16000
+    displacement: float = 0.05
+    gradient_weight: float = 1.0
+    epochs: int = 80
+    batch_size: int = 64
+    learning_rate: float = 5e-3
+    patience: int = 20
+    seed: int = 1
+
+
+def distill(cv, topology, trajectories, settings=None, progress=None):
+    """Train a student to reproduce a collective variable and its gradient.
+
+    Parameters
+    ----------
+    cv : CollectiveVariable
+        The teacher.
+    topology : openmm.app.Topology, mdtraj.Topology or path
+    trajectories : list of mdtraj.Trajectory
+        Frames of the molecule wherever the student shall be good; biased runs serve as well as unbiased ones.
+    settings : DistillSettings, optional
+    progress : callable, optional
+        Called as progress(stage, done, total).
+
+    Returns
+    -------
+    StudentCV
+        Its `training_information["distillation"]` holds the errors on frames that were held out, on these displaced and
+        turned (see `students.training.errors`), and the bound of |s|; `["teacher"]` says what it was made from.
+
+    Raises
+    ------
+    GeomGNNError
+        If the teacher is a student itself, the molecule is another one, or there are too few frames.
+    """
+    settings = settings or DistillSettings()
+    progress = progress or (lambda stage, done, total: None)
+    if isinstance(cv, StudentCV):
+        raise GeomGNNError("This collective variable is a student already. Distil the one that it was made from.")
+    topology = as_topology(topology)
+    teacher = cv.bind(topology)
+    whole = [teacher.molecule.positions(trajectory) for trajectory in trajectories]
+    training, stopping, held_out = _split([frames.numpy() for frames in whole], settings.seed)
+    bonds = _bonds(topology, teacher.atoms)
+    moves = Moves(bonds, training, settings.displacement, settings.seed)
+    at_rest = min(len(training), settings.labels // 2)
+    made = _moved(moves, settings.labels - at_rest)
+    unseen = Moves(bonds, held_out, settings.displacement, settings.seed + 1)
+    sets = {
+        "training": np.concatenate([_evenly(training, at_rest), made]),
+        "stopping": _evenly(stopping, HELD_OUT_FRAMES),
+        "held_out": _evenly(held_out, HELD_OUT_FRAMES),
+        "displaced": unseen.displaced(_evenly(held_out, HELD_OUT_FRAMES // 2)),
+        "turned": unseen.turned(min(len(held_out), HELD_OUT_FRAMES // 2)),
+    }
+    labels = _ask_all(teacher, sets, progress)
+
+    distances = nearest_pairs(_evenly(training, 100), bonds, _pairs(teacher.tokenizer.windows), settings.distances)
+    coordinates = InternalCoordinates(proper_torsions(bonds, len(teacher.atoms)), distances)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = StudentNetwork(len(coordinates), settings.hidden, cv.dimension)
+    result = train(
+        network,
+        coordinates,
+        labels["training"],
+        labels["stopping"],
+        gradient_weight=settings.gradient_weight,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        patience=settings.patience,
+        seed=settings.seed,
+        progress=lambda epoch, epochs, loss: progress("train", epoch, epochs),
+    )
+    network.double()
+    facts = cv.training_information
+    student = StudentCV(
+        network,
+        coordinates,
+        named_atoms(topology, teacher.atoms),
+        residue_table(topology, teacher.atoms),
+        selection=cv.selection,
+        near=teacher.tokenizer.windows.contacts,
+        lag_time=cv.lag_time,
+        training={name: facts[name] for name in _INHERITED if name in facts},
+    )
+    seen = ("held_out", "displaced", "turned")
+    student.training_information |= {
+        "teacher": {
+            "content_hash": cv.content_hash(),
+            "encoder": cv.encoder.name,
+            "mixer": cv.mixer.settings["name"],
+            "rate_300K_per_ps": facts.get("rate_300K_per_ps"),
+        },
+        "distillation": {
+            **{name: errors(network, coordinates, labels[name]) for name in seen if len(labels[name].pos) > 1},
+            **{name: len(labels[name].pos) for name in ("training", "stopping")},
+            "frames": [len(frames) for frames in whole],
+            "largest": network.largest.tolist(),
+            "epochs": result["epochs"],
+            "best_epoch": result["best_epoch"],
+            "seed": settings.seed,
+        },
+    }
+    figures = stiffness(student, topology, whole, 1.0, progress=lambda done, total: progress("stiffness", done, total))
+    # the spread within a basin takes frames at even times: it is that of the teacher
+    student.training_information |= {name: figures[name] for name in ("rate_300K_per_ps", "range")}
+    return student
+
+
+def costs(cv, student, topology, trajectory):
+    """What one evaluation takes, value and gradient: {"eager": ms, "compiled": ms or None, "student": ms} of processor time.
+
+    The teacher in plain PyTorch, compiled where it can be, and the student take turns on a frame of `trajectory`; the
+    shortest of its turns counts for each.
+    """
+    bound = {"eager": cv.bind(topology, engine="eager"), "compiled": cv.bind(topology), "student": student.bind(topology)}
+    if bound["compiled"].engine_name == "eager":
+        del bound["compiled"]
+    pos = bound["eager"].molecule.positions(trajectory[:1])[0].numpy()
+    weights = np.ones(cv.dimension)
+
+    def timed(cv, repeats):
+        began = time.process_time()
+        for _ in range(repeats):
+            _, vjp = cv.value_and_vjp(pos)
+            vjp(weights)
+        return (time.process_time() - began) / repeats
+
+    # the first evaluation compiles
+    repeats = {name: 1 + int(0.02 / max(timed(other, 1) and timed(other, 3), 1e-6)) for name, other in bound.items()}
+    turns = {name: [] for name in bound}
+    while min(sum(times) * repeats[name] for name, times in turns.items()) < _COST_SECONDS:
+        for name, other in bound.items():
+            turns[name].append(timed(other, repeats[name]))
+    return {"compiled": None, **{name: 1000 * min(times) for name, times in turns.items()}}
+
+
+def _split(parts, seed):
+    """Frames (K, n, 3) to train on, to stop by and held out: whole blocks of each trajectory."""
+    count = sum(map(len, parts))
+    if count < FEWEST_FRAMES:
+        raise GeomGNNError(
+            f"There are {count} frames in all, too few to train a student and to say how good it is. Give at least "
+            f"{FEWEST_FRAMES}, better some thousands."
+        )
+    rng = np.random.default_rng(seed)
+    stopping, held_out, training = [], [], []
+    for part in parts:
+        blocks = np.array_split(part, BLOCKS)
+        for target, number in zip([stopping, held_out, *[training] * (BLOCKS - 2)], rng.permutation(BLOCKS), strict=True):
+            target.append(blocks[number])
+    return np.concatenate(training), np.concatenate(stopping), np.concatenate(held_out)
+
+
+def _moved(moves, number):
+    """(number, n, 3) frames that are displaced, turned, or both, a third each; displaced alone where nothing turns."""
+    turned = moves.turned(2 * number // 3)
+    half = len(turned) // 2
+    displaced = moves.displaced(np.concatenate([moves.drawn(number - len(turned)), turned[half:]]))
+    return np.concatenate([displaced, turned[:half]])
+
+
+def _ask_all(teacher, sets, progress):
+    done, total = 0, sum(map(len, sets.values()))
+
+    def advance(frames):
+        nonlocal done
+        done += frames
+        progress("labels", done, total)
+
+    progress("labels", 0, total)
+    return {name: ask(teacher, pos, advance) for name, pos in sets.items()}
+
+
+def _evenly(frames, number):
+    return frames[np.unique(np.linspace(0, len(frames) - 1, min(number, len(frames))).round().astype(int))]
+
+
+def _bonds(topology, atoms):
+    """Bonds between selected atoms, by their rows."""
+    row = {int(index): k for k, index in enumerate(atoms)}
+    ends = ((bond[0].index, bond[1].index) for bond in topology.bonds)
+    return [(row[a], row[b]) for a, b in ends if a in row and b in row]
+
+
+def _pairs(windows):
+    """(P, 2) pairs a < b of atoms that share a window: all that the teacher's value depends on."""
+    pairs = np.sort(np.stack([windows.rows[side] for side in windows.pairs], axis=1), axis=1)
+    return np.unique(pairs, axis=0)

@@ -1,0 +1,169 @@
+"""The internal coordinates that a student sees: torsions, as cosine and sine, and distances between fixed atoms."""
+
+from collections import deque
+
+import numpy as np
+import torch
+from torch import nn
+
+# A torsion has no value where three of its atoms lie on a line. This, in angstrom^4, lets cosine and sine fade to zero
+# there, within about 3 degrees of the line for bonds between heavy atoms, and bounds their gradients; elsewhere it takes
+# about 0.3 % off both, and nothing off the angle between them.
+COLLINEAR = 1e-2
+TOUCHING = 1e-12  # angstrom^2; where two atoms coincide a distance is smooth, too
+
+
+class InternalCoordinates(nn.Module):
+    """Cosines and sines of torsions, and distances, of atoms by number.
+
+    They do not change when the molecule is moved or turned. Sines change their sign in a mirror.
+
+    Parameters
+    ----------
+    torsions : (T, 4) int array
+        Rows of atoms; a torsion is about the axis of the two in the middle.
+    distances : (D, 2) int array
+    """
+
+    def __init__(self, torsions, distances):
+        super().__init__()
+        self.register_buffer("torsions", torch.tensor(np.array(torsions), dtype=torch.int64).reshape(-1, 4))
+        self.register_buffer("distances", torch.tensor(np.array(distances), dtype=torch.int64).reshape(-1, 2))
+
+    def __len__(self):
+        return 2 * len(self.torsions) + len(self.distances)
+
+    def forward(self, pos):
+        """(F, 2T + D): all cosines, all sines, all distances, of positions (F, n, 3), angstrom; differentiable."""
+        return _values(pos[:, self.torsions], pos[:, self.distances])
+
+    def with_gradients(self, pos):
+        """The coordinates of frames (F, n, 3), and their own gradients, which `gradient` takes.
+
+        Returns
+        -------
+        values : (F, 2T + D) tensor
+        cosines, sines : (F, T, 4, 3) tensors
+            Their gradients by the positions of their atoms.
+        distances : (F, D, 3) tensor
+            By the position of the second atom; by that of the first it is the opposite.
+        """
+        quadruples = pos[:, self.torsions].detach().requires_grad_(True)
+        pairs = pos[:, self.distances].detach().requires_grad_(True)
+        values = _values(quadruples, pairs)
+        cosines, sines, distances = values.split([len(self.torsions), len(self.torsions), len(self.distances)], dim=1)
+        # every coordinate has atoms of its own in these copies, so the gradient of a sum is that of each of them
+        parts = [
+            torch.autograd.grad(part.sum(), copies, retain_graph=True)[0]
+            for part, copies in ((cosines, quadruples), (sines, quadruples), (distances, pairs))
+        ]
+        return values.detach(), parts[0], parts[1], parts[2][:, :, 1]
+
+    def gradient(self, by_coordinates, cosines, sines, distances, n_atoms):
+        """Gradient (F, n, 3) by the positions, from that by the coordinates (F, 2T + D); linear and differentiable in it."""
+        count = len(self.torsions)
+        by_cosine, by_sine, by_distance = by_coordinates.split([count, count, len(self.distances)], dim=1)
+        total = by_coordinates.new_zeros(len(by_coordinates), n_atoms, 3)
+        if count:
+            quadruples = by_cosine[:, :, None, None] * cosines + by_sine[:, :, None, None] * sines
+            total = total.index_add(1, self.torsions.flatten(), quadruples.flatten(1, 2))
+        if len(self.distances):
+            pairs = by_distance[:, :, None] * distances
+            total = total.index_add(1, self.distances[:, 1], pairs).index_add(1, self.distances[:, 0], -pairs)
+        return total
+
+
+def _values(quadruples, pairs):
+    """Coordinates (F, 2T + D) from the positions of the atoms of torsions (F, T, 4, 3) and of distances (F, D, 2, 3)."""
+    a, b, c = quadruples.diff(dim=2).unbind(2)
+    m, n = torch.linalg.cross(a, b), torch.linalg.cross(b, c)
+    scale = ((m.square().sum(2) + COLLINEAR) * (n.square().sum(2) + COLLINEAR)).rsqrt()
+    length = (b.square().sum(2) + TOUCHING).sqrt()
+    cosines, sines = (m * n).sum(2) * scale, length * (a * n).sum(2) * scale
+    apart = pairs.diff(dim=2).squeeze(2)
+    return torch.cat([cosines, sines, (apart.square().sum(2) + TOUCHING).sqrt()], dim=1)
+
+
+# --------------------------------------------------------------------------------------------------- which coordinates
+
+
+def proper_torsions(bonds, n_atoms):
+    """(T, 4) int64: all chains of three bonds, each once, sorted by the bond in the middle.
+
+    Parameters
+    ----------
+    bonds : iterable of (a, b)
+        Rows of atoms.
+    """
+    partners = bonded(bonds, n_atoms)
+    found = [
+        (i, j, k, m)
+        for j in range(n_atoms)
+        for k in partners[j]
+        if j < k
+        for i in partners[j]
+        for m in partners[k]
+        if i != k and m != j and i != m
+    ]
+    return np.array(found, dtype=np.int64).reshape(-1, 4)
+
+
+def bonded(bonds, n_atoms):
+    """For each atom a sorted list of those it has a bond to."""
+    partners = [set() for _ in range(n_atoms)]
+    for a, b in bonds:
+        partners[a].add(b)
+        partners[b].add(a)
+    return [sorted(others) for others in partners]
+
+
+def nearest_pairs(pos, bonds, candidates, limit):
+    """(D, 2) int64: at most `limit` of the pairs: bonds and angles, which hold what is stiff, then the nearest on average.
+
+    Parameters
+    ----------
+    pos : (F, n, 3) ndarray
+        Frames of whole molecules.
+    bonds : iterable of (a, b)
+    candidates : (P, 2) int array
+        Pairs a < b, each once.
+    limit : int
+    """
+    n_atoms, candidates = pos.shape[1], np.asarray(candidates, dtype=np.int64).reshape(-1, 2)
+    partners = bonded(bonds, n_atoms)
+    stiff = {(a, b) for a in range(n_atoms) for near in partners[a] for b in (near, *partners[near]) if a < b}
+    means = np.mean([np.linalg.norm(frame[candidates[:, 1]] - frame[candidates[:, 0]], axis=1) for frame in pos], axis=0)
+    rank = np.array([0.0 if (a, b) in stiff else mean for (a, b), mean in zip(candidates.tolist(), means, strict=True)])
+    chosen = np.argsort(rank, kind="stable")[:limit]
+    return candidates[np.sort(chosen)]
+
+
+def rotatable_bonds(bonds, n_atoms):
+    """Bonds that part the molecule, with something to turn on either side.
+
+    Returns
+    -------
+    list of (a, b, rows)
+        The bond, and the atoms that a turn about it moves: those on the side of b without b, the smaller of the two sides.
+    """
+    partners, found = bonded(bonds, n_atoms), []
+    for a in range(n_atoms):
+        for b in partners[a]:
+            if a < b and len(partners[a]) > 1 and len(partners[b]) > 1:
+                here, there = _side(partners, a, b), _side(partners, b, a)
+                if a not in there:  # otherwise the bond is in a ring
+                    first, second, side = (a, b, there) if len(there) <= len(here) else (b, a, here)
+                    found.append((first, second, np.array(sorted(side - {second}), dtype=np.int64)))
+    return found
+
+
+def _side(partners, start, other):
+    """Atoms that can be reached from `start` without the bond to `other`."""
+    seen, waiting = {start}, deque([start])
+    while waiting:
+        node = waiting.popleft()
+        for near in partners[node]:
+            if near not in seen and (node, near) != (start, other):
+                seen.add(near)
+                waiting.append(near)
+    return seen

@@ -1,0 +1,157 @@
+"""Training of a student on the values and the gradients of its teacher: Sobolev training.
+
+W. M. Czarnecki et al., Sobolev training for neural networks, NeurIPS 2017, arXiv 1706.04859.
+"""
+
+import copy
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+SMALLEST_SCALE = 0.02  # of a coordinate (angstrom, or cosine): what hardly moves in the data must not be blown up
+_EVALUATED = 256  # frames at once
+
+
+class Labels(NamedTuple):
+    """What a teacher says of conformations."""
+
+    pos: torch.Tensor  # (F, n, 3), angstrom
+    values: torch.Tensor  # (F, d)
+    gradients: torch.Tensor  # (F, d, n, 3), per angstrom
+
+
+def ask(teacher, pos, progress=None):
+    """`Labels` in single precision; conformations that the teacher has no finite answer for are left out.
+
+    Parameters
+    ----------
+    teacher : BoundCV
+    pos : (F, n, 3) float64 ndarray
+    progress : callable, optional
+        Called with 1 after each conformation.
+    """
+    kept, values, gradients = [], [], []
+    units = np.eye(teacher.dimension)
+    for k, frame in enumerate(pos):
+        psi, vjp = teacher.value_and_vjp(np.ascontiguousarray(frame))
+        slopes = np.stack([vjp(unit) for unit in units])
+        if np.isfinite(psi).all() and np.isfinite(slopes).all():
+            kept.append(k)
+            values.append(np.array(psi, dtype=np.float32))
+            gradients.append(slopes.astype(np.float32))
+        if progress is not None:
+            progress(1)
+    shape = (teacher.dimension, *pos.shape[1:])
+    return Labels(
+        torch.tensor(pos[kept], dtype=torch.float32),
+        torch.tensor(np.array(values).reshape(-1, teacher.dimension)),
+        torch.tensor(np.array(gradients).reshape(-1, *shape)),
+    )
+
+
+def train(
+    network, coordinates, labels, stopping, *, gradient_weight=1.0, epochs=100, batch_size=64, learning_rate=5e-3,
+    patience=20, seed=1, progress=None
+):  # fmt: skip
+    """Train a student in place; it ends with the weights of the epoch that was best on `stopping`.
+
+    The loss is, for each component, the mean squared error of the value over the variance of the teacher's values, plus
+    `gradient_weight` times that of the gradient over the mean square of the teacher's gradients; the same of `stopping`
+    decides when to stop. Adam, its rate falling along a cosine to zero.
+
+    Parameters
+    ----------
+    network : StudentNetwork
+    coordinates : InternalCoordinates
+    labels, stopping : Labels
+    progress : callable, optional
+        Called as progress(epoch, epochs, loss on stopping).
+
+    Returns
+    -------
+    dict
+        `epochs`, `best_epoch`, from 1; `loss`, that of `stopping` at its best.
+    """
+    network.float().train()
+    with torch.no_grad():
+        found = torch.cat([coordinates(pos) for pos in labels.pos.split(_EVALUATED)])
+        network.mean.copy_(found.mean(0))
+        network.scale.copy_(found.std(0).clamp(min=SMALLEST_SCALE))
+        network.last.bias.copy_(labels.values.mean(0))
+    weights = 1.0 / labels.values.var(0), gradient_weight / labels.gradients.square().sum((2, 3)).mean(0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * math.ceil(len(labels.pos) / batch_size))
+    generator = torch.Generator().manual_seed(seed)
+    best, best_epoch, best_state, epoch = math.inf, 0, copy.deepcopy(network.state_dict()), 0
+    for epoch in range(1, epochs + 1):
+        for batch in torch.randperm(len(labels.pos), generator=generator).split(batch_size):
+            chosen = Labels(*(part[batch] for part in labels))
+            values, gradients = values_and_gradients(network, coordinates, chosen.pos, training=True)
+            loss = _loss(*_squared_errors(chosen, values, gradients), weights)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        held_out = float(_loss(*_mean_errors(network, coordinates, stopping), weights))
+        if held_out < best:
+            best, best_epoch, best_state = held_out, epoch, copy.deepcopy(network.state_dict())
+        if progress is not None:
+            progress(epoch, epochs, held_out)
+        if epoch - best_epoch >= patience:
+            break
+    network.load_state_dict(best_state)
+    network.eval()
+    return {"epochs": epoch, "best_epoch": best_epoch, "loss": best}
+
+
+def errors(network, coordinates, labels):
+    """How far a student is from its teacher.
+
+    Returns
+    -------
+    dict
+        For each component: `r2`, the share of the variance of the teacher's values that it reproduces; `rmse`; and
+        `gradient_error`, the root mean square of the error of the gradient over that of the teacher's gradient.
+    """
+    by_value, by_gradient = _mean_errors(network, coordinates, labels)
+    variance, size = labels.values.var(0, correction=0), labels.gradients.square().sum((2, 3)).mean(0)
+    return {
+        "r2": (1.0 - by_value / variance).tolist(),
+        "rmse": by_value.sqrt().tolist(),
+        "gradient_error": (by_gradient / size).sqrt().tolist(),
+    }
+
+
+def values_and_gradients(network, coordinates, pos, training=False):
+    """Values (F, d) and their gradients (F, d, n, 3) by the positions (F, n, 3), in the precision of the network."""
+    inputs, *local = coordinates.with_gradients(pos.to(network.mean.dtype))
+    inputs.requires_grad_(True)
+    values = network(inputs)
+    gradients = []
+    for component in range(values.shape[1]):
+        total = values[:, component].sum()
+        (by_inputs,) = torch.autograd.grad(total, inputs, create_graph=training, retain_graph=True)
+        gradients.append(coordinates.gradient(by_inputs, *local, pos.shape[1]))
+    return values if training else values.detach(), torch.stack(gradients, 1)
+
+
+def _squared_errors(labels, values, gradients):
+    """Mean squared errors (d,) of values and gradients."""
+    by_gradient = (gradients - labels.gradients).square().sum((2, 3))
+    return (values - labels.values).square().mean(0), by_gradient.mean(0)
+
+
+def _mean_errors(network, coordinates, labels):
+    """The same over many frames."""
+    total = [0.0, 0.0]
+    for chunk in zip(*(part.split(_EVALUATED) for part in labels), strict=True):
+        chosen = Labels(*chunk)
+        found = _squared_errors(chosen, *values_and_gradients(network, coordinates, chosen.pos))
+        total = [sum_ + len(chosen.pos) * part.detach() for sum_, part in zip(total, found, strict=True)]
+    return [part / len(labels.pos) for part in total]
+
+
+def _loss(by_value, by_gradient, weights):
+    return (by_value * weights[0] + by_gradient * weights[1]).mean()
