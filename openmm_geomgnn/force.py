@@ -94,8 +94,9 @@ class GeomGNNCV:
         OpenMM topology with a box; `addToSystem` asks the System.
     backend : {"auto", "PythonForce", "PythonTorchForce", "TorchForce"}
         The class of the OpenMM force that this one also is an instance of. `auto` is `PythonForce`, of OpenMM >= 8.6, where
-        it is; on a GPU openmm-torch's `PythonTorchForce` comes first; the last resort is openmm-torch's `TorchForce`, which
-        runs the network as TorchScript whatever the `engine`. `geomgnn doctor` says which can be used.
+        it is, else openmm-torch's `TorchForce`, which runs the network as TorchScript: always for the energy of a component,
+        for a bias with the engine `eager`. openmm-torch's `PythonTorchForce` hands over tensors. `geomgnn doctor` says which
+        can be used.
     device : str or torch.device, optional
         Where the network is evaluated, "cpu", "cuda" or "cuda:0", whatever the platform of OpenMM; by default the CPU unless
         the engine is `cuda`.
@@ -136,7 +137,7 @@ class GeomGNNCV:
                 f"{component} does not exist."
             )
         evaluation = Evaluation(source, int(component), periodic=bool(periodic), bound=bound, failures=failures)
-        backend = backends.choose(backend, gpu=bound.takes_tensors)
+        backend = backends.choose(backend)
         force = backends.backend(backend).make_force(evaluation)
         # OpenMM makes forces of its own classes: this one is to be of both
         force.__class__ = _both(cls, type(force))

@@ -48,10 +48,10 @@ def _multiple_time_steps(temperature, friction, timestep, every, bias_group, oth
     """Langevin middle steps (Zhang et al., J. Phys. Chem. A 123, 6056 (2019)), each every-th of which begins with a kick by
     every times the bias force (Tuckerman, Berne & Martyna, J. Chem. Phys. 97, 1990 (1992)).
 
-    It passes through the same positions as OpenMM's MTSLangevinIntegrator (BAOAB-RESPA; Lagardere et al., J. Phys. Chem.
-    Lett. 10, 2593 (2019)), which splits each kick in two halves. Not split, each force is evaluated once where that
-    integrator, on a CPU, evaluates group 0 once more in each of its steps; and a step ends with velocities of the middle of
-    a kick, whose kinetic energy is right, where theirs is too low (Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34).
+    It passes through the positions of OpenMM's MTSLangevinIntegrator (BAOAB-RESPA; Lagardere et al., J. Phys. Chem. Lett.
+    10, 2593 (2019)), which splits each kick into two halves and ends its steps between them. On a CPU that one evaluates
+    group 0 once more in each of its steps; and the kinetic energy in the middle of a kick is too low, that between kicks is
+    right (Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34).
     """
     integrator = openmm.CustomIntegrator(every * timestep)
     keep = math.exp(-friction * timestep)

@@ -86,19 +86,24 @@ def value(cv_file, positions=POSITIONS, **options):
 
 @cache
 def in_water(model="tip3p", cell="cubic"):
-    """Alanine dipeptide in water: (force field, topology, positions in nm), about 700 atoms in the cubic cell."""
+    """Alanine dipeptide in water: (force field, topology, positions in nm at rest), about 700 atoms in the cubic cell."""
     forcefield = app.ForceField("amber14-all.xml", f"amber14/{model}.xml")
     modeller = app.Modeller(PDB.topology, PDB.positions)
     vectors = tuple(openmm.Vec3(*row) for row in CELLS[cell]) * NM
     modeller.addSolvent(forcefield, model=model, boxVectors=vectors)
-    positions = np.array([list(place) for place in modeller.positions.value_in_unit(NM)])
-    return forcefield, modeller.topology, positions
+    context = make_context(solvated(forcefield, modeller.topology), modeller.positions, platform="CPU")
+    openmm.LocalEnergyMinimizer.minimize(context, maxIterations=100)
+    positions = context.getState(getPositions=True).getPositions(asNumpy=True)._value
+    return forcefield, modeller.topology, np.array(positions)
+
+
+def solvated(forcefield, topology, constraints=app.HBonds):
+    return forcefield.createSystem(
+        topology, nonbondedMethod=app.PME, nonbondedCutoff=0.7 * NM, constraints=constraints, rigidWater=True
+    )
 
 
 def water_system(model="tip3p", cell="cubic", constraints=app.HBonds):
     """The System of `in_water`, its topology, and its positions in nm."""
     forcefield, topology, positions = in_water(model, cell)
-    system = forcefield.createSystem(
-        topology, nonbondedMethod=app.PME, nonbondedCutoff=0.7 * NM, constraints=constraints, rigidWater=True
-    )
-    return system, topology, positions
+    return solvated(forcefield, topology, constraints), topology, positions

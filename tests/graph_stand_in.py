@@ -1,5 +1,7 @@
 """What takes the place of a GPU in tests on machines without one."""
 
+import contextlib
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -15,8 +17,12 @@ class _Repeated:
 
 
 class StandIn:
-    """Captures on the CPU: as on a GPU all replays read and write the same tensors, and the backward graph starts from
-    what the forward graph left.
+    """Captures on the CPU: as on a GPU all replays read and write the same tensors, have the shapes of the capture, and the
+    backward graph starts from what the forward graph left.
+
+    Parameters
+    ----------
+    fixed_shapes : as in `GraphedFunction`
 
     Attributes
     ----------
@@ -24,7 +30,8 @@ class StandIn:
         How often something was captured.
     """
 
-    def __init__(self):
+    def __init__(self, fixed_shapes=contextlib.nullcontext):
+        self.fixed_shapes = fixed_shapes
         self.captures = 0
 
     def __call__(self, function, x):
@@ -34,7 +41,8 @@ class StandIn:
         weights, gradient, left = torch.ones_like(y), torch.zeros_like(x), []
 
         def forward():
-            left[:] = [function(x)]
+            with self.fixed_shapes():
+                left[:] = [function(x)]
             y.copy_(left[0].detach())
 
         def backward():
@@ -45,8 +53,9 @@ class StandIn:
 
 def as_on_a_gpu(bound, capture=None):
     """A bound CV that is evaluated as one on a GPU is, on the CPU; returns what captures."""
-    capture = capture or StandIn()
-    bound._function = GraphedFunction(bound.single, bound, bound.tokenizer.encoder.network.distance.every_pair, capture)
+    fixed_shapes = bound.tokenizer.encoder.network.distance.every_pair
+    capture = capture or StandIn(fixed_shapes)
+    bound._function = GraphedFunction(bound.single, bound, fixed_shapes, capture)
     return capture
 
 

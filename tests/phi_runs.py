@@ -55,7 +55,7 @@ class PhiHandle:
         self.state = state
 
     def value(self, context):
-        context.getState(getEnergy=True, groups={self.forceGroup})
+        context.getState(getForces=True, groups={self.forceGroup})
         return self.last
 
     def __call__(self, state):

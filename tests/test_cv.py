@@ -197,7 +197,7 @@ class TestMolecule:
         with pytest.raises(GeomGNNError, match="Unknown engine 'cuda'; the choices are auto, eager, numba"):
             self.cv.bind(FRAME.topology, engine="cuda")
         with pytest.raises(GeomGNNError, match="numba engine cannot be used: .* engine: auto or engine: eager"):
-            random_cv(FRAME.topology, random_encoder("visnet", vertex=True)).bind(FRAME.topology, engine="numba")
+            random_cv(FRAME.topology, random_encoder(attn_activation="tanh")).bind(FRAME.topology, engine="numba")
 
 
 class TestInput:

@@ -4,14 +4,19 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
-from force_systems import BIAS, PDB, POSITIONS, make_context, make_system
-from molecules import BOXES, wrapped
+from force_systems import BIAS, PDB, POSITIONS, in_water, make_context, make_system
+from molecules import ALA2, BOXES, wrapped
 from openmm import app
+from phi_runs import Spring
 
 from openmm_geomgnn import GeomGNNCV
 from openmm_geomgnn.backends.failures import save_frames
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.runner import Runner
+from openmm_geomgnn.sampling.systems import SystemSettings
+from openmm_geomgnn.sampling.unbiased import run_unbiased
+from openmm_geomgnn.sampling.walker import WalkerSpec
 
 ATOMS = [0, 4, 5, 6, 8, 10, 11, 12, 16, 18]
 
@@ -224,3 +229,48 @@ class TestFrames:
         topology = mdtraj.Topology.from_openmm(PDB.topology)
         said = save_frames(tmp_path, "x", topology, {"failing": POSITIONS[:3]})  # not all atoms
         assert said.startswith("The frames could not be saved") and not list(tmp_path.glob("*.pdb"))
+
+
+class TestWalkers:
+    """A walker knows the whole system, and its run has a folder."""
+
+    @pytest.fixture
+    def water(self, tmp_path):
+        """Alanine dipeptide in water as a file, with the settings of its system."""
+        _, topology, positions = in_water()
+        path = tmp_path / "water.pdb"
+        with path.open("w") as file:
+            app.PDBFile.writeFile(topology, 10 * positions, file)
+        settings = SystemSettings(("amber14-all.xml", "amber14/tip3p.xml"), nonbonded_cutoff=0.7, hydrogen_mass=None)
+        return {"structure": path, "system": settings, "platform": "CPU", "seed": 1, "colvar_interval": 5}
+
+    def test_save_all_atoms_next_to_those_of_the_cv(self, cv_file, water, tmp_path):
+        spec = WalkerSpec(**water, cv_path=cv_file, minimise=False, timestep=0.0005)
+        with pytest.raises(GeomGNNError, match="Walker 0 .* The bias is not finite at step 0") as caught:
+            Runner([spec], Spring(stiffness=np.nan, pace=10), tmp_path / "run", 5.0).run()
+        message, folder = str(caught.value), tmp_path / "run" / "failure.0"
+        assert isinstance(caught.value.__cause__, GeomGNNError) and caught.value.__cause__.__traceback__ is not None
+        for name, n_atoms in (
+            ("geomgnn-failure-step-0.pdb", len(ATOMS)),
+            ("system-step-0.pdb", in_water()[1].getNumAtoms()),
+        ):
+            assert str(folder / name) in message
+            assert mdtraj.load(str(folder / name)).n_atoms == n_atoms
+        assert "Of all atoms: the last good frame and failing frame are models 1 and 2" in message
+
+    def test_without_a_cv(self, water, tmp_path):
+        """Atoms are named that OpenMM does not name."""
+        spec = WalkerSpec(**water, minimise=False, timestep=0.0099, frame_interval=10)
+        with pytest.raises(GeomGNNError, match=r"Walker 0 .*The positions of atoms .*\(HOH.* are not finite") as caught:
+            run_unbiased([spec], 50.0, tmp_path / "run")
+        (path,) = (tmp_path / "run" / "failure.0").glob("system-step-*.pdb")
+        good, bad = mdtraj.load(str(path))
+        assert str(path) in str(caught.value) and np.abs(good.xyz - in_water()[2]).max() < 0.01
+        with np.load(path.with_suffix(".npz")) as numbers:
+            assert not np.isfinite(numbers["failing"]).all() and np.isfinite(numbers["last_good"]).all()
+
+    def test_that_work_save_nothing(self, cv_file, tmp_path):
+        settings = SystemSettings(("amber14-all.xml",))
+        spec = WalkerSpec(ALA2, settings, cv_path=cv_file, platform="Reference", colvar_interval=5)
+        Runner([spec], Spring(stiffness=1.0, pace=10), tmp_path / "run", 0.04).run()
+        assert not list(tmp_path.rglob("*failure*"))

@@ -42,7 +42,6 @@ class TestVirtualSites:
         system, topology, positions, handle = biased_water(cv_file, "tip4pew", precision="double", engine="eager")
         assert sum(map(system.isVirtualSite, range(system.getNumParticles()))) > 200
         context = make_context(system, positions, langevin(), "CPU")
-        openmm.LocalEnergyMinimizer.minimize(context, maxIterations=20)
         context.getIntegrator().step(20)
         expected = GeomGNNCV(cv_file, topology, precision="double", engine="eager").compute(positions_of(context))[0]
         np.testing.assert_allclose(handle.value(context)[0], expected, rtol=1e-9)
@@ -94,7 +93,6 @@ class TestInWater:
         integrator = langevin(0.0005 if constraints is None else 0.001)
         integrator.setConstraintTolerance(1e-6)
         context = make_context(system, positions, integrator, "CPU")
-        openmm.LocalEnergyMinimizer.minimize(context, maxIterations=20)
         context.setVelocitiesToTemperature(300, 1)
         integrator.step(50)
         positions = positions_of(context)
@@ -114,7 +112,6 @@ class TestInWater:
         system.addForce(barostat)
         integrator = openmm.VerletIntegrator(1e-12)  # nothing moves but what the barostat moves
         context = make_context(system, positions, integrator, "CPU")
-        openmm.LocalEnergyMinimizer.minimize(context, maxIterations=50)
         context.setPositions(positions_of(context) - positions_of(context)[:22].mean(axis=0))  # cut by the box
         expected = handle.value(context)[0]
         volumes, rejected = [], 0
@@ -138,7 +135,6 @@ class TestInWater:
         barostat.setRandomNumberSeed(3)
         system.addForce(barostat)
         context = make_context(system, positions, langevin(0.001), "CPU")
-        openmm.LocalEnergyMinimizer.minimize(context, maxIterations=50)
         context.setVelocitiesToTemperature(300, 1)
         before = context.getState().getPeriodicBoxVolume()._value
         for _ in range(3):

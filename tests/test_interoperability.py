@@ -147,7 +147,7 @@ class TestOpenMMApp:
 
 
 class TestOpenMMML:
-    """openmm-ml's `MLPotential` on TorchMD-Net's ASE calculator with a small network of random weights: nothing to download."""
+    """openmm-ml's `MLPotential` on TorchMD-Net's ASE calculator, with a small network of random weights: no downloads."""
 
     SETTINGS = {
         **SETTINGS,
@@ -241,7 +241,9 @@ class TestOpenMMTools:
         start = watched.compute(POSITIONS)[0, 0]
         umbrella.getForce(umbrella.getNumForces() - 1).setGlobalParameterDefaultValue(1, start + 0.6)
         state = tools.states.ThermodynamicState(umbrella, 300 * unit.kelvin)
-        move = tools.mcmc.LangevinDynamicsMove(1 * unit.femtosecond, 20 / unit.picosecond, n_steps=100, context_cache=contexts)
+        move = tools.mcmc.LangevinDynamicsMove(
+            1 * unit.femtosecond, 20 / unit.picosecond, n_steps=100, context_cache=contexts
+        )
         sampler = tools.mcmc.MCMCSampler(state, tools.states.SamplerState(POSITIONS * NM), move)
         sampler.run(3)
         end = watched.compute(sampler.sampler_state.positions.value_in_unit(NM))[0, 0]

@@ -38,8 +38,8 @@ def backend(request):
 def make(backend, cv_file):
     """Makes a GeomGNNCV of the dipeptide with the backend."""
 
-    def make(cv=cv_file, topology=PDB.topology, component=None, precision="double", **options):
-        return GeomGNNCV(cv, topology, component, precision=precision, engine="eager", backend=backend, **options)
+    def make(cv=cv_file, topology=PDB.topology, component=None, precision="double", engine="eager", **options):
+        return GeomGNNCV(cv, topology, component, precision=precision, engine=engine, backend=backend, **options)
 
     return make
 
@@ -78,8 +78,10 @@ class TestForces:
         if platform == "Reference":
             check_forces(context, POSITIONS, force.atoms)
 
-    def test_of_a_bias_on_all_components(self, make):
-        force = make()
+    @pytest.mark.parametrize("engine", ["eager", "numba"])
+    def test_of_a_bias_on_all_components(self, make, engine):
+        """TorchScript, or compiled kernels."""
+        force, tolerance = make(engine=engine), {"eager": 1e-9, "numba": 1e-5}[engine]
         system = make_system()
         handle = force.addToSystem(system, BIAS)
         context = make_context(system)
@@ -90,7 +92,7 @@ class TestForces:
             assert handle.getState() is state  # evaluations leave it alone
             state = BIAS.update(state, force.compute(POSITIONS + 0.002 * np.random.default_rng(k).normal(size=(22, 3)))[0])
             handle.setState(state)
-            agrees(energy_and_forces(context), reference(force, bias=BIAS, state=state), 1e-9)
+            agrees(energy_and_forces(context), reference(force, bias=BIAS, state=state), tolerance)
         check_forces(context, POSITIONS, force.atoms)
         assert handle.error is None
 
@@ -193,10 +195,11 @@ class TestUses:
         assert metadynamics.getFreeEnergy().value_in_unit(unit.kilojoule_per_mole).min() < -1.0
 
     @pytest.mark.parametrize("platform", PLATFORMS)
-    def test_kernels_deposited_during_a_run(self, make, platform):
+    @pytest.mark.parametrize("engine", ["eager", "numba"])
+    def test_kernels_deposited_during_a_run(self, make, platform, engine):
         """The running Context uses a new state of the bias from its next step on, and two Contexts have one each."""
         bias = OPES(barrier=30 * unit.kilojoules_per_mole, pace=5, sigma=0.2)
-        force = make()
+        force = make(engine=engine)
         runs = []
         for seed in (1, 2):
             system = make_system()
@@ -264,9 +267,10 @@ class TestSerialisation:
         assert done.returncode == 0, done.stderr
         assert float(done.stdout.splitlines()[-1]) == pytest.approx(expected, rel=1e-9)
 
-    def test_copies_of_a_biased_system(self, make, backend):
+    @pytest.mark.parametrize("engine", ["eager", "numba"])
+    def test_copies_of_a_biased_system(self, make, backend, engine):
         system = make_system()
-        handle = make().addToSystem(system, BIAS)
+        handle = make(engine=engine).addToSystem(system, BIAS)
         context = make_context(system)
         handle.setState(BIAS.update(handle.getState(), handle.value(context)[0]))
         energy, _ = energy_and_forces(context)

@@ -1,4 +1,4 @@
-"""What is particular to openmm-torch's `PythonTorchForce`: tensors. That it does what all forces do is in test_openmm_torch.py.
+"""What is particular to openmm-torch's `PythonTorchForce`, tensors; what it has in common is in test_openmm_torch.py.
 
 The callback is called with tensors as openmm-torch makes them, so most of this needs no openmm-torch, and a GPU's share of
 it is evaluated on the CPU in its place. No released wheel of openmm-torch has `PythonTorchForce` yet.
@@ -186,7 +186,8 @@ class TestFailures:
             return evaluate(pos)
 
         monkeypatch.setattr(bound, "value_and_vjp", failing_once, raising=False)
-        energy, _ = callback(state, pos)
+        with pytest.warns(RuntimeWarning, match="an error on the GPU .RuntimeError: CUDA error: out of memory"):
+            energy, _ = callback(state, pos)
         assert energy.item() == pytest.approx(expected.item()) and attempts == [torch.Tensor, np.ndarray]
         assert handle.error is None
 
@@ -202,8 +203,8 @@ class TestWholeMolecules:
         assert len(rows) < 8  # the depth of the molecule is halved in every round
         rng = np.random.default_rng(0)
         positions = 0.07 * np.cumsum(rng.normal(size=(len(atoms), 3)), axis=0)
-        for k in range(26):
-            pos = wrapped(positions + rng.uniform(-2, 2, 3) @ box, box)
+        for corner in rng.uniform(-2, 2, (26, 3)) @ box:
+            pos = wrapped(positions + corner, box)
             found = torch.tensor(pos) + lattice_shifts(torch.tensor(pos), torch.tensor(box), rows, images)
             np.testing.assert_allclose(found.numpy(), maker(pos, box), atol=1e-12)
 

@@ -68,7 +68,8 @@ def test_the_bias_acts_alike_with_multiple_time_steps():
         ends[every, stiffness] = walker._frame()[0]
     moved = np.abs(ends[1, 200.0] - ends[1, 0.0]).max()
     assert moved > 0.02
-    assert np.abs(ends[3, 200.0] - ends[1, 200.0]).max() < 0.02 * moved
+    # velocities are those between kicks: one of 3 fs begins 1 fs earlier than one of 1 fs, which is 3 % of 60 fs
+    assert np.abs(ends[3, 200.0] - ends[1, 200.0]).max() < 0.04 * moved
 
 
 def test_heating_stops_a_run(tmp_path):

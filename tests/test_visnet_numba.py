@@ -6,10 +6,11 @@ import torch
 
 pytest.importorskip("numba")
 
-from compiled_suite import CUTOFF, CompiledSuite, all_pairs, ready
+from compiled_suite import CUTOFF, CompiledSuite, all_pairs, make_molecule, ready, run
 from molecules import ala2, random_cv, random_encoder
 
 from openmm_geomgnn import Encoder
+from openmm_geomgnn.engines import visnet_numba
 from openmm_geomgnn.engines.visnet_numba import NumbaViSNet
 from torchmdnet_ext.models.visnet import ViSNet
 
@@ -26,6 +27,8 @@ SETTINGS = [
     {"hidden_channels": 48, "num_heads": 16},  # two groups of heads, an odd number of channels in each head
     {"hidden_channels": 15, "num_heads": 3, "vecnorm_type": "max_min"},
     {"num_heads": 1},
+    {"vertex": True},
+    {"vertex": True, "lmax": 2, "vecnorm_type": "max_min"},
 ]
 
 
@@ -47,8 +50,14 @@ class TestViSNet(CompiledSuite):
         network = self.make_network()
         self.check_nan_in_parameters(network, network.vis_mp_layers[1].dk_proj.weight)
 
-    def test_settings_that_are_not_covered(self):
-        self.check_refused("vertex", vertex=True)
+    def test_projections_that_are_computed_again(self, monkeypatch):
+        # where they would take too much memory
+        network = self.make_network()
+        z, pos = make_molecule(14)
+        kept = run(self.engine(network, z, all_pairs(14)), pos)
+        monkeypatch.setattr(visnet_numba, "MOST_HELD", 0)
+        again = run(self.engine(network, z, all_pairs(14)), pos)
+        assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
 
 @pytest.mark.parametrize("system", ["ala2", "chignolin"])

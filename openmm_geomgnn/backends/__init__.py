@@ -12,11 +12,11 @@ from openmm_geomgnn.units import did_you_mean
 
 # name of the class of the force: module
 BACKENDS = {"PythonForce": "python_force", "PythonTorchForce": "python_torch_force", "TorchForce": "torch_force"}
-# what `auto` tries, in this order, by whether the network is on a GPU
-PREFERENCE = {
-    False: ("PythonForce", "TorchForce", "PythonTorchForce"),
-    True: ("PythonTorchForce", "PythonForce", "TorchForce"),
-}
+# what `auto` tries, in this order. On a GPU PythonTorchForce would keep positions there, but by the sources of OpenMM 8.6
+# and openmm-torch (commit b653290) PyTorch does not wait until OpenMM, in a CUDA context of its own, has written them; that
+# was not tried on a GPU, so it has to be asked for.
+PREFERENCE = ("PythonForce", "TorchForce", "PythonTorchForce")
+
 
 
 def backend(name):
@@ -27,27 +27,31 @@ def backend(name):
     GeomGNNError
         If there is no backend of this name.
     """
+    return importlib.import_module(f"openmm_geomgnn.backends.{BACKENDS[known(name)]}")
+
+
+def known(name):
+    """The name of a backend; raises a GeomGNNError if there is none."""
     if name not in BACKENDS:
         raise GeomGNNError(
             f"Unknown backend '{name}'; the choices are auto, {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}"
         )
-    return importlib.import_module(f"openmm_geomgnn.backends.{BACKENDS[name]}")
+    return name
 
 
 def why_not(name):
     """Why a backend cannot be used here, with what helps; None if it can. What would crash is never imported."""
+    known(name)
     return refusal(name, installed_versions()) or backend(name).why_not()
 
 
-def choose(name="auto", gpu=False):
+def choose(name="auto"):
     """The name of the backend to use.
 
     Parameters
     ----------
     name : str
         One of `BACKENDS`, or "auto": the first of `PREFERENCE` that can be used.
-    gpu : bool
-        Whether the network is on a GPU.
 
     Raises
     ------
@@ -55,14 +59,12 @@ def choose(name="auto", gpu=False):
         If there is no such backend, or it cannot be used here; the message says why and what to do.
     """
     if name != "auto":
-        if name not in BACKENDS:
-            backend(name)
         reason = why_not(name)
         if reason is not None:
             raise GeomGNNError(f"The backend {name} cannot be used: {reason}")
         return name
     reasons = {}
-    for candidate in PREFERENCE[bool(gpu)]:
+    for candidate in PREFERENCE:
         reasons[candidate] = why_not(candidate)
         if reasons[candidate] is None:
             return candidate

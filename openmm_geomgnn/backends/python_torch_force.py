@@ -4,32 +4,24 @@ Where the CV and OpenMM are on the same GPU, positions and forces stay there: wh
 value of the CV, and the derivatives of the bias by it. Everywhere else it is `openmm.PythonForce` with other arrays.
 """
 
+import warnings
+
 import numpy as np
 import torch
 
+from openmm_geomgnn.backends import openmm_torch
 from openmm_geomgnn.backends.whole_tensors import IMAGES, ancestors, lattice_shifts
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 
 def why_not():
     """Why `PythonTorchForce` cannot be used here, None if it can; asked only where versions fit together."""
-    try:
-        import openmmtorch
-    except ImportError as error:
-        return (
-            f"openmm-torch is installed but cannot be imported ({error}). Build it again, against the PyTorch and the "
-            "OpenMM that are installed now."
-        )
-    if hasattr(openmmtorch, "PythonTorchForce"):
-        return None
-    return "This openmm-torch has no PythonTorchForce. Build its main branch (github.com/openmm/openmm-torch)."
+    return openmm_torch.why_not("PythonTorchForce")
 
 
 def make_force(evaluation):
     """The force of an evaluation: an `openmmtorch.PythonTorchForce` on the CV's atoms."""
-    import openmmtorch
-
-    force = openmmtorch.PythonTorchForce(Callback(evaluation))
+    force = openmm_torch.load().PythonTorchForce(Callback(evaluation))
     force.setParticles([int(index) for index in evaluation.bound.atoms])
     force.setUsesPeriodicBoundaryConditions(evaluation.periodic)
     return force
@@ -51,9 +43,17 @@ class Callback:
     def __call__(self, state, pos):
         pos = pos.detach()
         box = state.getPeriodicBoxVectors(asNumpy=True)._value if self.evaluation.periodic else None
-        found = self._on_device(pos, box) if self._stays(pos) else None
-        # what is not finite, or fails, on the device is evaluated again from here: it fails again, and is reported
-        energy, forces = found or self.evaluation(pos.double().cpu().numpy(), box, state.getStepCount())
+        found, reason = self._on_device(pos, box) if self._stays(pos) else (None, None)
+        if found is None:
+            # what is not finite, or fails, on the device is evaluated again from here: it fails again, and is reported
+            found = self.evaluation(pos.double().cpu().numpy(), box, state.getStepCount())
+            if reason is not None:
+                warnings.warn(
+                    f"The CV was evaluated with positions from the host, which takes longer, since there was {reason}.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        energy, forces = found
         # OpenMM reads the memory of the forces row by row
         return torch.tensor(energy, dtype=torch.float64), torch.as_tensor(forces).contiguous()
 
@@ -63,7 +63,7 @@ class Callback:
         return pos.is_cuda and bound is not None and getattr(bound, "takes_tensors", False)
 
     def _on_device(self, pos, box):
-        """Energy and forces (n, 3), a tensor where `pos` is; None if something is not finite, or fails."""
+        """Energy and forces (n, 3), a tensor where `pos` is, and None; or None and the reason why there are none."""
         evaluation = self.evaluation
         try:
             pos = pos.to(torch.float64, copy=True)  # OpenMM's own memory is written to at the next step
@@ -71,15 +71,16 @@ class Callback:
                 pos = self._made_whole(pos, box)
             s, vjp = evaluation.bound.value_and_vjp((pos - pos[:1]) * NM_TO_ANGSTROM)
             if not np.isfinite(s).all():
-                return None
+                return None, f"s = {s} on the GPU"
             energy, slope = evaluation.energy_and_slope(s)
             forces = vjp(slope) * -NM_TO_ANGSTROM if slope.any() else torch.zeros_like(pos)
-            if not (np.isfinite(energy) and bool(torch.isfinite(forces).all())):
-                return None
-        except Exception:
-            return None  # whatever it is, the evaluation that comes next raises it, with its report
+            # positions as well: a network that looks for its neighbours finds none that are near an atom at NaN
+            if not (np.isfinite(energy) and bool(torch.isfinite(torch.cat([forces, pos])).all())):
+                return None, "a position, an energy or a force on the GPU that was not finite"
+        except Exception as error:  # whatever it is, the evaluation from the host raises it again, with a report
+            return None, f"an error on the GPU ({type(error).__name__}: {error})"
         evaluation.accept(s, energy, pos)
-        return energy, forces
+        return (energy, forces), None
 
     def _made_whole(self, pos, box):
         if self._whole is None or self._whole[0].device != pos.device:

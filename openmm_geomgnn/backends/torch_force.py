@@ -1,8 +1,9 @@
 """openmm-torch's `TorchForce`: the network as TorchScript, for OpenMM 8.4, which has no `openmm.PythonForce`.
 
 TorchForce keeps a copy of the module that it is given, and freezes it, so no buffer of it can be changed afterwards. What
-does change during a run, the bias, therefore stays in Python: the script calls it by an operator, `openmm_geomgnn::bias`,
-with the values of the CV. The force of one component needs no Python at all, also not in XML.
+does change during a run, the bias, therefore stays in Python, and the script calls it by an operator of PyTorch. Where
+compiled kernels evaluate the network, these are called so as well. The force of one component needs no Python at all, also
+not in XML.
 """
 
 import io
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from openmm_geomgnn.backends import openmm_torch
 from openmm_geomgnn.backends.whole_tensors import IMAGES, ancestors, lattice_shifts
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import NM_TO_ANGSTROM
@@ -22,8 +24,16 @@ _FAR = 1000.0  # angstrom
 
 # evaluations by the number that their scripts know them by; never removed, since OpenMM does not tell when a force is gone
 _EVALUATIONS = {}
-_LIBRARY = torch.library.Library("openmm_geomgnn", "DEF")
-_LIBRARY.define("bias(Tensor s, int evaluation) -> Tensor")
+
+
+def _known(evaluation):
+    found = _EVALUATIONS.get(evaluation)
+    if found is None:
+        raise GeomGNNError(
+            "The bias of this force lives in the process in which it was added; here there is only a copy of the force. "
+            "Add the bias anew, with GeomGNNCV(...).addToSystem, to a System without it."
+        )
+    return found
 
 
 def _bias(s, evaluation):
@@ -31,12 +41,7 @@ def _bias(s, evaluation):
 
     A TorchScript that took s - s.detach() for the distance from s would have no forces: its executor ignores `detach`.
     """
-    found = _EVALUATIONS.get(evaluation)
-    if found is None:
-        raise GeomGNNError(
-            "The bias of this force lives in the process in which it was added; here there is only a copy of the force. "
-            "Add the bias anew, with GeomGNNCV(...).addToSystem, to a System without it."
-        )
+    found = _known(evaluation)
     values = s.detach().cpu().double().numpy()
     try:
         energy, slope = found.energy_and_slope(values)
@@ -50,17 +55,32 @@ def _bias(s, evaluation):
     return torch.from_numpy(np.concatenate([[energy - slope @ values], slope])).to(s.device)
 
 
-_LIBRARY.impl("bias", _bias, "CompositeExplicitAutograd")
-_LIBRARY.impl("bias", torch.library.fallthrough_kernel, "Autograd")
+def _evaluate(positions, box, evaluation):
+    """Energy in kJ/mol and forces (N, 3) at positions (N, 3) of all particles, by an evaluation as it is."""
+    found = _known(evaluation)
+    atoms = found.bound.atoms
+    rows = positions.detach()[torch.as_tensor(atoms, device=positions.device)].double().cpu().numpy()
+    energy, forces = found(rows, None if box is None else box.double().cpu().numpy(), "unknown")
+    total = np.zeros(positions.shape)
+    total[atoms] = forces
+    return torch.tensor(energy, dtype=torch.float64), torch.from_numpy(total).to(positions.device)
+
+
+# operators that TorchScript can call: schema and function
+_OPERATORS = {
+    "bias(Tensor s, int evaluation) -> Tensor": _bias,
+    "evaluate(Tensor positions, Tensor? box, int evaluation) -> (Tensor, Tensor)": _evaluate,
+}
+_LIBRARY = torch.library.Library("openmm_geomgnn", "DEF")
+for _schema, _function in _OPERATORS.items():
+    _name = _LIBRARY.define(_schema).split("::")[-1]
+    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 
 def why_not():
     """Why openmm-torch's TorchForce cannot be used here, None if it can; asked only where versions fit together."""
-    try:
-        import openmmtorch
-    except ImportError as error:
-        return f"openmm-torch is installed but cannot be imported ({error}). Install it again, with its dependencies."
-    return None if hasattr(openmmtorch, "TorchForce") else "openmm-torch has no TorchForce. Install it again."
+    return openmm_torch.why_not("TorchForce")
 
 
 def make_force(evaluation):
@@ -74,27 +94,29 @@ def make_force(evaluation):
     GeomGNNError
         If the network cannot be written as TorchScript.
     """
-    import openmmtorch
-
-    force = openmmtorch.TorchForce(script(evaluation))
+    module = script(evaluation)
+    force = openmm_torch.load().TorchForce(module)
+    force.setOutputsForces(module.original_name == Evaluated.__name__)
     force.setUsesPeriodicBoundaryConditions(evaluation.periodic)
     return force
 
 
 def script(evaluation):
     """The TorchScript module of an evaluation: positions of all particles (N, 3) in nm, and box vectors if it is
-    periodic, to the energy in kJ/mol."""
+    periodic, to the energy in kJ/mol; from `Evaluated` to energy and forces.
+    """
     bound = evaluation.bound
+    biased = evaluation.bias is not None or evaluation.component is None
+    key = secrets.randbits(62)  # nothing that another process may use as well
+    if biased:
+        _EVALUATIONS[key] = evaluation
+        if bound.engine_name != "eager":
+            return torch.jit.script(Evaluated(key))
     if torch.cuda.is_available() and not bound.takes_tensors:
         # on its CUDA platform TorchForce moves the tensors of a module to the GPU, but not what the trace says of devices
         bound = evaluation.source.bind().to("cuda")
     values = traced(bound)
-    if evaluation.bias is None and evaluation.component is not None:
-        module = ComponentEnergy(values, bound, evaluation.component)
-    else:
-        key = secrets.randbits(62)  # nothing that another process may use as well
-        _EVALUATIONS[key] = evaluation
-        module = BiasEnergy(values, bound, key)
+    module = BiasEnergy(values, bound, key) if biased else ComponentEnergy(values, bound, evaluation.component)
     return torch.jit.script(module.to(next(bound.buffers()).device).eval())
 
 
@@ -197,3 +219,14 @@ class BiasEnergy(_Energy):
         # autograd knows nothing of how the bias comes about: a plane has its energy and its slope
         plane = torch.ops.openmm_geomgnn.bias(s, self.key)
         return plane[0] + (plane[1:] * s).sum()
+
+
+class Evaluated(nn.Module):
+    """Energy and forces of a bias on all components, by an evaluation in Python: for compiled kernels."""
+
+    def __init__(self, key):
+        super().__init__()
+        self.key = int(key)
+
+    def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return torch.ops.openmm_geomgnn.evaluate(positions, box, self.key)

@@ -6,10 +6,11 @@ import platform
 import re
 import subprocess
 import sys
+from pathlib import PurePath
 
 from rich.table import Table
 
-from openmm_geomgnn.backends import BACKENDS
+from openmm_geomgnn.backends import BACKENDS, PREFERENCE
 from openmm_geomgnn.backends.versions import installed_versions
 from openmm_geomgnn.cli.progress import console, say
 
@@ -69,7 +70,8 @@ def examine(quiet=False):
     for name in BACKENDS:
         step(f"backend {name}")
         backends[name] = probe("backend", name)
-    auto = probe("choice")
+    # a backend that fails in spite of its versions is what `auto` takes, too
+    taken = next((name for name in PREFERENCE if not backends[name].get("reason")), None)
     found = {
         "versions": versions(required, extras),
         "required": required,
@@ -77,7 +79,11 @@ def examine(quiet=False):
         "platforms": {"found": platforms, **listed},
         "engines": engines,
         "backends": backends,
-        "auto": {**auto, "platform": listed.get("auto")},
+        "auto": {
+            "backend": taken,
+            "engine": taken and backends[taken].get("engine"),
+            "platform": listed.get("auto"),
+        },
     }
     return {**found, "problems": problems(found)}
 
@@ -91,8 +97,8 @@ def problems(found):
     for name in sorted(set((platforms.get("auto") or {}).values())):
         if "error" in platforms["found"][name]:
             told.append(f"The platform {name}, which auto takes, does not work: {platforms['found'][name]['error']}.")
-    if "error" in auto:
-        told.append(f"No CV can be made: {auto['error']}")
+    if auto["backend"] is None:
+        told.append("No backend can be used: see why in the table of backends.")
     elif "error" in found["backends"][auto["backend"]]:
         error = found["backends"][auto["backend"]]["error"]
         told.append(f"The backend {auto['backend']}, which auto takes, does not work: {error}.")
@@ -118,14 +124,14 @@ def requirements():
         name, bounds, marker = _REQUIREMENT.match(line).groups(default="")
         extra = _EXTRA.search(marker)
         if extra is None:
-            required[name] = wrong(name, bounds)
+            required[name] = trouble(name, bounds)
         elif extra[1] not in _SILENT:
             entry = {"packages": {}, "install": f'pip install "{PACKAGE}[{extra[1]}]"'}
-            extras.setdefault(extra[1], entry)["packages"][name] = wrong(name, bounds)
+            extras.setdefault(extra[1], entry)["packages"][name] = trouble(name, bounds)
     return required, extras
 
 
-def wrong(name, bounds, version=None):
+def trouble(name, bounds, version=None):
     """What is wrong with an installed package, None if it is there and within bounds such as ">=3.1,<3.2".
 
     version: by default the installed one.
@@ -168,11 +174,11 @@ def show(found):
     console.print(_engine_table(found["engines"]))
     console.print(_backend_table(found["backends"]))
     auto = found["auto"]
-    if "error" not in auto:
-        platforms = auto["platform"] or {}
+    if auto["engine"] is not None and auto["platform"]:
+        platforms = auto["platform"]
         say(
             f"auto takes the backend {auto['backend']}, the engine {auto['engine']} for et-64, and the platform "
-            f"{platforms.get('large')}, for small systems {platforms.get('small')}."
+            f"{platforms['large']}, for small systems {platforms['small']}."
         )
     for problem in found["problems"]:
         console.print(f"Problem: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
@@ -213,11 +219,20 @@ def _platform_table(platforms):
         takes = [size for size, chosen in (platforms.get("auto") or {}).items() if chosen == name]
         remark = result.get("error") or (f"auto, {' and '.join(takes)} systems" if takes else "")
         table.add_row(name, _mark("error" not in result), _escaped(remark))
-    for failure in platforms.get("failures", []):
-        table.add_row("plug-in", _mark(False), _escaped(failure))
+    for reason, plugins in _by_reason(platforms.get("failures", [])).items():
+        table.add_row("-", _mark(False), _escaped(f"{', '.join(plugins)}: {reason}"))
     if "error" in platforms:
         table.add_row("-", _mark(False), _escaped(platforms["error"]))
     return table
+
+
+def _by_reason(failures):
+    """Names of plug-ins that could not be loaded, by the reason, from OpenMM's messages."""
+    found = {}
+    for text in failures:
+        path, _, reason = text.removeprefix("Error loading library ").partition(": ")
+        found.setdefault(reason or text, []).append(PurePath(path).stem.removeprefix("lib"))
+    return found
 
 
 def _engine_table(engines):
@@ -232,8 +247,8 @@ def _engine_table(engines):
     table.add_row("cuda", _mark(engines["gpu"] is not None), _escaped(engines["gpu"] or "PyTorch sees no CUDA device"))
     if engines["folder"]:
         warm = ", ".join(engines["warm"])
-        kept = f"compiled kernels of {warm}" if warm else "empty: the first use of a network compiles for 30 s"
-        table.add_row("", "", _escaped(f"{engines['folder']} ({kept})"))
+        kept = f"compiled for {warm}" if warm else "empty: the first use of a network compiles for 30 s"
+        table.add_row("kernels", _mark(True), _escaped(f"{engines['folder']}: {kept}"))
     return table
 
 

@@ -181,6 +181,14 @@ def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The ou
     _show(folder, reporting.report(protocol, wall_time(folder)))
 
 
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False):
+    """Say what is installed, what of it works, and which backend, platform and engine `auto` takes."""
+    from openmm_geomgnn.cli.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(as_json))
+
+
 def _run(path, overrides, overwrite):
     from openmm_geomgnn.cli import workflow
     from openmm_geomgnn.cli.config import load_protocol

@@ -158,6 +158,12 @@ class Fit(Section):
         return self
 
     @model_validator(mode="after")
+    def _makes_a_cv(self):
+        if self.cv.file is not None:
+            raise SettingError("file is a CV that exists, but a fit makes one. Remove it.", "cv", "file")
+        return self
+
+    @model_validator(mode="after")
     def _times_fit(self):
         timeless = [file for file in self.trajectories or () if file.suffix.lower() not in WITH_TIMES]
         if self.frame_interval is None and timeless:
@@ -248,6 +254,8 @@ def _check_dynamics(protocol):
 
 def _check_training_data(protocol):
     unbiased, cv, timestep = protocol.unbiased, protocol.cv, protocol.system.timestep
+    if cv.file is not None:
+        return
     steps = unbiased.frame_interval / timestep
     if abs(steps - max(1, round(steps))) > 1e-6:
         nearest = max(1, round(steps)) * timestep

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from openmm_geomgnn.cli.fields import (
+    CVFile,
     Daltons,
     EncoderName,
     ForceField,
@@ -168,6 +169,11 @@ class TokenSection(Section):
 class CVSection(TokenSection):
     """The collective variable: encoder, mixer and Koopman estimator."""
 
+    file: CVFile | None = Field(
+        None,
+        description="for `geomgnn run`: a CV file to use as it is, for example a student; then there are no unbiased "
+        "runs and no fit, and of this section only components matters, the number in the file",
+    )
     mixer: Literal["none", "mlp", "attention", "equivariant-attention", "message-passing", "token-merging"] = Field(
         "none", description="network from residue tokens to features"
     )
@@ -206,6 +212,18 @@ class CVSection(TokenSection):
             raise SettingError(
                 f"{self.components} components cannot be made of {self.pca} principal components (pca). Raise pca.",
                 "components",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _file_is_all(self):
+        given = self.model_dump(exclude={"file", "components"}, exclude_defaults=True)
+        other = [name for name, value in given.items() if value != {}]
+        if self.file is not None and other:
+            raise SettingError(
+                f"file says what the CV is, so {' and '.join(other)} would change nothing. Remove file to fit a CV, or the "
+                "others to use the one in the file.",
+                other[0],
             )
         return self
 
@@ -271,8 +289,8 @@ class RunSection(Section):
     checkpoint_interval: Picoseconds = Field(
         50.0, gt=0, description="time between checkpoints, ps; rounded to whole times of pace"
     )
-    engine: Literal["auto", "eager"] = Field(
-        "auto", description="auto: compiled kernels where they are installed; eager: plain PyTorch"
+    engine: Literal["auto", "eager", "cuda"] = Field(
+        "auto", description="auto: compiled kernels where they are installed; eager: plain PyTorch; cuda: on an NVIDIA GPU"
     )
 
 

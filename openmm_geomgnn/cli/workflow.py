@@ -1,5 +1,6 @@
 """A protocol from beginning to end: unbiased runs, a CV, biased runs, free energies, a report. Each step resumes."""
 
+import shutil
 import time
 
 import mdtraj
@@ -11,6 +12,7 @@ from openmm_geomgnn.cli.progress import bar, progress_bars, say
 from openmm_geomgnn.cli.reporting import check_analysis, comparison_frame, report
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.fitting import FitSettings, fit_cv
 from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
 from openmm_geomgnn.sampling.runner import Runner
@@ -26,6 +28,8 @@ STAGES = {
     "train": ("Training", "epochs"),
     "stiffness": ("Stiffness", "frames"),
 }
+# figures of a CV file without which it cannot be biased and reported on
+NEEDED_TO_BIAS = ("rate_300K_per_ps", "in_basin_spread", "vamp2_training", "timescales_ps")
 # radians per outer step; runs at 0.5 stayed at their temperature, runs at 0.7 warmed up, runs at 1 boiled
 LARGEST_PHASE = 0.5
 # a kernel this much wider than the fluctuations within a basin merges with every other one: the bias cannot build up
@@ -50,7 +54,7 @@ def run_protocol(protocol, overwrite=False):
     check_analysis(protocol)
     claim(protocol, overwrite)
     try:
-        cv = _fit(protocol, _unbiased(protocol))
+        cv = _fit(protocol, _unbiased(protocol)) if protocol.cv.file is None else _given(protocol)
         bias = protocol.opes(**kernel_width(cv, protocol))
         say(f"OPES: barrier {bias.barrier:g} kJ/mol, sigma {_shown(bias.sigma)}, biasfactor {bias.biasfactor:.3g}")
         _biased(protocol, bias)
@@ -107,13 +111,18 @@ def fit_with_progress(trajectories, topology, settings):
 
 
 def describe(cv):
-    """One line on the quality of a fitted CV."""
+    """One line on the quality of a fitted CV, or of a student and its teacher."""
     facts = cv.training_information
+    if "distillation" in facts:
+        found = facts["distillation"]["held_out"]
+        origin = f"Student: R2 {_shown(found['r2'])}, error of the gradient {_shown(found['gradient_error'])}; its teacher"
+    else:
+        origin = "CV"
     held_out = facts.get("vamp2_held_out")
     timescales = ", ".join(f"{value:.3g}" for value in facts["timescales_ps"])
     score = "" if held_out is None else f", held out {held_out:.3f}"
     return (
-        f"CV: VAMP-2 {facts['vamp2_training']:.3f}{score}; timescales {timescales} ps at a lag of {cv.lag_time:g} ps; "
+        f"{origin}: VAMP-2 {facts['vamp2_training']:.3f}{score}; timescales {timescales} ps at a lag of {cv.lag_time:g} ps; "
         f"spread in a basin {_shown(facts['in_basin_spread'])}; stiffness {_shown(facts['rate_300K_per_ps'])} per ps"
     )
 
@@ -126,6 +135,29 @@ def _fit(protocol, trajectories):
         settings = fit_settings(protocol.cv, protocol.unbiased.frame_interval, protocol.seed)
         cv = fit_with_progress(trajectories, trajectories[0].topology, settings)
         cv.save(path)
+    say(describe(cv))
+    return cv
+
+
+def _given(protocol):
+    """The CV of the file that the protocol names, copied into its folder: what happens to the file later does not matter."""
+    path = protocol.output / CV_FILE
+    source = path if path.exists() else protocol.cv.file
+    cv = CollectiveVariable.load(source)
+    if cv.dimension != protocol.cv.components:
+        raise GeomGNNError(
+            f"The CV in {source} has {cv.dimension} components, but cv.components is {protocol.cv.components}: set "
+            f"cv.components to {cv.dimension}."
+        )
+    missing = [name for name in NEEDED_TO_BIAS if name not in cv.training_information]
+    if missing:
+        raise GeomGNNError(
+            f"{source} does not say the {' and '.join(missing)} of its CV, which the bias and the report are made with. Use "
+            "a file that `geomgnn fit`, `geomgnn run` or `geomgnn distill` wrote."
+        )
+    if source != path:
+        with atomic_write(path) as temporary:
+            shutil.copyfile(source, temporary)
     say(describe(cv))
     return cv
 

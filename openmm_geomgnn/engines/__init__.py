@@ -54,21 +54,18 @@ class NumbaEngine:
 
     def __init__(self, tokenizer, precision):
         windows, network = tokenizer.windows, tokenizer.encoder.network
-        self._compiled = compiled_class(network)(network, windows.z[windows.rows], windows.pairs, precision)
-        self._rows = windows.rows
+        kind = compiled_class(network)
+        self._compiled = kind(network, windows.z[windows.rows], windows.pairs, precision, rows=windows.rows)
 
     def __call__(self, pos):
-        return self._compiled(pos.index_select(0, torch.from_numpy(self._rows)))
+        return self._compiled(pos)
 
     def features_and_vjp(self, pos):
         """As that of `EagerEngine`, without autograd, which costs about as much as the kernels."""
-        at = pos[self._rows]
-        x, v, ticket = self._compiled.forward(at)
+        x, v, ticket = self._compiled.forward(pos)
 
         def vjp(g_x, g_v):
-            gradient = np.zeros(pos.shape)
-            np.add.at(gradient, self._rows, self._compiled.vjp(at, g_x.numpy(), g_v.numpy(), ticket))
-            return gradient
+            return self._compiled.vjp(pos, g_x.numpy(), g_v.numpy(), ticket)
 
         return torch.from_numpy(x), torch.from_numpy(v), vjp
 

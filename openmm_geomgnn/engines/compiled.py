@@ -10,6 +10,7 @@ from openmm_geomgnn.engines.tables import table_error, tabulate
 from openmm_geomgnn.errors import GeomGNNError
 from torchmdnet_ext.kernels.lanes import PANEL, WIDTH
 
+LINE = 64  # bytes of a cache line: lanes that lie across two of them take twice as long to load
 STACKED_ROWS = 30  # atoms that small molecules are stacked to: whole blocks of `matmul`, few enough for the cache
 
 
@@ -74,6 +75,15 @@ def numbers(tensor):
     return tensor.detach().double().numpy()
 
 
+def aligned_zeros(shape, dtype):
+    """As `np.zeros`, from the beginning of a cache line on."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.zeros(size + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 class CompiledNetwork:
     """Base of a network for fixed atoms and fixed candidate pairs.
 
@@ -100,6 +110,14 @@ class CompiledNetwork:
     parts : (K,) int array, optional
         Ends of groups of consecutive atoms with no pair between them, the last is M. Without `gradient` they are evaluated
         one after the other, in the memory of the largest.
+    rows : (M,) int array, optional
+        With `gradient`, where atoms stand in several windows: the atom that each of the M is. Positions and gradients are then
+        those of the atoms, (n, 3).
+
+    Attributes
+    ----------
+    shares_pairs : bool
+        Whether the kernels themselves take positions of atoms; otherwise they take those of all M.
 
     Raises
     ------
@@ -107,7 +125,9 @@ class CompiledNetwork:
         If the network has settings that the kernels do not cover (see `supports`), or z or the pairs do not make sense.
     """
 
-    def __init__(self, network, z, pairs, precision="single", intervals=None, gradient=True, parts=None):
+    shares_pairs = False
+
+    def __init__(self, network, z, pairs, precision="single", intervals=None, gradient=True, parts=None, rows=None):
         reason = self.supports(network)
         if reason is not None:
             raise GeomGNNError(f"The compiled engine cannot run this network: {reason}. Use the plain PyTorch network.")
@@ -120,6 +140,8 @@ class CompiledNetwork:
             raise GeomGNNError(f"Atomic numbers must be a non-empty array of values from 0 to {largest}, but were {z}.")
         i, j = checked_pairs(pairs, len(z))
         self.gradient = bool(gradient)
+        self._rows = None if rows is None else np.asarray(rows, dtype=np.int64)
+        self._positions = (len(z) if rows is None else int(self._rows.max()) + 1, 3)
         self._lock = threading.Lock()
         self._ticket = 0  # number of the evaluation whose intermediate values are in the work arrays
         self._make_order(network)
@@ -165,13 +187,15 @@ class CompiledNetwork:
         """Matrices (inner, columns) -> (n, columns / PANEL, inner, PANEL)."""
         shape = (0, 1, 1, PANEL)
         packed = [m.reshape(m.shape[0], -1, PANEL).transpose(1, 0, 2) for m in matrices]
-        return np.ascontiguousarray(np.stack(packed) if packed else np.zeros(shape), dtype=self.dtype)
+        return self._cast(np.stack(packed) if packed else np.zeros(shape))
 
     def _cast(self, array):
-        return np.ascontiguousarray(array, dtype=self.dtype)
+        out = aligned_zeros(np.shape(array), self.dtype)
+        out[...] = array
+        return out
 
     def _zeros(self, *shape):
-        return np.zeros(shape, self.dtype)
+        return aligned_zeros(shape, self.dtype)
 
     def _tabulated(self, network, choices, tolerance, filters):
         """Coefficients of the radial filters with the fewest intervals that are exact enough; sets `grid`."""
@@ -196,12 +220,15 @@ class CompiledNetwork:
         """x (M, H), v (M, 3, H) as numpy arrays, and the ticket that `vjp` takes to reuse this evaluation."""
         pos = np.ascontiguousarray(pos, dtype=np.float64)
         m, hidden = self._shape
-        if pos.shape != (m, 3):
-            raise GeomGNNError(f"Positions must have the shape ({m}, 3), but have {pos.shape}.")
+        if pos.shape != self._positions:
+            raise GeomGNNError(f"Positions must have the shape {self._positions}, but have {pos.shape}.")
         x, v = np.empty((m, hidden), self.dtype), np.empty((m, 3, hidden), self.dtype)
         with self._lock:
-            self._run(pos, x, v)
+            self._run(self._kernel_positions(pos), x, v)
             return x, v, self._ticket
+
+    def _kernel_positions(self, pos):
+        return pos if self._rows is None or self.shares_pairs else pos[self._rows]
 
     def embed(self, frames):
         """x (F, M, H), v (F, M, 3, H), as numpy arrays, at `frames` (F, M, 3), of which small ones are evaluated together.
@@ -234,7 +261,7 @@ class CompiledNetwork:
             self._near = self._forward(int(self.gradient), pos[a], i[:n], j[:n], first[a], second[a], x[a], v[a], *rest)
 
     def vjp(self, pos, g_x, g_v, ticket=None):
-        """Gradient (M, 3), float64, of sum(g_x * x) + sum(g_v * v) with respect to `pos`.
+        """Gradient, float64 in the shape of `pos`, of sum(g_x * x) + sum(g_v * v) with respect to `pos`.
 
         If `ticket` is not that of the latest evaluation, the forward pass is repeated at `pos`.
 
@@ -246,11 +273,14 @@ class CompiledNetwork:
         if not self.gradient:
             raise GeomGNNError("This engine keeps nothing for gradients. Make it with gradient=True.")
         m, hidden = self._shape
-        gradient = np.empty((m, 3))
-        g_x, g_v = self._cast(g_x), self._cast(g_v)
+        gradient = np.empty(self._positions if self.shares_pairs else (m, 3))
+        g_x, g_v = np.ascontiguousarray(g_x, dtype=self.dtype), np.ascontiguousarray(g_v, dtype=self.dtype)
         with self._lock:
             if ticket != self._ticket:
                 x, v = np.empty((m, hidden), self.dtype), np.empty((m, 3, hidden), self.dtype)
-                self._run(np.ascontiguousarray(pos, dtype=np.float64), x, v)
+                self._run(self._kernel_positions(np.ascontiguousarray(pos, dtype=np.float64)), x, v)
             self._backward(self._near, g_x, g_v, *self._backward_weights, *self._kept, *self._backward_work, gradient)
-        return gradient
+        if self._rows is None or self.shares_pairs:
+            return gradient
+        # np.add.at would take longer than small networks
+        return np.stack([np.bincount(self._rows, column, self._positions[0]) for column in gradient.T], axis=1)

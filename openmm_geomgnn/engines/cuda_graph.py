@@ -101,6 +101,7 @@ def capture(function, x):
                 torch.autograd.grad(y, x, torch.ones_like(y))
         torch.cuda.current_stream().wait_stream(stream)
         weights = torch.ones_like(y)
+        del y  # its memory is not that of the graphs
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # one pool of memory: the backward graph reads what the forward graph wrote. The threads of OpenMM may go on.
         settings = {"pool": torch.cuda.graph_pool_handle(), "stream": stream, "capture_error_mode": "thread_local"}
@@ -141,14 +142,17 @@ class GraphedFunction:
         ]
         self._captured_for = None
         self._evaluator = None
+        self._lock = threading.Lock()
 
     def value_and_vjp(self, x):
         """As that of `EagerFunction`."""
         conditions = self._conditions(x)
-        if self._captured_for != conditions:
-            self._evaluator = self._make_evaluator(x)
-            self._captured_for = conditions
-        return self._evaluator.value_and_vjp(x)
+        with self._lock:
+            if self._captured_for != conditions:
+                self._evaluator = self._make_evaluator(x)
+                self._captured_for = conditions
+            evaluator = self._evaluator
+        return evaluator.value_and_vjp(x)
 
     def _conditions(self, x):
         """What a replay takes for granted."""

@@ -20,6 +20,7 @@ TOLERANCE = 2e-5  # of the slope of the tabulated filters at the worst distance;
 # where only values are wanted: then they are still as exact as single precision, and the table fits better into the cache
 INTERVALS_OF_VALUES = (384, 512, 768, *INTERVALS)
 TOLERANCE_OF_VALUES = 5e-4
+BATCH = 16  # rows whose filters are made at once: few enough for the fastest cache
 SMOOTH_ACTIVATIONS = ("silu", "swish", "ssp", "tanh", "sigmoid", "gelu", "mish")
 
 
@@ -44,6 +45,7 @@ def layer_weights(layer):
 class NumbaET(CompiledNetwork):
     """A `SmoothEquivariantTransformer`; see `CompiledNetwork`."""
 
+    shares_pairs = True
     _forward, _backward = staticmethod(forward), staticmethod(backward)
 
     @staticmethod
@@ -124,11 +126,14 @@ class NumbaET(CompiledNetwork):
         return self._cast(table.transpose(0, 1, 4, 3, 2, 5))  # (L, intervals, block, filter, power, lane)
 
     def _make_work(self, m, p):
+        self._pairs = [self._pair_rows(i, j) for _, i, j in self._parts]
         layers, c, g, work = self._layers, self.channels, self.groups, self._zeros
+        rows = max(len(first) for first, *_ in self._pairs)
         kept = layers if self.gradient else 1  # a layer's values are overwritten by those of the next
         both = max(2, kept)
         self._kept = (
-            np.zeros(p, np.int64), np.zeros(p, np.int64), np.zeros(p, np.int64), np.zeros((p, 6)),
+            *(np.zeros(rows, np.int64) for _ in range(3)), np.zeros((rows, 6)), np.zeros(rows + 1, np.int64),
+            np.zeros(p, np.int64), np.zeros(p, np.int64), work(BATCH, c // WIDTH, 4, WIDTH), work(BATCH, c // WIDTH, 4, WIDTH),
             work(both, m, 5 * c), work(both, m, c), work(layers, m), work(kept + 1, m, 3, c), work(kept, m, 3, 3 * c),
             work(kept, m, 3 * c), work(kept, p, g, 4, WIDTH), work(kept, m, g, 2, WIDTH),
         )  # fmt: skip
@@ -136,5 +141,32 @@ class NumbaET(CompiledNetwork):
         if self.gradient:
             self._backward_work = (
                 work(m, c), work(m, 3, c), work(m, 3, c), work(m, c), work(m, c), work(m, 5 * c), work(m, 3 * c),
-                work(m, 3, 3 * c), np.zeros((p, 4)),
+                work(m, 3, 3 * c), np.zeros((rows, 4)),
             )  # fmt: skip
+
+    def _pair_rows(self, i, j):
+        """Rows, that is pairs of atoms of `pos`: both atoms, and where the row's pairs of window atoms start; those pairs."""
+        if self._rows is None:
+            return i, j, np.arange(len(i) + 1), i, j
+        a, b = self._rows[i], self._rows[j]
+        i, j = np.where(a < b, i, j), np.where(a < b, j, i)  # the same direction in all windows
+        key = np.minimum(a, b) * self._positions[0] + np.maximum(a, b)
+        order = np.argsort(key, kind="stable")
+        key, counts = np.unique(key, return_counts=True)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        return *np.divmod(key, self._positions[0]), starts, i[order], j[order]
+
+    def _run(self, pos, x, v):
+        self._ticket += 1
+        rest = *self._forward_weights, *self._kept, *self._forward_work
+        for (atoms, _, _), (*rows, i, j) in zip(self._parts, self._pairs, strict=True):
+            at = pos
+            if self._rows is None:
+                # several frames only where there is one part
+                atoms = slice(atoms.start, atoms.stop + len(x) - self._shape[0])
+                n = len(i) // self._stack * (len(x) // self._shape[0])
+                first, second, starts = rows
+                rows, i, j = (first[:n], second[:n], starts[: n + 1]), i[:n], j[:n]
+                at = pos[atoms]
+            start = (array[atoms] for array in self._start)
+            self._near = self._forward(int(self.gradient), at, *rows, i, j, *start, x[atoms], v[atoms], *rest)

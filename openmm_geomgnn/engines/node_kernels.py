@@ -12,10 +12,15 @@ from openmm_geomgnn.engines.lane_functions import sigmoid
 from torchmdnet_ext.kernels.lanes import (
     PANEL,
     WIDTH,
-    broadcast16,
     increase,
     load8,
     load16,
+    product1,
+    product2,
+    product3,
+    product4,
+    product5,
+    product6,
     splat8,
     splat16,
     store,
@@ -23,6 +28,7 @@ from torchmdnet_ext.kernels.lanes import (
 )
 
 kernel = njit(error_model="numpy")
+MOST_ROWS = 6  # of a block of `matmul`: their totals stay in registers
 
 
 @kernel
@@ -37,69 +43,30 @@ def matmul(a, a0, rows, inner, packed, w0, columns, bias, b0, out, out0, add, ac
     With `activate`, the silu of that (not with `add`). `packed` (columns / PANEL, inner, PANEL) holds panels of columns;
     a0, w0, b0, out0 are offsets.
     """
+    blocks = (rows + MOST_ROWS - 1) // MOST_ROWS
     for panel in range(columns // PANEL):
-        w = w0 + panel * inner * PANEL
+        w, o, m = w0 + panel * inner * PANEL, out0 + panel * PANEL, 0
         start = splat16(out, 0.0) if add else load16(bias, b0 + panel * PANEL)
-        o = out0 + panel * PANEL
-        m = 0
-        while m + 6 <= rows:
-            c0, c1, c2, c3, c4, c5 = start, start, start, start, start, start
-            s0 = a0 + m * inner
-            s1, s2, s3, s4, s5 = s0 + inner, s0 + 2 * inner, s0 + 3 * inner, s0 + 4 * inner, s0 + 5 * inner
-            for k in range(inner):
-                b = load16(packed, w + k * PANEL)
-                c0 = c0 + broadcast16(a, s0 + k) * b
-                c1 = c1 + broadcast16(a, s1 + k) * b
-                c2 = c2 + broadcast16(a, s2 + k) * b
-                c3 = c3 + broadcast16(a, s3 + k) * b
-                c4 = c4 + broadcast16(a, s4 + k) * b
-                c5 = c5 + broadcast16(a, s5 + k) * b
-            r = o + m * columns
-            if activate:
-                c0, c1, c2, c3, c4, c5 = silu(c0), silu(c1), silu(c2), silu(c3), silu(c4), silu(c5)
-            if add:
-                increase(out, r, c0)
-                increase(out, r + columns, c1)
-                increase(out, r + 2 * columns, c2)
-                increase(out, r + 3 * columns, c3)
-                increase(out, r + 4 * columns, c4)
-                increase(out, r + 5 * columns, c5)
+        for left in range(blocks, 0, -1):
+            # blocks of about as many rows: one of a single row would take as long as one of four
+            count = (rows - m + left - 1) // left
+            s, r = a0 + m * inner, o + m * columns
+            if count == 6:
+                product6(a, s, inner, packed, w, start, out, r, columns, add)
+            elif count == 5:
+                product5(a, s, inner, packed, w, start, out, r, columns, add)
+            elif count == 4:
+                product4(a, s, inner, packed, w, start, out, r, columns, add)
+            elif count == 3:
+                product3(a, s, inner, packed, w, start, out, r, columns, add)
+            elif count == 2:
+                product2(a, s, inner, packed, w, start, out, r, columns, add)
             else:
-                store(out, r, c0)
-                store(out, r + columns, c1)
-                store(out, r + 2 * columns, c2)
-                store(out, r + 3 * columns, c3)
-                store(out, r + 4 * columns, c4)
-                store(out, r + 5 * columns, c5)
-            m += 6
-        while m + 2 <= rows:
-            c0, c1 = start, start
-            s0, s1 = a0 + m * inner, a0 + (m + 1) * inner
-            for k in range(inner):
-                b = load16(packed, w + k * PANEL)
-                c0 = c0 + broadcast16(a, s0 + k) * b
-                c1 = c1 + broadcast16(a, s1 + k) * b
-            r = o + m * columns
-            if activate:
-                c0, c1 = silu(c0), silu(c1)
-            if add:
-                increase(out, r, c0)
-                increase(out, r + columns, c1)
-            else:
-                store(out, r, c0)
-                store(out, r + columns, c1)
-            m += 2
-        if m < rows:
-            c0 = start
-            s0 = a0 + m * inner
-            for k in range(inner):
-                c0 = c0 + broadcast16(a, s0 + k) * load16(packed, w + k * PANEL)
-            if activate:
-                c0 = silu(c0)
-            if add:
-                increase(out, o + m * columns, c0)
-            else:
-                store(out, o + m * columns, c0)
+                product1(a, s, inner, packed, w, start, out, r, columns, add)
+            m += count
+        if activate:
+            for r in range(o, o + rows * columns, columns):
+                store(out, r, silu(load16(out, r)))
 
 
 @kernel

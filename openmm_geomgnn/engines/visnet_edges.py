@@ -77,28 +77,41 @@ def collect(
 
 
 @kernel
+def rejected_product(projected, a, b, step, edge, line, components):
+    """w . w' and w . d and w' . d of the vectors w and w' at a and b, `step` apart, and of the direction d."""
+    dot, da, db = splat16(projected, 0.0), splat16(projected, 0.0), splat16(projected, 0.0)
+    for component in range(components):
+        wa, wb = load16(projected, a + component * step), load16(projected, b + component * step)
+        direction = broadcast16(edge, line + component)
+        dot, da, db = dot + wa * wb, da + wa * direction, db + wb * direction
+    # (w - (w.d) d) . (w' - (w'.d) d) = w.w' - (2 - d.d) (w.d) (w'.d), and d.d is 1 for vectors and 2 with degree 2
+    along = splat16(projected, 1.0 if components == 3 else 0.0)
+    return dot - along * da * db, along * da, along * db
+
+
+@kernel
 def update_edges(
-    e0, count, source, target, row, shared, edge, components, channels, projected, p0, d, width, old, old0, new, new0
+    e0, count, source, target, row, shared, edge, components, channels, vertex, projected, p0, step, d, width,
+    old, old0, new, new0,
 ):  # fmt: skip
     """Edge features of the next layer: new (E, C) = old + silu(f) * (w_i . w_j without their parts along the direction).
 
-    The last two fifths of projected (M, S, 5C) are w_i of targets and w_j of sources; `old` has lines as `d` has them.
+    projected (M, S, step) holds w_i of targets from 3C on and w_j of sources behind it. With `vertex` there is a second
+    factor and product, of two vectors of the target, behind those. `old` has lines as `d` has them.
     """
-    stride, both = 2 + components, 2.0 if components == 3 else 1.0
-    # (w - (w.d) d) . (w' - (w'.d) d) = w.w' - (2 - d.d) (w.d) (w'.d), and d.d is 1 for vectors and 2 with degree 2
-    along = splat16(d, both - 1.0)
     for k in range(count):
-        i = p0 + target[e0 + k] * components * 5 * channels + 3 * channels
-        j = p0 + source[e0 + k] * components * 5 * channels + 4 * channels
-        line = (e0 + k) * stride + 2
+        i, j = p0 + target[e0 + k] * components * step, p0 + source[e0 + k] * components * step
+        line = (e0 + k) * (2 + components) + 2
         at = row[e0 + k] if shared else e0 + k
         f = (row[e0 + k] if shared else k) * width + 2 * channels
         for c in range(0, channels, PANEL):
-            dot, di, dj = splat16(d, 0.0), splat16(d, 0.0), splat16(d, 0.0)
-            for component in range(components):
-                wi = load16(projected, i + component * 5 * channels + c)
-                wj = load16(projected, j + component * 5 * channels + c)
-                direction = broadcast16(edge, line + component)
-                dot, di, dj = dot + wi * wj, di + wi * direction, dj + wj * direction
-            dot = dot - along * di * dj
-            store(new, new0 + (e0 + k) * channels + c, load16(old, old0 + at * channels + c) + load16(d, f + c) * dot)
+            product, _, _ = rejected_product(
+                projected, i + 3 * channels + c, j + 4 * channels + c, step, edge, line, components
+            )  # fmt: skip
+            change = load16(d, f + c) * product
+            if vertex:
+                product, _, _ = rejected_product(
+                    projected, i + 5 * channels + c, i + 6 * channels + c, step, edge, line, components
+                )  # fmt: skip
+                change = change + load16(d, f + channels + c) * product
+            store(new, new0 + (e0 + k) * channels + c, load16(old, old0 + at * channels + c) + change)

@@ -7,6 +7,7 @@ Gradients have the shapes of what they belong to and the prefix `g_`; those of a
 from numba import njit
 
 from openmm_geomgnn.engines.lane_functions import fold, sigmoid
+from openmm_geomgnn.engines.visnet_edges import rejected_product
 from torchmdnet_ext.kernels.lanes import PANEL, WIDTH, broadcast16, increase, load16, splat16, store, total8
 
 kernel = njit(error_model="numpy")
@@ -119,39 +120,47 @@ def attend_vjp(
 
 
 @kernel
+def _product_vjp(
+    g, projected, p0, a, b, step, edge, e, components, d, slope, f, shared, g_projected, g_d, g_edge
+):  # fmt: skip
+    """Back through one factor, at f in `d`, times one product of the update of an edge's features."""
+    line = e * (2 + components) + 2
+    product, da, db = rejected_product(projected, p0 + a, p0 + b, step, edge, line, components)
+    g_factor = g * product * load16(slope, f)
+    if shared:
+        increase(g_d, f, g_factor)
+    else:
+        store(g_d, f, g_factor)
+    g = g * load16(d, f)
+    for component in range(components):
+        at = component * step
+        wa, wb = load16(projected, p0 + a + at), load16(projected, p0 + b + at)
+        direction = broadcast16(edge, line + component)
+        increase(g_projected, a + at, g * (wb - db * direction))
+        increase(g_projected, b + at, g * (wa - da * direction))
+        g_edge[e, 2 + component] -= total8(g * (db * wa + da * wb))
+
+
+@kernel
 def update_edges_vjp(
-    e0, count, source, target, row, shared, edge, components, channels, projected, p0, d, slope, width,
+    e0, count, source, target, row, shared, edge, components, channels, vertex, projected, p0, step, d, slope, width,
     g_f, g_projected, g_d, g_f0, g_edge,
 ):  # fmt: skip
     """The update's part of g_d, from g_f (E, C); where `shared` is set g_f is added to g_f0 (rows, C) as well."""
-    stride, both = 2 + components, 2.0 if components == 3 else 1.0
-    along = splat16(d, both - 1.0)
-    step = 5 * channels
     for k in range(count):
         e = e0 + k
-        i = target[e] * components * step + 3 * channels
-        j = source[e] * components * step + 4 * channels
-        line = e * stride + 2
+        i, j = target[e] * components * step, source[e] * components * step
         f = (row[e] if shared else k) * width + 2 * channels
         for c in range(0, channels, PANEL):
-            dot, di, dj = splat16(d, 0.0), splat16(d, 0.0), splat16(d, 0.0)
-            for component in range(components):
-                wi, wj = load16(projected, p0 + i + component * step + c), load16(projected, p0 + j + component * step + c)
-                direction = broadcast16(edge, line + component)
-                dot, di, dj = dot + wi * wj, di + wi * direction, dj + wj * direction
             g = load16(g_f, e * channels + c)
-            g_update = g * (dot - along * di * dj) * load16(slope, f + c)
             if shared:
-                increase(g_d, f + c, g_update)
                 increase(g_f0, row[e] * channels + c, g)
-            else:
-                store(g_d, f + c, g_update)
-            g = g * load16(d, f + c)
-            di, dj = along * di, along * dj
-            for component in range(components):
-                at = component * step + c
-                wi, wj = load16(projected, p0 + i + at), load16(projected, p0 + j + at)
-                direction = broadcast16(edge, line + component)
-                increase(g_projected, i + at, g * (wj - dj * direction))
-                increase(g_projected, j + at, g * (wi - di * direction))
-                g_edge[e, 2 + component] -= total8(g * (dj * wi + di * wj))
+            _product_vjp(
+                g, projected, p0, i + 3 * channels + c, j + 4 * channels + c, step, edge, e, components, d, slope, f + c,
+                shared, g_projected, g_d, g_edge,
+            )  # fmt: skip
+            if vertex:
+                _product_vjp(
+                    g, projected, p0, i + 5 * channels + c, i + 6 * channels + c, step, edge, e, components, d, slope,
+                    f + channels + c, shared, g_projected, g_d, g_edge,
+                )  # fmt: skip

@@ -38,7 +38,7 @@ TILE = 48  # edges whose projections are in the first- and second-level cache at
 def forward(
     keep, pos, pair_i, pair_j, start_x, neighbour, out_x, out_v,
     cutoff, share, steepness, alpha, envelope_width, table, groups, depth, components, layers,
-    present, features, epsilon, max_min, start_w, loop, qkv_w, qkv_b, edge_w, edge_b, message_w, message_b, vec_w,
+    present, features, epsilon, max_min, vertex, start_w, loop, qkv_w, qkv_b, edge_w, edge_b, message_w, message_b, vec_w,
     o_w, o_b, vec_weight, zeros, out_gain, out_bias, order,
     near_i, near_j, node, geometry, decay, first, source, target, row, edge,
     x0, f0, f, normed, inverse, qkv, vec, vec_normed, projected, mixed, hold, edge_in, message_in,
@@ -52,6 +52,7 @@ def forward(
     """
     atoms, channels = start_x.shape[0], start_x.shape[1]
     size, square = atoms * channels, channels * channels
+    edge_parts, vec_parts = (4, 7) if vertex else (3, 5)  # linear maps of edge features and of vectors, side by side
     n = neighbours(pos, pair_i, pair_j, cutoff, share, steepness, alpha, table.shape[0], near_i, near_j, node, geometry)
     if n < 0:
         out_x[:] = np.nan
@@ -67,13 +68,13 @@ def forward(
     copy_lanes(x, 0, x0, 0, size)
     embed_edges(n, atoms, near_i, near_j, node, geometry, table, loop, channels, x, f0)
     set_zero(vec, 0, components * size)
-    set_zero(projected, 0, components * 5 * size)
+    set_zero(projected, 0, components * vec_parts * size)
     for layer in range(layers):
         last, gated, shared, place = layer == layers - 1, layer > 0, layer < 2, layer * keep
-        qkv0, vec0, p0 = place * 3 * size, layer * components * size, place * components * 5 * size
-        width = 2 * channels if last or layer == 0 else 3 * channels
+        qkv0, vec0, p0 = place * 3 * size, layer * components * size, place * components * vec_parts * size
+        width = (2 if last or layer == 0 else edge_parts) * channels
         s_width = (2 if gated else 1) * channels
-        vec_width = (3 if last else 5) * channels
+        vec_width = (3 if last else vec_parts) * channels
         layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, layer * size, inverse, layer)
         matmul(
             normed, layer * size, atoms, channels, qkv_w, layer * 3 * square, 3 * channels,
@@ -85,7 +86,7 @@ def forward(
                 vec_normed, vec0, norm,
             )  # fmt: skip
             matmul(
-                vec_normed, vec0, components * atoms, channels, vec_w, layer * 5 * square, vec_width, zeros, 0,
+                vec_normed, vec0, components * atoms, channels, vec_w, layer * vec_parts * square, vec_width, zeros, 0,
                 projected, p0, False,
             )  # fmt: skip
         set_zero(total_x, 0, size)
@@ -93,19 +94,19 @@ def forward(
         f_at = 0 if shared else (layer - 2) * keep * f.shape[1] * channels
         if shared:
             for r in range(0, rows, TILE):
-                count, at = min(TILE, rows - r), hold * (layer * edges * 3 * channels + r * width)
+                count, at = min(TILE, rows - r), hold * (layer * edges * edge_parts * channels + r * width)
                 matmul(
-                    f0, r * channels, count, channels, edge_w, layer * 3 * square, width,
-                    edge_b, layer * 3 * channels, edge_in, at, False,
+                    f0, r * channels, count, channels, edge_w, layer * edge_parts * square, width,
+                    edge_b, layer * edge_parts * channels, edge_in, at, False,
                 )  # fmt: skip
                 activate_only(count * width, edge_in, at, d, r * width)
         for e in range(0, edges, TILE):
             count = min(TILE, edges - e)
             if not shared:
-                at = hold * (layer * edges * 3 * channels + e * width)
+                at = hold * (layer * edges * edge_parts * channels + e * width)
                 matmul(
-                    f, f_at + e * channels, count, channels, edge_w, layer * 3 * square, width,
-                    edge_b, layer * 3 * channels, edge_in, at, False,
+                    f, f_at + e * channels, count, channels, edge_w, layer * edge_parts * square, width,
+                    edge_b, layer * edge_parts * channels, edge_in, at, False,
                 )  # fmt: skip
                 activate_only(count * width, edge_in, at, d, 0)
             attend(
@@ -122,8 +123,8 @@ def forward(
             )
             if gated and not last:
                 update_edges(
-                    e, count, source, target, row, shared, edge, components, channels, projected, p0, d, width,
-                    f0 if shared else f, f_at, f, (layer - 1) * keep * f.shape[1] * channels,
+                    e, count, source, target, row, shared, edge, components, channels, vertex, projected, p0, vec_width,
+                    d, width, f0 if shared else f, f_at, f, (layer - 1) * keep * f.shape[1] * channels,
                 )  # fmt: skip
         matmul(
             total_x, 0, atoms, channels, o_w, layer * 3 * square, 3 * channels, o_b, layer * 3 * channels,
@@ -147,7 +148,7 @@ def forward(
 
 @njit(error_model="numpy")
 def backward(
-    n, g_out_x, g_out_v, table, groups, depth, components, layers, present, features, max_min,
+    n, g_out_x, g_out_v, table, groups, depth, components, layers, present, features, max_min, vertex,
     neighbour, start_w_t, loop, qkv_w_t, edge_w, edge_b, edge_w_t, message_w, message_b, message_w_t, vec_w_t, o_w_t,
     vec_weight, zeros, out_gain, order,
     near_i, near_j, node, geometry, decay, first, source, target, row, edge,
@@ -165,6 +166,7 @@ def backward(
         return
     atoms, channels = g_x.shape[0], g_x.shape[1]
     size, square = atoms * channels, channels * channels
+    edge_parts, vec_parts = (4, 7) if vertex else (3, 5)  # linear maps of edge features and of vectors, side by side
     rows, edges = n + atoms, 2 * n + atoms
     g_pair[:n] = 0.0
     g_edge[:edges] = 0.0
@@ -185,10 +187,10 @@ def backward(
     )  # fmt: skip
     for layer in range(layers - 1, -1, -1):
         last, gated, shared = layer == layers - 1, layer > 0, layer < 2
-        qkv0, vec0, p0 = layer * 3 * size, layer * components * size, layer * components * 5 * size
-        width = 2 * channels if last or layer == 0 else 3 * channels
+        qkv0, vec0, p0 = layer * 3 * size, layer * components * size, layer * components * vec_parts * size
+        width = (2 if last or layer == 0 else edge_parts) * channels
         s_width = (2 if gated else 1) * channels
-        vec_width = (3 if last else 5) * channels
+        vec_width = (3 if last else vec_parts) * channels
         set_zero(g_projected, 0, components * atoms * vec_width)
         set_zero(g_vec_normed, 0, components * size)
         set_zero(g_qkv, 0, 3 * size)
@@ -200,11 +202,11 @@ def backward(
         if shared:
             set_zero(g_d, 0, rows * width)
             for r in range(0, rows, TILE):
-                count, at = min(TILE, rows - r), hold * (layer * edges * 3 * channels + r * width)
+                count, at = min(TILE, rows - r), hold * (layer * edges * edge_parts * channels + r * width)
                 if not hold:
                     matmul(
-                        f0, r * channels, count, channels, edge_w, layer * 3 * square, width,
-                        edge_b, layer * 3 * channels, edge_in, 0, False,
+                        f0, r * channels, count, channels, edge_w, layer * edge_parts * square, width,
+                        edge_b, layer * edge_parts * channels, edge_in, 0, False,
                     )  # fmt: skip
                 activate(count * width, edge_in, at, d, r * width, slope, r * width)
         for e in range(0, edges, TILE):
@@ -212,11 +214,11 @@ def backward(
             if not shared:
                 if not hold:
                     matmul(
-                        f, f_at + e * channels, count, channels, edge_w, layer * 3 * square, width,
-                        edge_b, layer * 3 * channels, edge_in, 0, False,
+                        f, f_at + e * channels, count, channels, edge_w, layer * edge_parts * square, width,
+                        edge_b, layer * edge_parts * channels, edge_in, 0, False,
                     )  # fmt: skip
                 activate(
-                    count * width, edge_in, hold * (layer * edges * 3 * channels + e * width), d, 0, slope, 0
+                    count * width, edge_in, hold * (layer * edges * edge_parts * channels + e * width), d, 0, slope, 0
                 )  # fmt: skip
             attend(
                 e, count, source, target, row, shared, edge, components, qkv, qkv0, d, width, groups, depth, product, message
@@ -238,18 +240,19 @@ def backward(
             )  # fmt: skip
             if gated and not last:
                 update_edges_vjp(
-                    e, count, source, target, row, shared, edge, components, channels, projected, p0, d, slope, width,
-                    g_f, g_projected, g_d, g_f0, g_edge,
+                    e, count, source, target, row, shared, edge, components, channels, vertex, projected, p0, vec_width,
+                    d, slope, width, g_f, g_projected, g_d, g_f0, g_edge,
                 )  # fmt: skip
             if not shared:
-                matmul(g_d, 0, count, width, edge_w_t, layer * 3 * square, channels, zeros, 0, g_f, e * channels, True)
+                at = layer * edge_parts * square
+                matmul(g_d, 0, count, width, edge_w_t, at, channels, zeros, 0, g_f, e * channels, True)
         if shared:
-            matmul(g_d, 0, rows, width, edge_w_t, layer * 3 * square, channels, zeros, 0, g_f0, 0, True)
+            matmul(g_d, 0, rows, width, edge_w_t, layer * edge_parts * square, channels, zeros, 0, g_f0, 0, True)
         matmul(g_qkv, 0, atoms, 3 * channels, qkv_w_t, layer * 3 * square, channels, zeros, 0, g_node, 0, False)
         layer_norm_vjp(g_node, atoms, channels, present, features, normed, layer * size, inverse, layer, g_x)
         if gated:
             matmul(
-                g_projected, 0, components * atoms, vec_width, vec_w_t, layer * 5 * square, channels, zeros, 0,
+                g_projected, 0, components * atoms, vec_width, vec_w_t, layer * vec_parts * square, channels, zeros, 0,
                 g_vec_normed, 0, True,
             )  # fmt: skip
             norm_vectors_vjp(

@@ -101,7 +101,7 @@ class Runner:
         self._length = positive(length, "length", "ps")
         if not max_heating > 1:
             raise GeomGNNError(f"max_heating is {max_heating}, but must be above 1, as in 1.1 for 10 % too hot.")
-        self._specs = [replace(spec, bias=bias) for spec in specs]
+        self._specs = [replace(spec, bias=bias, failures=str(folder)) for spec in specs]
         self._bias = bias
         _check_walkers(self._specs)
         self.folder = Path(folder)

@@ -55,7 +55,7 @@ def run_unbiased(specs, length, folder, *, processes=1, progress=None, max_heati
     """
     length = positive(length, "length", "ps")
     folder = Path(folder)
-    specs = [replace(spec, bias=None) for spec in specs]
+    specs = [replace(spec, bias=None, failures=str(folder)) for spec in specs]
     if len({spec.index for spec in specs}) < len(specs):
         raise GeomGNNError(f"The walkers are numbered {[spec.index for spec in specs]}: give each an index of its own.")
     if any(spec.frame_interval == 0 for spec in specs):

@@ -8,6 +8,7 @@ import openmm
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.integrators import make_integrator
+from openmm_geomgnn.sampling.failures import LastFrames
 from openmm_geomgnn.sampling.systems import (
     SystemSettings,
     build_system,
@@ -43,6 +44,8 @@ class WalkerSpec:
     minimise : minimise the energy before the start.
     equilibration : ps of dynamics before the start. Like the minimisation it is done without CV and bias.
     colvar_interval, frame_interval : outer steps between rows of COLVAR and between frames; 0 for none.
+    failures : the folder in which a walker that fails leaves its last frames, in a folder failure.<index>; Runner and
+        run_unbiased take that of the run. None: nowhere.
 
     Raises
     ------
@@ -69,6 +72,7 @@ class WalkerSpec:
     equilibration: float = 0.0
     colvar_interval: int = 100
     frame_interval: int = 500
+    failures: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "structure", str(self.structure))
@@ -156,6 +160,7 @@ class Walker:
         self._degrees_of_freedom = degrees_of_freedom(self._system)
         self._periodic = self._system.usesPeriodicBoundaryConditions()
         self._platform = choose_platform(spec.platform, len(positions), spec.platform_precision)
+        self._last_frames = LastFrames(spec.failures, spec.index, self._topology)
         self._handle = None
         self._dimension = 0
         self._plain_system = openmm.XmlSerializer.serialize(self._system)
@@ -181,7 +186,13 @@ class Walker:
         # here, because without a CV no network library is needed
         from openmm_geomgnn.force import GeomGNNCV
 
-        return GeomGNNCV(self.spec.cv_path, self._topology, precision=self.spec.precision, engine=self.spec.engine)
+        return GeomGNNCV(
+            self.spec.cv_path,
+            self._topology,
+            precision=self.spec.precision,
+            engine=self.spec.engine,
+            failures=self._last_frames.folder,
+        )
 
     @property
     def facts(self):
@@ -197,8 +208,10 @@ class Walker:
         positions, box = self._guarded(self._relaxed)
         self._context.setPeriodicBoxVectors(*box)
         self._context.setPositions(positions)
+        self._last_frames.follow(self._context, positions._value)
         self._guarded(self._context.applyConstraints, 1e-6)
-        self._context.setVelocitiesToTemperature(self.spec.temperature, self._velocity_seed)
+        # it evaluates the forces
+        self._guarded(self._context.setVelocitiesToTemperature, self.spec.temperature, self._velocity_seed)
 
     def _relaxed(self):
         """Start positions and box after minimisation and equilibration, without the bias: it is flat, and costs time."""
@@ -206,6 +219,7 @@ class Walker:
         integrator = make_integrator(spec.temperature, spec.friction, spec.timestep, seed=self._equilibration_seed)
         context = openmm.Context(system, integrator, *self._platform)
         context.setPositions(self._positions)
+        self._last_frames.follow(context, self._positions)
         if spec.minimise:
             openmm.LocalEnergyMinimizer.minimize(context)
         if spec.equilibration:
@@ -231,6 +245,7 @@ class Walker:
                 f"{self._platform[0].getName()}: {error}. Continue with the platform, machine and version of OpenMM "
                 "that wrote it, or start anew in another folder."
             ) from error
+        self._last_frames.follow(self._context)
 
     def checkpoint(self):
         """The state of the Context as bytes, for `restore`."""
@@ -311,15 +326,17 @@ class Walker:
         return positions, state.getPeriodicBoxVectors(asNumpy=True)._value if self._periodic else None
 
     def _check_finite(self):
-        if not np.isfinite(self._context.getState(getPositions=True).getPositions(asNumpy=True)._value).all():
+        positions = self._context.getState(getPositions=True).getPositions(asNumpy=True)._value
+        if not np.isfinite(positions).all():
             raise self._blown_up("positions")
+        self._last_frames.follow(self._context, positions)
 
     def _blown_up(self, what, when=None):
         advice = "a larger sigma_min, a smaller `every` or a softer CV" if self._handle else "a minimised start"
         when = when or f"at {self.time:g} ps"
         return GeomGNNError(
             f"Walker {self.spec.index} {when} has {what} that are not finite: the simulation blew up. Use a smaller "
-            f"timestep (now {self.spec.timestep:g} ps), {advice}."
+            f"timestep (now {self.spec.timestep:g} ps), {advice}.{self._last_frames.save()}"
         )
 
     def _guarded(self, call, *arguments):
@@ -337,6 +354,7 @@ class Walker:
                     if "NaN" in str(error) and cause is error
                     else ""
                 )
+                + self._last_frames.save()
             ) from cause
 
 

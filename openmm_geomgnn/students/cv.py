@@ -96,10 +96,8 @@ class StudentCV(cv_file.SavedCV):
         )
 
     def bind(self, topology, precision="single", engine="auto", device=None):
-        """The CV on a given topology, ready to be evaluated; see `BoundStudent`. `device` can be nothing but the CPU."""
-        if choose_device(device, engine).type != "cpu":
-            raise GeomGNNError(f"A student runs on the CPU, but the device is '{device}'. Leave out device and engine.")
-        return BoundStudent(self, topology, precision, engine)
+        """The CV on a given topology, ready to be evaluated; see `BoundStudent`."""
+        return BoundStudent(self, topology, precision, engine, device)
 
 
 def named_atoms(topology, atoms):
@@ -132,34 +130,48 @@ class BoundStudent(nn.Module):
     cv : StudentCV
     topology : openmm.app.Topology, mdtraj.Topology or path
         Must be of the molecule that the student was made for, its atoms with the same names; their order in a residue, and
-        solvent and ions around the molecule, do not matter.
+        solvent and ions around the molecule, do not matter. The `molecule` of another bound CV will do as well.
     precision : {"single", "double"}
         A student is always evaluated in double precision, which costs it nothing.
     engine : {"auto", "eager", "numba"}
         What evaluates one frame at a time: compiled kernels, plain PyTorch, or (`auto`) compiled kernels where Numba is
         installed. They agree to rounding.
+    device : str or torch.device, optional
+        "cpu": a GPU would take longer to be asked than the CPU takes to answer.
 
     Attributes
     ----------
     atoms : (n,) ndarray
         The atoms it depends on.
+    molecule : whole.SelectedMolecule
     """
 
-    takes_tensors = False
+    takes_tensors = False  # positions are an ndarray, see `cv.BoundCV`
 
-    def __init__(self, cv, topology, precision="single", engine="auto"):
+    def __init__(self, cv, topology, precision="single", engine="auto", device=None):
         super().__init__()
         if precision not in ("single", "double"):
             raise GeomGNNError(f"The precision must be 'single' or 'double', but was '{precision}'.")
-        topology = as_topology(topology)
-        self.atoms = select_atoms(topology, cv.selection)
-        check_same_molecule(cv.molecule, residue_table(topology, self.atoms))
-        rows = _rows(cv, named_atoms(topology, self.atoms))
+        if choose_device(device, engine).type != "cpu":
+            raise GeomGNNError(
+                "A student runs on the CPU, where it takes microseconds: on a GPU it would not be faster. Leave out device "
+                "and engine: cuda; the simulation may run on a GPU all the same."
+            )
+        if isinstance(topology, SelectedMolecule):
+            molecule, topology = topology, topology.topology
+            selected = np.arange(topology.n_atoms)
+        else:
+            molecule, topology = None, as_topology(topology)
+            selected = select_atoms(topology, cv.selection)
+        check_same_molecule(cv.molecule, residue_table(topology, selected))
+        rows = _rows(cv, named_atoms(topology, selected))
         self.coordinates = InternalCoordinates(rows[cv.coordinates.torsions], rows[cv.coordinates.distances])
         self.network = StudentNetwork(len(self.coordinates), cv.network.first.out_features, cv.dimension).double()
         self.network.load_state_dict(cv.network.state_dict())
         self.network.requires_grad_(False).eval()
-        self.molecule = SelectedMolecule(topology, self.atoms, [(int(rows[a]), int(rows[b])) for a, b in cv.near])
+        near = [(int(rows[a]), int(rows[b])) for a, b in cv.near]
+        self.molecule = molecule or SelectedMolecule(topology, selected, near)
+        self.atoms = self.molecule.atoms
         self._compiled = _compiled(self.coordinates, self.network) if _use_numba(engine) else None
         self.engine_name = "eager" if self._compiled is None else "numba"
 

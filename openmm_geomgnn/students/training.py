@@ -35,8 +35,10 @@ def ask(teacher, pos, progress=None):
     kept, values, gradients = [], [], []
     units = np.eye(teacher.dimension)
     for k, frame in enumerate(pos):
-        psi, vjp = teacher.value_and_vjp(np.ascontiguousarray(frame))
-        slopes = np.stack([vjp(unit) for unit in units])
+        frame = np.ascontiguousarray(frame)
+        # a teacher answers one question about the gradient for each evaluation
+        answers = [(psi, vjp(unit)) for unit in units for psi, vjp in [teacher.value_and_vjp(frame)]]
+        psi, slopes = answers[0][0], np.stack([slope for _, slope in answers])
         if np.isfinite(psi).all() and np.isfinite(slopes).all():
             kept.append(k)
             values.append(np.array(psi, dtype=np.float32))

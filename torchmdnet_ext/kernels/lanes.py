@@ -11,7 +11,7 @@ import math
 import operator
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 from numba.np.arrayobj import make_array
@@ -135,6 +135,53 @@ def _make_broadcast(count):
 broadcast8, broadcast16 = _make_broadcast(WIDTH), _make_broadcast(PANEL)  # (array, offset) -> that number in all lanes
 
 
+def _make_product(rows):
+    @intrinsic
+    def product(typingctx, a, a0, inner, packed, w, start, out, out0, columns, add):
+        """Of a matrix product, PANEL columns in `rows` rows.
+
+        out = start + a @ packed, or out += start + a @ packed where `add` is set, with a (rows, inner) from a0 on, packed
+        (inner, PANEL) from w on and out (rows, columns) from out0 on; `start` is lanes.
+        """
+
+        def codegen(context, builder, sig, args):
+            a_array, a_first, count, weights, w_first, first_value, target, out_first, stride, added = args
+            totals = [cgutils.alloca_once_value(builder, first_value) for _ in range(rows)]
+            row_starts = [builder.add(a_first, builder.mul(count, count.type(row))) for row in range(rows)]
+            with cgutils.for_range(builder, count, intp=count.type) as loop:
+                at = builder.add(w_first, builder.mul(loop.index, count.type(PANEL)))
+                line = _load(builder, _address(context, builder, packed, weights, at), start.llvm, _itemsize(packed))
+                for total, row in zip(totals, row_starts, strict=True):
+                    address = _address(context, builder, a, a_array, builder.add(row, loop.index))
+                    term = builder.fmul(_splat(builder, builder.load(address), start.llvm), line, flags=_FUSE)
+                    builder.store(builder.fadd(builder.load(total), term, flags=_FUSE), total)
+            addresses = [
+                builder.bitcast(
+                    _address(context, builder, out, target, builder.add(out_first, builder.mul(stride, count.type(row)))),
+                    start.llvm.as_pointer(),
+                )
+                for row in range(rows)
+            ]
+            size = _itemsize(out)
+            with builder.if_else(added) as (then, otherwise):
+                with then:
+                    for address, total in zip(addresses, totals, strict=True):
+                        old = builder.load(address, align=size)
+                        builder.store(builder.fadd(old, builder.load(total), flags=_FUSE), address, align=size)
+                with otherwise:
+                    for address, total in zip(addresses, totals, strict=True):
+                        builder.store(builder.load(total), address, align=size)
+            return context.get_dummy_value()
+
+        index = types.intp
+        return types.void(a, index, index, packed, index, start, out, index, index, types.boolean), codegen
+
+    return product
+
+
+product1, product2, product3, product4, product5, product6 = (_make_product(rows) for rows in range(1, 7))
+
+
 @intrinsic
 def store(typingctx, array, offset, lanes):
     def codegen(context, builder, sig, args):
@@ -157,6 +204,21 @@ def increase(typingctx, array, offset, lanes):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, lanes), codegen
+
+
+@intrinsic
+def prefetch(typingctx, array, offset):
+    """Ask for the cache line at `offset`: to be read soon."""
+
+    def codegen(context, builder, sig, args):
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        address = builder.bitcast(_address(context, builder, array, args[0], args[1]), byte)
+        builder.call(function, [address, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
 
 
 def _coefficients(context, builder, array_type, args, lanes, numbers):

@@ -134,11 +134,11 @@ class Neighbours(nn.Module):
         """
         if bool(self.box.any()):
             raise ValueError("Pairs of fixed shapes are for molecules without a periodic box. Use a network without one.")
-        self._every_pair = True
+        before, self._every_pair = self._every_pair, True
         try:
             yield
         finally:
-            self._every_pair = False
+            self._every_pair = before
 
     def forward(self, pos: Tensor, batch: Tensor, box: Tensor | None = None, pairs=None) -> Graph:
         """Graph of the atoms at `pos` (N, 3) in angstrom.

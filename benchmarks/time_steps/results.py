@@ -1,0 +1,141 @@
+"""What came out of the runs of benchmarks/multiple_time_steps.py: averages with errors, tables and figures."""
+
+from functools import partial
+
+import numpy as np
+from time_steps.runs import DRIFT_LENGTH, INTERVAL, STIFFNESSES, drift_run, load_chunks
+from time_steps.systems import BARRIER, CENTRE, EVERY, KT, SYSTEMS, TEMPERATURE, TIMESTEP, WELL
+
+
+def weighted(rows):
+    """s and the weights that undo the bias, of any number of chunks."""
+    return rows[..., 0].ravel(), np.exp((rows[..., 1].ravel() - rows[..., 1].max()) / KT)
+
+
+def with_error(function, rows):
+    """function(rows) and its standard error, by drawing chunks (the first axis of rows) with replacement."""
+    rng = np.random.default_rng(0)
+    draws = [function(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(200)]
+    # as of independent chunks: n drawn from n scatter less than n of many
+    return function(rows), np.std(draws, axis=0) * np.sqrt(len(rows) / max(len(rows) - 1, 1))
+
+
+def profile(rows, edges):
+    """Free energy (bins,) in kJ/mol, of a density that is normalised over the bins; NaN where nothing was seen."""
+    s, weights = weighted(rows)
+    density = np.histogram(s, edges, weights=weights)[0]
+    return -KT * np.log(np.where(density > 0, density, np.nan) / density.sum())
+
+
+def difference(rows, middle):
+    """Free energy of s > middle relative to s < middle, kJ/mol."""
+    s, weights = weighted(rows)
+    return -KT * np.log(weights[s > middle].sum() / weights[s < middle].sum())
+
+
+def drift(energies, dof, length=DRIFT_LENGTH):
+    """Of a straight line: its slope, kJ/mol/ns per degree of freedom, and the scatter about it, kJ/mol; infinite if the run
+    blew up."""
+    if len(energies) < round(length / INTERVAL):
+        return np.inf, np.inf
+    times = 1e-3 * INTERVAL * np.arange(len(energies))
+    line = np.polyfit(times, energies, 1)
+    return line[0] / dof, float(np.std(energies - np.polyval(line, times)))
+
+
+def print_tables(folder, seeds):
+    for name, kind in SYSTEMS.items():
+        runs = all_runs(name, folder)
+        if not runs:
+            continue
+        print(f"\n{name}: {len(runs[1])} chunks of {kind.length:g} ps; means and standard errors; K, kJ/mol")
+        columns = ("T at a kick", "T between kicks", "inner energy", "free energy difference")
+        print("every" + "".join(f"{column:>24s}" for column in columns))
+        for every, rows in runs.items():
+            shown = [with_error(lambda part, k=k: part[..., k].mean(), rows) for k in (2, 3, 4)]
+            shown.append(with_error(partial(difference, middle=kind.middle), rows))
+            print(f"{every:5d}" + "".join(f"{value:15.2f} +- {error:5.2f}" for value, error in shown))
+    if not (folder / f"drift.frozen.8.{seeds - 1}.npz").exists():
+        return
+    print("\nlearned CV, frozen bias, no thermostat: drift, kJ/mol/ns/dof, and scatter about it, kJ/mol, of each run")
+    for every in EVERY:
+        runs = [drift(*drift_run("frozen", None, every, k, folder)[:2]) for k in range(seeds)]
+        print(f"{every:5d}   " + "   ".join(f"{slope:9.4f} {scatter:7.3f}" for slope, scatter in runs))
+    print("\nlearned CV, springs, no thermostat: omega*(every*timestep), drift, scatter")
+    for stiffness in STIFFNESSES:
+        for every in EVERY:
+            energies, dof, omega = drift_run(f"spring-{stiffness:g}", None, every, 0, folder)
+            slope, scatter = drift(energies, dof)
+            print(f"{stiffness:8g}{every:4d}{omega * every * TIMESTEP:8.2f}{slope:11.4f}{scatter:9.3f}")
+
+
+def all_runs(name, folder):
+    runs = {every: load_chunks(name, every, folder) for every in EVERY}
+    # the same number of chunks of each
+    n = min(map(len, runs.values()))
+    return {every: rows[:n] for every, rows in runs.items()} if n > 1 else {}
+
+
+def draw_free_energies(folder, path):
+    from matplotlib.figure import Figure
+
+    labels = {"double-well": "distance (nm)", "phi": "phi (rad)", "learned": "learned CV"}
+    found = {name: runs for name in SYSTEMS if (runs := all_runs(name, folder))}
+    figure = Figure(figsize=(3.6 * len(found), 4.6), layout="constrained")
+    axes = figure.subplots(2, len(found), sharex="col", squeeze=False, height_ratios=(2, 1))
+    for (upper, lower), (name, runs) in zip(axes.T, found.items(), strict=True):
+        edges = SYSTEMS[name].edges
+        centres = 0.5 * (edges[1:] + edges[:-1])
+        profiles = {every: with_error(partial(profile, edges=edges), rows) for every, rows in runs.items()}
+        reference, its_error = profiles[1]
+        lowest = np.nanmin(reference)
+        if name == "double-well":
+            energy = BARRIER * (((centres - CENTRE) / WELL) ** 2 - 1) ** 2 - 2 * KT * np.log(centres)
+            exact = energy + KT * np.log(np.exp(-energy / KT).sum())
+            upper.plot(centres, exact - lowest, color="black", linewidth=1, label="exact")
+        for k, (every, (F, error)) in enumerate(profiles.items()):
+            upper.plot(centres, F - lowest, marker=".", linestyle="none", color=f"C{k}", label=f"every = {every}")
+            if every > 1:
+                shift = (k - 2) * 0.2 * (centres[1] - centres[0])
+                both = np.hypot(error, its_error)
+                lower.errorbar(centres + shift, F - reference, both, fmt=".", color=f"C{k}", markersize=4, linewidth=0.8)
+        lower.axhline(0, color="black", linewidth=0.8)
+        lower.set(xlabel=labels[name], ylim=(-3, 3))
+        upper.set_title(name)
+        upper.legend(frameon=False, fontsize=8)
+    axes[0, 0].set_ylabel("F (kJ/mol)")
+    axes[1, 0].set_ylabel("F - F(every = 1)")
+    figure.savefig(path, dpi=110)
+
+
+def draw_temperature_and_drift(folder, path, seeds):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.8, 3.4), layout="constrained")
+    left, centre, right = figure.subplots(1, 3)
+    for k, name in enumerate(SYSTEMS):
+        runs = all_runs(name, folder)
+        for column, marker, label in ((2, "v", "at a kick"), (3, "o", "between kicks")):
+            if not runs:
+                continue
+            values = np.array([with_error(lambda part, c=column: part[..., c].mean(), rows) for rows in runs.values()])
+            places = np.array(list(runs)) * 1.06 ** (k - 1)
+            left.errorbar(places, *values.T, fmt=marker, color=f"C{k}", markersize=5, label=f"{name}, {label}")
+    left.axhline(TEMPERATURE, color="black", linewidth=0.8)
+    left.set(xscale="log", xlabel="every", ylabel="kinetic temperature (K)", xticks=EVERY, xticklabels=EVERY)
+    left.minorticks_off()
+    left.legend(frameon=False, fontsize=7)
+    for k, every in enumerate(EVERY):
+        energies, _, _ = drift_run("frozen", None, every, 0, folder)
+        times = INTERVAL * np.arange(len(energies))
+        centre.plot(times, energies - energies[0], color=f"C{k}", linewidth=0.8, label=f"{every}")
+    centre.set(xlabel="time (ps)", ylabel="energy (kJ/mol), no thermostat")
+    centre.legend(frameon=False, fontsize=8, title="every")
+    for k, every in enumerate(EVERY):
+        runs = [drift_run(f"spring-{stiffness:g}", None, every, 0, folder) for stiffness in STIFFNESSES]
+        phases = [omega * every * TIMESTEP for _, _, omega in runs]
+        drifts = [min(abs(drift(energies, dof)[0]), 1e4) for energies, dof, _ in runs]
+        right.plot(phases, drifts, marker="o", color=f"C{k}", markersize=4, label=f"{every}")
+    right.set(xscale="log", yscale="log", xlabel="omega * every * timestep", ylabel="|drift| (kJ/mol/ns/dof)")
+    right.legend(frameon=False, fontsize=8, title="every")
+    figure.savefig(path, dpi=110)

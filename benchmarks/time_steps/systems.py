@@ -1,0 +1,231 @@
+"""What benchmarks/multiple_time_steps.py simulates: small systems, each with a static bias on one coordinate."""
+
+import zlib
+from dataclasses import dataclass
+from importlib.resources import files
+
+import mdtraj
+import numpy as np
+import openmm
+
+from openmm_geomgnn.backends.evaluation import Evaluation
+from openmm_geomgnn.backends.python_force import make_force
+from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.fitting import FitSettings, fit_cv
+from openmm_geomgnn.force import BiasHandle, GeomGNNCV
+from openmm_geomgnn.integrators import make_integrator
+from openmm_geomgnn.sampling.opes import OPES
+from openmm_geomgnn.sampling.systems import build_system, load_structure
+from openmm_geomgnn.sampling.unbiased import run_unbiased
+from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.units import BOLTZMANN
+
+EVERY = (1, 2, 4, 8)
+TIMESTEP, TEMPERATURE, FRICTION = 0.002, 300.0, 5.0  # ps, K, 1/ps
+KT = BOLTZMANN * TEMPERATURE
+ALA2 = [files("openmm_geomgnn.data") / name for name in ("ala2-c7eq.pdb", "ala2-c7ax.pdb")]
+PHI = [4, 6, 8, 10]
+# the double well: nm, nm, kJ/mol, amu, rad/ps
+CENTRE, WELL, BARRIER, MASS, FAST = 0.3, 0.1, 20.0, 12.0, 300.0
+PLATFORM = openmm.Platform.getPlatformByName("Reference")
+
+
+class Coordinate:
+    """A function of a few positions (n, 3) in angstrom, with its gradient, in place of a BoundCV."""
+
+    dimension, engine_name = 1, "python"
+
+    def __init__(self, atoms, function):
+        self.atoms, self.function = np.array(atoms), function
+
+    def bind(self):
+        return self
+
+    def value_and_vjp(self, pos):
+        value, gradient = self.function(pos)
+        return np.array([value]), lambda weights: weights[0] * gradient
+
+    def addToSystem(self, system, bias):
+        evaluation = Evaluation(self, bias=bias, bound=self)
+        force = make_force(evaluation)
+        force.setForceGroup(31)
+        system.addForce(force)
+        return BiasHandle(force, evaluation, system)
+
+
+def distance(positions):
+    """Distance of the first two atoms in nm, and its gradient."""
+    apart = positions[1] - positions[0]
+    length = np.linalg.norm(apart)
+    return 0.1 * length, 0.1 / length * np.stack([-apart, apart])
+
+
+def torsion(positions):
+    """The torsion of four points and its gradient (Blondel & Karplus, J. Comput. Chem. 17, 1132 (1996))."""
+    b1, b2, b3 = np.diff(positions, axis=0)
+    m, n, length = np.cross(b1, b2), np.cross(b2, b3), np.linalg.norm(b2)
+    first, last = -length / (m @ m) * m, length / (n @ n) * n
+    p, q = (b1 @ b2) / length**2, (b3 @ b2) / length**2
+    gradient = np.stack([first, -(1 + p) * first + q * last, p * first - (1 + q) * last, last])
+    return np.arctan2(length * (b1 @ n), m @ n), gradient
+
+
+@dataclass(frozen=True)
+class Static:
+    """A bias that never changes, from a function s (d,) -> (V in kJ/mol, dV/ds (d,))."""
+
+    function: object
+
+    def initial_state(self, dimension=None, n_walkers=1):
+        return ()
+
+    def bias(self, state, s):
+        return self.function(s)
+
+
+@dataclass(frozen=True)
+class Spring:
+    """0.5*stiffness*(s - centre)^2."""
+
+    stiffness: float
+    centre: float
+
+    def __call__(self, s):
+        return 0.5 * self.stiffness * float(np.sum((s - self.centre) ** 2)), self.stiffness * (s - self.centre)
+
+
+def lowered_barrier(s):
+    """Takes nine tenths of the double well's energy away: what is left is a barrier of 0.8 kT."""
+    u = (s - CENTRE) / WELL
+    return -0.9 * BARRIER * float((u @ u - 1) ** 2), -3.6 * BARRIER / WELL * u * (u @ u - 1)
+
+
+
+
+class DoubleWell:
+    """Three atoms. The energy of the distance r of the first two is BARRIER*(((r - CENTRE)/WELL)^2 - 1)^2; the third hangs
+    on the second by a bond as fast as that of a carbonyl group. The free energy of r is that energy less 2*kT*ln(r)."""
+
+    length, edges, middle = 480.0, np.linspace(0.15, 0.45, 31), CENTRE
+
+    def __init__(self, folder):
+        self.bias = Static(lowered_barrier)
+
+    def system(self):
+        system = openmm.System()
+        for _ in range(3):
+            system.addParticle(MASS)
+        well = openmm.CustomBondForce(f"{BARRIER}*(((r-{CENTRE})/{WELL})^2-1)^2")
+        well.addBond(0, 1)
+        bond = openmm.HarmonicBondForce()
+        bond.addBond(1, 2, 0.12, MASS / 2 * FAST**2)
+        system.addForce(well)
+        system.addForce(bond)
+        return system, np.array([[0.0, 0, 0], [CENTRE + WELL, 0, 0], [CENTRE + WELL, 0.12, 0]])
+
+    def add_bias(self, system, bias=None):
+        return Coordinate([0, 1], distance).addToSystem(system, bias or self.bias)
+
+    def inner_energy(self, positions):
+        return MASS / 4 * FAST**2 * float((np.linalg.norm(positions[2] - positions[1]) - 0.12) ** 2)
+
+
+class Ala2:
+    """Alanine dipeptide, amber14 and OBC2. The bias is that of an OPES run, frozen: how it came about does not matter."""
+
+    middle = 0.0
+
+    def __init__(self, folder):
+        self.topology, self.positions = load_structure(ALA2[0])
+        self._angles = self._angle_context()
+        self._cv = self.cv(folder)
+        opes = self.opes
+        path = folder / f"{type(self).__name__}.bias.npz"
+        if not path.exists():
+            state = self._grow(opes)
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **opes.to_arrays(state))
+        with np.load(path) as arrays:
+            state = opes.from_arrays(dict(arrays))
+        self.bias = Static(lambda s: opes.bias(state, s))
+
+    def system(self):
+        return build_system(self.topology), self.positions
+
+    def add_bias(self, system, bias=None):
+        return self._cv.addToSystem(system, bias or self.bias)
+
+    def _grow(self, opes, every=4):
+        """The state of an adaptive run of `growth` ps."""
+        system, positions = self.system()
+        handle = self._cv.addToSystem(system, opes)
+        integrator = make_integrator(TEMPERATURE, FRICTION, TIMESTEP, every, handle.forceGroup)
+        context = make_context(system, integrator, positions)
+        for k in range(self.growth):
+            integrator.step(round(1 / (TIMESTEP * every)))
+            handle.setState(opes.update(handle.getState(), handle.value(context)[0]))
+            if k % 50 == 0:
+                print(f"{type(self).__name__}: growing the bias, {context.getTime()}", flush=True)
+        return handle.getState()
+
+    def _angle_context(self):
+        system = build_system(self.topology)
+        for index in reversed(range(system.getNumForces())):
+            if not isinstance(system.getForce(index), openmm.HarmonicAngleForce):
+                system.removeForce(index)
+        return openmm.Context(system, openmm.VerletIntegrator(0.001), PLATFORM)
+
+    def inner_energy(self, positions):
+        self._angles.setPositions(positions)
+        return self._angles.getState(getEnergy=True).getPotentialEnergy()._value
+
+
+class Phi(Ala2):
+    length, growth, edges = 240.0, 500, np.linspace(-np.pi, np.pi, 37)
+    opes = OPES(barrier=30, pace=500, sigma=0.3, periods=[(-np.pi, np.pi)])
+
+    def cv(self, folder):
+        return Coordinate(PHI, torsion)
+
+
+class Learned(Ala2):
+    length, growth, edges = 120.0, 400, np.linspace(-1.3, 1.3, 27)
+    opes = OPES(barrier=40, pace=500, sigma=0.12)
+
+    def cv(self, folder):
+        path = folder / "cv.safetensors"
+        if not path.exists():
+            specs = [
+                WalkerSpec(structure, index=i, equilibration=5.0, platform="Reference", frame_interval=100)
+                for i, structure in enumerate(ALA2)
+            ]
+            runs = run_unbiased(specs, 150.0, folder / "unbiased")
+            topology = mdtraj.Topology.from_openmm(self.topology)
+            cv = fit_cv(
+                [mdtraj.Trajectory(run.frames, topology) for run in runs],
+                topology,
+                FitSettings(lag_time=5.0, frame_interval=0.2, window="all"),
+            )
+            cv.save(path)
+        return GeomGNNCV(path, self.topology)
+
+
+SYSTEMS = {"double-well": DoubleWell, "phi": Phi, "learned": Learned}
+
+
+def make_context(system, integrator, positions, seed=1):
+    context = openmm.Context(system, integrator, PLATFORM)
+    context.setPositions(positions)
+    context.applyConstraints(1e-8)
+    context.setVelocitiesToTemperature(TEMPERATURE, seed)
+    return context
+
+
+def biased_system(case, bias=None):
+    """(system, positions, handle): the bias in a force group of its own, the rest in group 0."""
+    system, positions = case.system()
+    return system, positions, case.add_bias(system, bias)
+
+
+def seed_of(*words):
+    return zlib.crc32(" ".join(map(str, words)).encode()) % 2**31

@@ -1,0 +1,52 @@
+"""The whole system of a walker that fails: its last good frame and the failing one."""
+
+from pathlib import Path
+
+import numpy as np
+import openmm
+
+
+class LastFrames:
+    """Remembers the last good positions of a walker, to be saved next to those at which it fails.
+
+    folder : of the run, which gets a folder failure.<index>, or None: nothing is saved.
+    index : of the walker.
+    topology : openmm.app.Topology
+    """
+
+    def __init__(self, folder, index, topology):
+        self.folder = None if folder is None else Path(folder) / f"failure.{index}"
+        self._topology = topology
+        self._context = self._good = None
+
+    def follow(self, context, positions=None):
+        """context: the openmm.Context that is about to go on. positions: (N, 3) in nm, finite, that it has now."""
+        self._context, self._good = context, positions
+
+    def save(self):
+        """Write system-step-N.pdb and .npz: where the atoms of the Context are, and where they were when all was well.
+
+        Returns
+        -------
+        str
+            For the error message: which atoms have no finite positions, and where the frames are.
+        """
+        if self.folder is None or self._context is None:
+            return ""
+        import mdtraj
+
+        from openmm_geomgnn.backends.failures import atom_names, save_frames
+
+        try:
+            state = self._context.getState(getPositions=True)
+        except openmm.OpenMMException as error:
+            return f" The frames could not be saved: {error}."
+        frames = {"failing": state.getPositions(asNumpy=True)._value}
+        if self._good is not None:
+            frames = {"last_good": self._good, **frames}
+        topology = mdtraj.Topology.from_openmm(self._topology)
+        bad = np.flatnonzero(~np.isfinite(frames["failing"]).all(axis=1))
+        named = f" The positions of {atom_names(topology, bad)} are not finite." if len(bad) else ""
+        box, step = state.getPeriodicBoxVectors(asNumpy=True)._value, state.getStepCount()
+        where = save_frames(self.folder, f"system-step-{step}", topology, frames, bad, box, step=step)
+        return f"{named} Of all atoms: {where[0].lower()}{where[1:]}"
