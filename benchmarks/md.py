@@ -7,8 +7,8 @@
 amber14 and OBC2 implicit solvent at 300 K, 2 fs; the CV is the encoder et-64 on heavy atoms (chignolin: one window for each
 residue and its neighbours) with a linear projection. Its weights are random: that costs as much as a fitted one. OPES with
 a deposition in every round acts on it, every 1, 2, 4 or 8 steps. One thread. Unbiased and biased walkers are advanced in
-turns in one process; times are of the processor, so that other programs disturb them less; ratios are medians of the
-ratios of a round.
+turns in one process; times are of the processor, so that other programs disturb them less. Ratios are those of the medians,
+and of the least times, which other programs disturb least.
 """
 
 import argparse
@@ -97,14 +97,14 @@ def measure(common, cv, steps, aim, rounds):
             if every:
                 states[every] = bias.update(states[every], report.s)
             times[every].append(1e3 * (time.process_time() - started) / steps)
-    times = {every: np.array(values) for every, values in times.items()}
-    ratios = {every: float(np.median(times[every] / times[0])) for every in EVERY}
-    print(f"{'':12s}{'ms per 2 fs step, median / least':>34s}{'ratio':>8s}")
-    for every, values in times.items():
-        label, ratio = (f"every = {every}", f"{ratios[every]:7.2f}x") if every else ("unbiased", "")
-        print(f"{label:12s}{np.median(values):24.3f} /{values.min():8.3f}{ratio:>8s}")
+    median, least = ({every: f(values) for every, values in times.items()} for f in (np.median, min))
+    print(f"{'':12s}{'ms per 2 fs step, median / least':>34s}{'ratio, median / least':>26s}")
+    for every in times:
+        ratios = f"{median[every] / median[0]:16.2f} /{least[every] / least[0]:7.2f}x" if every else ""
+        label = f"every = {every}" if every else "unbiased"
+        print(f"{label:12s}{median[every]:24.3f} /{least[every]:8.3f}{ratios}")
     if aim is not None:
-        met = "met" if ratios[AIMED_EVERY] <= aim else "missed"
+        met = "met" if least[AIMED_EVERY] <= aim * least[0] else "missed"
         print(f"aim: at most {aim:g}x at every = {AIMED_EVERY}: {met}")
 
 

@@ -8,6 +8,7 @@ from openmm_geomgnn import cv_file
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.mixers import make_mixer
+from openmm_geomgnn.readout import make_readout
 from openmm_geomgnn.selection import as_topology, check_same_molecule, residue_table, select_atoms
 from openmm_geomgnn.students.cv import StudentCV
 from openmm_geomgnn.tokens import Tokenizer
@@ -218,6 +219,7 @@ class BoundCV(nn.Module):
         self.to(choose_device(device, engine))
         self._engine = make_engine(engine, self.tokenizer, precision)
         self.engine_name = self._engine.name
+        self._readout = make_readout(self.tokenizer, self.mixer, self.mean, self.projection, self._project)
         self._function = None
         if self.device.type != "cpu":
             from openmm_geomgnn.engines.cuda_graph import EagerFunction, GraphedFunction
@@ -274,13 +276,14 @@ class BoundCV(nn.Module):
         if self.takes_tensors:
             return self._tensor_value_and_vjp(pos)
         x, v, features_vjp = self._engine.features_and_vjp(pos)
-        x, v = x.requires_grad_(True), v.requires_grad_(True)
-        psi = self._project(self.tokenizer.pool(x, v, 1))[0]
+        psi, readout_vjp = self._readout(x, v)
+        return psi, lambda weights: features_vjp(*readout_vjp(weights))
 
-        def vjp(weights):
-            return features_vjp(*torch.autograd.grad(psi, (x, v), torch.from_numpy(weights)))
-
-        return psi.detach().numpy(), vjp
+    def warm_up(self, announce):
+        """Compile the engine's kernels if no process has done so yet; `announce` is called before, as it takes long."""
+        if getattr(self._engine, "needs_compiling", False):
+            announce()
+            self.value_and_vjp(np.zeros((len(self.atoms), 3)))[1](np.ones(self.dimension))
 
     def _tensor_value_and_vjp(self, pos):
         """As `value_and_vjp`; of a tensor only psi and the weights go from one device to the other."""

@@ -228,7 +228,7 @@ class TestDoctor:
     def test_where_all_is_well(self, monkeypatch, capsys):
         found = findings()
         found["problems"] = doctor.problems(found)
-        monkeypatch.setattr(doctor, "examine", lambda quiet: found)
+        monkeypatch.setattr(doctor, "examine", lambda *announce: found)
         assert doctor.run_doctor() == 0
         text = " ".join(capsys.readouterr().out.split())
         assert "auto takes the backend PythonForce, the engine numba for et-64, and the platform CPU" in text
@@ -253,7 +253,7 @@ class TestDoctor:
     def test_what_is_broken(self, monkeypatch, capsys, changes, problem):
         found = findings(**changes)
         found["problems"] = doctor.problems(found)
-        monkeypatch.setattr(doctor, "examine", lambda quiet: found)
+        monkeypatch.setattr(doctor, "examine", lambda *announce: found)
         assert doctor.run_doctor() == (problem is not None)
         assert problem is None or any(problem in told for told in found["problems"])
         assert problem is None or "Problem" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from force_systems import BIAS, PDB, POSITIONS, energy_and_forces, make_context,
 from graph_stand_in import Operators, StandIn, as_on_a_gpu
 from molecules import TRANSFORMER, ala2, peptide, random_cv, random_encoder
 
-from openmm_geomgnn import GeomGNNCV
+from openmm_geomgnn import GeomGNNCV, engines
 from openmm_geomgnn.engines import choose_device
 from openmm_geomgnn.engines.cuda_graph import EagerFunction, GraphedFunction, Replay
 from openmm_geomgnn.errors import GeomGNNError
@@ -283,6 +283,21 @@ class TestDevice:
             with pytest.raises(GeomGNNError, match=message) as error:
                 make()
             assert "\n" not in str(error.value)
+
+
+    @pytest.mark.parametrize(
+        ("engine", "name", "kind"),
+        [("auto", "cuda", GraphedFunction), ("cuda", "cuda", GraphedFunction), ("eager", "eager", EagerFunction)],
+    )
+    def test_bound_to_another_device(self, monkeypatch, engine, name, kind):
+        """With the meta device for a GPU: what the constructor makes, and that all of the CV is there."""
+        monkeypatch.setattr(engines, "choose_device", lambda device, engine: torch.device("meta"))
+        bound = bound_cv(engine=engine)
+        assert bound.engine_name == name and type(bound._function) is kind and bound.takes_tensors
+        assert {tensor.device.type for tensor in [*bound.parameters(), *bound.buffers()]} == {"meta"}
+        pos = torch.zeros(len(bound.atoms), 3, dtype=torch.float64, device="meta")
+        monkeypatch.setattr(bound.tokenizer.encoder.network.distance, "_every_pair", True)
+        assert bound._function._function(pos).device.type == "meta"
 
 
 @gpu

@@ -20,14 +20,14 @@ from openmm_geomgnn.cli import main as cli
 from openmm_geomgnn.cli import workflow
 from openmm_geomgnn.cli.config import distill_settings, load_distill, load_fit, load_protocol
 from openmm_geomgnn.cv import CollectiveVariable
-from openmm_geomgnn.distillation import DistillSettings, costs, distill
+from openmm_geomgnn.distillation import DistillSettings, distill
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.fitting import FitSettings, fit_cv
 from openmm_geomgnn.students.cv import StudentCV
 
 BASINS = [ALA2, ALA2.parent / "ala2-c7ax.pdb"]
 INTERVAL = 0.1  # ps between frames
-SMALL = {"hidden": 48, "labels": 2400, "epochs": 30, "batch_size": 32}
+SMALL = {"hidden": 48, "labels": 1600, "epochs": 25, "batch_size": 32, "learning_rate": 1e-2}
 
 
 def simulated(path, frames=300):
@@ -81,7 +81,7 @@ class TestStudent:
         assert min(found["held_out"]["r2"]) > 0.97 and found["held_out"]["r2"][0] > 0.995
         assert found["held_out"]["gradient_error"][0] < 0.5
         assert found["displaced"]["r2"][0] > 0.98 and found["turned"]["r2"][0] > 0.9
-        assert found["training"] > 2300 and found["frames"] == [300, 300] and 1 <= found["best_epoch"] <= 30
+        assert found["training"] > 1500 and found["frames"] == [300, 300] and 1 <= found["best_epoch"] <= 25
 
     def test_the_errors_are_true(self, teacher, student, trajectories):
         """On new frames, computed without the functions that reported them."""
@@ -112,11 +112,6 @@ class TestStudent:
         short = DistillSettings(hidden=8, labels=200, epochs=2)
         found = [distill(teacher, ALA2, trajectories, short).content_hash() for _ in range(2)]
         assert found[0] == found[1]
-
-    def test_cheaper_than_its_teacher(self, teacher, student, trajectories):
-        """No figure here, they depend on the machine: `geomgnn distill` prints them."""
-        found = costs(teacher, student, ALA2, trajectories[0])
-        assert found["student"] < found["eager"] and (found["compiled"] is None or found["compiled"] < found["eager"])
 
     def test_windows_of_residues(self, teacher, trajectories):
         """The student sees the distances that the teacher's windows hold, and no others."""
@@ -170,7 +165,11 @@ class TestInSimulations:
         """No unbiased runs, no fit; the student, copied, is the CV of the run."""
         protocol = {
             "output": str(tmp_path / "run"),
-            "system": {"structures": [str(path) for path in BASINS], "forcefield": ["amber14-all.xml"], "platform": "Reference"},
+            "system": {
+                "structures": [str(path) for path in BASINS],
+                "forcefield": ["amber14-all.xml"],
+                "platform": "Reference",
+            },
             "cv": {"file": str(files / "student.cv.safetensors"), "components": 2},
             "unbiased": {"equilibration": "0.2 ps", "comparison_length": "1 ps"},
             "bias": {"pace": "0.12 ps"},
@@ -215,12 +214,12 @@ class TestCommand:
 
     def test_on_the_command_line(self, geomgnn, files, tmp_path):
         inputs = [files / "teacher.cv.safetensors", ALA2, files / "0.xtc", files / "1.xtc"]
-        small = ["--hidden", 32, "--labels", 1200, "--stride", 2, "--set", "epochs=15", "--set", "batch_size=32"]
+        small = ["--hidden", 32, "--labels", 800, "--stride", 2, "--set", "epochs=10", "--set", "batch_size=32"]
         code, output, error = geomgnn("distill", *inputs, "-o", "small.cv.safetensors", *small)
         assert code == 0 and error == "", error
         student = CollectiveVariable.load(tmp_path / "small.cv.safetensors")
         found = student.training_information["distillation"]
-        assert student.network.first.out_features == 32 and found["frames"] == [150, 150] and found["epochs"] <= 15
+        assert student.network.first.out_features == 32 and found["frames"] == [150, 150] and found["epochs"] <= 10
         assert found["cost_ms"]["student"] < found["cost_ms"]["eager"]
         lines = output.splitlines()
         header = next(k for k, line in enumerate(lines) if line.split() == ["component", "R2", "RMSE", "gradient", "error"])
@@ -263,7 +262,8 @@ class TestCommand:
                    for name in spelt - {"output"} for value in [getattr(settings, name)]}  # fmt: skip
         (tmp_path / "minimal.yaml").write_text(yaml.safe_dump(minimal))
         assert load_distill(tmp_path / "minimal.yaml").model_dump(exclude=spelt) == settings.model_dump(exclude=spelt)
-        student = command.run_distill(load_distill(example, {"labels": 300, "epochs": 2, "hidden": 16}))
+        with pytest.warns(UserWarning, match="The student is poor"):  # after so little training
+            student = command.run_distill(load_distill(example, {"labels": 300, "epochs": 2, "hidden": 16}))
         written = CollectiveVariable.load(tmp_path / "ala2-student.cv.safetensors")
         assert written.content_hash() == student.content_hash()
 

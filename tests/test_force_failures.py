@@ -51,7 +51,7 @@ def failure(context, groups=-1):
 def biased(cv_file, bias=BIAS, box=None, **options):
     """A Context without anything but a bias, and its handle."""
     system = make_system(box=box)
-    handle = GeomGNNCV(cv_file, PDB.topology, **options).addToSystem(system, bias)
+    handle = GeomGNNCV(cv_file, PDB.topology, engine="eager", **options).addToSystem(system, bias)
     return make_context(system), handle
 
 
@@ -59,7 +59,7 @@ def damaged(cv_file, damage, **options):
     """As `biased`, with a CV that `damage` has been done to."""
     cv = CollectiveVariable.load(cv_file)
     damage(cv)
-    return biased(cv, engine="eager", **options)
+    return biased(cv, **options)
 
 
 class TestWhatStops:
@@ -110,7 +110,7 @@ class TestWhatStops:
         assert message.startswith("The forces of the bias on atoms 0 (") and "are not finite at step 0 (s = [" in message
 
     def test_box(self, cv_file):
-        evaluation = GeomGNNCV(cv_file, PDB.topology, periodic=True)._evaluation
+        evaluation = GeomGNNCV(cv_file, PDB.topology, periodic=True, engine="eager")._evaluation
         with pytest.raises(GeomGNNError, match="box vectors are not finite at step 7"):
             evaluation(POSITIONS[ATOMS], np.full((3, 3), np.nan), 7)
 
@@ -134,15 +134,17 @@ class TestErrorsOfOthers:
         assert isinstance(handle.error, KeyError) and handle.error.__traceback__ is not None
 
     def test_chain_to_what_caused_them(self, cv_file):
-        handle_of = GeomGNNCV(cv_file, PDB.topology).addToSystem(make_system(), Bias(error=ZeroDivisionError("no")))
+        handle = GeomGNNCV(cv_file, PDB.topology, engine="eager").addToSystem(
+            make_system(), Bias(error=ZeroDivisionError("no"))
+        )
         with pytest.raises(GeomGNNError) as caught:
-            handle_of._evaluation(POSITIONS[ATOMS], None, 0)
-        assert caught.value.__cause__ is handle_of.error and type(handle_of.error) is ZeroDivisionError
+            handle._evaluation(POSITIONS[ATOMS], None, 0)
+        assert caught.value.__cause__ is handle.error and type(handle.error) is ZeroDivisionError
 
     def test_in_a_custom_cv_force_the_message_has_the_traceback(self, cv_file, monkeypatch):
         """The force there is a copy, so there is nobody else to ask."""
 
-        def stumble(bound, tokens):
+        def stumble(bound, pos):
             raise RuntimeError(f"stumbled over {len(bound.atoms)} atoms")
 
         force = openmm.CustomCVForce("q")
@@ -150,7 +152,7 @@ class TestErrorsOfOthers:
         system = make_system()
         system.addForce(force)
         context = make_context(system)
-        monkeypatch.setattr("openmm_geomgnn.cv.BoundCV._project", stumble)
+        monkeypatch.setattr("openmm_geomgnn.cv.BoundCV.value_and_vjp", stumble)
         message = failure(context)
         assert "RuntimeError: stumbled over 10 atoms. This came from the network" in message
         assert "in stumble" in message and "geomgnn-failure-step-0.pdb" in message
@@ -245,7 +247,7 @@ class TestWalkers:
         return {"structure": path, "system": settings, "platform": "CPU", "seed": 1, "colvar_interval": 5}
 
     def test_save_all_atoms_next_to_those_of_the_cv(self, cv_file, water, tmp_path):
-        spec = WalkerSpec(**water, cv_path=cv_file, minimise=False, timestep=0.0005)
+        spec = WalkerSpec(**water, cv_path=cv_file, engine="eager", minimise=False, timestep=0.0005)
         with pytest.raises(GeomGNNError, match="Walker 0 .* The bias is not finite at step 0") as caught:
             Runner([spec], Spring(stiffness=np.nan, pace=10), tmp_path / "run", 5.0).run()
         message, folder = str(caught.value), tmp_path / "run" / "failure.0"
@@ -271,6 +273,6 @@ class TestWalkers:
 
     def test_that_work_save_nothing(self, cv_file, tmp_path):
         settings = SystemSettings(("amber14-all.xml",))
-        spec = WalkerSpec(ALA2, settings, cv_path=cv_file, platform="Reference", colvar_interval=5)
+        spec = WalkerSpec(ALA2, settings, cv_path=cv_file, engine="eager", platform="Reference", colvar_interval=5)
         Runner([spec], Spring(stiffness=1.0, pace=10), tmp_path / "run", 0.04).run()
         assert not list(tmp_path.rglob("*failure*"))

@@ -216,10 +216,8 @@ class TestOpenMMML:
 class TestOpenMMTools:
     @pytest.fixture
     def tools(self):
-        """openmmtools, whose contexts come to be on the Reference platform."""
         tools = pytest.importorskip("openmmtools")
-        from openmmtools import cache, mcmc, multistate, states  # noqa: F401
-
+        pytest.importorskip("openmmtools.multistate")  # and with it the other modules
         return tools
 
     @pytest.fixture
@@ -239,7 +237,8 @@ class TestOpenMMTools:
     def test_a_move_of_langevin_dynamics(self, tools, contexts, cv_file, umbrella):
         watched = gnn_cv(cv_file)
         start = watched.compute(POSITIONS)[0, 0]
-        umbrella.getForce(umbrella.getNumForces() - 1).setGlobalParameterDefaultValue(1, start + 0.6)
+        for index, value in enumerate((1000.0, start + 0.6)):
+            umbrella.getForce(umbrella.getNumForces() - 1).setGlobalParameterDefaultValue(index, value)
         state = tools.states.ThermodynamicState(umbrella, 300 * unit.kelvin)
         move = tools.mcmc.LangevinDynamicsMove(
             1 * unit.femtosecond, 20 / unit.picosecond, n_steps=100, context_cache=contexts
@@ -250,8 +249,7 @@ class TestOpenMMTools:
         assert end - start > 0.3
 
     def test_replica_exchange_of_umbrella_windows(self, tools, contexts, cv_file, umbrella, tmp_path):
-        class Window(tools.states.GlobalParameterState):
-            s0 = tools.states.GlobalParameterState.GlobalParameter("s0", standard_value=0.0)
+        from umbrella_windows import Window
 
         watched = gnn_cv(cv_file)
         start = watched.compute(POSITIONS)[0, 0]
@@ -268,7 +266,13 @@ class TestOpenMMTools:
         energies, _, _ = reporter.read_energies(3)
         values = [watched.compute(state.positions.value_in_unit(NM))[0, 0] for state in sampler.sampler_states]
         # in kT: replicas see the other windows' springs
-        expected = 100.0 * (np.array(values)[:, None] - centres) ** 2 / (BIAS.kT)
+        expected = 100.0 * (np.array(values)[:, None] - centres) ** 2 / BIAS.kT
         np.testing.assert_allclose(energies - energies[:, :1], expected - expected[:, :1], atol=1e-2)
         assert np.abs(expected - expected[:, :1]).max() > 0.5
+        reporter.close()
+
+        again = tools.multistate.ReplicaExchangeSampler.from_storage(reporter)
+        again.energy_context_cache = again.sampler_context_cache = contexts
+        again.extend(1)
+        assert again.iteration == 4
         reporter.close()

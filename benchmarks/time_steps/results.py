@@ -55,7 +55,7 @@ def print_tables(folder, seeds):
             shown = [with_error(lambda part, k=k: part[..., k].mean(), rows) for k in (2, 3, 4)]
             shown.append(with_error(partial(difference, middle=kind.middle), rows))
             print(f"{every:5d}" + "".join(f"{value:15.2f} +- {error:5.2f}" for value, error in shown))
-    if not (folder / f"drift.frozen.8.{seeds - 1}.npz").exists():
+    if not drifts_are_there(folder, seeds):
         return
     print("\nlearned CV, frozen bias, no thermostat: drift, kJ/mol/ns/dof, and scatter about it, kJ/mol, of each run")
     for every in EVERY:
@@ -67,6 +67,11 @@ def print_tables(folder, seeds):
             energies, dof, omega = drift_run(f"spring-{stiffness:g}", None, every, 0, folder)
             slope, scatter = drift(energies, dof)
             print(f"{stiffness:8g}{every:4d}{omega * every * TIMESTEP:8.2f}{slope:11.4f}{scatter:9.3f}")
+
+
+def drifts_are_there(folder, seeds):
+    last = f"drift.frozen.{EVERY[-1]}.{seeds - 1}.npz", f"drift.spring-{STIFFNESSES[-1]:g}.{EVERY[-1]}.0.npz"
+    return all((folder / name).exists() for name in last)
 
 
 def all_runs(name, folder):
@@ -81,6 +86,8 @@ def draw_free_energies(folder, path):
 
     labels = {"double-well": "distance (nm)", "phi": "phi (rad)", "learned": "learned CV"}
     found = {name: runs for name in SYSTEMS if (runs := all_runs(name, folder))}
+    if not found:
+        return
     figure = Figure(figsize=(3.6 * len(found), 4.6), layout="constrained")
     axes = figure.subplots(2, len(found), sharex="col", squeeze=False, height_ratios=(2, 1))
     for (upper, lower), (name, runs) in zip(axes.T, found.items(), strict=True):
@@ -111,6 +118,8 @@ def draw_free_energies(folder, path):
 def draw_temperature_and_drift(folder, path, seeds):
     from matplotlib.figure import Figure
 
+    if not drifts_are_there(folder, seeds):
+        return
     figure = Figure(figsize=(10.8, 3.4), layout="constrained")
     left, centre, right = figure.subplots(1, 3)
     for k, name in enumerate(SYSTEMS):

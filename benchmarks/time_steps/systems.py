@@ -31,19 +31,16 @@ PLATFORM = openmm.Platform.getPlatformByName("Reference")
 
 
 class Coordinate:
-    """A function of a few positions (n, 3) in angstrom, with its gradient, in place of a BoundCV."""
+    """In place of a BoundCV, a function of positions (n, 3) in angstrom that gives values (d,) and a vector-Jacobian
+    product."""
 
-    dimension, engine_name = 1, "python"
+    engine_name = "python"
 
-    def __init__(self, atoms, function):
-        self.atoms, self.function = np.array(atoms), function
+    def __init__(self, atoms, function, dimension=1):
+        self.atoms, self.value_and_vjp, self.dimension = np.array(atoms), function, dimension
 
     def bind(self):
         return self
-
-    def value_and_vjp(self, pos):
-        value, gradient = self.function(pos)
-        return np.array([value]), lambda weights: weights[0] * gradient
 
     def addToSystem(self, system, bias):
         evaluation = Evaluation(self, bias=bias, bound=self)
@@ -53,21 +50,27 @@ class Coordinate:
         return BiasHandle(force, evaluation, system)
 
 
-def distance(positions):
-    """Distance of the first two atoms in nm, and its gradient."""
-    apart = positions[1] - positions[0]
-    length = np.linalg.norm(apart)
-    return 0.1 * length, 0.1 / length * np.stack([-apart, apart])
+def distances(positions):
+    """Distances in nm of the first and the second atom, of the third and the fourth, ..."""
+    apart = positions[1::2] - positions[::2]
+    lengths = np.linalg.norm(apart, axis=1)
+
+    def vjp(weights):
+        gradient = np.repeat((0.1 * weights / lengths)[:, None] * apart, 2, axis=0)
+        gradient[::2] *= -1
+        return gradient
+
+    return 0.1 * lengths, vjp
 
 
 def torsion(positions):
-    """The torsion of four points and its gradient (Blondel & Karplus, J. Comput. Chem. 17, 1132 (1996))."""
+    """The torsion of four points (Blondel & Karplus, J. Comput. Chem. 17, 1132 (1996))."""
     b1, b2, b3 = np.diff(positions, axis=0)
     m, n, length = np.cross(b1, b2), np.cross(b2, b3), np.linalg.norm(b2)
     first, last = -length / (m @ m) * m, length / (n @ n) * n
     p, q = (b1 @ b2) / length**2, (b3 @ b2) / length**2
     gradient = np.stack([first, -(1 + p) * first + q * last, p * first - (1 + q) * last, last])
-    return np.arctan2(length * (b1 @ n), m @ n), gradient
+    return np.array([np.arctan2(length * (b1 @ n), m @ n)]), lambda weights: weights[0] * gradient
 
 
 @dataclass(frozen=True)
@@ -95,39 +98,47 @@ class Spring:
 
 
 def lowered_barrier(s):
-    """Takes nine tenths of the double well's energy away: what is left is a barrier of 0.8 kT."""
+    """Takes nine tenths of the energy of double wells away: what is left are barriers of 0.8 kT."""
     u = (s - CENTRE) / WELL
-    return -0.9 * BARRIER * float((u @ u - 1) ** 2), -3.6 * BARRIER / WELL * u * (u @ u - 1)
+    return -0.9 * BARRIER * float(np.sum((u * u - 1) ** 2)), -3.6 * BARRIER / WELL * u * (u * u - 1)
 
 
 
 
 class DoubleWell:
-    """Three atoms. The energy of the distance r of the first two is BARRIER*(((r - CENTRE)/WELL)^2 - 1)^2; the third hangs
-    on the second by a bond as fast as that of a carbonyl group. The free energy of r is that energy less 2*kT*ln(r)."""
+    """Molecules of three atoms that do not see each other. The energy of the distance r of the first two atoms is
+    BARRIER*(((r - CENTRE)/WELL)^2 - 1)^2; the third hangs on the second by a bond as fast as that of a carbonyl group. The
+    free energy of r is that energy less 2*kT*ln(r). The CV has a component for each molecule."""
 
-    length, edges, middle = 480.0, np.linspace(0.15, 0.45, 31), CENTRE
+    length, edges, middle, molecules = 24.0, np.linspace(0.15, 0.45, 31), CENTRE, 40
 
     def __init__(self, folder):
         self.bias = Static(lowered_barrier)
 
     def system(self):
-        system = openmm.System()
-        for _ in range(3):
-            system.addParticle(MASS)
-        well = openmm.CustomBondForce(f"{BARRIER}*(((r-{CENTRE})/{WELL})^2-1)^2")
-        well.addBond(0, 1)
+        system, well = openmm.System(), openmm.CustomBondForce(f"{BARRIER}*(((r-{CENTRE})/{WELL})^2-1)^2")
         bond = openmm.HarmonicBondForce()
-        bond.addBond(1, 2, 0.12, MASS / 2 * FAST**2)
+        for k in range(self.molecules):
+            for _ in range(3):
+                system.addParticle(MASS)
+            well.addBond(3 * k, 3 * k + 1)
+            bond.addBond(3 * k + 1, 3 * k + 2, 0.12, MASS / 2 * FAST**2)
         system.addForce(well)
         system.addForce(bond)
-        return system, np.array([[0.0, 0, 0], [CENTRE + WELL, 0, 0], [CENTRE + WELL, 0.12, 0]])
+        sides = CENTRE + WELL * (-1) ** np.arange(self.molecules)
+        return system, np.array([[[0.0, 0, 0], [x, 0, 0], [x, 0.12, 0]] for x in sides]).reshape(-1, 3)
 
     def add_bias(self, system, bias=None):
-        return Coordinate([0, 1], distance).addToSystem(system, bias or self.bias)
+        atoms = np.arange(3 * self.molecules).reshape(-1, 3)[:, :2].ravel()
+        return Coordinate(atoms, distances, self.molecules).addToSystem(system, bias or self.bias)
+
+    def each(self, s, V):
+        """(s, V) of each molecule."""
+        return [(r, lowered_barrier(np.array([r]))[0]) for r in s]
 
     def inner_energy(self, positions):
-        return MASS / 4 * FAST**2 * float((np.linalg.norm(positions[2] - positions[1]) - 0.12) ** 2)
+        apart = np.linalg.norm(positions[2::3] - positions[1::3], axis=1) - 0.12
+        return MASS / 4 * FAST**2 * float((apart**2).mean())
 
 
 class Ala2:
@@ -175,13 +186,16 @@ class Ala2:
                 system.removeForce(index)
         return openmm.Context(system, openmm.VerletIntegrator(0.001), PLATFORM)
 
+    def each(self, s, V):
+        return [(s[0], V)]
+
     def inner_energy(self, positions):
         self._angles.setPositions(positions)
         return self._angles.getState(getEnergy=True).getPotentialEnergy()._value
 
 
 class Phi(Ala2):
-    length, growth, edges = 240.0, 500, np.linspace(-np.pi, np.pi, 37)
+    length, growth, edges = 120.0, 300, np.linspace(-np.pi, np.pi, 37)
     opes = OPES(barrier=30, pace=500, sigma=0.3, periods=[(-np.pi, np.pi)])
 
     def cv(self, folder):
@@ -189,7 +203,7 @@ class Phi(Ala2):
 
 
 class Learned(Ala2):
-    length, growth, edges = 120.0, 400, np.linspace(-1.3, 1.3, 27)
+    length, growth, edges = 60.0, 400, np.linspace(-1.3, 1.3, 27)
     opes = OPES(barrier=40, pace=500, sigma=0.12)
 
     def cv(self, folder):

@@ -164,10 +164,17 @@ class Evaluation:
         numbers = dict(frame)
         frames = {"failing": numbers.pop("positions")}
         if self._last_good is not None:
-            frames = {"last_good": torch.as_tensor(self._last_good).cpu().numpy(), **frames}
+            frames = {"last_good": _on_cpu(self._last_good), **frames}
         marked = np.union1d(_bad_rows(frames["failing"]), _bad_rows(numbers.get("forces", np.zeros((0, 3)))))
         name, part = f"geomgnn-failure-step-{step}", self.bound.molecule
         return save_frames(self.failures, name, part.topology, frames, marked, box, atoms=part.atoms, step=step, **numbers)
+
+
+def _on_cpu(pos):
+    try:
+        return torch.as_tensor(pos).cpu().numpy()
+    except RuntimeError:  # a GPU that has failed gives nothing back, and the error to report is another one
+        return np.full(pos.shape, np.nan)
 
 
 def _bad_rows(rows):

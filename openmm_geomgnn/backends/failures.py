@@ -42,8 +42,9 @@ def save_frames(folder, name, topology, frames, marked=(), box=None, **numbers):
         return f"The frames could not be saved in {folder} ({type(error).__name__}: {error})."
     models = " and ".join(f"{words.replace('_', ' ')} frame" for words in frames)
     return (
-        f"The {models} {'are models 1 and 2' if len(frames) == 2 else 'is the model'} of {path.resolve()}, where atoms "
-        "with the B factor 1 are those that failed; the .npz file next to it holds the numbers as they are."
+        f"The {models} {'are models 1 and 2' if len(frames) == 2 else 'is the model'} of {path.resolve()}"
+        f"{', where atoms that failed have the B factor 1' if len(marked) else ''}; the .npz file next to it holds the numbers "
+        "as they are."
     )
 
 

@@ -66,16 +66,14 @@ def _evaluate(positions, box, evaluation):
     return torch.tensor(energy, dtype=torch.float64), torch.from_numpy(total).to(positions.device)
 
 
-# operators that TorchScript can call: schema and function
-_OPERATORS = {
-    "bias(Tensor s, int evaluation) -> Tensor": _bias,
-    "evaluate(Tensor positions, Tensor? box, int evaluation) -> (Tensor, Tensor)": _evaluate,
-}
 _LIBRARY = torch.library.Library("openmm_geomgnn", "DEF")
-for _schema, _function in _OPERATORS.items():
-    _name = _LIBRARY.define(_schema).split("::")[-1]
+for _name, _types, _function in (
+    ("bias", "(Tensor s, int evaluation) -> Tensor", _bias),
+    ("evaluate", "(Tensor positions, Tensor? box, int evaluation) -> (Tensor, Tensor)", _evaluate),
+):
+    _LIBRARY.define(_name + _types)
     _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
-    _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+    _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")  # nothing to differentiate
 
 
 def why_not():
@@ -86,8 +84,8 @@ def why_not():
 def make_force(evaluation):
     """The force of an evaluation: an `openmmtorch.TorchForce`.
 
-    On a machine with a GPU that PyTorch can use, the network runs there whatever the platform, and XML of the force can only
-    be read on such machines.
+    On a machine with a GPU that PyTorch can use, TorchScript runs there whatever the platform, and XML of a component's
+    force can only be read on such machines.
 
     Raises
     ------

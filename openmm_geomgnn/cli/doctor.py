@@ -25,10 +25,12 @@ _SILENT = {"test", "lint", "all"}  # extras that users need not know of, or that
 
 def run_doctor(as_json=False):
     """Look at everything, print it, and return 0 if a CV can be biased here, else 1."""
-    found = examine(quiet=as_json)
     if as_json:
+        found = examine()
         print(json.dumps(found, indent=2))
     else:
+        with console.status("Looking at what is installed ...") as status:
+            found = examine(lambda tried: status.update(f"Trying {tried} ..."))
         show(found)
     return 1 if found["problems"] else 0
 
@@ -53,22 +55,20 @@ def probe(name, *arguments, limit=LIMIT):
         return {"error": "it printed nothing that can be read"}
 
 
-def examine(quiet=False):
-    """Everything that `geomgnn doctor` says, as JSON-able data; `problems` lists what keeps a CV from being biased."""
+def examine(announce=lambda tried: None):
+    """Everything that `geomgnn doctor` says, as JSON-able data; `problems` lists what keeps a CV from being biased.
 
-    def step(text):
-        if not quiet and console.is_terminal:
-            say(f"... {text}")
-
+    announce: called with what is tried next.
+    """
     required, extras = requirements()
-    step("platforms of OpenMM")
+    announce("the platforms of OpenMM")
     listed = probe("platforms")
     platforms = {name: probe("platform", name) for name in listed.get("names", [])}
-    step("engines")
+    announce("the engines")
     engines = probe("engines")
     backends = {}
     for name in BACKENDS:
-        step(f"backend {name}")
+        announce(f"the backend {name}")
         backends[name] = probe("backend", name)
     # a backend that fails in spite of its versions is what `auto` takes, too
     taken = next((name for name in PREFERENCE if not backends[name].get("reason")), None)
@@ -140,13 +140,12 @@ def trouble(name, bounds, version=None):
         version = version or importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return f'not installed (pip install "{name}{bounds.strip()}")'
-    for bound in filter(None, (part.strip() for part in bounds.split(","))):
-        sign, limit = re.match(r"([<>=!~]+)\s*(.*)", bound).groups()
+    for sign, limit in re.findall(r"([<>=]+)\s*([\w.]+)", bounds):
         found, wanted = _numbers(version), _numbers(limit)
         length = max(len(found), len(wanted))
         found, wanted = (numbers + (0,) * (length - len(numbers)) for numbers in (found, wanted))
         if (sign == ">=" and found < wanted) or (sign == "<" and found >= wanted):
-            return f'{version} is installed, but {bound} is needed (pip install "{name}{bounds.strip()}")'
+            return f'{version} is installed, but {sign}{limit} is needed (pip install "{name}{bounds.strip()}")'
     return None
 
 

@@ -213,6 +213,7 @@ def _biased(protocol, bias):
         )
         for index in range(protocol.run.walkers)
     ]
+    _compile(protocol, specs[0])
     with bar("Biased run") as update:
         Runner(
             specs,
@@ -224,6 +225,12 @@ def _biased(protocol, bias):
                 p.time, p.length, f"{p.temperature:.0f} K, {p.diagnostics.get('nker', 0):.0f} kernels"
             ),
         ).run()
+
+
+def _compile(protocol, spec):
+    """Compile the network's kernels before the walkers start, all of which would do so at once."""
+    bound = CollectiveVariable.load(spec.cv_path).bind(protocol.output / TOPOLOGY, spec.precision, spec.engine)
+    bound.warm_up(lambda: say("Compiling kernels for this network (once, about 20 s) ..."))
 
 
 def _comparison(protocol):

@@ -57,6 +57,10 @@ class NumbaEngine:
         kind = compiled_class(network)
         self._compiled = kind(network, windows.z[windows.rows], windows.pairs, precision, rows=windows.rows)
 
+    @property
+    def needs_compiling(self):
+        return self._compiled.needs_compiling
+
     def __call__(self, pos):
         return self._compiled(pos)
 
@@ -140,7 +144,7 @@ def make_engine(name, tokenizer, precision):
     """
     if name not in ENGINES:
         raise GeomGNNError(f"Unknown engine '{name}'; the choices are {', '.join(ENGINES)}.")
-    if tokenizer.rows.is_cuda:
+    if tokenizer.rows.device.type != "cpu":
         return EagerEngine(tokenizer) if name == "eager" else CudaEngine(tokenizer)
     if name == "numba" or name == "auto" and precision == "single":
         reason = why_not_numba(tokenizer.encoder.network)

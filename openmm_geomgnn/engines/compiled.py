@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from openmm_geomgnn.engines.tables import table_error, tabulate
 from openmm_geomgnn.errors import GeomGNNError
+from torchmdnet_ext.kernels.cache import signatures
 from torchmdnet_ext.kernels.lanes import PANEL, WIDTH
 
 LINE = 64  # bytes of a cache line: lanes that lie across two of them take twice as long to load
@@ -111,8 +112,8 @@ class CompiledNetwork:
         Ends of groups of consecutive atoms with no pair between them, the last is M. Without `gradient` they are evaluated
         one after the other, in the memory of the largest.
     rows : (M,) int array, optional
-        With `gradient`, where atoms stand in several windows: the atom that each of the M is. Positions and gradients are then
-        those of the atoms, (n, 3).
+        With `gradient`, where atoms stand in several windows: the atom that each of the M is. Positions and gradients are
+        then those of the atoms, (n, 3).
 
     Attributes
     ----------
@@ -203,6 +204,17 @@ class CompiledNetwork:
             self.grid, coefficients = tabulate(network, choice, filters)
             if choice == choices[-1] or table_error(network, self.grid, coefficients, filters) < tolerance:
                 return coefficients
+
+    @property
+    def needs_compiling(self) -> bool:
+        """Whether the first evaluation will take long, since the kernels are neither in this process nor in their folder."""
+        single = self.dtype == np.float32
+        functions = (self._forward, self._backward) if self.gradient else (self._forward,)
+        # positions are in double precision always, so single precision shows in what else there is
+        return not all(
+            any(any(str(getattr(kind, "dtype", "")) == "float32" for kind in types) == single for types in signatures(f))
+            for f in functions
+        )
 
     def __call__(self, pos):
         """Scalars x (M, H) and vectors v (M, 3, H) at `pos` (M, 3) in angstrom, as torch tensors.

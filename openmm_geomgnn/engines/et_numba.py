@@ -133,7 +133,7 @@ class NumbaET(CompiledNetwork):
         both = max(2, kept)
         self._kept = (
             *(np.zeros(rows, np.int64) for _ in range(3)), np.zeros((rows, 6)), np.zeros(rows + 1, np.int64),
-            np.zeros(p, np.int64), np.zeros(p, np.int64), work(BATCH, c // WIDTH, 4, WIDTH), work(BATCH, c // WIDTH, 4, WIDTH),
+            np.zeros(p, np.int64), np.zeros(p, np.int64), work(BATCH, 4 * c), work(BATCH, 4 * c),
             work(both, m, 5 * c), work(both, m, c), work(layers, m), work(kept + 1, m, 3, c), work(kept, m, 3, 3 * c),
             work(kept, m, 3 * c), work(kept, p, g, 4, WIDTH), work(kept, m, g, 2, WIDTH),
         )  # fmt: skip
@@ -145,7 +145,7 @@ class NumbaET(CompiledNetwork):
             )  # fmt: skip
 
     def _pair_rows(self, i, j):
-        """Rows, that is pairs of atoms of `pos`: both atoms, and where the row's pairs of window atoms start; those pairs."""
+        """Of the rows, pairs of atoms of `pos`: both atoms, and where their pairs of window atoms start; those pairs."""
         if self._rows is None:
             return i, j, np.arange(len(i) + 1), i, j
         a, b = self._rows[i], self._rows[j]

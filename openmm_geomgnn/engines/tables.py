@@ -47,7 +47,7 @@ class Grid:
 
     def nodes(self):
         r = self.distance(np.arange(self.intervals + 1) / self.intervals)
-        r[0], r[-1] = 0.0, np.nextafter(self.cutoff, 0.0)  # not at the cutoff itself, where filters without envelope jump to 0
+        r[0], r[-1] = 0.0, np.nextafter(self.cutoff, 0.0)  # filters without an envelope jump to 0 at the cutoff itself
         return r
 
 

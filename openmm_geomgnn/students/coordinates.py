@@ -35,7 +35,7 @@ class InternalCoordinates(nn.Module):
 
     def forward(self, pos):
         """(F, 2T + D): all cosines, all sines, all distances, of positions (F, n, 3), angstrom; differentiable."""
-        return _values(pos[:, self.torsions], pos[:, self.distances])
+        return torch.cat([*_cosines_and_sines(self._ends(pos, self.torsions)), _lengths(self._apart(pos))], dim=1)
 
     def with_gradients(self, pos):
         """The coordinates of frames (F, n, 3), and their own gradients, which `gradient` takes.
@@ -48,16 +48,21 @@ class InternalCoordinates(nn.Module):
         distances : (F, D, 3) tensor
             By the position of the second atom; by that of the first it is the opposite.
         """
-        quadruples = pos[:, self.torsions].detach().requires_grad_(True)
-        pairs = pos[:, self.distances].detach().requires_grad_(True)
-        values = _values(quadruples, pairs)
-        cosines, sines, distances = values.split([len(self.torsions), len(self.torsions), len(self.distances)], dim=1)
-        # every coordinate has atoms of its own in these copies, so the gradient of a sum is that of each of them
-        parts = [
-            torch.autograd.grad(part.sum(), copies, retain_graph=True)[0]
-            for part, copies in ((cosines, quadruples), (sines, quadruples), (distances, pairs))
-        ]
-        return values.detach(), parts[0], parts[1], parts[2][:, :, 1]
+        pos = pos.detach()
+        # every torsion has atoms of its own in these copies, so the gradient of a sum is that of each of them
+        quadruples = self._ends(pos, self.torsions).requires_grad_(True)
+        parts = _cosines_and_sines(quadruples)
+        slopes = [torch.autograd.grad(part.sum(), quadruples, retain_graph=True)[0] for part in parts]
+        apart = self._apart(pos)
+        lengths = _lengths(apart)
+        return torch.cat([*parts, lengths], dim=1).detach(), *slopes, apart / lengths.unsqueeze(2)
+
+    @staticmethod
+    def _ends(pos, rows):
+        return pos.index_select(1, rows.flatten()).unflatten(1, rows.shape)
+
+    def _apart(self, pos):
+        return pos.index_select(1, self.distances[:, 1]) - pos.index_select(1, self.distances[:, 0])
 
     def gradient(self, by_coordinates, cosines, sines, distances, n_atoms):
         """Gradient (F, n, 3) by the positions, from that by the coordinates (F, 2T + D); linear and differentiable in it."""
@@ -73,15 +78,17 @@ class InternalCoordinates(nn.Module):
         return total
 
 
-def _values(quadruples, pairs):
-    """Coordinates (F, 2T + D) from the positions of the atoms of torsions (F, T, 4, 3) and of distances (F, D, 2, 3)."""
+def _cosines_and_sines(quadruples):
+    """(F, T) each, from the positions of the atoms of torsions (F, T, 4, 3)."""
     a, b, c = quadruples.diff(dim=2).unbind(2)
     m, n = torch.linalg.cross(a, b), torch.linalg.cross(b, c)
     scale = ((m.square().sum(2) + COLLINEAR) * (n.square().sum(2) + COLLINEAR)).rsqrt()
     length = (b.square().sum(2) + TOUCHING).sqrt()
-    cosines, sines = (m * n).sum(2) * scale, length * (a * n).sum(2) * scale
-    apart = pairs.diff(dim=2).squeeze(2)
-    return torch.cat([cosines, sines, (apart.square().sum(2) + TOUCHING).sqrt()], dim=1)
+    return (m * n).sum(2) * scale, length * (a * n).sum(2) * scale
+
+
+def _lengths(apart):
+    return (apart.square().sum(2) + TOUCHING).sqrt()
 
 
 # --------------------------------------------------------------------------------------------------- which coordinates

@@ -106,3 +106,9 @@ def keep_compiled(dispatcher, sources):
     if folder is not None:
         dispatcher._cache = _cache(dispatcher.py_func, folder, content_key(sources))
     return dispatcher
+
+
+def signatures(dispatcher) -> list:
+    """Types of arguments that a jitted function is compiled for, in this process or in its folder."""
+    file = getattr(dispatcher._cache, "_cache_file", None)  # there is none without a folder
+    return [*dispatcher.signatures, *(key[0] for key in file._load_index())] if file else list(dispatcher.signatures)

@@ -1,0 +1,68 @@
+"""Numba kernels of the read-out of a linear CV; see `openmm_geomgnn.readout`.
+
+M window atoms, R tokens, H channels, d components. chi has the 2H features [x, |v|] of token after token, or of all tokens
+pooled. All sums are in double precision.
+"""
+
+import math
+
+from numba import njit
+
+from openmm_geomgnn.engines.kernel_cache import keep_compiled
+
+
+@njit(error_model="numpy")
+def read_out(x, v, own, token, share, pooled, epsilon2, mean, projection, vectors, norms, chi, psi):
+    """Fill psi (d,), and vectors (R, 3, H) and norms (R, H) of the tokens.
+
+    own (n,): the window atoms that count; token (n,): where; share (R,): factor of each token's sum. pooled: factor of the
+    tokens' features in the chi (2H,) of all of them, or 0 for features side by side.
+    """
+    hidden = x.shape[1]
+    vectors[:] = 0.0
+    chi[:] = 0.0
+    for k in range(own.shape[0]):
+        m, r = own[k], token[k]
+        place = 0 if pooled else 2 * r * hidden
+        factor = share[r] * pooled if pooled else share[r]
+        for c in range(hidden):
+            chi[place + c] += factor * x[m, c]
+        for d in range(3):
+            for c in range(hidden):
+                vectors[r, d, c] += share[r] * v[m, d, c]
+    for r in range(vectors.shape[0]):
+        place = hidden if pooled else (2 * r + 1) * hidden
+        factor = pooled if pooled else 1.0
+        for c in range(hidden):
+            a, b, e = vectors[r, 0, c], vectors[r, 1, c], vectors[r, 2, c]
+            norms[r, c] = math.sqrt(a * a + b * b + e * e + epsilon2)
+            chi[place + c] += factor * norms[r, c]
+    psi[:] = 0.0
+    for k in range(chi.shape[0]):
+        for d in range(psi.shape[0]):
+            psi[d] += (chi[k] - mean[k]) * projection[k, d]
+
+
+@njit(error_model="numpy")
+def read_out_vjp(weights, own, token, share, pooled, projection, vectors, norms, g_chi, g_x, g_v):
+    """Fill g_x (M, H) and g_v (M, 3, H) from the weights (d,) of the components."""
+    hidden = g_x.shape[1]
+    g_x[:] = 0.0
+    g_v[:] = 0.0
+    for k in range(g_chi.shape[0]):
+        g_chi[k] = 0.0
+        for d in range(weights.shape[0]):
+            g_chi[k] += projection[k, d] * weights[d]
+    for k in range(own.shape[0]):
+        m, r = own[k], token[k]
+        place = 0 if pooled else 2 * r * hidden
+        factor = share[r] * pooled if pooled else share[r]
+        for c in range(hidden):
+            g_x[m, c] = factor * g_chi[place + c]
+        for d in range(3):
+            for c in range(hidden):
+                g_v[m, d, c] = factor * g_chi[place + hidden + c] * vectors[r, d, c] / norms[r, c]
+
+
+keep_compiled(read_out)
+keep_compiled(read_out_vjp)
