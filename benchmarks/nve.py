@@ -31,14 +31,9 @@ from md import random_cv
 from openmm import unit
 
 from openmm_geomgnn import GeomGNNCV
+from openmm_geomgnn.integrators import make_integrator
 from openmm_geomgnn.sampling.opes import OPES
-from openmm_geomgnn.sampling.systems import (
-    SystemSettings,
-    build_system,
-    choose_platform,
-    degrees_of_freedom,
-    make_integrator,
-)
+from openmm_geomgnn.sampling.systems import SystemSettings, build_system, choose_platform, degrees_of_freedom
 from openmm_geomgnn.units import BOLTZMANN
 
 TEMPERATURE, BARRIER, N_KERNELS = 300.0, 30.0, 20

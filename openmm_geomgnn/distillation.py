@@ -19,6 +19,7 @@ BLOCKS = 10  # of each trajectory: one is held out, one says when to stop, the o
 FEWEST_FRAMES = 50
 HELD_OUT_FRAMES = 1000  # at most, for each of the figures that are reported
 GOOD_R2 = 0.98
+REPORTED = ("held_out", "displaced", "turned")  # frames that errors are reported on
 _INHERITED = ("vamp2_training", "vamp2_held_out", "timescales_ps", "in_basin_spread")  # figures of the teacher
 _COST_SECONDS = 0.3  # of turns, for each that is timed
 
@@ -75,24 +76,18 @@ def distill(cv, topology, trajectories, settings=None, progress=None):
         raise GeomGNNError("This collective variable is a student already. Distil the one that it was made from.")
     topology = as_topology(topology)
     teacher = cv.bind(topology)
+    atoms = named_atoms(topology, teacher.atoms)
     whole = [teacher.molecule.positions(trajectory) for trajectory in trajectories]
-    training, stopping, held_out = _split([frames.numpy() for frames in whole], settings.seed)
+    split = _split([frames.numpy() for frames in whole], settings.seed)
     bonds = _bonds(topology, teacher.atoms)
-    moves = Moves(bonds, training, settings.displacement, settings.seed)
-    at_rest = min(len(training), settings.labels // 2)
-    made = _moved(moves, settings.labels - at_rest)
-    unseen = Moves(bonds, held_out, settings.displacement, settings.seed + 1)
-    sets = {
-        "training": np.concatenate([_evenly(training, at_rest), made]),
-        "stopping": _evenly(stopping, HELD_OUT_FRAMES),
-        "held_out": _evenly(held_out, HELD_OUT_FRAMES),
-        "displaced": unseen.displaced(_evenly(held_out, HELD_OUT_FRAMES // 2)),
-        "turned": unseen.turned(min(len(held_out), HELD_OUT_FRAMES // 2)),
-    }
-    labels = _ask_all(teacher, sets, progress)
+    distances = nearest_pairs(_evenly(split[0], 100), bonds, _pairs(teacher.tokenizer.windows), settings.distances)
+    coordinates = InternalCoordinates(proper_torsions(bonds, len(atoms)), distances)
+    if len(coordinates) == 0:
+        raise GeomGNNError(
+            "The student would see nothing: its topology has no three bonds in a row, and distances is 0. Raise distances."
+        )
+    labels = _ask_all(teacher, _conformations(split, bonds, settings), progress)
 
-    distances = nearest_pairs(_evenly(training, 100), bonds, _pairs(teacher.tokenizer.windows), settings.distances)
-    coordinates = InternalCoordinates(proper_torsions(bonds, len(teacher.atoms)), distances)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = StudentNetwork(len(coordinates), settings.hidden, cv.dimension)
@@ -114,14 +109,13 @@ def distill(cv, topology, trajectories, settings=None, progress=None):
     student = StudentCV(
         network,
         coordinates,
-        named_atoms(topology, teacher.atoms),
+        atoms,
         residue_table(topology, teacher.atoms),
         selection=cv.selection,
         near=teacher.tokenizer.windows.contacts,
         lag_time=cv.lag_time,
         training={name: facts[name] for name in _INHERITED if name in facts},
     )
-    seen = ("held_out", "displaced", "turned")
     student.training_information |= {
         "teacher": {
             "content_hash": cv.content_hash(),
@@ -130,7 +124,7 @@ def distill(cv, topology, trajectories, settings=None, progress=None):
             "rate_300K_per_ps": facts.get("rate_300K_per_ps"),
         },
         "distillation": {
-            **{name: errors(network, coordinates, labels[name]) for name in seen if len(labels[name].pos) > 1},
+            **{name: errors(network, coordinates, labels[name]) for name in REPORTED if len(labels[name].pos) > 1},
             **{name: len(labels[name].pos) for name in ("training", "stopping")},
             "frames": [len(frames) for frames in whole],
             "largest": network.largest.tolist(),
@@ -188,6 +182,21 @@ def _split(parts, seed):
         for target, number in zip([stopping, held_out, *[training] * (BLOCKS - 2)], rng.permutation(BLOCKS), strict=True):
             target.append(blocks[number])
     return np.concatenate(training), np.concatenate(stopping), np.concatenate(held_out)
+
+
+def _conformations(split, bonds, settings):
+    """What the teacher is asked about, (K, n, 3) each: to train on, to stop by, and what errors are reported on."""
+    training, stopping, held_out = split
+    at_rest = min(len(training), settings.labels // 2)
+    made = _moved(Moves(bonds, training, settings.displacement, settings.seed), settings.labels - at_rest)
+    unseen = Moves(bonds, held_out, settings.displacement, settings.seed + 1)
+    return {
+        "training": np.concatenate([_evenly(training, at_rest), made]),
+        "stopping": _evenly(stopping, HELD_OUT_FRAMES),
+        "held_out": _evenly(held_out, HELD_OUT_FRAMES),
+        "displaced": unseen.displaced(_evenly(held_out, HELD_OUT_FRAMES // 2)),
+        "turned": unseen.turned(min(len(held_out), HELD_OUT_FRAMES // 2)),
+    }
 
 
 def _moved(moves, number):

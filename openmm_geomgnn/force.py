@@ -80,7 +80,8 @@ class GeomGNNCV:
     Parameters
     ----------
     cv : path or CollectiveVariable
-        A file written by `geomgnn fit` or `geomgnn run`.
+        A file written by `geomgnn fit` or `geomgnn run`. Copies of the force, in XML too, hold its path and hash;
+        of a CollectiveVariable they hold all.
     topology : openmm.app.Topology, mdtraj.Topology or path
         Of the whole system; the CV finds its atoms in it.
     component : int, optional

@@ -137,7 +137,8 @@ def default_selection(topology):
 def select_atoms(topology, selection=None):
     """Sorted indices of the atoms that `selection` (mdtraj's language) names; None is that of `default_selection`.
 
-    Where none is given, virtual sites on the molecule are left out. `protein` and `nucleic` take in every protonation state, cap and modified residue, whatever a force field calls it.
+    Where none is given, virtual sites on the molecule are left out. `protein` and `nucleic` take in every protonation state,
+    cap and modified residue, whatever a force field calls it.
 
     Raises
     ------

@@ -69,9 +69,17 @@ def assert_equal(found, expected, tolerance, slope):
 
 
 class CompiledSuite:
-    """Attributes: `engine`, the class; `exact`, the error in double precision; `hard`, settings of a hard case; and
+    """What subclasses set.
 
-    `jumps`, whether the published network is not continuous at the cutoff.
+    Attributes
+    ----------
+    engine : class
+    exact : float
+        Error in double precision.
+    hard : dict
+        Settings of a hard case.
+    jumps : bool
+        Whether the published network is not continuous at the cutoff.
     """
 
     exact = 1e-9

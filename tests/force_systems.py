@@ -92,7 +92,7 @@ def in_water(model="tip3p", cell="cubic"):
     vectors = tuple(openmm.Vec3(*row) for row in CELLS[cell]) * NM
     modeller.addSolvent(forcefield, model=model, boxVectors=vectors)
     context = make_context(solvated(forcefield, modeller.topology), modeller.positions, platform="CPU")
-    openmm.LocalEnergyMinimizer.minimize(context, maxIterations=100)
+    openmm.LocalEnergyMinimizer.minimize(context, maxIterations=50)
     positions = context.getState(getPositions=True).getPositions(asNumpy=True)._value
     return forcefield, modeller.topology, np.array(positions)
 

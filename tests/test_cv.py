@@ -194,8 +194,8 @@ class TestMolecule:
     def test_wrong_precision_and_engine_are_errors(self):
         with pytest.raises(GeomGNNError, match="must be 'single' or 'double', but was 'half'"):
             self.cv.bind(FRAME.topology, "half")
-        with pytest.raises(GeomGNNError, match="Unknown engine 'cuda'; the choices are auto, eager, numba"):
-            self.cv.bind(FRAME.topology, engine="cuda")
+        with pytest.raises(GeomGNNError, match="Unknown engine 'gpu'; the choices are auto, eager, numba, cuda"):
+            self.cv.bind(FRAME.topology, engine="gpu")
         with pytest.raises(GeomGNNError, match="numba engine cannot be used: .* engine: auto or engine: eager"):
             random_cv(FRAME.topology, random_encoder(attn_activation="tanh")).bind(FRAME.topology, engine="numba")
 

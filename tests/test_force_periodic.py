@@ -11,9 +11,26 @@ from force_systems import BIAS, CELLS, NM, PDB, POSITIONS, energy_and_forces, ma
 from molecules import BOXES, peptide, random_cv, wrapped
 
 from openmm_geomgnn import GeomGNNCV
+from openmm_geomgnn.whole import minimum_image
 
 # a molecule at the centre of the box, over its six faces, twelve edges and eight corners
 WAYS = list(itertools.product((0.5, 0.0, 1.0), repeat=3))
+
+
+class TestMinimumImage:
+    @pytest.mark.parametrize("cell", CELLS)
+    def test_is_the_shortest(self, cell):
+        """Not that of the brick that the diagonal of the box spans, which differ in an oblique box."""
+        box = CELLS[cell]
+        deltas = np.random.default_rng(0).uniform(-5, 5, size=(20, 30, 3))
+        many = np.array(list(itertools.product(range(-6, 7), repeat=3))) @ box
+        nearby = deltas - np.round(deltas @ np.linalg.inv(box)) @ box
+        shortest = np.linalg.norm(nearby[..., None, :] + many, axis=-1).min(axis=-1)
+        found = minimum_image(deltas, box)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=-1), shortest, rtol=1e-12)
+        multiples = (deltas - found) @ np.linalg.inv(box)
+        np.testing.assert_allclose(multiples, np.round(multiples), atol=1e-12)
+        np.testing.assert_array_equal(minimum_image(deltas, np.tile(box, (20, 1, 1))), found)  # a box for each frame
 
 
 class TestCut:

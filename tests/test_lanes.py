@@ -3,19 +3,21 @@
 import numpy as np
 import pytest
 
-numba = pytest.importorskip("numba")
+pytest.importorskip("numba")
+
+from numba import njit
 
 from openmm_geomgnn.engines.lane_functions import sigmoid
 from torchmdnet_ext.kernels.lanes import WIDTH, exp8, load8, store
 
 
-@numba.njit
+@njit
 def exponentials(x, out):
     for k in range(0, x.shape[0], WIDTH):
         store(out, k, exp8(load8(x, k)))
 
 
-@numba.njit
+@njit
 def sigmoids(x, out):
     for k in range(0, x.shape[0], WIDTH):
         store(out, k, sigmoid(load8(x, k)))

@@ -7,7 +7,6 @@ import copy
 import subprocess
 import sys
 
-import mdtraj
 import numpy as np
 import openmm
 import pytest
@@ -312,7 +311,7 @@ class TestFailures:
         positions[8, 1] = np.nan
         system = make_system()
         system.addForce(make())
-        with pytest.raises(openmm.OpenMMException, match="not finite.*the simulation blew up|blew up"):
+        with pytest.raises(openmm.OpenMMException, match="the simulation blew up"):
             energy_and_forces(make_context(system), positions)
 
     def test_a_network_that_is_no_script(self, backend, make):
@@ -338,7 +337,6 @@ class TestFailures:
 
 def test_values_are_those_of_a_file(make, cv_file):
     assert make().compute(POSITIONS)[0] == pytest.approx(value(cv_file, precision="double", engine="eager"), rel=1e-12)
-    assert mdtraj.Topology.from_openmm(PDB.topology).n_atoms == 22
 
 
 @pytest.mark.parametrize("name", REASONS)

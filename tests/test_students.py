@@ -1,6 +1,9 @@
 """Students: their coordinates, their kernels, their file, and what their value does not depend on."""
 
 import json
+import os
+import subprocess
+import sys
 
 import mdtraj
 import numpy as np
@@ -205,6 +208,27 @@ class TestValue:
         pos = 10 * frames(1)[0, HEAVY]
         pos[3, 1] = np.nan
         assert np.isnan(bound.value_and_vjp(pos)[0]).all()
+
+
+def test_compiling_is_announced(cv, tmp_path):
+    """Once: afterwards the kernels are in a folder, or in this process."""
+    pytest.importorskip("numba")
+    said = []
+    for _ in range(2):
+        code = (
+            "import sys; from openmm_geomgnn.cv import CollectiveVariable\n"
+            "bound = CollectiveVariable.load(sys.argv[1]).bind(sys.argv[2])\n"
+            "bound.warm_up(lambda: print('compiling'))\n"
+            "bound.warm_up(lambda: print('again'))"
+        )
+        cv.save(tmp_path / "student.cv")
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "student.cv", ALA2], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.split())
+    assert said == [["compiling"], []]
 
 
 class TestFile:

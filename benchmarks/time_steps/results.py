@@ -3,8 +3,8 @@
 from functools import partial
 
 import numpy as np
-from time_steps.runs import DRIFT_LENGTH, INTERVAL, STIFFNESSES, drift_run, load_chunks
-from time_steps.systems import BARRIER, CENTRE, EVERY, KT, SYSTEMS, TEMPERATURE, TIMESTEP, WELL
+from time_steps.runs import INTERVAL, WIDTHS, drift_run, load_chunks
+from time_steps.systems import BARRIER, CENTRE, EVERY, KT, SYSTEMS, TEMPERATURE, WELL
 
 
 def weighted(rows):
@@ -33,11 +33,8 @@ def difference(rows, middle):
     return -KT * np.log(weights[s > middle].sum() / weights[s < middle].sum())
 
 
-def drift(energies, dof, length=DRIFT_LENGTH):
-    """Of a straight line: its slope, kJ/mol/ns per degree of freedom, and the scatter about it, kJ/mol; infinite if the run
-    blew up."""
-    if len(energies) < round(length / INTERVAL):
-        return np.inf, np.inf
+def drift(energies, dof):
+    """Of a straight line: its slope, kJ/mol/ns per degree of freedom, and the scatter about it, kJ/mol."""
     times = 1e-3 * INTERVAL * np.arange(len(energies))
     line = np.polyfit(times, energies, 1)
     return line[0] / dof, float(np.std(energies - np.polyval(line, times)))
@@ -57,21 +54,17 @@ def print_tables(folder, seeds):
             print(f"{every:5d}" + "".join(f"{value:15.2f} +- {error:5.2f}" for value, error in shown))
     if not drifts_are_there(folder, seeds):
         return
-    print("\nlearned CV, frozen bias, no thermostat: drift, kJ/mol/ns/dof, and scatter about it, kJ/mol, of each run")
-    for every in EVERY:
-        runs = [drift(*drift_run("frozen", None, every, k, folder)[:2]) for k in range(seeds)]
-        print(f"{every:5d}   " + "   ".join(f"{slope:9.4f} {scatter:7.3f}" for slope, scatter in runs))
-    print("\nlearned CV, springs, no thermostat: omega*(every*timestep), drift, scatter")
-    for stiffness in STIFFNESSES:
+    print("\nlearned CV, static bias, no thermostat: kernels, every, phase per outer step; then, for each run, drift in")
+    print("kJ/mol/ns/dof and scatter about it in kJ/mol")
+    for widen in WIDTHS:
         for every in EVERY:
-            energies, dof, omega = drift_run(f"spring-{stiffness:g}", None, every, 0, folder)
-            slope, scatter = drift(energies, dof)
-            print(f"{stiffness:8g}{every:4d}{omega * every * TIMESTEP:8.2f}{slope:11.4f}{scatter:9.3f}")
+            runs = [drift_run(widen, every, seed, folder) for seed in range(seeds)]
+            shown = "".join("{:12.3f}{:9.3f}".format(*drift(energies, dof)) for energies, dof, _ in runs)
+            print(f"{widen:5d}{every:5d}{runs[0][2]:8.3f}{shown}")
 
 
 def drifts_are_there(folder, seeds):
-    last = f"drift.frozen.{EVERY[-1]}.{seeds - 1}.npz", f"drift.spring-{STIFFNESSES[-1]:g}.{EVERY[-1]}.0.npz"
-    return all((folder / name).exists() for name in last)
+    return (folder / f"drift.{WIDTHS[-1]}.{EVERY[-1]}.{seeds - 1}.npz").exists()
 
 
 def all_runs(name, folder):
@@ -135,16 +128,16 @@ def draw_temperature_and_drift(folder, path, seeds):
     left.minorticks_off()
     left.legend(frameon=False, fontsize=7)
     for k, every in enumerate(EVERY):
-        energies, _, _ = drift_run("frozen", None, every, 0, folder)
+        energies, _, _ = drift_run(2, every, 0, folder)
         times = INTERVAL * np.arange(len(energies))
         centre.plot(times, energies - energies[0], color=f"C{k}", linewidth=0.8, label=f"{every}")
     centre.set(xlabel="time (ps)", ylabel="energy (kJ/mol), no thermostat")
     centre.legend(frameon=False, fontsize=8, title="every")
     for k, every in enumerate(EVERY):
-        runs = [drift_run(f"spring-{stiffness:g}", None, every, 0, folder) for stiffness in STIFFNESSES]
-        phases = [omega * every * TIMESTEP for _, _, omega in runs]
-        drifts = [min(abs(drift(energies, dof)[0]), 1e4) for energies, dof, _ in runs]
-        right.plot(phases, drifts, marker="o", color=f"C{k}", markersize=4, label=f"{every}")
-    right.set(xscale="log", yscale="log", xlabel="omega * every * timestep", ylabel="|drift| (kJ/mol/ns/dof)")
+        runs = [drift_run(widen, every, 0, folder) for widen in WIDTHS]
+        drifts = [abs(drift(energies, dof)[0]) for energies, dof, _ in runs]
+        right.plot([phase for *_, phase in runs], drifts, marker="o", color=f"C{k}", markersize=4, label=f"{every}")
+    right.axvline(0.5, color="black", linewidth=0.8)
+    right.set(xscale="log", yscale="log", xlabel="phase of the bias per outer step", ylabel="|drift| (kJ/mol/ns/dof)")
     right.legend(frameon=False, fontsize=8, title="every")
     figure.savefig(path, dpi=110)

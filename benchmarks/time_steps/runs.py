@@ -11,8 +11,6 @@ from time_steps.systems import (
     TEMPERATURE,
     TIMESTEP,
     Learned,
-    Spring,
-    Static,
     biased_system,
     make_context,
     seed_of,
@@ -25,8 +23,8 @@ from openmm_geomgnn.units import BOLTZMANN
 
 INTERVAL = 0.096  # ps between samples: a whole number of outer steps for every `every`
 DRIFT_LENGTH = 24.0  # ps
-STIFFNESSES = (400.0, 1600.0, 6400.0)  # kJ/mol
-SPRING_CENTRE = -1.0  # of the spring, in the CV's units: the basin that runs begin in
+WIDTHS = (1, 2, 4)  # of the kernels of the static bias, relative to those that were deposited
+HOT = 1000.0  # kJ/mol: a run that has gained more is not continued
 
 
 def sample_chunk(name, case, every, chunk, folder):
@@ -86,42 +84,40 @@ def load_chunks(name, every, folder):
     return np.array([np.load(path)["rows"] for path in paths])
 
 
-def drift_run(name, case, every, seed, folder, bias=None, length=DRIFT_LENGTH):
-    """Total energies (n,) in kJ/mol of a run without thermostat, one every INTERVAL; the degrees of freedom; omega in
-    rad/ps, the angular frequency of a Spring's motion (None for another bias)."""
-    path = folder / f"drift.{name}.{every}.{seed}.npz"
+def drift_run(widen, every, seed, folder):
+    """A run without thermostat under the learned CV's static bias: total energies (n,) in kJ/mol, one every INTERVAL, the
+    degrees of freedom, and the phase of the bias in an outer step (see Learned.phase)."""
+    path = folder / f"drift.{widen}.{every}.{seed}.npz"
     if not path.exists():
-        system, positions, handle = biased_system(case, bias)
-        group = handle.forceGroup
-        state = _start(name, case, bias, seed, folder)
-        integrator = openmm.MTSIntegrator(TIMESTEP * every, [(group, 1), (0, every)])
+        case = Learned(folder, widen)
+        system, positions, handle = biased_system(case)
+        start = _start(case, widen, seed, folder)
+        integrator = openmm.MTSIntegrator(TIMESTEP * every, [(handle.forceGroup, 1), (0, every)])
         integrator.setConstraintTolerance(1e-10)
         context = make_context(system, integrator, positions)
-        context.setPositions(state["positions"])
-        context.setVelocities(state["velocities"])
+        context.setPositions(start["positions"])
+        context.setVelocities(start["velocities"])
         context.applyVelocityConstraints(1e-10)
-        omega, energies = np.nan, []
-        if isinstance(getattr(bias, "function", None), Spring):
-            omega = frequency(system, context, handle, bias.function)
-        for _ in range(round(length / INTERVAL)):
-            integrator.step(round(INTERVAL / (TIMESTEP * every)))
-            now = context.getState(getEnergy=True)
-            energies.append((now.getKineticEnergy() + now.getPotentialEnergy())._value)
-            if not abs(energies[-1] - energies[0]) < 1e4:
+        energies = []
+        for _ in range(round(DRIFT_LENGTH / INTERVAL)):
+            state = context.getState(getEnergy=True)
+            energies.append((state.getKineticEnergy() + state.getPotentialEnergy())._value)
+            if abs(energies[-1] - energies[0]) > HOT:
                 break
+            integrator.step(round(INTERVAL / (TIMESTEP * every)))
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, energies=energies, dof=degrees_of_freedom(system), omega=omega)
-        print(f"drift {name}, every {every}, seed {seed}", flush=True)
+            np.savez(file, energies=energies, dof=degrees_of_freedom(system), phase=case.phase * every)
+        print(f"drift, kernels {widen} times as wide, every {every}, seed {seed}", flush=True)
     with np.load(path) as saved:
-        return saved["energies"], int(saved["dof"]), float(saved["omega"])
+        return saved["energies"], int(saved["dof"]), float(saved["phase"])
 
 
-def _start(name, case, bias, seed, folder):
+def _start(case, widen, seed, folder):
     """Where the runs of all `every` begin: positions and velocities after 4 ps with a thermostat."""
-    path = folder / f"drift.{name}.start.{seed}.npz"
+    path = folder / f"drift.{widen}.start.{seed}.npz"
     if not path.exists():
-        system, positions, handle = biased_system(case, bias)
-        integrator = make_integrator(TEMPERATURE, FRICTION, TIMESTEP, seed=seed_of(name, seed))
+        system, positions, _ = biased_system(case)
+        integrator = make_integrator(TEMPERATURE, FRICTION, TIMESTEP, seed=seed_of(widen, seed))
         context = make_context(system, integrator, positions, seed_of(seed))
         integrator.step(2000)
         state = context.getState(getPositions=True, getVelocities=True)
@@ -132,22 +128,8 @@ def _start(name, case, bias, seed, folder):
         return dict(saved)
 
 
-def frequency(system, context, handle, spring):
-    """sqrt(stiffness*sum_i |ds/dx_i|^2/m_i): of the motion along the CV that the spring alone would cause."""
-    state = context.getState(getForces=True, groups={handle.forceGroup})
-    slope = spring.stiffness * (handle.last[0][0] - spring.centre)
-    gradient = state.getForces(asNumpy=True)._value / slope
-    mass = np.array([system.getParticleMass(i)._value for i in range(system.getNumParticles())])[:, None]
-    return float(np.sqrt(spring.stiffness * (gradient**2 / mass).sum()))
-
-
 def make_drifts(folder, seeds):
-    case = Learned(folder)
     for seed in range(seeds):
-        for every in EVERY:
-            drift_run("frozen", case, every, seed, folder)
-    # the same spring on the CV, ever stiffer: it is the phase per outer step that counts
-    for stiffness in STIFFNESSES:
-        for every in EVERY:
-            spring = Static(Spring(stiffness, SPRING_CENTRE))
-            drift_run(f"spring-{stiffness:g}", case, every, 0, folder, spring)
+        for widen in WIDTHS:
+            for every in EVERY:
+                drift_run(widen, every, seed, folder)

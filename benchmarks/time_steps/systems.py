@@ -1,7 +1,7 @@
 """What benchmarks/multiple_time_steps.py simulates: small systems, each with a static bias on one coordinate."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 import mdtraj
@@ -10,6 +10,7 @@ import openmm
 
 from openmm_geomgnn.backends.evaluation import Evaluation
 from openmm_geomgnn.backends.python_force import make_force
+from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.fitting import FitSettings, fit_cv
 from openmm_geomgnn.force import BiasHandle, GeomGNNCV
@@ -27,6 +28,8 @@ ALA2 = [files("openmm_geomgnn.data") / name for name in ("ala2-c7eq.pdb", "ala2-
 PHI = [4, 6, 8, 10]
 # the double well: nm, nm, kJ/mol, amu, rad/ps
 CENTRE, WELL, BARRIER, MASS, FAST = 0.3, 0.1, 20.0, 12.0, 300.0
+# free energy of phi, kJ/mol
+COSINES, SINES = np.array([-2.16, 6.27, 6.98, 3.15, -1.3, -0.17]), np.array([11.84, -8.17, 1.62, -1.15, 2.45, -1.77])
 PLATFORM = openmm.Platform.getPlatformByName("Reference")
 
 
@@ -86,23 +89,18 @@ class Static:
         return self.function(s)
 
 
-@dataclass(frozen=True)
-class Spring:
-    """0.5*stiffness*(s - centre)^2."""
-
-    stiffness: float
-    centre: float
-
-    def __call__(self, s):
-        return 0.5 * self.stiffness * float(np.sum((s - self.centre) ** 2)), self.stiffness * (s - self.centre)
-
-
 def lowered_barrier(s):
     """Takes nine tenths of the energy of double wells away: what is left are barriers of 0.8 kT."""
     u = (s - CENTRE) / WELL
     return -0.9 * BARRIER * float(np.sum((u * u - 1) ** 2)), -3.6 * BARRIER / WELL * u * (u * u - 1)
 
 
+
+
+def level_phi(s):
+    n = np.arange(1, 7)
+    cosines, sines = np.cos(n * s[0]), np.sin(n * s[0])
+    return -float(COSINES @ cosines + SINES @ sines), np.array([(n * COSINES) @ sines - (n * SINES) @ cosines])
 
 
 class DoubleWell:
@@ -128,9 +126,9 @@ class DoubleWell:
         sides = CENTRE + WELL * (-1) ** np.arange(self.molecules)
         return system, np.array([[[0.0, 0, 0], [x, 0, 0], [x, 0.12, 0]] for x in sides]).reshape(-1, 3)
 
-    def add_bias(self, system, bias=None):
+    def add_bias(self, system):
         atoms = np.arange(3 * self.molecules).reshape(-1, 3)[:, :2].ravel()
-        return Coordinate(atoms, distances, self.molecules).addToSystem(system, bias or self.bias)
+        return Coordinate(atoms, distances, self.molecules).addToSystem(system, self.bias)
 
     def each(self, s, V):
         """(s, V) of each molecule."""
@@ -142,42 +140,19 @@ class DoubleWell:
 
 
 class Ala2:
-    """Alanine dipeptide, amber14 and OBC2. The bias is that of an OPES run, frozen: how it came about does not matter."""
+    """Alanine dipeptide, amber14 and OBC2."""
 
     middle = 0.0
 
-    def __init__(self, folder):
+    def __init__(self):
         self.topology, self.positions = load_structure(ALA2[0])
         self._angles = self._angle_context()
-        self._cv = self.cv(folder)
-        opes = self.opes
-        path = folder / f"{type(self).__name__}.bias.npz"
-        if not path.exists():
-            state = self._grow(opes)
-            with atomic_write(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, **opes.to_arrays(state))
-        with np.load(path) as arrays:
-            state = opes.from_arrays(dict(arrays))
-        self.bias = Static(lambda s: opes.bias(state, s))
 
     def system(self):
         return build_system(self.topology), self.positions
 
-    def add_bias(self, system, bias=None):
-        return self._cv.addToSystem(system, bias or self.bias)
-
-    def _grow(self, opes, every=4):
-        """The state of an adaptive run of `growth` ps."""
-        system, positions = self.system()
-        handle = self._cv.addToSystem(system, opes)
-        integrator = make_integrator(TEMPERATURE, FRICTION, TIMESTEP, every, handle.forceGroup)
-        context = make_context(system, integrator, positions)
-        for k in range(self.growth):
-            integrator.step(round(1 / (TIMESTEP * every)))
-            handle.setState(opes.update(handle.getState(), handle.value(context)[0]))
-            if k % 50 == 0:
-                print(f"{type(self).__name__}: growing the bias, {context.getTime()}", flush=True)
-        return handle.getState()
+    def add_bias(self, system):
+        return self._cv.addToSystem(system, self.bias)
 
     def _angle_context(self):
         system = build_system(self.topology)
@@ -195,16 +170,50 @@ class Ala2:
 
 
 class Phi(Ala2):
-    length, growth, edges = 120.0, 300, np.linspace(-np.pi, np.pi, 37)
-    opes = OPES(barrier=30, pace=500, sigma=0.3, periods=[(-np.pi, np.pi)])
+    """The bias levels phi: minus a Fourier series of the free energy that `geomgnn demo` found, up to 35 kJ/mol."""
 
-    def cv(self, folder):
-        return Coordinate(PHI, torsion)
+    length, edges = 120.0, np.linspace(-np.pi, np.pi, 37)
+
+    def __init__(self, folder):
+        super().__init__()
+        self._cv, self.bias = Coordinate(PHI, torsion), Static(level_phi)
 
 
 class Learned(Ala2):
+    """The bias is that of an OPES run, frozen: how it came about does not matter. Its kernels are made `widen` times as
+    wide, so that they are less stiff."""
+
     length, growth, edges = 60.0, 400, np.linspace(-1.3, 1.3, 27)
     opes = OPES(barrier=40, pace=500, sigma=0.12)
+
+    def __init__(self, folder, widen=2):
+        super().__init__()
+        self._cv = self.cv(folder)
+        path = folder / "learned.bias.npz"
+        if not path.exists():
+            state = self._grow(self.opes)
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **self.opes.to_arrays(state))
+        with np.load(path) as arrays:
+            state = self.opes.from_arrays(dict(arrays))
+        state = replace(state, sigmas=widen * state.sigmas)
+        self.bias = Static(lambda s: self.opes.bias(state, s))
+        (rate,) = CollectiveVariable.load(folder / "cv.safetensors").training_information["rate_300K_per_ps"]
+        # how far a motion that a kernel drives advances in a time step, radians, as `geomgnn run` judges it
+        self.phase = rate * TIMESTEP / (widen * self.opes.sigma)
+
+    def _grow(self, opes, every=4):
+        """The state of an adaptive run of `growth` ps."""
+        system, positions = self.system()
+        handle = self._cv.addToSystem(system, opes)
+        integrator = make_integrator(TEMPERATURE, FRICTION, TIMESTEP, every, handle.forceGroup)
+        context = make_context(system, integrator, positions)
+        for k in range(self.growth):
+            integrator.step(round(1 / (TIMESTEP * every)))
+            handle.setState(opes.update(handle.getState(), handle.value(context)[0]))
+            if k % 50 == 0:
+                print(f"{type(self).__name__}: growing the bias, {context.getTime()}", flush=True)
+        return handle.getState()
 
     def cv(self, folder):
         path = folder / "cv.safetensors"
@@ -235,10 +244,10 @@ def make_context(system, integrator, positions, seed=1):
     return context
 
 
-def biased_system(case, bias=None):
+def biased_system(case):
     """(system, positions, handle): the bias in a force group of its own, the rest in group 0."""
     system, positions = case.system()
-    return system, positions, case.add_bias(system, bias)
+    return system, positions, case.add_bias(system)
 
 
 def seed_of(*words):

@@ -41,11 +41,9 @@ def save_frames(folder, name, topology, frames, marked=(), box=None, **numbers):
     except Exception as error:  # whatever it is, it must not take the place of the error that is being reported
         return f"The frames could not be saved in {folder} ({type(error).__name__}: {error})."
     models = " and ".join(f"{words.replace('_', ' ')} frame" for words in frames)
-    return (
-        f"The {models} {'are models 1 and 2' if len(frames) == 2 else 'is the model'} of {path.resolve()}"
-        f"{', where atoms that failed have the B factor 1' if len(marked) else ''}; the .npz file next to it holds the numbers "
-        "as they are."
-    )
+    number = "are models 1 and 2" if len(frames) == 2 else "is the model"
+    pointer = ", where atoms that failed have the B factor 1" if len(marked) else ""
+    return f"The {models} {number} of {path.resolve()}{pointer}; the .npz file next to it holds the numbers as they are."
 
 
 def atom_names(topology, rows, numbers=None):

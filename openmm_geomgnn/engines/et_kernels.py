@@ -75,13 +75,13 @@ def forward(
         copy_lanes(vec, 3 * size, vec, 0, 3 * size)
     for layer in range(1, layers):
         last, place = layer - 1, layer * keep
-        second = layer if keep else 1  # of qkv and normed, whose first part is not of a layer
-        qkv0, vec0, mixed0, projected0 = second * 5 * size, place * 3 * size, place * 3 * size, place * 9 * size
+        part = layer if keep else 1  # of qkv and normed, whose first part is not of a layer
+        qkv0, vec0, mixed0, projected0 = part * 5 * size, place * 3 * size, place * 3 * size, place * 9 * size
         square = channels * channels
         a0 = place * attention.shape[1] * groups * 4 * WIDTH
-        layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, second * size, inverse, layer)
+        layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, part * size, inverse, layer)
         matmul(
-            normed, second * size, atoms, channels, qkv_w, last * 5 * square, 5 * channels,
+            normed, part * size, atoms, channels, qkv_w, last * 5 * square, 5 * channels,
             qkv_b, last * 5 * channels, qkv, qkv0, False,
         )  # fmt: skip
         matmul(

@@ -21,7 +21,7 @@ from openmm_geomgnn.engines.tensornet_edges import (
     exchange_vjp,
 )
 from openmm_geomgnn.engines.tensornet_nodes import (
-    HALF,
+    ROOT_HALF,
     damp_vjp,
     first_tensors,
     first_tensors_vjp,
@@ -104,7 +104,7 @@ def forward(
             at = m * channels + order[c]
             out_x[m, c] = scalars[at]
             for d in range(3):
-                out_v[m, d, c] = HALF * tensors[(1 + d) * size + at]
+                out_v[m, d, c] = ROOT_HALF * tensors[(1 + d) * size + at]
     return n
 
 
@@ -135,7 +135,7 @@ def backward(
             at = m * channels + order[c]
             scalars[at] = g_out_x[m, c] * slopes[at]
             for d in range(3):
-                tensors[(1 + d) * size + at] = HALF * g_out_v[m, d, c]
+                tensors[(1 + d) * size + at] = ROOT_HALF * g_out_v[m, d, c]
     matmul(g_squared, 0, atoms, channels, out_w_t, 0, 3 * channels, zeros, 0, g_normed, 0, False)
     layer_norm_vjp(g_normed, atoms, 3 * channels, present, 3.0 * features, normed_out, 0, inverse, 1, g_norms)
     read_out_vjp(atoms, channels, x, layers * 9 * size, g_norms, g)

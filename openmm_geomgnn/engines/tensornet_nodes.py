@@ -13,7 +13,7 @@ from numba import njit
 from torchmdnet_ext.kernels.lanes import PANEL, load16, splat16, store
 
 kernel = njit(error_model="numpy")
-HALF, THIRD, SIXTH = math.sqrt(1 / 2), math.sqrt(1 / 3), math.sqrt(1 / 6)
+ROOT_HALF, ROOT_THIRD, ROOT_SIXTH = math.sqrt(1 / 2), math.sqrt(1 / 3), math.sqrt(1 / 6)
 
 
 @kernel
@@ -70,22 +70,22 @@ def transposed(zero, a):
 
 @kernel
 def _matrix(like, a):
-    half, sixth = splat16(like, HALF), splat16(like, SIXTH)
+    half, sixth = splat16(like, ROOT_HALF), splat16(like, ROOT_SIXTH)
     x, y, z, yz, zx, xy = a[1] * half, a[2] * half, a[3] * half, a[4] * half, a[5] * half, a[6] * half
-    third, across, along = a[0] * splat16(like, THIRD), a[7] * half, a[8] * sixth
+    third, across, along = a[0] * splat16(like, ROOT_THIRD), a[7] * half, a[8] * sixth
     rest = third - along
     return rest + across, xy + z, zx - y, xy - z, rest - across, yz + x, zx + y, yz - x, third + along + along
 
 
 @kernel
 def _components(like, m):
-    half = splat16(like, HALF)
+    half = splat16(like, ROOT_HALF)
     planar = m[0] + m[4]
     return (
-        (planar + m[8]) * splat16(like, THIRD),
+        (planar + m[8]) * splat16(like, ROOT_THIRD),
         (m[5] - m[7]) * half, (m[6] - m[2]) * half, (m[1] - m[3]) * half,
         (m[5] + m[7]) * half, (m[6] + m[2]) * half, (m[1] + m[3]) * half, (m[0] - m[4]) * half,
-        (m[8] + m[8] - planar) * splat16(like, SIXTH),
+        (m[8] + m[8] - planar) * splat16(like, ROOT_SIXTH),
     )  # fmt: skip
 
 

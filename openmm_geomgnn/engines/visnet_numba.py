@@ -1,8 +1,8 @@
 """ViSNet for one frame at a time on one CPU core, compiled with Numba.
 
 What makes it fast: the radial parts of the embeddings are tabulated; edge features of the first two layers are the same in
-both directions of a pair; all else happens in tiles of edges that stay in the cache, with the activations applied to the
-products of matrices while they are in registers; work arrays are made once.
+both directions of a pair; all else happens in tiles of edges that stay in the cache; the products of matrices are kept for
+the gradient where there is room; work arrays are made once.
 """
 
 import copy

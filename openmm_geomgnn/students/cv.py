@@ -1,5 +1,6 @@
 """A student as a collective variable: in a file of its own, and bound to a topology."""
 
+import importlib
 import importlib.util
 
 import numpy as np
@@ -204,6 +205,12 @@ class BoundStudent(nn.Module):
 
         return psi.detach().numpy(), vjp
 
+    def warm_up(self, announce):
+        """Compile the kernels if no process has done so yet; `announce` is called before, as it takes long."""
+        if self._compiled is not None and kernels().needs_compiling():
+            announce()
+            self.value_and_vjp(np.zeros((len(self.atoms), 3)))[1](np.ones(self.dimension))
+
     def compute(self, trajectory, progress=None):
         """psi (F, d) of an mdtraj trajectory, or of positions (F, atoms, 3) in nm.
 
@@ -253,9 +260,14 @@ def _use_numba(engine):
     return there and engine != "eager"
 
 
+def kernels():
+    """The compiled kernels; Numba is there where it is wanted only."""
+    return importlib.import_module("openmm_geomgnn.students.kernels")
+
+
 def _compiled(coordinates, network):
     """A function from positions (n, 3), float64 in angstrom, to psi and its vector-Jacobian product, compiled."""
-    from openmm_geomgnn.students.kernels import backward, forward
+    forward, backward = kernels().forward, kernels().backward
 
     def array(tensor):
         return np.ascontiguousarray(tensor.detach().numpy())

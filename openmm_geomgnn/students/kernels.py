@@ -11,7 +11,7 @@ from numba import njit
 
 from openmm_geomgnn.students.coordinates import COLLINEAR, TOUCHING
 from openmm_geomgnn.students.network import BOUND
-from torchmdnet_ext.kernels.cache import keep_compiled
+from torchmdnet_ext.kernels.cache import keep_compiled, signatures
 
 # sums in any order, which vector instructions need; not "nnan" and "ninf", so that what is not finite stays so
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -144,3 +144,8 @@ def backward(pos, weights, x, h1, h2, torsions, distances, inverse_scale, w1, w2
             out[i, axis] -= pull * r[axis]
             out[j, axis] += pull * r[axis]
     return out
+
+
+def needs_compiling():
+    """Whether the first evaluation will take long, since the kernels are neither in this process nor in their folder."""
+    return not (signatures(forward) and signatures(backward))
