@@ -78,4 +78,4 @@ def test_memory_does_not_grow(engine, steps, cv_file, repository):
     done = subprocess.run([*map(str, command), "--steps", str(steps)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"engine {engine}" in done.stdout
-    assert float(done.stdout.split("first tenth: ")[1].split()[0]) < 2, done.stdout
+    assert float(done.stdout.split("first fifth: ")[1].split()[0]) < 2, done.stdout
