@@ -32,7 +32,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt setuptools wheel
 	# torch first: it alone decides which build of it the others are content with
 	$(BIN)/python -m pip install -c constraints.txt torch
-	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e ".[all,test,lint]"
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e ".[all,test,interoperability,lint]"
 	touch $@
 
 $(TORCH_VENV)/.installed: setup.cfg pyproject.toml constraints-openmm-torch.txt
