@@ -101,6 +101,9 @@ def fingerprint(specs, topology, system, platform):
     prints["number of walkers"] = len(specs)
     for name in ("temperature", "friction", "timestep", "every", "seed", "colvar_interval", "frame_interval"):
         prints[name] = getattr(spec, name)
+    if spec.bias is not None and spec.every > 1:
+        # the state of a Context is of one integrator; before, it was OpenMM's MTSLangevinIntegrator
+        prints["integrator of multiple time steps"] = "Langevin middle"
     prints["platform"] = platform
     # as JSON gives it back
     return json.loads(json.dumps(prints))
