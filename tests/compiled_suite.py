@@ -9,8 +9,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from molecules import ala2, random_cv, random_encoder
 from physics import molecule, orthogonal
 
+from openmm_geomgnn import Encoder
 from openmm_geomgnn.engines import compiled_class, compiled_forward
 from openmm_geomgnn.errors import GeomGNNError
 
@@ -74,6 +76,10 @@ class CompiledSuite:
     Attributes
     ----------
     engine : class
+    model : str
+        Its name for `torchmd-train`.
+    weights : str
+        The stem of geom2vec's weights for it.
     exact : float
         Error in double precision.
     hard : dict
@@ -308,6 +314,45 @@ class CompiledSuite:
         network.distance.box.copy_(20.0 * torch.eye(3))
         with pytest.raises(GeomGNNError, match="periodic"):
             self.engine(network, [6], ([], []))
+
+    @pytest.mark.parametrize("system", ["ala2", "chignolin"])
+    def test_equals_what_geom2vec_computes(self, shared_data, system):
+        network = Encoder.load(shared_data / "geom2vec_weights" / f"{self.weights}.pth", smooth_cutoff=False).network
+        reference = np.load(shared_data / "reference_embeddings" / f"{self.weights}_{system}.npz")
+        for atoms in ("all", "heavy"):
+            z, frames = reference[f"Z_{atoms}"], reference[f"pos_{atoms}"]
+            single = self.engine(network, z, all_pairs(len(z)), gradient=False)
+            for frame, x, v in zip(frames, reference[f"x_f64_{atoms}"], reference[f"v_f64_{atoms}"], strict=True):
+                for found, expected in zip(single.forward(frame), (x, v), strict=False):
+                    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+        double = self.engine(network, z, all_pairs(len(z)), "double", gradient=False)
+        for found, expected in zip(double.forward(frame), (x, v), strict=False):
+            assert np.abs(found - expected).max() < 10 * self.exact * np.abs(expected).max()
+
+    def test_encoders_embed_with_it(self):
+        encoder, frame = random_encoder(self.model), ala2()
+        z = np.array([atom.element.number for atom in frame.topology.atoms])
+        frames = 10.0 * frame.xyz + 0.05 * np.random.default_rng(0).normal(size=(200, 22, 3))
+        found, plain = encoder.embed(z, frames), encoder.embed(z, frames, engine="eager")
+        expected = encoder.double().embed(z, frames, engine="eager")
+        for values, eagerly, reference in zip(found, plain, expected, strict=True):
+            assert not np.array_equal(values, eagerly)
+            np.testing.assert_allclose(values, reference, atol=5e-5 * np.abs(reference).max())
+
+    @pytest.mark.parametrize("window", ["all", "sequence"])
+    def test_a_collective_variable_uses_it(self, window):
+        topology = ala2().topology
+        cv = random_cv(topology, random_encoder(self.model), mixer="mlp", window=window)
+        bound = {engine: cv.bind(topology, engine=engine) for engine in ("auto", "numba")}
+        assert [each.engine_name for each in bound.values()] == ["numba", "numba"]
+        exact = cv.bind(topology, "double", "eager")
+        pos, weights = 10.0 * ala2().xyz[0].astype(np.float64)[exact.atoms], np.array([0.7, -1.3])
+        expected, vjp = exact.value_and_vjp(pos)
+        gradient = vjp(weights)
+        for each in bound.values():
+            found, vjp = each.value_and_vjp(pos)
+            np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+            assert np.abs(vjp(weights) - gradient).max() < 1e-3 * np.abs(gradient).max()
 
     def check_refused(self, message, **settings):
         refused = self.make_network(**settings)

@@ -30,6 +30,8 @@ SETTINGS = [
 
 class TestET(CompiledSuite):
     engine = NumbaET
+    model = "smooth-equivariant-transformer"
+    weights = "et_l6_h64_rbf64_r75"
     exact = 2e-7
 
     @staticmethod
