@@ -5,7 +5,7 @@ import numpy as np
 import openmm
 import pytest
 from force_systems import BIAS, NM, PDB, POSITIONS, check_forces, energy_and_forces, make_context, make_system, value
-from molecules import CUTOFF, TRANSFORMER, random_cv, random_encoder
+from molecules import TRANSFORMER, random_cv, random_encoder
 from openmm import app, unit
 from openmm.app.metadynamics import BiasVariable, Metadynamics
 
@@ -58,20 +58,6 @@ class TestForces:
         (energy, forces), (expected, expected_forces) = found
         assert energy == pytest.approx(expected, rel=1e-4)
         assert np.abs(forces - expected_forces).max() < 1e-3 * np.abs(expected_forces).max()
-
-    def test_are_continuous_when_a_pair_crosses_the_cutoff(self, cv_file):
-        system = make_system()
-        system.addForce(GeomGNNCV(cv_file, PDB.topology, precision="double", engine="eager"))
-        context = make_context(system)
-        a, b = 0, 18  # the heavy atoms at the two ends
-        axis = (POSITIONS[b] - POSITIONS[a]) / np.linalg.norm(POSITIONS[b] - POSITIONS[a])
-        found = []
-        for step in (-1.5, -0.5, 0.5):
-            positions = POSITIONS.copy()
-            positions[b] = POSITIONS[a] + (0.1 * CUTOFF + 1e-7 * step) * axis
-            found.append(energy_and_forces(context, positions))
-        (e0, f0), (e1, f1), (e2, f2) = found
-        assert abs(e2 - 2 * e1 + e0) < 1e-9 * abs(e1) and np.abs(f2 - 2 * f1 + f0).max() < 1e-7 * np.abs(f1).max()
 
 
 class TestUses:

@@ -4,7 +4,7 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
-from force_systems import BIAS, PDB, POSITIONS, in_water, make_context, make_system
+from force_systems import BIAS, PDB, POSITIONS, GivenBias, in_water, make_context, make_system
 from molecules import ALA2, BOXES, wrapped
 from openmm import app
 from phi_runs import Spring
@@ -24,21 +24,6 @@ ATOMS = [0, 4, 5, 6, 8, 10, 11, 12, 16, 18]
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-class Bias:
-    """A bias that gives, or raises, what it is told to."""
-
-    def __init__(self, energy=0.0, slope=0.0, error=None):
-        self.energy, self.slope, self.error = energy, slope, error
-
-    def initial_state(self, dimension=None, n_walkers=1):
-        return None
-
-    def bias(self, state, s):
-        if self.error is not None:
-            raise self.error
-        return self.energy, np.full(len(s), self.slope)
 
 
 def failure(context, groups=-1):
@@ -100,12 +85,12 @@ class TestWhatStops:
 
     @pytest.mark.parametrize("wrong", [{"energy": np.inf}, {"slope": np.nan}], ids=str)
     def test_bias(self, cv_file, wrong):
-        context, handle = biased(cv_file, Bias(**wrong))
+        context, handle = biased(cv_file, GivenBias(**wrong))
         assert "The bias is not finite at step 0: at s = [" in failure(context) and isinstance(handle.error, GeomGNNError)
 
     def test_forces(self, cv_file):
         """A bias so steep that its forces are no numbers."""
-        context, _ = biased(cv_file, Bias(slope=1e308))
+        context, _ = biased(cv_file, GivenBias(slope=1e308))
         message = failure(context)
         assert message.startswith("The forces of the bias on atoms 0 (") and "are not finite at step 0 (s = [" in message
 
@@ -126,7 +111,7 @@ class TestWhatStops:
 
 class TestErrorsOfOthers:
     def test_are_kept_and_told_with_their_traceback(self, cv_file):
-        context, handle = biased(cv_file, Bias(error=KeyError("from the bias")))
+        context, handle = biased(cv_file, GivenBias(error=KeyError("from the bias")))
         message = failure(context)
         assert message.startswith("KeyError: 'from the bias'. This came from the network or the bias at step 0. ")
         assert "Traceback (most recent call last):" in message and "raise self.error" in message
@@ -135,7 +120,7 @@ class TestErrorsOfOthers:
 
     def test_chain_to_what_caused_them(self, cv_file):
         handle = GeomGNNCV(cv_file, PDB.topology, engine="eager").addToSystem(
-            make_system(), Bias(error=ZeroDivisionError("no"))
+            make_system(), GivenBias(error=ZeroDivisionError("no"))
         )
         with pytest.raises(GeomGNNError) as caught:
             handle._evaluation(POSITIONS[ATOMS], None, 0)
@@ -209,20 +194,20 @@ class TestFrames:
             assert len(numbers["s"]) == 2
 
     def test_of_the_first_evaluation(self, cv_file, tmp_path):
-        context, _ = biased(cv_file, Bias(energy=np.nan))
+        context, _ = biased(cv_file, GivenBias(energy=np.nan))
         assert "The failing frame is the model of" in failure(context)
         np.testing.assert_allclose(mdtraj.load("geomgnn-failure-step-0.pdb").xyz[0], POSITIONS[ATOMS], atol=1e-4)
         with np.load("geomgnn-failure-step-0.npz") as numbers:
             assert np.isnan(numbers["energy"]) and "last_good" not in numbers
 
     def test_are_not_saved_where_nobody_wants_them(self, cv_file, tmp_path):
-        context, _ = biased(cv_file, Bias(energy=np.nan), failures=None)
+        context, _ = biased(cv_file, GivenBias(energy=np.nan), failures=None)
         assert failure(context).endswith("the state that it was given.")
         assert not list(tmp_path.iterdir())
 
     def test_that_cannot_be_saved_do_not_hide_the_error(self, cv_file, tmp_path):
         (tmp_path / "taken").write_text("a file")
-        context, _ = biased(cv_file, Bias(energy=np.nan), failures=tmp_path / "taken")
+        context, _ = biased(cv_file, GivenBias(energy=np.nan), failures=tmp_path / "taken")
         message = failure(context)
         assert message.startswith("The bias is not finite")
         assert f"The frames could not be saved in {tmp_path / 'taken'} (" in message

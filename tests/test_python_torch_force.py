@@ -10,7 +10,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from force_systems import BIAS, NM, PDB, POSITIONS, energy_and_forces, make_context, make_system
+from force_systems import BIAS, NM, PDB, POSITIONS, GivenBias, energy_and_forces, make_context, make_system
 from graph_stand_in import as_on_a_gpu
 from molecules import BOXES, ala2, peptide, random_cv, wrapped
 
@@ -29,21 +29,6 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # failures save frames
-
-
-class Bias:
-    """A bias that gives, or raises, what it is told to."""
-
-    def __init__(self, energy=0.0, slope=0.0, error=None):
-        self.energy, self.slope, self.error = energy, slope, error
-
-    def initial_state(self, dimension=None, n_walkers=1):
-        return None
-
-    def bias(self, state, s):
-        if self.error is not None:
-            raise self.error
-        return self.energy, np.full(len(s), self.slope)
 
 
 class OnTheDevice(Callback):
@@ -122,7 +107,7 @@ class TestCallback:
         assert energy.item() == pytest.approx(expected, rel=1e-9)
 
     def test_without_a_slope_there_are_no_forces(self, cv_file):
-        callback, state, handle = make_callback(cv_file, Bias(energy=2.5), kind=OnTheDevice)
+        callback, state, handle = make_callback(cv_file, GivenBias(energy=2.5), kind=OnTheDevice)
         energy, forces = callback(state, tensor(POSITIONS[handle._evaluation.bound.atoms]))
         assert energy.item() == 2.5 and forces.shape == (10, 3) and not forces.any()
 
@@ -145,11 +130,11 @@ class TestFailures:
         broken = positions.copy()
         broken[3, 1] = np.nan
         for bias, pos, message in (
-            (Bias(), broken, "not finite at step 0"),
-            (Bias(energy=np.inf), positions, "not finite at step 0"),
-            (Bias(slope=np.nan), positions, "not finite at step 0"),
-            (Bias(slope=1e308), positions, "not finite at step 0"),
-            (Bias(error=ZeroDivisionError("no such bias")), positions, "no such bias"),
+            (GivenBias(), broken, "not finite at step 0"),
+            (GivenBias(energy=np.inf), positions, "not finite at step 0"),
+            (GivenBias(slope=np.nan), positions, "not finite at step 0"),
+            (GivenBias(slope=1e308), positions, "not finite at step 0"),
+            (GivenBias(error=ZeroDivisionError("no such bias")), positions, "no such bias"),
         ):
             callback, state, handle = make_callback(cv_file, bias, kind=kind)
             with pytest.raises(GeomGNNError, match=message):
