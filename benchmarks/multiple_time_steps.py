@@ -4,10 +4,10 @@
     python benchmarks/multiple_time_steps.py --chunks 4         # shorter runs; a larger number later prolongs them
     python benchmarks/multiple_time_steps.py --only drift
 
-Three systems, each with a static bias, at every = 1, 2, 4 and 8 steps of 2 fs: a double well whose free energy is known,
-alanine dipeptide biased along phi, and alanine dipeptide biased along a learned CV. Free energies, the temperature of the
-velocities at a kick and between kicks, and the drift of the energy without a thermostat. Runs are cut into
-chunks, each a file in --folder: stopped or killed, the same command goes on. docs/multiple-time-steps.md discusses it.
+Three systems, each with a static bias, at every = 1, 2, 4 and 8 steps of 2 fs. Of a double well whose free energy is known,
+and of alanine dipeptide biased along phi: free energies, and the temperature of the velocities at a kick and between kicks.
+Of alanine dipeptide biased along a learned CV: the drift of the energy without a thermostat. Runs are cut into chunks, each
+a file in --folder: stopped or killed, the same command goes on. docs/multiple-time-steps.md discusses it.
 """
 
 import argparse

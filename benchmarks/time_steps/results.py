@@ -77,7 +77,7 @@ def all_runs(name, folder):
 def draw_free_energies(folder, path):
     from matplotlib.figure import Figure
 
-    labels = {"double-well": "distance (nm)", "phi": "phi (rad)", "learned": "learned CV"}
+    labels = {"double-well": "distance (nm)", "phi": "phi (rad)"}
     found = {name: runs for name in SYSTEMS if (runs := all_runs(name, folder))}
     if not found:
         return

@@ -95,8 +95,6 @@ def lowered_barrier(s):
     return -0.9 * BARRIER * float(np.sum((u * u - 1) ** 2)), -3.6 * BARRIER / WELL * u * (u * u - 1)
 
 
-
-
 def level_phi(s):
     n = np.arange(1, 7)
     cosines, sines = np.cos(n * s[0]), np.sin(n * s[0])
@@ -183,7 +181,7 @@ class Learned(Ala2):
     """The bias is that of an OPES run, frozen: how it came about does not matter. Its kernels are made `widen` times as
     wide, so that they are less stiff."""
 
-    length, growth, edges = 60.0, 400, np.linspace(-1.3, 1.3, 27)
+    growth = 400  # ps
     opes = OPES(barrier=40, pace=500, sigma=0.12)
 
     def __init__(self, folder, widen=2):
@@ -233,7 +231,7 @@ class Learned(Ala2):
         return GeomGNNCV(path, self.topology)
 
 
-SYSTEMS = {"double-well": DoubleWell, "phi": Phi, "learned": Learned}
+SYSTEMS = {"double-well": DoubleWell, "phi": Phi}  # of which free energies are taken
 
 
 def make_context(system, integrator, positions, seed=1):
