@@ -248,14 +248,14 @@ def compare_cv(name, system, mixer, seconds):
     for k in range(KERNELS):
         biased.state = opes.update(biased.state, values[k % FRAMES] + 0.5 * spread * np.sin([k, 2.0 * k]))
     engine, weights = bound._engine, np.array([0.7, -0.4])
-    cotangents = [torch.randn(feature.shape) for feature in engine.features_and_vjp(frames[0])[:2]]
+    cotangents = [np.ones_like(feature) for feature in engine.features_and_vjp(frames[0])[:2]]
     times = in_turns(
         {
-            "encoder": lambda frame: engine.features_and_vjp(frame)[2](*cotangents),
-            "CV": lambda frame: bound.value_and_vjp(frame)[1](weights),
-            "CV and bias": lambda frame: biased(frame / NM_TO_ANGSTROM, None, 0),
+            "encoder": lambda frame: engine.features_and_vjp(frame[0])[2](*cotangents),
+            "CV": lambda frame: bound.value_and_vjp(frame[0])[1](weights),
+            "CV and bias": lambda frame: biased(frame[1], None, 0),
         },
-        frames,
+        list(zip(frames, frames / NM_TO_ANGSTROM, strict=True)),
         seconds,
     )
     ratios = [

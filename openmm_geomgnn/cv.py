@@ -172,8 +172,9 @@ class BoundCV(nn.Module):
         Of encoder and mixer; the projection is always in float64.
     engine : {"auto", "eager", "numba", "cuda"}
         What evaluates one frame at a time: compiled kernels, plain PyTorch, or (`auto`) compiled kernels in single precision
-        where they are to be had; in double precision they are as exact as their table of radial filters, about 1e-6. On a
-        GPU it is CUDA graphs of plain PyTorch (`cuda`, `auto`) or, slower, plain PyTorch itself (`eager`).
+        where they are to be had; in double precision they are as exact as their table of radial filters, about 1e-6. There
+        are kernels of the mixers none, mlp and attention, too; others stay in PyTorch, as do those with chirality. On a GPU
+        it is CUDA graphs of plain PyTorch (`cuda`, `auto`) or, slower, plain PyTorch itself (`eager`).
     device : str or torch.device, optional
         "cpu", "cuda" or "cuda:0"; by default the CPU unless the engine is `cuda`.
 
@@ -219,7 +220,8 @@ class BoundCV(nn.Module):
         self.to(choose_device(device, engine))
         self._engine = make_engine(engine, self.tokenizer, precision)
         self.engine_name = self._engine.name
-        self._readout = make_readout(self.tokenizer, self.mixer, self.mean, self.projection, self._project)
+        parts = self.tokenizer, self.mixer, self.mean, self.projection
+        self._readout = make_readout(*parts, self._project, compiled=self.engine_name == "numba")
         self._function = None
         if self.device.type != "cpu":
             from openmm_geomgnn.engines.cuda_graph import EagerFunction, GraphedFunction
@@ -281,7 +283,7 @@ class BoundCV(nn.Module):
 
     def warm_up(self, announce):
         """Compile the engine's kernels if no process has done so yet; `announce` is called before, as it takes long."""
-        if getattr(self._engine, "needs_compiling", False):
+        if getattr(self._engine, "needs_compiling", False) or self._readout.needs_compiling:
             announce()
             self.value_and_vjp(np.zeros((len(self.atoms), 3)))[1](np.ones(self.dimension))
 

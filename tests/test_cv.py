@@ -360,5 +360,6 @@ def test_vector_jacobian_product_of_the_engines(precision, window):
             assert relative(torch.from_numpy(product), gradient) < slopes
             psi = bound.single(pos)
             (gradient,) = torch.autograd.grad(psi, pos, torch.from_numpy(weights))
-            np.testing.assert_allclose(found, psi.detach().numpy(), rtol=1e-6)
-            assert relative(torch.from_numpy(product), gradient) < 1e-6
+            # the mixer by kernels or by torch
+            assert relative(torch.from_numpy(found), psi.detach()) < 1e-6
+            assert relative(torch.from_numpy(product), gradient) < (5e-6 if precision == "single" else 1e-6)

@@ -18,10 +18,8 @@ READ_OUT = """
 import numpy as np
 from openmm_geomgnn.engines.readout_kernels import read_out
 x, v = np.arange(6.0).reshape(2, 3), np.arange(18.0).reshape(2, 3, 3)
-own, token, share, psi = np.arange(2), np.zeros(2, int), np.ones(1), np.empty(1)
-read_out(
-    x, v, own, token, share, 0.0, 1e-6, np.zeros(6), np.ones((6, 1)), np.empty((1, 3, 3)), np.empty((1, 3)), np.empty(6), psi
-)
+own, token, share = np.arange(2), np.zeros(2, int), np.ones(1)
+psi, _, _ = read_out(x, v, own, token, share, 0.0, 1e-6, np.zeros(6), np.ones((6, 1)))
 print(float(psi[0]), sum(read_out.stats.cache_hits.values()))
 """
 

@@ -21,6 +21,7 @@ LAYERS = (
     ("openmm_geomgnn.training_data", "openmm_geomgnn.windows"),
     ("openmm_geomgnn.token_settings", "openmm_geomgnn.tokens"),
     ("openmm_geomgnn.embedding_workers", "openmm_geomgnn.koopman", "openmm_geomgnn.mixers"),
+    ("openmm_geomgnn.mixer_readout",),
     ("openmm_geomgnn.readout",),
     ("openmm_geomgnn.cv", "openmm_geomgnn.embedding"),
     ("openmm_geomgnn.backends", "openmm_geomgnn.fitting", "openmm_geomgnn.integrators"),

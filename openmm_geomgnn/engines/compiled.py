@@ -85,6 +85,15 @@ def aligned_zeros(shape, dtype):
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
+def have_kernels(functions, dtype):
+    """Of each jitted function whether it is compiled for arrays of a precision, in this process or in its folder."""
+    # some arrays are in double precision always, so single precision shows in there being one of it
+    return [
+        any(any(str(getattr(kind, "dtype", "")) == "float32" for kind in types) == (dtype == np.float32) for types in kinds)
+        for kinds in map(signatures, functions)
+    ]
+
+
 class CompiledNetwork:
     """Base of a network for fixed atoms and fixed candidate pairs.
 
@@ -208,13 +217,7 @@ class CompiledNetwork:
     @property
     def needs_compiling(self) -> bool:
         """Whether the first evaluation will take long, since the kernels are neither in this process nor in their folder."""
-        single = self.dtype == np.float32
-        functions = (self._forward, self._backward) if self.gradient else (self._forward,)
-        # positions are in double precision always, so single precision shows in what else there is
-        return not all(
-            any(any(str(getattr(kind, "dtype", "")) == "float32" for kind in types) == single for types in signatures(f))
-            for f in functions
-        )
+        return not all(have_kernels((self._forward, self._backward) if self.gradient else (self._forward,), self.dtype))
 
     def __call__(self, pos):
         """Scalars x (M, H) and vectors v (M, 3, H) at `pos` (M, 3) in angstrom, as torch tensors.

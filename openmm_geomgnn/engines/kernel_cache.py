@@ -5,8 +5,8 @@ from pathlib import Path
 from torchmdnet_ext.kernels import cache, lanes
 
 OTHERS = (
-    "lane_functions", "tensornet_edges", "tensornet_nodes", "visnet_edges", "visnet_edges_vjp", "visnet_graph",
-    "visnet_nodes",
+    "gelu_functions", "lane_functions", "tensornet_edges", "tensornet_nodes", "visnet_edges", "visnet_edges_vjp",
+    "visnet_graph", "visnet_nodes",
 )  # fmt: skip
 SOURCES = (
     Path(lanes.__file__),

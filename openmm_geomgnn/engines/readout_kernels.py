@@ -6,21 +6,22 @@ pooled. All sums are in double precision.
 
 import math
 
+import numpy as np
 from numba import njit
 
 from openmm_geomgnn.engines.kernel_cache import keep_compiled
 
 
 @njit(error_model="numpy")
-def read_out(x, v, own, token, share, pooled, epsilon2, mean, projection, vectors, norms, chi, psi):
-    """Fill psi (d,), and vectors (R, 3, H) and norms (R, H) of the tokens.
+def read_out(x, v, own, token, share, pooled, epsilon2, mean, projection):
+    """psi (d,), and vectors (R, 3, H) and norms (R, H) of the tokens, which `read_out_vjp` takes.
 
     own (n,): the window atoms that count; token (n,): where; share (R,): factor of each token's sum. pooled: factor of the
     tokens' features in the chi (2H,) of all of them, or 0 for features side by side.
     """
     hidden = x.shape[1]
-    vectors[:] = 0.0
-    chi[:] = 0.0
+    vectors, norms = np.zeros((share.shape[0], 3, hidden)), np.empty((share.shape[0], hidden))
+    chi, psi = np.zeros(mean.shape[0]), np.zeros(projection.shape[1])
     for k in range(own.shape[0]):
         m, r = own[k], token[k]
         place = 0 if pooled else 2 * r * hidden
@@ -37,31 +38,36 @@ def read_out(x, v, own, token, share, pooled, epsilon2, mean, projection, vector
             a, b, e = vectors[r, 0, c], vectors[r, 1, c], vectors[r, 2, c]
             norms[r, c] = math.sqrt(a * a + b * b + e * e + epsilon2)
             chi[place + c] += factor * norms[r, c]
-    psi[:] = 0.0
     for k in range(chi.shape[0]):
         for d in range(psi.shape[0]):
             psi[d] += (chi[k] - mean[k]) * projection[k, d]
+    return psi, vectors, norms
 
 
 @njit(error_model="numpy")
-def read_out_vjp(weights, own, token, share, pooled, projection, vectors, norms, g_chi, g_x, g_v):
-    """Fill g_x (M, H) and g_v (M, 3, H) from the weights (d,) of the components."""
-    hidden = g_x.shape[1]
-    g_x[:] = 0.0
-    g_v[:] = 0.0
+def read_out_vjp(weights, x, own, token, share, pooled, projection, vectors, norms):
+    """Gradients by x (M, H) and v (M, 3, H) of the product of the weights (d,) and psi."""
+    atoms, hidden = x.shape
+    g_x, g_v = np.zeros((atoms, hidden), x.dtype), np.zeros((atoms, 3, hidden), x.dtype)
+    g_chi = np.zeros(projection.shape[0])
     for k in range(g_chi.shape[0]):
-        g_chi[k] = 0.0
         for d in range(weights.shape[0]):
             g_chi[k] += projection[k, d] * weights[d]
-    for k in range(own.shape[0]):
-        m, r = own[k], token[k]
+    g_scalars, g_norms = np.empty_like(norms), np.empty_like(norms)
+    for r in range(share.shape[0]):
         place = 0 if pooled else 2 * r * hidden
         factor = share[r] * pooled if pooled else share[r]
         for c in range(hidden):
-            g_x[m, c] = factor * g_chi[place + c]
+            g_scalars[r, c] = factor * g_chi[place + c]
+            g_norms[r, c] = factor * g_chi[place + hidden + c] / norms[r, c]
+    for k in range(own.shape[0]):
+        m, r = own[k], token[k]
+        for c in range(hidden):
+            g_x[m, c] = g_scalars[r, c]
         for d in range(3):
             for c in range(hidden):
-                g_v[m, d, c] = factor * g_chi[place + hidden + c] * vectors[r, d, c] / norms[r, c]
+                g_v[m, d, c] = g_norms[r, c] * vectors[r, d, c]
+    return g_x, g_v
 
 
 keep_compiled(read_out)

@@ -45,11 +45,15 @@ class KernelSum:
     def __init__(self, centres, sigmas, log_heights, cutoff, lengths=None):
         self._centres = [np.ascontiguousarray(c) for c in centres.T]
         self._inverse_sigmas = [np.ascontiguousarray(1.0 / sigma) for sigma in sigmas.T]
+        # all components in one array, for one point at a time: what counts there is how often numpy is called
+        self._rows, self._inverse_rows = np.stack(self._centres), np.stack(self._inverse_sigmas)
+        self._minus_halves, self._end = np.full(len(self._centres), -0.5), -0.5 * cutoff * cutoff
         self._log_heights = log_heights
         self._heights = np.exp(np.minimum(log_heights, _SAFE_EXPONENT))
         self._cutoff2 = cutoff * cutoff
         self._shift = math.exp(-0.5 * self._cutoff2)
         self._lengths = [0.0] * len(self._centres) if lengths is None else [float(length) for length in lengths]
+        self._periods = None if lengths is None or not np.any(lengths) else np.array(lengths, dtype=np.float64)[:, None]
         self._in_range = 0.5 * self._cutoff2 < _SAFE_EXPONENT and bool(np.abs(log_heights).max() < _SAFE_EXPONENT)
 
     def density(self, s):
@@ -63,6 +67,32 @@ class KernelSum:
         total, gradient = self._in_blocks(s, self._density)
         total = total + math.exp(log_epsilon)
         return np.log(total), gradient / total[:, None]
+
+    def log_density_at(self, s, log_epsilon, factor):
+        """`factor` times ln(P(s) + epsilon) and its gradient at one point s (d,): a float and a (d,) ndarray.
+
+        To rounding what `log_density` gives, in half the time.
+        """
+        if not self._in_range or log_epsilon < -_SAFE_EXPONENT:
+            value, gradient = self._log_space(s[None], log_epsilon)
+            return factor * float(value[0]), factor * gradient[0]
+        z = self._rows - s[:, None]
+        if self._periods is not None:
+            z = minimum_image(z, self._periods)
+        z *= self._inverse_rows
+        exponents = self._minus_halves.dot(z * z)
+        outside = exponents <= self._end
+        gauss = np.exp(exponents, out=exponents)
+        kernels = gauss - self._shift
+        np.maximum(kernels, 0.0, out=kernels)
+        total = float(kernels.dot(self._heights)) + math.exp(log_epsilon)
+        # see `_density`
+        gauss *= self._heights
+        np.putmask(gauss, outside, 0.0)
+        z *= self._inverse_rows
+        gradient = z.dot(gauss)
+        gradient *= factor / total
+        return factor * math.log(total), gradient
 
     def _in_blocks(self, s, function, *args, **kwargs):
         rows = max(1, _BLOCK_PAIRS // len(self._heights))

@@ -303,8 +303,11 @@ class OPES:
         s = np.asarray(s, dtype=np.float64)
         if s.ndim == 2:
             return self._evaluate(state, s)
-        V, gradient = self._evaluate(state, s.reshape(1, -1))
-        return float(V[0]), gradient[0]
+        s = s.reshape(-1)
+        kernels = self._kernels(state, len(s))
+        if kernels is None:
+            return -self.barrier, np.zeros(len(s))
+        return kernels.log_density_at(s, self.log_epsilon, self.p * self.kT)
 
     def diagnostics(self, state):
         """rct: c(t) = kT*ln(W/n) in kJ/mol; zed: Z; neff: (1 + W)^2/(1 + W2); nker: number of kernels."""
@@ -333,18 +336,26 @@ class OPES:
         return state
 
     def _evaluate(self, state, s):
-        if s.shape[1] != (state.dimension or s.shape[1]):
-            raise GeomGNNError(f"The CV value has {s.shape[1]} components, but the bias has {state.dimension}.")
-        if not len(state.centres):
+        """As `bias`, at s (F, d)."""
+        kernels = self._kernels(state, s.shape[1])
+        if kernels is None:
             return np.full(len(s), -self.barrier), np.zeros(s.shape)
+        log_density, gradient = kernels.log_density(s, self.log_epsilon)
+        return self.p * self.kT * log_density, self.p * self.kT * gradient
+
+    def _kernels(self, state, dimension):
+        """The normalised KernelSum of a state, None if it has no kernels yet; `dimension` is that of the values of s."""
+        if dimension != (state.dimension or dimension):
+            raise GeomGNNError(f"The CV value has {dimension} components, but the bias has {state.dimension}.")
+        if not len(state.centres):
+            return None
         cached = state._evaluator
         if cached is None or cached[0] is not self:
             log_norm = (math.log(state.n) if self.explore else state.log_W) + math.log(state.Z)
             heights = state.log_heights - log_norm
             cached = self, KernelSum(state.centres, state.sigmas, heights, self.kernel_cutoff, self._box[1])
             object.__setattr__(state, "_evaluator", cached)
-        log_density, gradient = cached[1].log_density(s, self.log_epsilon)
-        return self.p * self.kT * log_density, self.p * self.kT * gradient
+        return cached[1]
 
     def _fit(self, state, s, caller):
         """Check CV values (F, d), and let them fix the dimension of a state that has none yet."""
