@@ -2,21 +2,18 @@
 
 import numpy as np
 import torch
-from torch import nn
 
 from openmm_geomgnn import cv_file
+from openmm_geomgnn.bound import PRECISIONS, Bound, check_precision
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.readout import make_readout
-from openmm_geomgnn.selection import as_topology, check_same_molecule, residue_table, select_atoms
 from openmm_geomgnn.students.cv import StudentCV
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import RADIUS, make_windows, neighbours_by_number
 from torchmdnet_ext.checkpoints import build_network
-
-PRECISIONS = {"single": torch.float32, "double": torch.float64}
 
 
 class CollectiveVariable(cv_file.SavedCV):
@@ -159,7 +156,7 @@ class CollectiveVariable(cv_file.SavedCV):
 KINDS = {"network": CollectiveVariable, "student": StudentCV}
 
 
-class BoundCV(nn.Module):
+class BoundCV(Bound):
     """A collective variable on the atoms of one topology.
 
     Parameters
@@ -188,15 +185,8 @@ class BoundCV(nn.Module):
 
     def __init__(self, cv, topology, precision="single", engine="auto", device=None):
         super().__init__()
-        if precision not in PRECISIONS:
-            raise GeomGNNError(f"The precision must be 'single' or 'double', but was '{precision}'.")
-        if isinstance(topology, SelectedMolecule):
-            molecule, topology = topology, topology.topology
-            rows = np.arange(topology.n_atoms)
-        else:
-            molecule, topology = None, as_topology(topology)
-            rows = select_atoms(topology, cv.selection)
-        check_same_molecule(cv.molecule, residue_table(topology, rows))
+        check_precision(precision)
+        topology, rows, molecule = self._found(cv, topology)
         neighbours = cv.neighbours
         if neighbours is None and cv.window == "sequence":
             neighbours = neighbours_by_number(topology, rows, cv.context)
@@ -296,16 +286,6 @@ class BoundCV(nn.Module):
             return rows if isinstance(pos, torch.Tensor) else rows.cpu().numpy()
 
         return psi.cpu().numpy(), gradient
-
-    def compute(self, trajectory, progress=None):
-        """psi (F, d) of an mdtraj trajectory, or of positions (F, atoms, 3) in nm.
-
-        Raises
-        ------
-        GeomGNNError
-            If the number of atoms does not fit or positions are not finite.
-        """
-        return self.compute_whole(self.molecule.positions(trajectory), progress)
 
     def compute_whole(self, pos, progress=None):
         """psi (F, d) ndarray of whole molecules `pos` (F, n, 3) in angstrom, in chunks."""

@@ -5,12 +5,11 @@ import importlib.util
 
 import numpy as np
 import torch
-from torch import nn
 
 from openmm_geomgnn import cv_file
+from openmm_geomgnn.bound import Bound, check_precision
 from openmm_geomgnn.engines import ENGINES, choose_device
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.selection import as_topology, check_same_molecule, residue_table, select_atoms
 from openmm_geomgnn.students.coordinates import InternalCoordinates
 from openmm_geomgnn.students.network import StudentNetwork
 from openmm_geomgnn.units import did_you_mean
@@ -123,7 +122,7 @@ def named_atoms(topology, atoms):
     return found
 
 
-class BoundStudent(nn.Module):
+class BoundStudent(Bound):
     """A student on the atoms of one topology, with the interface of `cv.BoundCV`, on the CPU.
 
     Parameters
@@ -151,20 +150,13 @@ class BoundStudent(nn.Module):
 
     def __init__(self, cv, topology, precision="single", engine="auto", device=None):
         super().__init__()
-        if precision not in ("single", "double"):
-            raise GeomGNNError(f"The precision must be 'single' or 'double', but was '{precision}'.")
+        check_precision(precision)
         if choose_device(device, engine).type != "cpu":
             raise GeomGNNError(
                 "A student runs on the CPU, where it takes microseconds: on a GPU it would not be faster. Leave out device "
                 "and engine: cuda; the simulation may run on a GPU all the same."
             )
-        if isinstance(topology, SelectedMolecule):
-            molecule, topology = topology, topology.topology
-            selected = np.arange(topology.n_atoms)
-        else:
-            molecule, topology = None, as_topology(topology)
-            selected = select_atoms(topology, cv.selection)
-        check_same_molecule(cv.molecule, residue_table(topology, selected))
+        topology, selected, molecule = self._found(cv, topology)
         rows = _rows(cv, named_atoms(topology, selected))
         self.coordinates = InternalCoordinates(rows[cv.coordinates.torsions], rows[cv.coordinates.distances])
         self.network = StudentNetwork(len(self.coordinates), cv.network.first.out_features, cv.dimension).double()
@@ -210,16 +202,6 @@ class BoundStudent(nn.Module):
         if self._compiled is not None and kernels().needs_compiling():
             announce()
             self.value_and_vjp(np.zeros((len(self.atoms), 3)))[1](np.ones(self.dimension))
-
-    def compute(self, trajectory, progress=None):
-        """psi (F, d) of an mdtraj trajectory, or of positions (F, atoms, 3) in nm.
-
-        Raises
-        ------
-        GeomGNNError
-            If the number of atoms does not fit or positions are not finite.
-        """
-        return self.compute_whole(self.molecule.positions(trajectory), progress)
 
     def compute_whole(self, pos, progress=None):
         """psi (F, d) ndarray of whole molecules `pos` (F, n, 3) in angstrom, in chunks."""
