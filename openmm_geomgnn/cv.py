@@ -174,13 +174,6 @@ class BoundCV(Bound):
         it is CUDA graphs of plain PyTorch (`cuda`, `auto`) or, slower, plain PyTorch itself (`eager`).
     device : str or torch.device, optional
         "cpu", "cuda" or "cuda:0"; by default the CPU unless the engine is `cuda`.
-
-    Attributes
-    ----------
-    molecule : whole.SelectedMolecule
-        All that it knows of the system it is bound to.
-    atoms : (n,) ndarray
-        The atoms it depends on.
     """
 
     def __init__(self, cv, topology, precision="single", engine="auto", device=None):

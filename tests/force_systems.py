@@ -6,6 +6,7 @@ import numpy as np
 import openmm
 from molecules import ALA2, BOXES
 from openmm import app, unit
+from openmm.app.metadynamics import BiasVariable, Metadynamics
 
 from openmm_geomgnn import GeomGNNCV
 from openmm_geomgnn.sampling.opes import OPES
@@ -107,6 +108,22 @@ def water_system(model="tip3p", cell="cubic", constraints=app.HBonds):
     """The System of `in_water`, its topology, and its positions in nm."""
     forcefield, topology, positions = in_water(model, cell)
     return solvated(forcefield, topology, constraints), topology, positions
+
+
+def short_metadynamics(force, start):
+    """20 steps of openmm.app.Metadynamics on a force, around the value `start`: it, the last value and positions."""
+    system = make_system()
+    variable = BiasVariable(force, start - 2, start + 2, 0.2)
+    metadynamics = Metadynamics(system, [variable], 300 * unit.kelvin, 5.0, 1.0 * unit.kilojoule_per_mole, 5)
+    integrator = openmm.LangevinMiddleIntegrator(300, 1.0, 0.0005)
+    integrator.setRandomNumberSeed(1)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    simulation = app.Simulation(PDB.topology, system, integrator, platform)
+    simulation.context.setPositions(POSITIONS)
+    metadynamics.step(simulation, 20)
+    positions = simulation.context.getState(getPositions=True).getPositions(asNumpy=True)
+    (found,) = metadynamics.getCollectiveVariables(simulation)
+    return metadynamics, found, positions
 
 
 class GivenBias:

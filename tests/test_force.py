@@ -4,10 +4,20 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
-from force_systems import BIAS, NM, PDB, POSITIONS, check_forces, energy_and_forces, make_context, make_system, value
+from force_systems import (
+    BIAS,
+    NM,
+    PDB,
+    POSITIONS,
+    check_forces,
+    energy_and_forces,
+    make_context,
+    make_system,
+    short_metadynamics,
+    value,
+)
 from molecules import TRANSFORMER, random_cv, random_encoder
 from openmm import app, unit
-from openmm.app.metadynamics import BiasVariable, Metadynamics
 
 from openmm_geomgnn import GeomGNNCV
 from openmm_geomgnn.errors import GeomGNNError
@@ -78,17 +88,7 @@ class TestUses:
 
     def test_in_metadynamics_of_openmm(self, cv_file):
         start = value(cv_file)[0]
-        system = make_system()
-        variable = BiasVariable(GeomGNNCV(cv_file, PDB.topology), start - 2, start + 2, 0.2)
-        metadynamics = Metadynamics(system, [variable], 300 * unit.kelvin, 5.0, 1.0 * unit.kilojoule_per_mole, 5)
-        integrator = openmm.LangevinMiddleIntegrator(300, 1.0, 0.0005)
-        integrator.setRandomNumberSeed(1)
-        platform = openmm.Platform.getPlatformByName("Reference")
-        simulation = app.Simulation(PDB.topology, system, integrator, platform)
-        simulation.context.setPositions(POSITIONS)
-        metadynamics.step(simulation, 20)
-        positions = simulation.context.getState(getPositions=True).getPositions(asNumpy=True)
-        (found,) = metadynamics.getCollectiveVariables(simulation)
+        metadynamics, found, positions = short_metadynamics(GeomGNNCV(cv_file, PDB.topology), start)
         assert found == pytest.approx(value(cv_file, positions)[0], abs=1e-4)
         free_energy = metadynamics.getFreeEnergy().value_in_unit(unit.kilojoule_per_mole)
         assert np.isfinite(free_energy).all() and free_energy.min() < -1.0

@@ -11,10 +11,20 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from force_systems import BIAS, NM, PDB, POSITIONS, check_forces, energy_and_forces, make_context, make_system, value
+from force_systems import (
+    BIAS,
+    NM,
+    PDB,
+    POSITIONS,
+    check_forces,
+    energy_and_forces,
+    make_context,
+    make_system,
+    short_metadynamics,
+    value,
+)
 from molecules import BOXES, CUTOFF, TRANSFORMER, ala2, peptide, random_cv, random_encoder, wrapped
-from openmm import app, unit
-from openmm.app.metadynamics import BiasVariable, Metadynamics
+from openmm import unit
 
 from openmm_geomgnn import GeomGNNCV
 from openmm_geomgnn.backends import why_not
@@ -179,17 +189,7 @@ class TestUses:
 
     def test_in_metadynamics_of_openmm(self, make):
         start = make().compute(POSITIONS)[0, 0]
-        system = make_system()
-        variable = BiasVariable(make(), start - 2, start + 2, 0.2)
-        metadynamics = Metadynamics(system, [variable], 300 * unit.kelvin, 5.0, 1.0 * unit.kilojoule_per_mole, 5)
-        integrator = openmm.LangevinMiddleIntegrator(300, 1.0, 0.0005)
-        integrator.setRandomNumberSeed(1)
-        platform = openmm.Platform.getPlatformByName("Reference")
-        simulation = app.Simulation(PDB.topology, system, integrator, platform)
-        simulation.context.setPositions(POSITIONS)
-        metadynamics.step(simulation, 20)
-        positions = simulation.context.getState(getPositions=True).getPositions(asNumpy=True)
-        (found,) = metadynamics.getCollectiveVariables(simulation)
+        metadynamics, found, positions = short_metadynamics(make(), start)
         assert found == pytest.approx(make().compute(positions)[0, 0], abs=1e-4)
         assert metadynamics.getFreeEnergy().value_in_unit(unit.kilojoule_per_mole).min() < -1.0
 

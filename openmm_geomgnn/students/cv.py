@@ -138,12 +138,6 @@ class BoundStudent(Bound):
         installed. They agree to rounding.
     device : str or torch.device, optional
         "cpu": a GPU would take longer to be asked than the CPU takes to answer.
-
-    Attributes
-    ----------
-    atoms : (n,) ndarray
-        The atoms it depends on.
-    molecule : whole.SelectedMolecule
     """
 
     takes_tensors = False  # positions are an ndarray, see `cv.BoundCV`
