@@ -32,14 +32,14 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt setuptools wheel
 	# torch first: it alone decides which build of it the others are content with
 	$(BIN)/python -m pip install -c constraints.txt torch
-	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e ".[all,test,interoperability,lint]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[all,test,interoperability,lint]"
 	touch $@
 
 $(TORCH_VENV)/.installed: setup.cfg pyproject.toml constraints-openmm-torch.txt
 	test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
 	$(TORCH_VENV)/bin/python -m pip install -c constraints-openmm-torch.txt setuptools wheel
 	$(TORCH_VENV)/bin/python -m pip install -c constraints-openmm-torch.txt torch openmmtorch openmm-cuda-12
-	$(TORCH_VENV)/bin/python -m pip install -c constraints-openmm-torch.txt --no-build-isolation -e ".[fast,test]"
+	$(TORCH_VENV)/bin/python -m pip install -c constraints-openmm-torch.txt -e ".[fast,test]"
 	touch $@
 
 clean:
