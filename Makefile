@@ -1,22 +1,28 @@
-# Every target makes .venv itself; a machine needs Python (>= 3.11), pip and make.
+# Every target makes .venv itself; a machine needs Python (3.11 to 3.13), pip and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_VENV ?= .venv-openmm-torch
 # one thread per process: walkers and tests share the cores, and oversubscribed threads are far slower
 export OMP_NUM_THREADS ?= 1
+# tests run side by side, one process for each core
+WORKERS ?= auto
 
-.PHONY: demo test test-openmm-torch lint bench pretrain clean
+.PHONY: demo test test-fast test-openmm-torch lint bench pretrain clean
 
 demo: $(VENV)/.installed
 	$(BIN)/geomgnn demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# for people who change code: the tests that are not marked slow
+test-fast: $(VENV)/.installed
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 # openmm-torch's TorchForce with the released wheels, in an environment of its own: 4 GB to download, 7 GB on the disk
 test-openmm-torch: $(TORCH_VENV)/.installed
-	$(TORCH_VENV)/bin/python -m pytest tests/test_openmm_torch.py tests/test_backends.py $(PYTEST_ARGS)
+	$(TORCH_VENV)/bin/python -m pytest -n $(WORKERS) tests/test_openmm_torch.py tests/test_backends.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -27,17 +33,16 @@ bench: $(VENV)/.installed
 pretrain: $(VENV)/.installed
 	$(BIN)/torchmd-train --conf protocols/pretrain.yaml
 
+# torch comes first: it alone decides which build of it the others are content with. What is published as source only
+# (torchmd-net, openmmml, pdbfixer) is built with what its own pyproject.toml asks for, so pip's build isolation stays on.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt setuptools wheel
-	# torch first: it alone decides which build of it the others are content with
 	$(BIN)/python -m pip install -c constraints.txt torch
 	$(BIN)/python -m pip install -c constraints.txt -e ".[all,test,interoperability,lint]"
 	touch $@
 
 $(TORCH_VENV)/.installed: setup.cfg pyproject.toml constraints-openmm-torch.txt
 	test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
-	$(TORCH_VENV)/bin/python -m pip install -c constraints-openmm-torch.txt setuptools wheel
 	$(TORCH_VENV)/bin/python -m pip install -c constraints-openmm-torch.txt torch openmmtorch openmm-cuda-12
 	$(TORCH_VENV)/bin/python -m pip install -c constraints-openmm-torch.txt -e ".[fast,test]"
 	touch $@

@@ -5,11 +5,13 @@ the wheel and nothing has to be downloaded.
 """
 
 import base64
+import configparser
 import csv
 import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -149,3 +151,37 @@ def test_install_use_and_remove(wheel, tmp_path):
     assert "equivariant-transformer" in help_text.stdout and "openmm-geomgnn" not in help_text.stderr
     for name in ("visnet", "smooth", "Denoising", "openmm-geomgnn"):
         assert name not in help_text.stdout
+
+
+def test_set_up_builds_in_isolation(repository):
+    """What is published as source only is built with what its own pyproject.toml asks for.
+
+    TorchMD-Net, for one, takes its version from setuptools_scm. Without isolation, and without that package, it calls
+    itself 0.0.0 and pip refuses it, unless a wheel that was built earlier lies in pip's cache.
+    """
+    set_up = [
+        (repository / name).read_text()
+        for name in ("Makefile", "README.md", "CONTRIBUTING.md", ".ci/run")
+        if (repository / name).exists()
+    ]
+    installs = [line for text in set_up for line in text.splitlines() if re.search(r"pip3? install", line)]
+    assert any(".[all" in line for line in installs) and any("openmmtorch" in line for line in installs)
+    assert not [text for text in set_up if re.search(r"no.build.isolation", text, re.IGNORECASE)]
+    # a wheel in the cache of an earlier build would hide a build that fails
+    assert {"HOME", "PIP_CACHE_DIR"} <= set(re.findall(r"(\w+)=", (repository / ".ci" / "run").read_text()))
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-openmm-torch.txt"])
+def test_constraints_pin_what_is_installed(repository, file):
+    """Every requirement of setup.cfg that `make` installs with these constraints has its version there."""
+    options = configparser.ConfigParser()
+    options.read(repository / "setup.cfg")
+    extras = options["options.extras_require"]
+    with_it = (
+        ("fast", "test") if "torch" in file else ("fast", "report", "embed", "data", "test", "interoperability", "lint")
+    )
+    texts = [options["options"]["install_requires"], *(extras[name] for name in with_it)]
+    names = [re.match(r"[\w.-]+", line)[0] for text in texts for line in text.split("\n") if line]
+    pinned = re.findall(r"^([\w.-]+)==", (repository / file).read_text(), re.MULTILINE)
+    canonical = [{re.sub(r"[-_.]+", "-", name).lower() for name in group} for group in (names, pinned)]
+    assert canonical[0] <= canonical[1], canonical[0] - canonical[1]
