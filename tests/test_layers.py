@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("torchmdnet_ext",),
     ("openmm_geomgnn.__init__", "openmm_geomgnn.errors"),
-    ("openmm_geomgnn.units", "openmm_geomgnn.files", "openmm_geomgnn.processes"),
+    ("openmm_geomgnn.units", "openmm_geomgnn.files", "openmm_geomgnn.locks", "openmm_geomgnn.processes"),
     ("openmm_geomgnn.cv_file",),
     ("openmm_geomgnn.engines", "openmm_geomgnn.selection", "openmm_geomgnn.trajectory_files", "openmm_geomgnn.whole"),
     ("openmm_geomgnn.bound", "openmm_geomgnn.contacts", "openmm_geomgnn.encoder", "openmm_geomgnn.store"),

@@ -12,6 +12,7 @@ import numpy as np
 import openmm
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.locks import locked
 from openmm_geomgnn.sampling.checkpoint import (
     NAME,
     Checkpoint,
@@ -83,8 +84,8 @@ class Runner:
 
     Raises
     ------
-    GeomGNNError : settings make no sense, walkers do not fit each other or the run in the folder; from `run` also when a
-        walker fails or the system heats up.
+    GeomGNNError : settings make no sense, walkers do not fit each other or the run in the folder; from `run` also when
+        another process is at work in the folder, a walker fails or the system heats up.
     """
 
     def __init__(
@@ -121,7 +122,10 @@ class Runner:
         Ctrl-C ends it after the current block, with a checkpoint and a KeyboardInterrupt; a second one at once.
         """
         specs, topology, prints = prepare(self._specs)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder):
+            return self._run(specs, topology, prints)
+
+    def _run(self, specs, topology, prints):
         checkpoint = self._find(prints)
         if checkpoint is not None and checkpoint.step >= self._total:
             state = None if self._bias is None else self._bias.from_arrays(checkpoint.bias)

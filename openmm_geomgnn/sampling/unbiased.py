@@ -12,6 +12,7 @@ import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.locks import locked
 from openmm_geomgnn.sampling.checkpoint import check_fingerprint
 from openmm_geomgnn.sampling.heating import HeatGuard
 from openmm_geomgnn.sampling.outputs import TrajectoryWriter, read_dcd, trajectory_path
@@ -51,7 +52,8 @@ def run_unbiased(specs, length, folder, *, processes=1, progress=None, max_heati
 
     Raises
     ------
-    GeomGNNError : a walker fails, or a trajectory that is there was made in another way.
+    GeomGNNError : a walker fails, a trajectory that is there was made in another way, or another process is at work in the
+        folder.
     """
     length = positive(length, "length", "ps")
     folder = Path(folder)
@@ -62,18 +64,18 @@ def run_unbiased(specs, length, folder, *, processes=1, progress=None, max_heati
         raise GeomGNNError("frame_interval is 0, so no trajectory would be written: give the steps between frames.")
     if processes < 1:
         raise GeomGNNError(f"processes is {processes}, but must be 1 or more.")
-    folder.mkdir(parents=True, exist_ok=True)
-    todo = []
-    for spec in specs:
-        (ready,), topology, prints = prepare([spec])
-        prints |= {"number of steps": whole_steps(length, spec.outer_step), **_start(spec)}
-        if not _complete(folder, spec, prints):
-            todo.append((ready, topology, prints))
-    batches = [todo[i : i + processes] for i in range(0, len(todo), processes)]
-    counter = _Counter(progress, len(todo) * length)
-    for batch in batches:
-        _run_batch(batch, length, folder, counter, max_heating)
-    return [_read(folder, spec) for spec in specs]
+    with locked(folder):
+        todo = []
+        for spec in specs:
+            (ready,), topology, prints = prepare([spec])
+            prints |= {"number of steps": whole_steps(length, spec.outer_step), **_start(spec)}
+            if not _complete(folder, spec, prints):
+                todo.append((ready, topology, prints))
+        batches = [todo[i : i + processes] for i in range(0, len(todo), processes)]
+        counter = _Counter(progress, len(todo) * length)
+        for batch in batches:
+            _run_batch(batch, length, folder, counter, max_heating)
+        return [_read(folder, spec) for spec in specs]
 
 
 def _start(spec):

@@ -1,0 +1,204 @@
+"""Where results go: written by one process at a time, and never in place of what is needed."""
+
+import errno
+import json
+import os
+import shlex
+import socket
+import sys
+import threading
+import time
+import warnings
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from openmm_geomgnn.errors import GeomGNNError
+
+LOCK = ".lock"  # in a folder; that of a file lies beside it
+# (device and inode of the lock file, process, thread) -> how often the block is nested
+_held = {}
+# what file systems without locks answer
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+@contextmanager
+def locked(path, folder=True):
+    """Keep every other process, on any machine that sees the file system, out of what lies at `path`.
+
+    The lock belongs to this process and thread, whose blocks may be nested, and the system releases it when the process
+    ends, however it ends. It is that of `flock`: between machines it is as good as the locks of the file system (NFS has
+    them where its lock service runs, Lustre where it is mounted with `flock`). Where there are none, a UserWarning says so.
+
+    path : of a folder, which is made, and removed again if nothing was put in it; or with `folder=False` of a file, which
+        need not exist.
+
+    Raises
+    ------
+    GeomGNNError
+        If another process or thread has it; the message names both host and process.
+    """
+    path = Path(os.path.realpath(path))
+    made = _make(path if folder else path.parent)
+    file = path / LOCK if folder else path.with_name(f".{path.name}{LOCK}")
+    try:
+        owner = _owner(file)
+        if owner in _held:
+            _held[owner] += 1
+            try:
+                yield
+            finally:
+                _held[owner] -= 1
+            return
+        handle = _acquire(file, path)
+        owner = _owner(handle)
+        _held[owner] = 1
+        try:
+            yield
+        finally:
+            del _held[owner]
+            if _owner(file) == owner:  # and not that of a new folder at this place
+                file.unlink(missing_ok=True)
+            os.close(handle)
+    finally:
+        for parent in reversed(made):
+            with suppress(OSError):  # it holds something by now
+                parent.rmdir()
+
+
+def is_empty(folder):
+    """Whether a folder holds nothing but the lock on it."""
+    return all(path.name == LOCK for path in folder.iterdir())
+
+
+def set_aside(path, inputs=()):
+    """Rename a folder or a file to NAME.previous-N, with the first N that is free; a UserWarning says so.
+
+    It is one rename: whatever happens meanwhile, everything is at the old place or at the new one. The lock on a folder goes
+    with it, so that what takes its place must be locked again. Returns the new path.
+
+    Raises
+    ------
+    GeomGNNError
+        If it is or holds one of `inputs` (see `check_outside`), or cannot be renamed. Nothing has changed then.
+    """
+    check_outside(path, inputs)
+    path = Path(os.path.realpath(path))
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.previous-{number}")):
+        number += 1
+    try:
+        os.rename(path, aside)
+    except OSError as error:
+        raise GeomGNNError(
+            f"{path} cannot be renamed to {aside.name} ({error.strerror}) to make room for new results. Choose "
+            "another output."
+        ) from error
+    if aside.is_dir():
+        (aside / LOCK).unlink(missing_ok=True)
+    warnings.warn(f"{path} is now {aside}: remove that when you do not need it any more.", UserWarning, stacklevel=3)
+    return aside
+
+
+def check_outside(path, inputs):
+    """Raise a GeomGNNError that names those of `inputs`, paths, that are `path` or in it, which is to be moved aside."""
+    within = [str(one) for one in inputs if Path(os.path.realpath(one)).is_relative_to(os.path.realpath(path))]
+    if within:
+        raise GeomGNNError(
+            f"--overwrite would move {path} aside, but what is made now needs {', '.join(dict.fromkeys(within))} in it. "
+            "Copy that to another place and name it there, or choose another output."
+        )
+
+
+def _make(folder):
+    """Make a folder; returns what was made, from the outermost on."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for parent in reversed(missing):
+        parent.mkdir(exist_ok=True)
+    return missing[::-1]
+
+
+def _owner(file):
+    """The key of `_held` for a lock file, a path or a descriptor, as far as this thread is concerned; None without one."""
+    try:
+        found = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, os.getpid(), threading.get_ident()
+
+
+def _acquire(file, path):
+    """A descriptor of the lock file, locked. Raises GeomGNNError where another process has it."""
+    while True:
+        # not the folder itself: network file systems lock nothing that is not open for writing
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # whoever made the folder has removed it again
+            _make(file.parent)
+            continue
+        try:
+            if not _flock(handle, path):
+                raise GeomGNNError(_refusal(file, path))
+            # whoever had it until now may have removed the file in between
+            if _owner(file) == _owner(handle):
+                _sign(handle)
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _flock(handle, path):
+    """Whether the lock could be had."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # removed on another machine; the caller finds that out
+            return True
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"The file system of {path} has no locks ({error.strerror}), so nothing keeps a second process out. See to it "
+            "that only one writes there.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return True
+
+
+def _sign(handle):
+    """Write into the lock file who has it."""
+    who = {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "command": shlex.join([Path(sys.argv[0] or "python").name, *sys.argv[1:]])[:200],
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, (json.dumps(who) + "\n").encode(), 0)
+    os.fsync(handle)
+
+
+def _refusal(file, path):
+    who = None
+    for _ in range(20):  # it may not have signed yet
+        with suppress(OSError, ValueError):
+            who = json.loads(file.read_text(encoding="utf-8"))
+            break
+        time.sleep(0.01)
+    if who is None:
+        by = "another process"
+    elif (who["host"], who["process"]) == (socket.gethostname(), os.getpid()):
+        by = f"another thread of this process ({who['process']} on {who['host']}, since {who['since']})"
+    else:
+        by = f"process {who['process']} on {who['host']} (`{who['command']}`, since {who['since']})"
+    return f"{path} is in use by {by}. Wait for it to end, or stop it, or choose another output."
