@@ -116,6 +116,8 @@ class Encoder(nn.Module):
             If there is no such file or name, or the file is not an encoder: every tensor must be there, and fit.
         """
         path = encoder_file(source)
+        if smooth_cutoff not in (None, True, False):
+            raise GeomGNNError(f"smooth_cutoff is {smooth_cutoff!r}, but it must be True, False or None.")
         try:
             settings, tensors, head, training = checkpoints.read_pretrained(path)
             if smooth_cutoff is not None:

@@ -48,6 +48,7 @@ _OFFERED = (
     *("kJ/mol/rad^2", "kcal/mol/rad^2", "kJ/mol/deg^2"),
 )
 
+LONGEST_UNIT = 60  # characters
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(.*)", re.DOTALL)
 _TOKEN = re.compile(r"\s*(?:(?P<name>[^\W\d_]+|°)|(?P<integer>[+-]?\d{1,2})|(?P<sign>\*\*|[*^/()·]))")
 
@@ -95,7 +96,10 @@ def quantity(value, unit, name):
         raise GeomGNNError(f"{name} is '{value}', but it must be a number {_hint(wanted, shown)}.{guess}")
     factor = read.conversion_factor_to(wanted)
     # dividing by 1000 rounds correctly, multiplying by 0.001 does not: 0.7 fs is 0.0007 ps, not 0.0006999999999999999
-    return float(number * factor if factor >= 1 else number / wanted.conversion_factor_to(read))
+    converted = float(number * factor if factor >= 1 else number / wanted.conversion_factor_to(read))
+    if not math.isfinite(converted):
+        raise GeomGNNError(f"{name} is {value}, which in {shown} is beyond every number. Check it and its unit.")
+    return converted
 
 
 def positive(value, name, of, zero=False):
@@ -113,6 +117,8 @@ def parse_unit(text):
     """
     from openmm.unit import dimensionless
 
+    if len(text.strip()) > LONGEST_UNIT:
+        raise GeomGNNError(f"'{text.strip()[:LONGEST_UNIT]}...' is not a unit: it is too long for one.")
     tokens, position = [], 0
     while text[position:].strip():
         match = _TOKEN.match(text, position)

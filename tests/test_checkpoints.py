@@ -171,6 +171,7 @@ class TestEncoderFile:
             (lambda header, tensors: header.update(format="something else"), "not an encoder of openmm-geomgnn"),
             (lambda header, tensors: header["settings"].update(model="tensornet"), "of the kind 'tensornet'.*visnet or"),
             (lambda header, tensors: header["settings"].pop("num_layers"), "does not say what 'num_layers'"),
+            (lambda header, tensors: header["settings"].update(smooth_cutoff="maybe"), "smooth_cutoff is 'maybe'"),
         ],
     )
     def test_other_headers_are_errors(self, written, change, message):
@@ -387,6 +388,8 @@ class TestEncoder:
         return Encoder.load(written[0])
 
     def test_unknown_names_and_missing_files_are_errors(self, tmp_path):
+        with pytest.raises(GeomGNNError, match="smooth_cutoff is 'maybe', but it must be True, False or None"):
+            Encoder.load("et-64", smooth_cutoff="maybe")
         with pytest.raises(GeomGNNError, match="There is no encoder 'vis-64'.*The package ships"):
             Encoder.load("vis-64")
         for name in ("missing.safetensors", "missing.ckpt"):

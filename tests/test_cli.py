@@ -141,6 +141,11 @@ class TestSettings:
         [
             ("run.length", ["--set run.length lacks a key or a value", "KEY=VALUE"]),
             ("=5", ["--set =5 lacks a key"]),
+            ("run.length=", ["--set run.length= has no value", "null"]),
+            ("run.length= ", ["has no value"]),
+            ("run.length=1:30", ["length is '1:30'"]),
+            ("system.timestep=1e-320", ["timestep is 1e-320", "at least"]),
+            ("run.length=" + 500 * "[", ["not valid YAML"]),
             ("run.length=[1, 2", ["not valid YAML", "brackets"]),
             ("run.lenth=5 ps", ["Unknown key 'lenth' in section run", "Did you mean 'length'?"]),
             ("rn.length=5 ps", ["Unknown key 'rn'", "Did you mean 'run'?"]),

@@ -10,6 +10,12 @@ from openmm_geomgnn.cli import fields
 from openmm_geomgnn.cli.config import load_fit, load_protocol
 from openmm_geomgnn.errors import GeomGNNError
 
+# ten lines that stand for 10^9 values, by aliases and by merge keys
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join(10 * [f'*a{k - 1}'])}]\n" for k in range(1, 9)
+)
+MERGE_BOMB = "".join(f"d{k}: &d{k} {{<<: [{', '.join(10 * [f'*d{k - 1}' if k else '*c'])}]}}\n" for k in range(9))
+
 pytestmark = pytest.mark.usefixtures("shipped_files")
 
 
@@ -62,6 +68,19 @@ def test_wrong_kind_of_file(refusal):
         ("pace: 1 ps", "sigma: []", ["sigma is []"]),
         ("pace: 1 ps", "biasfactor: 1", ["biasfactor is 1", "greater than 1"]),
         ("hydrogen_mass: 3 amu", "hydrogen_mass: 12 amu", ["at most 4"]),
+        # numbers that no simulation has
+        ("temperature: 300 K", "temperature: 1e-9 K", ["temperature is 1e-9 K", "at least 1 K"]),
+        ("temperature: 300 K", "temperature: 1e5 K", ["at most 10000 K"]),
+        ("length: 1000 ps", "length: 1e30 ps", ["section run", "length is 1e30 ps", "at most 1e+12 ps"]),
+        ("length: 1000 ps", "length: 1e308 ps", ["length is 1e308 ps", "at most"]),
+        ("length: 1000 ps", "length: 1e308 s", ["beyond every number"]),
+        ("length: 1000 ps", "length: 1:30", ["section run", "length is '1:30'", "ps, ns"]),
+        ("length: 1000 ps", "length: 1 " + "(" * 3000, ["too long"]),
+        ("timestep: 2 fs", "timestep: 1e-320", ["timestep is 1e-320", "at least 1e-06 ps"]),
+        ("timestep: 2 fs", "timestep: 1e-3 fs", ["at least 1e-05"]),
+        ("walkers: 2", "walkers: 1.0e+30", ["walkers is 1e+30", "a smaller number"]),
+        ("walkers: 2", "walkers: 1:30", ["walkers is '1:30'", "a whole number"]),
+        ("pace: 1 ps", "sigma: 1e-320", ["sigma is 1e-320", "between 1e-09 and"]),
         # choices
         ("method: opes", "method: OPES", ["method is 'OPES'", "Did you mean 'opes'?"]),
         ("window: all", "window: sequences", ["'all', 'sequence' or 'space'", "Did you mean 'sequence'?"]),
@@ -221,7 +240,19 @@ def test_overrides_are_checked_too(refusal):
         ("system: {yes: 2}\n", ["'yes' in line 1", "cannot be a key"]),
         ("? [a]\n: 2\n", ["A list or section in line 1"]),
         ("seed: \x07\n", ["UTF-8"]),
-        ("a: &x\n  b: *x\n", ["Unknown key 'a'"]),
+        # what would take for ever, or be read as something else
+        ("a: &x\n  b: *x\n", ["line 1", "used (*) inside itself"]),
+        ("system: {structures: &x [*x]}\n", ["line 1", "used (*) inside itself"]),
+        (BOMB, ["(line 5)", "more than 100000 values"]),
+        ("a: &a {b: 1}\nc: &c {<<: [*a, *a]}\n" + MERGE_BOMB, ["more than 100000 values"]),
+        ("seed: " + "[" * 3000 + "]" * 3000, ["more than 30 deep"]),
+        ("seed: " + "[" * 3000, ["more than 30 deep"]),
+        ("seed: " + "[" * 40 + "]" * 40, ["(line 1)", "more than 30 deep"]),
+        (MINIMAL + 'output: "a\\0b"\n', ["(line 3)", "U+0000"]),
+        (MINIMAL + 'output: "\\ud800"\n', ["(line 3)", "U+D800"]),
+        (MINIMAL + f"output: {'x' * 300}\n", ["(line 3)", "no file can have this name"]),
+        (MINIMAL + f"output: {'x' * 20000}\n", ["(line 3)", "20000 characters"]),
+        (MINIMAL + "seed: !!bool maybe\n", ["cannot read"]),
         ("system:\n", ["structures is missing"]),
         ("run: 5\nsystem: {structures: [a.pdb, b.pdb]}\n", ["run is 5", "'key: value' lines"]),
     ],
@@ -231,6 +262,18 @@ def test_yaml_errors(refusal, text, parts):
     assert "x.yaml" in message
     for part in parts:
         assert part in message
+
+
+def test_numbers_are_read_as_they_look(load_text):
+    text = MINIMAL + "seed: 010\nrun: {length: 1_000, walkers: +3}\nbias: {barrier: 0.40E+2}\n"
+    protocol = load_text(text)
+    assert (protocol.seed, protocol.run.length, protocol.run.walkers, protocol.bias.barrier) == (10, 1000.0, 3, 40.0)
+
+
+def test_an_override_changes_one_use_of_an_anchor(load_text):
+    text = MINIMAL + "unbiased: &times {length: 200 ps, frame_interval: 1 ps}\nrun: *times\n"
+    protocol = load_text(text, overrides={"run.length": "50 ps"})
+    assert (protocol.unbiased.length, protocol.run.length) == (200.0, 50.0)
 
 
 def test_anchors_and_merge_keys(load_text, refusal):

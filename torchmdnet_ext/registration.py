@@ -64,6 +64,8 @@ _COMMON = (
     ("smooth_cutoff", "smooth_cutoff"),
     ("envelope_width", "envelope_width"),
 )
+# those of them that are true or false; YAML files and checkpoints may say anything
+FLAGS = ("smooth_cutoff", "trainable_rbf", "trainable_vecnorm", "vertex", "neighbor_embedding", "vector_cutoff")
 # every setting of `torchmd-train` that has a say in how one of our networks is built
 NETWORK_SETTINGS = tuple(
     sorted({"model", *(theirs for theirs, _ in _COMMON), *(name for *_, own in NETWORKS.values() for name in own)})
@@ -85,7 +87,10 @@ def check_version():
 
 
 def representation_model(args):
-    """The network that `args` (the settings of `torchmd-train`) describe, one of `MODELS`."""
+    """The network that `args` (the settings of `torchmd-train`) describe, one of `MODELS`.
+
+    Raises ValueError where a setting that is true or false is neither.
+    """
     import torch
 
     from torchmdnet_ext.quiet import start_warp
@@ -95,6 +100,9 @@ def representation_model(args):
 
     # what checkpoints of older versions do not say
     args = {**OWN_DEFAULTS, "vector_cutoff": False, "equivariance_invariance_group": "O(3)", **args}
+    for name in FLAGS:
+        if args.get(name, False) not in (True, False):
+            raise ValueError(f"{name} is {args[name]!r}, but it must be true or false.")
     dtype = dtype_mapping[args["precision"]]
     box = args.get("box_vecs")
     settings = {ours: args[theirs] for theirs, ours in _COMMON}

@@ -6,13 +6,13 @@ import warnings
 from pathlib import Path
 from typing import get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from openmm_geomgnn.cli.data_settings import DataBuild
 from openmm_geomgnn.cli.distill_settings import Distill
 from openmm_geomgnn.cli.fields import find_file
 from openmm_geomgnn.cli.protocol import Embed, Fit, Protocol, Schedule, lag_in_frames
+from openmm_geomgnn.cli.yaml_text import read_value, read_yaml, write_yaml
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import did_you_mean
 
@@ -52,6 +52,7 @@ REQUIREMENTS = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller number",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text",
@@ -114,7 +115,8 @@ def distill_settings(inputs, options):
 
 def _from_command_line(model, names, inputs, options, missing):
     """Settings from files called `names`, then trajectories; or from one YAML file. missing: the error without output."""
-    options = {name: yaml.safe_load(value) if name in _NUMBERS else value for name, value in options.items()}
+    numbers = {name: read_value(value, f"--{name}") for name, value in options.items() if name in _NUMBERS}
+    options = {**options, **numbers}
     if len(inputs) == 1 and Path(inputs[0]).suffix in (".yaml", ".yml"):
         here = {name: os.path.abspath(value) for name, value in options.items() if name in _FILES and Path(value).suffix}
         return _load(model, inputs[0], {**options, **here})
@@ -133,23 +135,12 @@ def dump(config):
     """YAML text of all settings of a `Protocol` or `Fit`, defaults filled in and paths absolute; it loads back to the
     same settings."""
     data = config.model_dump(mode="json")
-    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return f"# All settings, for `{COMMANDS[type(config)]}`.\n{text}"
-
-
-class _Dumper(yaml.SafeDumper):
-    """Lists on one line, and no anchors."""
-
-    def ignore_aliases(self, data):
-        return True
-
-
-_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
+    return f"# All settings, for `{COMMANDS[type(config)]}`.\n{write_yaml(data)}"
 
 
 def _load(model, path, overrides):
     path = find_file(path, os.getcwd(), "settings file", (".yaml", ".yml"))
-    data, lines = _read_yaml(path)
+    data, lines = read_yaml(path)
     for key, value in (overrides or {}).items():
         _override(data, lines, tuple(key.split(".")), value)
     return _validated(model, data, lines, {"folder": path.parent, "name": path.stem}, path.name)
@@ -167,79 +158,6 @@ def _validated(model, data, lines, context, source):
         text = f"{source}: {warning.message}" if issubclass(warning.category, UserWarning) else warning.message
         warnings.warn(text, warning.category, stacklevel=4)
     return config
-
-
-# ---------------------------------------------------------------------------------------------------------------- YAML
-
-
-def _read_yaml(path):
-    """The content of a YAML file, a mapping, and the line of every key: {("run", "length"): 12, ...}."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        loader = yaml.SafeLoader(text)
-    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        raise GeomGNNError(f"{path} is not a text file in UTF-8, so it cannot be YAML. Save it as UTF-8.") from error
-    except OSError as error:
-        raise GeomGNNError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
-    try:
-        node = loader.get_single_node()
-        if node is None or not isinstance(node, yaml.MappingNode):
-            raise GeomGNNError(f"{path.name} holds no settings: write sections of 'key: value' lines.")
-        _check_keys(node, path.name, set())
-        data = loader.construct_document(node)
-        lines = {}
-        _find_lines(node, (), lines, ())
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = " ".join(filter(None, (error.context, error.problem)))
-        raise GeomGNNError(
-            f"{path.name} is not valid YAML at line {mark.line + 1}, column {mark.column + 1}: {problem}. Indent with "
-            "spaces, write 'key: value' with a space after the colon, and quote text that holds special characters."
-        ) from error
-    except GeomGNNError:
-        raise
-    except ValueError as error:  # a value that is not what it looks like, such as the date 2026-13-01
-        raise GeomGNNError(f"{path.name} holds a value that YAML cannot read: {error}. Quote it.") from error
-    finally:
-        loader.dispose()
-    return data, lines
-
-
-def _check_keys(node, file, seen):
-    """Refuse a key given twice, of which YAML would silently take the last, and keys that are not text."""
-    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-        return
-    seen.add(id(node))
-    first_lines = {}
-    for entry in node.value:
-        if isinstance(node, yaml.SequenceNode):
-            _check_keys(entry, file, seen)
-            continue
-        key, value = entry
-        line = key.start_mark.line + 1
-        if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-            shown = f"'{key.value}'" if isinstance(key, yaml.ScalarNode) else "A list or section"
-            raise GeomGNNError(f"{shown} in line {line} of {file} cannot be a key: YAML reads it as no text. Quote it.")
-        if key.value in first_lines and key.value != "<<":
-            raise GeomGNNError(
-                f"The key '{key.value}' is given twice in {file}, in lines {first_lines[key.value]} and {line}. "
-                "Remove one of them."
-            )
-        first_lines[key.value] = line
-        _check_keys(value, file, seen)
-
-
-def _find_lines(node, location, lines, parents):
-    if id(node) in parents:  # an anchor inside itself
-        return
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            lines[(*location, key.value)] = key.start_mark.line + 1
-            _find_lines(value, (*location, key.value), lines, (*parents, id(node)))
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            lines[(*location, i)] = value.start_mark.line + 1
-            _find_lines(value, (*location, i), lines, (*parents, id(node)))
 
 
 def _override(data, lines, keys, value):

@@ -44,7 +44,7 @@ class Distill(Section):
     )
     epochs: Whole = Field(80, ge=1, description="passes over the labels, at most")
     batch_size: Whole = Field(64, ge=1, description="conformations in a step of the optimiser")
-    learning_rate: Number = Field(5e-3, gt=0, description="of Adam, at the start")
+    learning_rate: Number = Field(5e-3, gt=0, le=1, description="of Adam, at the start")
     patience: Whole = Field(20, ge=1, description="epochs without a smaller error on other frames before training stops")
 
     @model_validator(mode="after")

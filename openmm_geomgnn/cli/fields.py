@@ -9,7 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Annotated, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.trajectory_files import WITH_TIMES
@@ -18,6 +18,9 @@ from openmm_geomgnn.units import did_you_mean, quantity
 DATA = Path(__file__).resolve().parents[1] / "data"  # what the package ships
 STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif", ".pdbx")
 TOPOLOGIES = (*STRUCTURES, ".gro", ".prmtop", ".parm7", ".psf", ".mol2", ".h5")
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # what file systems take
+LARGEST_WHOLE = 2**53  # to which floats count
+NARROWEST_KERNEL, WIDEST_KERNEL = 1e-9, 1e9  # in units of the CV
 TRAJECTORIES = (*WITH_TIMES, ".dcd", ".nc", ".ncdf", ".netcdf", ".mdcrd", ".crd", ".binpos", ".pdb", ".gsd", ".dtr")
 
 
@@ -55,9 +58,15 @@ class Section(BaseModel):
 # ------------------------------------------------------------------------------------------------------------- numbers
 
 
-def _in(unit):
+def _in(unit, smallest, largest):
+    """A number in a unit; one that is not 0 lies between `smallest` and `largest`, which no simulation is outside of."""
+
     def read(value, info):
-        return quantity(value, unit, info.field_name)
+        number = quantity(value, unit, info.field_name)
+        if number and not smallest <= abs(number) <= largest:
+            bound = f"at least {smallest:g}" if abs(number) < smallest else f"at most {largest:g}"
+            raise GeomGNNError(f"{info.field_name} is {value}, but it must be {bound} {unit}.")
+        return number
 
     def write(value):
         # "0.5/ps", not "0.5 1/ps"
@@ -66,19 +75,19 @@ def _in(unit):
     return Annotated[float, BeforeValidator(read), PlainSerializer(write, when_used="json")]
 
 
-Picoseconds = _in("ps")
-KilojoulesPerMole = _in("kJ/mol")
-Kelvin = _in("K")
-PerPicosecond = _in("1/ps")
-Daltons = _in("amu")
-Nanometres = _in("nm")
+Picoseconds = _in("ps", 1e-6, 1e12)  # a second
+KilojoulesPerMole = _in("kJ/mol", 1e-6, 1e6)
+Kelvin = _in("K", 1, 1e4)
+PerPicosecond = _in("1/ps", 1e-9, 1e6)
+Daltons = _in("amu", 1e-3, 1e6)
+Nanometres = _in("nm", 1e-6, 1e4)
 
 
 def plain_number(value, name, finite=True):
     """A float from a number, or its text ("1e-3", which YAML takes for text). Raises GeomGNNError for anything else."""
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, (Real, str)) else float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         number = math.nan
     if math.isnan(number) or finite and math.isinf(number):
         raise GeomGNNError(f"{name} is {value!r}, but it must be a number, without a unit.")
@@ -91,17 +100,28 @@ def _whole(value, info):
     return value
 
 
+def _countable(value, info):
+    if abs(value) > LARGEST_WHOLE:
+        raise GeomGNNError(f"{info.field_name} is {value:g}, but it must be at most {LARGEST_WHOLE:g}.")
+    return value
+
+
 def _widths(value, info):
     name = info.field_name
     widths = [plain_number(width, name) for width in (value if isinstance(value, (list, tuple)) else [value])]
     if not widths or min(widths) <= 0:
         raise GeomGNNError(f"{name} is {value}, but widths of kernels must be greater than 0, one per component.")
+    if not NARROWEST_KERNEL <= min(widths) <= max(widths) <= WIDEST_KERNEL:
+        raise GeomGNNError(
+            f"{name} is {value}, but widths of kernels must lie between {NARROWEST_KERNEL:g} and {WIDEST_KERNEL:g}, in "
+            "units of the CV."
+        )
     return tuple(widths) if isinstance(value, (list, tuple)) else widths[0]
 
 
 Number = Annotated[float, BeforeValidator(lambda value, info: plain_number(value, info.field_name))]
 NumberOrInfinity = Annotated[float, BeforeValidator(lambda value, info: plain_number(value, info.field_name, False))]
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[int, BeforeValidator(_whole), AfterValidator(_countable)]
 Widths = Annotated[float | tuple[float, ...], BeforeValidator(_widths)]
 
 
@@ -113,7 +133,7 @@ def find_file(name, folder=".", what="file", endings=None):
 
     Raises GeomGNNError where there is none (naming the nearest ones) or its ending is none of `endings`.
     """
-    path = Path(_text(name, what)).expanduser()
+    path = _path(name, what)
     if endings and path.suffix.lower() not in endings:
         raise GeomGNNError(f"The {what} '{name}' must be a file that ends in {', '.join(endings)}.")
     found = Path(folder) / path
@@ -136,7 +156,7 @@ def find_trajectories(patterns, folder="."):
     """
     found = []
     for pattern in patterns:
-        text = os.path.expanduser(_text(pattern, "trajectory"))
+        text = str(_path(pattern, "trajectory"))
         if not glob.has_magic(text) or (Path(folder) / text).is_file():
             files = [find_file(text, folder, "trajectory", TRAJECTORIES)]
         else:
@@ -155,7 +175,7 @@ def find_trajectories(patterns, folder="."):
 
 def find_store(name, folder="."):
     """The absolute path of a store of embeddings, a folder named relative to `folder`."""
-    path = Path(os.path.abspath(Path(folder) / Path(_text(name, "store of embeddings")).expanduser()))
+    path = Path(os.path.abspath(Path(folder) / _path(name, "store of embeddings")))
     if not path.is_dir():
         near = [entry.name for entry in path.parent.glob("*.zarr")]
         raise GeomGNNError(
@@ -167,7 +187,7 @@ def find_store(name, folder="."):
 
 def find_cv(name, folder="."):
     """The absolute path of a CV file, named relative to `folder`."""
-    path = Path(os.path.abspath(Path(folder) / Path(_text(name, "CV file")).expanduser()))
+    path = Path(os.path.abspath(Path(folder) / _path(name, "CV file")))
     if not path.is_file():
         near = did_you_mean(path.name, _names(path.parent, (".safetensors",)))
         raise GeomGNNError(f"There is no CV file '{name}' in {path.parent}.{near} `geomgnn fit` and `geomgnn run` make one.")
@@ -176,7 +196,7 @@ def find_cv(name, folder="."):
 
 def find_forcefield(name, folder="."):
     """A force field XML file: the absolute path of one relative to `folder`, else the name of one that OpenMM knows."""
-    path = Path(_text(name, "force field")).expanduser()
+    path = _path(name, "force field")
     if (Path(folder) / path).is_file():
         return os.path.abspath(Path(folder) / path)
     folders = [Path(find_spec("openmm").origin).parent / "app" / "data"]
@@ -195,7 +215,7 @@ def find_forcefield(name, folder="."):
 
 def find_encoder(name, folder="."):
     """The name of a shipped encoder, or the absolute path of an encoder file as a str."""
-    if Path(_text(name, "encoder")).suffix:
+    if _path(name, "encoder").suffix:
         return str(find_file(name, folder, "encoder", (".safetensors", ".ckpt", ".pth")))
     shipped = [Path(file).stem for file in _names(DATA, (".safetensors",)) if file != "conformers.safetensors"]
     if name not in shipped:
@@ -211,10 +231,22 @@ def _names(folder, endings):
     return sorted(file.name for file in folder.glob("*") if file.suffix in endings and file.is_file())
 
 
-def _text(value, what):
+def _path(value, what):
+    """The path that a text is, `~` resolved. Raises GeomGNNError for what cannot be the name of a file."""
     if not isinstance(value, (str, Path)) or not str(value).strip():
         raise GeomGNNError(f"The {what} is {value!r}, but it must be the name of a file.")
-    return str(value)
+    path = Path(os.path.expanduser(value))
+    try:
+        longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    except UnicodeEncodeError:
+        longest = LONGEST_NAME + 1
+    if longest > LONGEST_NAME or "\0" in str(path) or len(str(path)) > LONGEST_PATH:
+        shown = str(value) if len(str(value)) < 60 else f"{str(value)[:57]}..."
+        raise GeomGNNError(
+            f"The {what} is {shown!r}, but no file can have this name: it is longer than {LONGEST_NAME} bytes between two "
+            "slashes, or holds a character that cannot be in one."
+        )
+    return path
 
 
 def _folder(info):
@@ -233,10 +265,10 @@ def _trajectories(value, info):
 def _output(default, ending="", what=""):
     def place(value, info):
         name = (info.context or {}).get("name", "geomgnn")
-        path = Path(default.format(name=name) if value is None else _text(value, "output"))
+        path = _path(default.format(name=name) if value is None else value, "output")
         if ending and path.suffix != ending:
             raise GeomGNNError(f"output is '{value}', but {what}: write '{path}{ending}'.")
-        return Path(os.path.abspath(path.expanduser()))
+        return Path(os.path.abspath(path))
 
     return Annotated[Path, BeforeValidator(place)]
 

@@ -209,17 +209,14 @@ def _interruptible(advice):
 
 
 def _overrides(settings):
-    import yaml
+    from openmm_geomgnn.cli.yaml_text import read_value
 
     pairs = {}
     for text in settings or []:
         key, equals, value = text.partition("=")
         if not (key.strip() and equals):
             raise GeomGNNError(f"--set {text} lacks a key or a value: write --set KEY=VALUE, as in --set run.length=50ps.")
-        try:
-            pairs[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise GeomGNNError(f"--set {text} has a value that is not valid YAML: close its brackets and quotes.") from error
+        pairs[key.strip()] = read_value(value, f"--set {text}")
     return pairs
 
 

@@ -33,7 +33,7 @@ from openmm_geomgnn.cli.fields import (
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import did_you_mean, quantity
 
-LONGEST_TIMESTEP = 0.005  # ps
+SHORTEST_TIMESTEP, LONGEST_TIMESTEP = 1e-5, 0.005  # ps
 NAMED_TORSIONS = ("phi", "psi", "omega", "chi1", "chi2", "chi3", "chi4", "chi5")  # mdtraj finds these
 COLVAR_NAMES = ("time", "walker", "temperature")
 
@@ -51,7 +51,7 @@ class SystemSection(Section):
     )
     temperature: Kelvin = Field(300.0, gt=0, description="of the thermostat, K")
     friction: PerPicosecond = Field(1.0, gt=0, description="of the Langevin thermostat, 1/ps")
-    timestep: Picoseconds = Field(0.002, gt=0, description="of the molecular dynamics, ps")
+    timestep: Picoseconds = Field(0.002, ge=SHORTEST_TIMESTEP, description="of the molecular dynamics, ps")
     hydrogen_mass: Daltons | None = Field(
         3.0, ge=1.0, le=4.0, description="of each hydrogen, taken from its heavy atom, amu; null leaves masses alone"
     )
@@ -103,7 +103,7 @@ class TrainingSection(Section):
 
     epochs: Whole = Field(100, ge=1, description="passes over the data, at most")
     batch_size: Whole = Field(1000, ge=2, description="pairs of frames in a step of the optimiser")
-    learning_rate: Number = Field(1e-3, gt=0, description="of AdamW")
+    learning_rate: Number = Field(1e-3, gt=0, le=1, description="of AdamW")
     weight_decay: Number = Field(1e-4, ge=0, description="of AdamW")
     patience: Whole = Field(10, ge=1, description="epochs without a better held-out score before training stops")
     validation_fraction: Number = Field(0.2, ge=0, lt=1, description="share of the frames that is held out")
@@ -276,7 +276,7 @@ class RunSection(Section):
     """The biased simulation."""
 
     length: Picoseconds = Field(1000.0, gt=0, description="of each walker, ps; rounded to whole times of pace")
-    walkers: Whole = Field(2, ge=1, description="simulations at the same time that share one bias")
+    walkers: Whole = Field(2, ge=1, le=1000, description="simulations at the same time that share one bias")
     every: Whole = Field(
         3, ge=1, description="MD steps from one evaluation of the CV and its bias to the next (multiple time stepping)"
     )
