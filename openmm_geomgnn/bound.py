@@ -40,15 +40,20 @@ class Bound(nn.Module):
         check_same_molecule(cv.molecule, residue_table(topology, rows))
         return topology, rows, molecule
 
-    def compute(self, trajectory, progress=None):
+    def compute(self, trajectory, progress=None, *, boxes=None):
         """psi (F, d) of an mdtraj trajectory, or of positions (F, atoms, 3) in nm.
+
+        Parameters
+        ----------
+        boxes : (F, 3, 3) or (3, 3) array or Quantity, optional
+            Periodic box vectors that go with positions, nm: without them these must be of whole molecules.
 
         Raises
         ------
         GeomGNNError
-            If the number of atoms does not fit or positions are not finite.
+            If the number of atoms does not fit, positions are not finite, or boxes make no sense.
         """
-        return self.compute_whole(self.molecule.positions(trajectory), progress)
+        return self.compute_whole(self.molecule.positions(trajectory, boxes), progress)
 
     def compute_whole(self, pos, progress=None):
         """psi (F, d) ndarray of whole molecules `pos` (F, n, 3) in angstrom, in chunks."""

@@ -169,9 +169,10 @@ class GeomGNNCV:
         """Number of components."""
         return self.bound.dimension
 
-    def compute(self, trajectory, progress=None):
-        """All components (frames, d) of an mdtraj trajectory, or of positions (frames, atoms, 3) in nm."""
-        return self.bound.compute(trajectory, progress)
+    def compute(self, trajectory, progress=None, *, boxes=None):
+        """All components (frames, d) of an mdtraj trajectory, or of positions (frames, atoms, 3) in nm and their periodic
+        `boxes` (frames, 3, 3), where there are some; see `bound.Bound.compute`."""
+        return self.bound.compute(trajectory, progress, boxes=boxes)
 
     def addToSystem(self, system, bias=None, forceGroup=None, every=1):
         """Add a bias on all components to a System: one forward and one backward pass of the network a step.

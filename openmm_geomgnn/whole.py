@@ -146,33 +146,35 @@ class SelectedMolecule:
         self.n_atoms_total = topology.n_atoms
         self.make_whole = MoleculeMaker(topology, atoms, near)
 
-    def positions(self, trajectory):
+    def positions(self, trajectory, boxes=None):
         """Whole molecules (F, n, 3) in angstrom, float64 tensor.
 
         Parameters
         ----------
         trajectory : mdtraj.Trajectory, or (F, N, 3) or (N, 3) array or Quantity
             Of all N atoms of the system; bare numbers are nm.
+        boxes : (F, 3, 3) or (3, 3) array or Quantity, optional
+            Periodic box vectors, as rows, of a trajectory that does not hold them: one box for each frame, or one for all.
 
         Raises
         ------
         GeomGNNError
-            If the number of atoms does not fit or positions are not finite.
+            If the number of atoms does not fit, positions are not finite, or boxes make no sense.
         """
         if isinstance(trajectory, mdtraj.Trajectory):
             pos, box = trajectory.xyz, trajectory.unitcell_vectors
+            if box is not None and boxes is not None:
+                raise GeomGNNError("The trajectory has boxes of its own, so boxes would contradict it. Leave boxes out.")
         else:
-            if hasattr(trajectory, "value_in_unit"):
-                from openmm import unit
-
-                trajectory = trajectory.value_in_unit(unit.nanometer)
-            pos, box = np.asarray(trajectory), None
+            pos, box = _in_nm(trajectory), None
             pos = pos[None] if pos.ndim == 2 else pos
         if pos.ndim != 3 or pos.shape[1:] != (self.n_atoms_total, 3):
             raise GeomGNNError(
                 f"Positions of shape {pos.shape} do not fit this topology of {self.n_atoms_total} atoms. Give an mdtraj "
                 "trajectory or positions (frames, atoms, 3) in nm of the whole system that the topology describes."
             )
+        if boxes is not None:
+            box = _checked_boxes(_in_nm(boxes), len(pos))
         pos = pos[:, self.atoms].astype(np.float64)
         bad = ~np.isfinite(pos).all(axis=(1, 2))
         if bad.any():
@@ -183,6 +185,30 @@ class SelectedMolecule:
         if box is not None:
             pos = self.make_whole(pos, box)
         return torch.as_tensor(pos * NM_TO_ANGSTROM)
+
+
+def _in_nm(numbers):
+    if hasattr(numbers, "value_in_unit"):
+        from openmm import unit
+
+        numbers = numbers.value_in_unit(unit.nanometer)
+    return np.asarray(numbers)
+
+
+def _checked_boxes(boxes, count):
+    """Boxes (3, 3) or (count, 3, 3); a GeomGNNError says what they lack."""
+    if boxes.shape not in ((3, 3), (count, 3, 3)):
+        raise GeomGNNError(
+            f"Boxes of shape {boxes.shape} do not fit {count} frames. Give the box vectors as rows, in nm: (3, 3) for all "
+            f"frames alike, or ({count}, 3, 3), a box for each."
+        )
+    diagonal, upper = np.einsum("...kk->...k", boxes), boxes[..., [0, 0, 1], [1, 2, 2]]
+    if not (np.isfinite(boxes).all() and (diagonal > 0).all() and not upper.any()):
+        raise GeomGNNError(
+            "The boxes are not those of OpenMM: their vectors are rows, in nm, the first along x, the second in the xy "
+            "plane. Give what `State.getPeriodicBoxVectors` or `mdtraj.Trajectory.unitcell_vectors` returns."
+        )
+    return boxes
 
 
 def selected_part(topology, atoms):

@@ -237,7 +237,7 @@ def simulated(tmp_path_factory):
     runs = run_unbiased(specs, 25.0, tmp_path_factory.mktemp("unbiased"))
     assert all(250 < run.mean_temperature < 350 for run in runs)
     topology = ala2().topology
-    return [mdtraj.Trajectory(run.frames, topology, time=run.times) for run in runs], [run.path for run in runs]
+    return [run.trajectory(topology) for run in runs], [run.path for run in runs]
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def test_temperature_of_an_unbiased_run(tmp_path):
     # Langevin dynamics forgets its energy in 1/friction: 80 ps are 800 independent temperatures, 0.7 % of error
     (trajectory,) = run_unbiased([spec], 80.0, tmp_path)
     assert trajectory.mean_temperature == pytest.approx(300, rel=0.03)
-    assert trajectory.frames.shape == (40, 22, 3) and trajectory.frames.dtype == np.float32
+    assert trajectory.frames.xyz.shape == (40, 22, 3) and trajectory.frames.xyz.dtype == np.float32
     np.testing.assert_allclose(trajectory.times, 2.0 * np.arange(1, 41))
 
 
@@ -155,7 +155,8 @@ def test_a_learned_cv_at_work(tmp_path):
         result = run(tmp_path / str(every), 60 * 0.002 * every, spec, bias)
         colvar = read_colvar(result.colvar)
         live = np.column_stack([colvar["cv.1"], colvar["cv.2"]])[1::2]
-        offline = GeomGNNCV(tmp_path / "cv.safetensors", topology, engine="eager").compute(read_dcd(result.trajectories[0]))
+        frames = read_dcd(result.trajectories[0]).trajectory(topology)
+        offline = GeomGNNCV(tmp_path / "cv.safetensors", topology, engine="eager").compute(frames)
         assert np.ptp(live, axis=0).min() > 0.01
         # frames are in single precision
         np.testing.assert_allclose(live, offline, atol=2e-4)

@@ -166,17 +166,17 @@ def test_unbiased_walkers_are_made_once(tmp_path):
     specs = [spec, replace(spec, index=1, temperature=400.0, structure=ALA2.replace("c7eq", "c7ax"))]
     seen = []
     made = run_unbiased(specs, 1.0, tmp_path, processes=2, progress=seen.append)
-    assert [trajectory.frames.shape for trajectory in made] == [(25, 22, 3)] * 2
+    assert [trajectory.frames.xyz.shape for trajectory in made] == [(25, 22, 3)] * 2
     phi = [mdtraj.compute_dihedrals(mdtraj.load(str(t.path), top=ALA2), [PHI]).mean() for t in made]
     assert phi[0] < 0 < phi[1]
     assert seen[-1].time == pytest.approx(2.0) == seen[-1].length
     # the same walker in this process, and with company in another: the same trajectory
     (alone,) = run_unbiased(specs[:1], 1.0, tmp_path / "alone")
-    np.testing.assert_array_equal(alone.frames, made[0].frames)
+    np.testing.assert_array_equal(alone.frames.xyz, made[0].frames.xyz)
     seen.clear()
     again = run_unbiased(specs, 1.0, tmp_path, progress=seen.append)
     assert not seen
-    np.testing.assert_array_equal(again[1].frames, made[1].frames)
+    np.testing.assert_array_equal(again[1].frames.xyz, made[1].frames.xyz)
     with pytest.raises(GeomGNNError, match="another temperature: it was 400.0 and is now 450.0"):
         run_unbiased([specs[0], replace(specs[1], temperature=450.0)], 1.0, tmp_path)
     with pytest.raises(GeomGNNError, match="number of steps"):

@@ -119,9 +119,9 @@ class TestRun:
         assert len(colvar["time"]) == ROWS and colvar["time"][-1] == pytest.approx(12.0)
         assert {"cv.1", "opes.bias", "temperature", "walker"} <= set(colvar)
         for k in range(2):
-            assert read_dcd(folder / f"trajectory.{k}.dcd").shape == (FRAMES, 22, 3)
-            assert read_dcd(folder / "unbiased" / f"trajectory.{k}.dcd").shape == (150, 22, 3)
-            assert read_dcd(folder / "comparison" / f"trajectory.{1000 + k}.dcd").shape == (3, 22, 3)
+            assert read_dcd(folder / f"trajectory.{k}.dcd").xyz.shape == (FRAMES, 22, 3)
+            assert read_dcd(folder / "unbiased" / f"trajectory.{k}.dcd").xyz.shape == (150, 22, 3)
+            assert read_dcd(folder / "comparison" / f"trajectory.{1000 + k}.dcd").xyz.shape == (3, 22, 3)
         html = (folder / "report.html").read_text()
         assert "tiny: ala2-c7eq, ala2-c7ax" in html and html.count("data:image/png") >= 5
 
@@ -219,7 +219,7 @@ class TestAgain:
             assert new.read_bytes().startswith(old.read_bytes())
             assert new.read_bytes().count(b"\n") == old.read_bytes().count(b"\n") + more
         for k in range(2):
-            old, new = (read_dcd(folder / f"trajectory.{k}.dcd") for folder in (whole, killed))
+            old, new = (read_dcd(folder / f"trajectory.{k}.dcd").xyz for folder in (whole, killed))
             np.testing.assert_array_equal(new[: len(old)], old)
             assert len(new) == FRAMES + 5
         # the comparison gets what it lacks as further runs

@@ -223,7 +223,7 @@ class Learned(Ala2):
             runs = run_unbiased(specs, 150.0, folder / "unbiased")
             topology = mdtraj.Topology.from_openmm(self.topology)
             cv = fit_cv(
-                [mdtraj.Trajectory(run.frames, topology) for run in runs],
+                [run.trajectory(topology) for run in runs],
                 topology,
                 FitSettings(lag_time=5.0, frame_interval=0.2, window="all"),
             )

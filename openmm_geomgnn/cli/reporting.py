@@ -1,6 +1,5 @@
 """The results in a protocol's folder: what can be analysed, and the report."""
 
-import mdtraj
 import numpy as np
 
 from openmm_geomgnn.analysis.figures import standard_figures, standard_tables
@@ -106,7 +105,7 @@ def report(protocol, seconds=float("nan")):
 
 
 def _frames(path, topology):
-    return mdtraj.Trajectory(read_dcd(path), topology)
+    return read_dcd(path).trajectory(topology)
 
 
 def _variables(protocol, cv, biased, unbiased):

@@ -3,7 +3,6 @@
 import shutil
 import time
 
-import mdtraj
 import numpy as np
 
 from openmm_geomgnn.cli.folder import COMPARISON, CV_FILE, TOPOLOGY, UNBIASED, add_wall_time, claim
@@ -81,7 +80,7 @@ def _unbiased(protocol):
             progress=lambda p: update(p.time, p.length, f"{p.temperature:.0f} K"),
         )
     topology = as_topology(protocol.output / TOPOLOGY)
-    return [mdtraj.Trajectory(run.frames, topology, time=run.times) for run in runs]
+    return [run.trajectory(topology) for run in runs]
 
 
 def fit_settings(section, frame_interval, seed):

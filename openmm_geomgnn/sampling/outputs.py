@@ -116,15 +116,62 @@ def _quantity(box):
     return [Vec3(*row) for row in box.tolist()] * unit.nanometer
 
 
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Frames of a trajectory. xyz: (n, N, 3) float32 in nm, molecules wherever the box has put them. boxes: (n, 3, 3) in nm,
+    vectors as rows, or None where the system is not periodic."""
+
+    xyz: np.ndarray
+    boxes: np.ndarray | None = None
+
+    def __len__(self):
+        return len(self.xyz)
+
+    def trajectory(self, topology, times=None):
+        """As an mdtraj.Trajectory, which knows its boxes. topology: of mdtraj. times: (n,) in ps."""
+        import mdtraj
+
+        trajectory = mdtraj.Trajectory(self.xyz, topology, time=times)
+        if self.boxes is not None:
+            trajectory.unitcell_vectors = self.boxes
+        return trajectory
+
+
 def read_dcd(path):
-    """The positions (n, N, 3) float32 in nm of a DCD file that OpenMM wrote. Raises GeomGNNError for another file."""
+    """The `Frames` of a DCD file that OpenMM wrote.
+
+    Raises GeomGNNError for another file, and for one that does not have all the frames that its header counts.
+    """
     with _open_dcd(path) as file:
         layout = _layout(file, path)
         record = np.dtype([("mark", "<i4"), ("x", "<f4", layout.n_atoms), ("end", "<i4")])
-        axes = [("before", f"V{layout.box}"), ("xyz", record, 3)]
-        frames = np.fromfile(file, dtype=np.dtype(axes), count=layout.n_frames)
+        box = [("mark", "<i4"), ("cell", "<f8", 6), ("end", "<i4")] if layout.box else []
+        frames = np.fromfile(file, dtype=np.dtype([("box", box), ("xyz", record, 3)]))
+        over = os.fstat(file.fileno()).st_size - file.tell()
+    if len(frames) != layout.n_frames or over:
+        raise GeomGNNError(
+            f"The header of {path} counts {layout.n_frames} frames, but the file holds {len(frames)}"
+            f"{' and a part of another' if over else ''}: it was cut or damaged. Restore it, or start anew."
+        )
+    axes = frames["xyz"]
+    if len(frames) and not all((axes[mark] == 4 * layout.n_atoms).all() for mark in ("mark", "end")):
+        bad = np.flatnonzero(~((axes["mark"] == 4 * layout.n_atoms) & (axes["end"] == 4 * layout.n_atoms)).all(axis=1))
+        raise GeomGNNError(f"{path} is damaged from frame {bad[0]} on. Restore it, or start anew.")
     # a copy in the usual order: the file holds all x, then all y, then all z
-    return np.ascontiguousarray(frames["xyz"]["x"].transpose(0, 2, 1)) / np.float32(NM_TO_ANGSTROM)
+    xyz = np.ascontiguousarray(axes["x"].transpose(0, 2, 1)) / np.float32(NM_TO_ANGSTROM)
+    return Frames(xyz, _box_vectors(frames["box"]["cell"]) if layout.box else None)
+
+
+def _box_vectors(cells):
+    """(n, 3, 3) in nm from a, cos(gamma), b, cos(beta), cos(alpha), c in angstrom, as OpenMM writes them."""
+    a, cos_gamma, b, cos_beta, cos_alpha, c = cells.T
+    boxes = np.zeros((len(cells), 3, 3))
+    sin_gamma = np.sqrt(1.0 - cos_gamma**2)
+    boxes[:, 0, 0] = a
+    boxes[:, 1, 0], boxes[:, 1, 1] = b * cos_gamma, b * sin_gamma
+    boxes[:, 2, 0], boxes[:, 2, 1] = c * cos_beta, c * (cos_alpha - cos_beta * cos_gamma) / sin_gamma
+    boxes[:, 2, 2] = np.sqrt(c**2 - boxes[:, 2, 0] ** 2 - boxes[:, 2, 1] ** 2)
+    return boxes / NM_TO_ANGSTROM
 
 
 def truncate_dcd(path, frames):

@@ -15,7 +15,7 @@ from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.sampling.checkpoint import check_fingerprint
 from openmm_geomgnn.sampling.heating import HeatGuard
-from openmm_geomgnn.sampling.outputs import TrajectoryWriter, read_dcd, trajectory_path
+from openmm_geomgnn.sampling.outputs import Frames, TrajectoryWriter, read_dcd, trajectory_path
 from openmm_geomgnn.sampling.pool import WalkerPool
 from openmm_geomgnn.sampling.runner import UNBIASED_BLOCK, DelayedInterrupt, Progress, prepare, whole_steps
 from openmm_geomgnn.units import positive
@@ -23,13 +23,17 @@ from openmm_geomgnn.units import positive
 
 @dataclass(frozen=True, eq=False)
 class UnbiasedTrajectory:
-    """One walker's trajectory. path: its DCD file. times: (n,) in ps. frames: (n, N, 3) float32 in nm. mean_temperature:
-    K, over the rows that the walker reports."""
+    """One walker's trajectory. path: its DCD file. times: (n,) in ps. frames: `outputs.Frames`, with their boxes.
+    mean_temperature: K, over the rows that the walker reports."""
 
     path: Path
     times: np.ndarray
-    frames: np.ndarray
+    frames: Frames
     mean_temperature: float
+
+    def trajectory(self, topology):
+        """As an mdtraj.Trajectory with times and boxes. topology: of mdtraj."""
+        return self.frames.trajectory(topology, self.times)
 
 
 def run_unbiased(specs, length, folder, *, processes=1, progress=None, max_heating=1.1):
