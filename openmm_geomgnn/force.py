@@ -9,7 +9,7 @@ from openmm_geomgnn.backends.evaluation import Evaluation, Source
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.cv_file import SavedCV
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.integrators import make_integrator, whole_every
+from openmm_geomgnn.integrators import has_virtual_sites, make_integrator, whole_every
 
 
 class BiasHandle:
@@ -35,12 +35,14 @@ class BiasHandle:
 
         Numbers in K, 1/ps and ps, or Quantities. With `every` == 1 a LangevinMiddleIntegrator of this timestep, else one
         whose steps are every*timestep long. It samples what OpenMM's MTSLangevinIntegrator does, in less time, and reports a
-        kinetic energy that is in line with the thermostat: see docs/multiple-time-steps.md.
+        kinetic energy that is in line with the thermostat; and it is right for virtual sites, which OpenMM's leaves behind:
+        see docs/multiple-time-steps.md.
 
         Raises GeomGNNError if a value makes no sense, or another force of the System is in the bias's force group.
         """
         others = _other_groups(self._system, self.forceGroup) if self.every > 1 else (0,)
-        return make_integrator(temperature, friction, timestep, self.every, self.forceGroup, seed, others)
+        sites = has_virtual_sites(self._system)
+        return make_integrator(temperature, friction, timestep, self.every, self.forceGroup, seed, others, sites)
 
     def getState(self):
         """The state of the bias that forces are computed with."""
@@ -191,8 +193,9 @@ class GeomGNNCV:
             Group of the new force; the highest free one by default.
         every : int
             Time steps per evaluation of the bias (multiple time steps): it is the integrator that does this, so use that of
-            `BiasHandle.integrator`. With any other, except an MTSLangevinIntegrator or MTSIntegrator of
-            `[(handle.forceGroup, 1), (0, every)]`, the bias acts at every step, which nobody notices but the clock.
+            `BiasHandle.integrator`. With any other the bias acts at every step, which nobody notices but the clock; except,
+            in a System without virtual sites, with an MTSLangevinIntegrator or MTSIntegrator of
+            `[(handle.forceGroup, 1), (0, every)]`.
 
         Returns
         -------

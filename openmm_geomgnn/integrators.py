@@ -1,6 +1,8 @@
 """Langevin integrators for a bias that acts at every time step, or at every few (multiple time steps)."""
 
+import gc
 import math
+import weakref
 
 import openmm
 
@@ -15,13 +17,20 @@ def whole_every(every):
     return int(every)
 
 
-def make_integrator(temperature, friction, timestep, every=1, bias_group=None, seed=1, other_groups=(0,)):
+def has_virtual_sites(system):
+    """Whether an openmm.System has particles whose positions follow from those of others."""
+    return any(map(system.isVirtualSite, range(system.getNumParticles())))
+
+
+def make_integrator(
+    temperature, friction, timestep, every=1, bias_group=None, seed=1, other_groups=(0,), virtual_sites=False
+):
     """A Langevin integrator for temperature (K), friction (1/ps) and timestep (ps), numbers or Quantities.
 
     Without a bias (bias_group None), or with every == 1, a LangevinMiddleIntegrator of this timestep. Else the same with
     multiple time steps: one step of it is every*timestep, and evaluates the force group bias_group once and other_groups
     at every timestep. A force in any other group does not act at all. seed: of the noise; 0 does not mean a random one,
-    as it does in OpenMM.
+    as it does in OpenMM. virtual_sites: whether the System has any (`has_virtual_sites`).
 
     Raises GeomGNNError for values that make no sense.
     """
@@ -37,7 +46,8 @@ def make_integrator(temperature, friction, timestep, every=1, bias_group=None, s
     if bias_group is None or every == 1:
         integrator = openmm.LangevinMiddleIntegrator(temperature, friction, timestep)
     else:
-        integrator = _multiple_time_steps(temperature, friction, timestep, every, bias_group, other_groups)
+        make = OuterStepIntegrator if virtual_sites else _multiple_time_steps
+        integrator = make(temperature, friction, timestep, every, bias_group, other_groups)
     # OpenMM takes 32-bit signed integers
     integrator.setRandomNumberSeed(int(seed) % (2**31 - 1) or 1)
     integrator.setConstraintTolerance(1e-6)
@@ -54,21 +64,88 @@ def _multiple_time_steps(temperature, friction, timestep, every, bias_group, oth
     right (Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34).
     """
     integrator = openmm.CustomIntegrator(every * timestep)
+    _add_variables(integrator, temperature, friction, timestep)
+    integrator.addUpdateContextState()
+    integrator.addComputePerDof("v", f"v+dt*f{bias_group}/m")
+    for _ in range(every):
+        _add_middle_step(integrator, other_groups)
+    return integrator
+
+
+class OuterStepIntegrator(openmm.CustomIntegrator):
+    """What `_multiple_time_steps` makes, for a System with virtual sites.
+
+    On the Reference and CPU platforms OpenMM computes virtual sites at the end of a CustomIntegrator's step, and nowhere
+    within it: time steps that are parts of one step would take the forces on sites that were left behind. So here a step of
+    the C++ object is one time step, which begins with the kick where it is the first (k = 0) of its outer step. In Python a
+    step is an outer step nevertheless: `step` and `getStepSize` say so, and so does the step count of the Context. XML of
+    it, which knows nothing of this class, counts time steps.
+    """
+
+    def __init__(self, temperature, friction, timestep, every, bias_group, other_groups):
+        super().__init__(timestep)
+        self._every, self._context = every, None
+        _add_variables(self, temperature, friction, timestep)
+        self.addGlobalVariable("every", every)
+        self.addGlobalVariable("k", 0)
+        self.beginIfBlock("k=0")
+        self.addUpdateContextState()
+        self.addComputePerDof("v", f"v+every*h*f{bias_group}/m")
+        self.endBlock()
+        _add_middle_step(self, other_groups)
+        self.addComputeGlobal("k", "select(k+1-every, k+1, 0)")
+
+    def __setstate__(self, xml):
+        super().__setstate__(xml)
+        self._every, self._context = int(self.getGlobalVariableByName("every")), None
+
+    def getStepSize(self):
+        """Length of an outer step, a Quantity."""
+        return super().getStepSize() * self._every
+
+    def step(self, steps):
+        """Advance by a number of outer steps."""
+        context = self._find_context()
+        for _ in range(int(steps)):
+            done = context.getStepCount()
+            try:
+                super().step(self._every)
+                done += 1
+            except BaseException:
+                self.setGlobalVariableByName("k", 0)  # whoever goes on from elsewhere begins with a kick
+                raise
+            finally:
+                context.setStepCount(done)
+
+    def _find_context(self):
+        context = None if self._context is None else self._context()
+        if context is None or context.getIntegrator() is not self:
+            # a Context knows its integrator, but an integrator is not told its Context
+            contexts = (thing for thing in gc.get_objects() if issubclass(type(thing), openmm.Context))
+            found = [context for context in contexts if vars(context).get("_integrator") is self]
+            if not found:
+                raise GeomGNNError("This integrator belongs to no Context yet: make one, or a Simulation, with it first.")
+            (context,) = found
+            self._context = weakref.ref(context)
+        return context
+
+
+def _add_variables(integrator, temperature, friction, timestep):
     keep = math.exp(-friction * timestep)
     integrator.addGlobalVariable("h", timestep)
     integrator.addGlobalVariable("keep", keep)
     integrator.addGlobalVariable("noise", math.sqrt(BOLTZMANN * temperature * (1 - keep * keep)))
     integrator.addPerDofVariable("unconstrained", 0)
-    integrator.addUpdateContextState()
-    integrator.addComputePerDof("v", f"v+dt*f{bias_group}/m")
-    for _ in range(every):
-        for group in other_groups:
-            integrator.addComputePerDof("v", f"v+h*f{group}/m")
-        integrator.addConstrainVelocities()
-        integrator.addComputePerDof("x", "x+0.5*h*v")
-        integrator.addComputePerDof("v", "keep*v+noise*gaussian/sqrt(m)")
-        integrator.addComputePerDof("x", "x+0.5*h*v")
-        integrator.addComputePerDof("unconstrained", "x")
-        integrator.addConstrainPositions()
-        integrator.addComputePerDof("v", "v+(x-unconstrained)/h")
-    return integrator
+
+
+def _add_middle_step(integrator, groups):
+    """One Langevin middle step of the length h under the forces of these groups."""
+    for group in groups:
+        integrator.addComputePerDof("v", f"v+h*f{group}/m")
+    integrator.addConstrainVelocities()
+    integrator.addComputePerDof("x", "x+0.5*h*v")
+    integrator.addComputePerDof("v", "keep*v+noise*gaussian/sqrt(m)")
+    integrator.addComputePerDof("x", "x+0.5*h*v")
+    integrator.addComputePerDof("unconstrained", "x")
+    integrator.addConstrainPositions()
+    integrator.addComputePerDof("v", "v+(x-unconstrained)/h")

@@ -1,14 +1,24 @@
 """A bias that acts at every k-th time step: the same free energy, the right temperature, a bounded energy."""
 
+import copy
+import io
+import itertools
+import pickle
+from dataclasses import replace
+from functools import cache
+
 import numpy as np
 import openmm
 import pytest
 from force_systems import PDB, POSITIONS, make_context, make_system
-from phi_runs import ALA2, PhiCV, Spring, biased
+from openmm import app, unit
+from phi_runs import ALA2, PhiCV, Spring, assert_same_run, biased, run
 
 from openmm_geomgnn import GeomGNNCV
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.integrators import make_integrator
+from openmm_geomgnn.integrators import OuterStepIntegrator, make_integrator
+from openmm_geomgnn.sampling.checkpoint import load_checkpoint
+from openmm_geomgnn.sampling.colvar import read_colvar
 from openmm_geomgnn.sampling.systems import SystemSettings, build_system, degrees_of_freedom, load_structure
 from openmm_geomgnn.sampling.walker import Walker
 from openmm_geomgnn.units import BOLTZMANN
@@ -16,6 +26,7 @@ from openmm_geomgnn.units import BOLTZMANN
 KT = 300 * BOLTZMANN
 STEP = 0.002  # ps
 BIAS_GROUP = 31
+FORCE_FIELD = app.ForceField("amber14/tip4pew.xml")
 VACUUM = SystemSettings(forcefield=("amber14-all.xml",))
 
 
@@ -152,6 +163,140 @@ def test_positions_are_those_of_openmm_without_friction(other_groups):
     assert np.abs(ends[0] - ends[1]).max() < 1e-4 * moved
 
 
+class Counted(Spring):
+    """A spring that counts its evaluations."""
+
+    calls = 0
+
+    def bias(self, state, s):
+        Counted.calls += 1
+        return super().bias(state, s)
+
+
+@cache
+def droplet():
+    """27 molecules of TIP4P-Ew, whose charges are on virtual sites, near an energy minimum: (topology, positions in nm)."""
+    topology, positions = app.Topology(), []
+    chain = topology.addChain()
+    rng = np.random.default_rng(2)
+    for cell in np.ndindex(3, 3, 3):
+        residue = topology.addResidue("HOH", chain)
+        atoms = ("O", app.element.oxygen), ("H1", app.element.hydrogen), ("H2", app.element.hydrogen)
+        oxygen, *hydrogens = (topology.addAtom(*atom, residue) for atom in atoms)
+        for hydrogen in hydrogens:
+            topology.addBond(oxygen, hydrogen)
+        axes = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        water = np.array([[0, 0, 0], [0.09572, 0, 0], [-0.02399872, 0.09266272, 0]])
+        positions.extend(openmm.Vec3(*row) for row in 0.31 * np.array(cell) + water @ axes)
+    modeller = app.Modeller(topology, positions * unit.nanometer)
+    modeller.addExtraParticles(FORCE_FIELD)
+    context = make_context(FORCE_FIELD.createSystem(modeller.topology), modeller.positions)
+    openmm.LocalEnergyMinimizer.minimize(context, maxIterations=100)
+    return modeller.topology, context.getState(getPositions=True).getPositions(asNumpy=True)._value
+
+
+def droplet_with_a_bias():
+    """The droplet's System with springs of strength `scale` on its oxygens in BIAS_GROUP."""
+    topology, start = droplet()
+    system = FORCE_FIELD.createSystem(topology, removeCMMotion=False)
+    springs = openmm.CustomExternalForce("100*scale*x^2")
+    springs.addGlobalParameter("scale", 1.0)
+    springs.setForceGroup(BIAS_GROUP)
+    for atom in topology.atoms():
+        if atom.name == "O":
+            springs.addParticle(atom.index)
+    system.addForce(springs)
+    return system, start
+
+
+class TestVirtualSites:
+    """OpenMM's CustomIntegrator computes virtual sites at the end of its steps, on some platforms only there."""
+
+    @pytest.mark.parametrize(("platform", "tolerance"), [("Reference", 1e-11), ("CPU", 1e-4)])
+    def test_are_up_to_date_at_every_time_step(self, platform, tolerance):
+        """Without friction each outer step is one plain step under `every` times the bias, and others without it."""
+        every, n, ends = 4, 16, []
+        for multiple in (True, False):
+            system, start = droplet_with_a_bias()
+            mass = masses(system)
+            speed = np.sqrt(KT / np.where(mass, mass, np.inf))
+            if multiple:
+                integrator = make_integrator(300, 0, STEP, every, BIAS_GROUP, virtual_sites=True)
+            else:
+                integrator = openmm.LangevinMiddleIntegrator(300, 0, STEP)
+            context = make_context(system, start, integrator, platform)
+            context.setVelocities(speed * np.random.default_rng(4).normal(size=start.shape))
+            context.applyVelocityConstraints(1e-9)
+            if multiple:
+                integrator.step(n)
+            else:
+                for _ in range(n):
+                    for scale, steps in ((every, 1), (0, every - 1)):
+                        context.setParameter("scale", scale)
+                        integrator.step(steps)
+            ends.append((positions(context), velocities(context)))
+        assert np.abs(ends[1][0] - start).max() > 0.02
+        np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=0, atol=tolerance)
+        np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=0, atol=100 * tolerance)
+
+    @pytest.mark.parametrize("copied", [lambda it: it, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+    def test_leave_the_meaning_of_a_step_alone(self, cv_file, copied):
+        """A Simulation, its reporters, and messages count steps of every*timestep, as they do without virtual sites."""
+        system = make_system()
+        system.setParticleMass(0, 0)
+        system.setVirtualSite(0, openmm.TwoParticleAverageSite(1, 4, 0.5, 0.5))
+        time_steps = itertools.count(1)
+
+        def fail_once(state):
+            if next(time_steps) == 26:
+                raise ZeroDivisionError("out of luck")
+            return 0.0, np.zeros((22, 3))
+
+        system.addForce(openmm.PythonForce(fail_once))
+        handle = GeomGNNCV(cv_file, PDB.topology, engine="eager", failures=None).addToSystem(system, Counted(0.1), every=4)
+        integrator = copied(handle.integrator(300, "1/ps", "2 fs"))
+        assert integrator.getStepSize().value_in_unit(unit.picosecond) == pytest.approx(0.008)
+        with pytest.raises(GeomGNNError, match="belongs to no Context yet"):
+            integrator.step(1)
+        simulation = app.Simulation(PDB.topology, system, integrator, openmm.Platform.getPlatformByName("Reference"))
+        simulation.context.setPositions(POSITIONS)
+        lines = io.StringIO()
+        simulation.reporters.append(app.StateDataReporter(lines, 2, step=True, time=True))
+        Counted.calls = 0
+        simulation.step(5)
+        assert (simulation.currentStep, Counted.calls) == (5, 5)
+        assert simulation.context.getTime()._value == pytest.approx(0.04)
+        rows = [line.split(",") for line in lines.getvalue().splitlines()[1:]]
+        assert [(int(step), float(time)) for step, time in rows] == [(2, pytest.approx(0.016)), (4, pytest.approx(0.032))]
+        # an outer step that breaks off, here in its second time step, is none, and the next one begins at its beginning
+        with pytest.raises(openmm.OpenMMException, match="out of luck"):
+            integrator.step(3)
+        assert (simulation.currentStep, Counted.calls) == (6, 7)
+        integrator.step(2)
+        assert (simulation.currentStep, Counted.calls) == (8, 9)
+        simulation.context.setPositions(np.full((22, 3), np.nan))
+        with pytest.raises(openmm.OpenMMException, match="not finite at step 8"):
+            integrator.step(1)
+
+    def test_in_a_run(self, tmp_path):
+        """A run goes on bit for bit, and one that was begun without up-to-date sites does not."""
+        topology, start = droplet()
+        structure = str(tmp_path / "droplet.pdb")
+        with open(structure, "w") as file:
+            app.PDBFile.writeFile(topology, start * unit.nanometer, file)
+        settings = SystemSettings(forcefield=("amber14/tip4pew.xml",), hydrogen_mass=None)
+        spec = replace(biased(system=settings, every=4, minimise=False), structure=structure)
+        assert isinstance(Walker(replace(spec, bias=Spring(0.1)))._integrator, OuterStepIntegrator)
+        run(tmp_path / "whole", 1.28, spec)
+        for length in (0.64, 1.28):
+            run(tmp_path / "parts", length, spec)
+        assert_same_run(tmp_path / "whole", tmp_path / "parts")
+        colvar = read_colvar(tmp_path / "whole" / "COLVAR")
+        np.testing.assert_allclose(colvar["time"], 0.08 * np.arange(1, 17))
+        saved = load_checkpoint(tmp_path / "whole" / "checkpoint.safetensors").fingerprint
+        assert saved["integrator of multiple time steps"] == "Langevin middle, virtual sites at every time step"
+
+
 def test_free_energy_of_a_double_well():
     """The static bias takes most of a barrier away; reweighted, the known free energy comes back at every = 1 and 4."""
     centre, well, barrier, n = 0.3, 0.1, 15.0, 200
@@ -212,16 +357,6 @@ def test_energy_without_a_thermostat():
         # no trend to speak of
         assert abs(slope * times[-1]) < 3 * fluctuations[-1] + 0.05
     assert 2.8 < fluctuations[0] / fluctuations[1] < 5.5
-
-
-class Counted(Spring):
-    """A spring that counts its evaluations."""
-
-    calls = 0
-
-    def bias(self, state, s):
-        Counted.calls += 1
-        return super().bias(state, s)
 
 
 class TestAddToSystem:

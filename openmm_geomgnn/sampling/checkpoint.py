@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
+import openmm
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
+from openmm_geomgnn.integrators import has_virtual_sites
 from openmm_geomgnn.sampling.outputs import Written
 from openmm_geomgnn.sampling.systems import SystemSettings
 
@@ -102,8 +104,10 @@ def fingerprint(specs, topology, system, platform):
     for name in ("temperature", "friction", "timestep", "every", "seed", "colvar_interval", "frame_interval"):
         prints[name] = getattr(spec, name)
     if spec.bias is not None and spec.every > 1:
-        # the state of a Context is of one integrator; before, it was OpenMM's MTSLangevinIntegrator
-        prints["integrator of multiple time steps"] = "Langevin middle"
+        # the state of a Context is of one integrator; before, it was OpenMM's MTSLangevinIntegrator, and where there are
+        # virtual sites one that left them behind
+        sites = has_virtual_sites(openmm.XmlSerializer.deserialize(system))
+        prints["integrator of multiple time steps"] = "Langevin middle" + sites * ", virtual sites at every time step"
     prints["platform"] = platform
     # as JSON gives it back
     return json.loads(json.dumps(prints))

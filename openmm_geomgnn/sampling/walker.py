@@ -7,7 +7,7 @@ import numpy as np
 import openmm
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.integrators import make_integrator
+from openmm_geomgnn.integrators import has_virtual_sites, make_integrator
 from openmm_geomgnn.sampling.failures import LastFrames
 from openmm_geomgnn.sampling.systems import (
     SystemSettings,
@@ -175,7 +175,9 @@ class Walker:
             self._handle = cv.addToSystem(self._system, bias=spec.bias)
         noise, self._velocity_seed, self._equilibration_seed = spec.seeds(step)
         group = None if self._handle is None else self._handle.forceGroup
-        self._integrator = make_integrator(spec.temperature, spec.friction, spec.timestep, spec.every, group, noise)
+        sites = has_virtual_sites(self._system)
+        settings = spec.temperature, spec.friction, spec.timestep, spec.every
+        self._integrator = make_integrator(*settings, group, noise, virtual_sites=sites)
         self._context = self._guarded(openmm.Context, self._system, self._integrator, *self._platform)
         self._bias_state = None
         self._value = None  # (step, s, V)
