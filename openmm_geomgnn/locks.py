@@ -65,9 +65,9 @@ def locked(path, folder=True):
                 parent.rmdir()
 
 
-def is_empty(folder):
-    """Whether a folder holds nothing but the lock on it."""
-    return all(path.name == LOCK for path in folder.iterdir())
+def is_empty(folder, leftovers=()):
+    """Whether a folder holds nothing but the lock on it, and what of `leftovers`, paths, there is."""
+    return all(path.name == LOCK or path in leftovers for path in folder.iterdir())
 
 
 def set_aside(path, inputs=()):

@@ -53,7 +53,7 @@ def runs(monkeypatch):
     """The protocols, and whether to overwrite, that the command would have run."""
     called = []
 
-    def run(protocol, overwrite):
+    def run(protocol, overwrite, source):
         called.append((protocol, overwrite))
         return SUMMARY
 
@@ -188,10 +188,9 @@ class TestErrors:
         frame.atom_slice(frame.topology.select("not element H")).save(str(tmp_path / "heavy.pdb"))
         message = refused("run", protocol, "--set", "system.structures=[heavy.pdb, heavy.pdb]")
         assert "does not recognise residue" in message and "addHydrogens" in message
-        # nothing was computed, so the corrected protocol is welcome in the same folder
         assert "no torsion chi1" in refused("run", protocol, "--set", "analysis.torsions={chi1: auto}")
-        (tmp_path / "runs" / "small" / "notes.txt").write_text("mine")
         assert "does not recognise" in refused("run", protocol, "--overwrite", "--set", "system.structures=heavy.pdb")[-900:]
+        assert not (tmp_path / "runs").exists()
 
     def test_a_file_that_is_no_structure(self, refused, protocol, tmp_path):
         (tmp_path / "empty.pdb").write_text("REMARK nothing\n")
@@ -255,7 +254,7 @@ class TestErrors:
         assert "Traceback" in done.stderr and "in load_protocol" in done.stderr
 
     def test_ctrl_c(self, geomgnn, monkeypatch, protocol):
-        def interrupted(protocol, overwrite):
+        def interrupted(protocol, overwrite, source):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(workflow, "run_protocol", interrupted)

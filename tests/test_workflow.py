@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,8 @@ import numpy as np
 import pytest
 import yaml
 
+from openmm_geomgnn.cli import fields, molecule, reporting, workflow
 from openmm_geomgnn.cli import folder as folders
-from openmm_geomgnn.cli import molecule, reporting, workflow
 from openmm_geomgnn.cli.config import load_protocol
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling import runner, unbiased
@@ -78,11 +79,28 @@ def load(protocol_file, copied):
 def no_simulation(monkeypatch):
     """Fails the test when a walker is started."""
 
-    def start(*arguments, **options):
-        raise AssertionError("a simulation was started")
+    for kind, module in (("biased", runner), ("unbiased", unbiased)):
 
-    monkeypatch.setattr(runner, "WalkerPool", start)
-    monkeypatch.setattr(unbiased, "WalkerPool", start)
+        def start(*arguments, kind=kind, **options):
+            raise AssertionError(f"the {kind} simulation was started")
+
+        monkeypatch.setattr(module, "WalkerPool", start)
+
+
+def claim(protocol, overwrite=False, source=None):
+    with folders.claimed(protocol, overwrite, source):
+        folders.settle(protocol)
+
+
+def contents(folder):
+    """Every file in a folder and what is in it."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def not_biased_yet(folder):
+    """Make the copy of a finished run one that has its CV and nothing after it."""
+    for name in ("checkpoint.safetensors", "COLVAR", "KERNELS", "trajectory.0.dcd", "trajectory.1.dcd"):
+        (folder / name).unlink()
 
 
 # ------------------------------------------------------------------------------------------------------ a whole run
@@ -242,10 +260,10 @@ class TestFolder:
         ],
     )
     def test_a_changed_protocol_is_refused(self, changes, named, load, copied):
-        content = (copied / "protocol.yaml").read_bytes()
+        before = contents(copied)
         with pytest.raises(GeomGNNError, match=f"another protocol: .*{named}.*--overwrite"):
-            folders.claim(load(**changes))
-        assert (copied / "protocol.yaml").read_bytes() == content and (copied / "cv.safetensors").exists()
+            claim(load(**changes))
+        assert contents(copied) == before
 
     @pytest.mark.parametrize(
         "changes",
@@ -256,25 +274,84 @@ class TestFolder:
     )
     def test_what_may_change(self, changes, load, copied):
         protocol = load(**changes)
-        folders.claim(protocol)
+        claim(protocol)
         assert load_protocol(copied / "protocol.yaml") == protocol
 
     def test_what_is_not_used_yet_may_change(self, load, copied):
         """The advice that a fit or a stiff CV gives can be followed without losing the training data."""
         (copied / "checkpoint.safetensors").unlink()
-        folders.claim(load(run__every=1, bias__barrier=20))
-        assert (copied / "cv.safetensors").exists()
-        folders.claim(load(run__every=1, bias__barrier=20, cv__softening=0.1))
-        assert not (copied / "cv.safetensors").exists()
+        claim(load(run__every=1, bias__barrier=20, cv__softening=0.1))
         with pytest.raises(GeomGNNError, match="system.temperature, unbiased.frame_interval differ"):
-            folders.claim(load(system__temperature=310, unbiased__frame_interval=0.4))
+            claim(load(system__temperature=310, unbiased__frame_interval=0.4))
         shutil.rmtree(copied / "unbiased")
-        folders.claim(load(system__temperature=310))
+        claim(load(system__temperature=310))
 
-    def test_overwrite_removes_our_files_only(self, load, copied):
+    def test_overwrite_moves_all_aside(self, load, copied):
         (copied / "notes.txt").write_text("mine")
-        folders.claim(load(seed=5), overwrite=True)
-        assert sorted(path.name for path in copied.iterdir()) == ["notes.txt", "protocol.yaml", "topology.pdb"]
+        for number in (1, 2):
+            before, aside = contents(copied), copied.with_name(f"copy.previous-{number}")
+            with pytest.warns(UserWarning, match=f"{copied} is now {aside}"):
+                claim(load(seed=5), overwrite=True)
+            assert contents(aside) == before
+            assert sorted(path.name for path in copied.iterdir()) == ["protocol.yaml", "topology.pdb"]
+        claim(load(seed=5), overwrite=False)
+
+    @pytest.mark.parametrize("what", ["structure", "force field", "CV", "encoder", "reference", "protocol"])
+    def test_overwrite_keeps_what_is_needed(self, what, load, copied):
+        structures = load().system.structures
+        mine = copied / "mine"
+        mine.mkdir()
+        shutil.copy(structures[0], mine / "a.pdb")
+        shutil.copy(folders.__file__, mine / "tiny.yaml")
+        shutil.copy(fields.DATA / "et-64.safetensors", mine)
+        (mine / "a.xml").write_text("<ForceField/>")
+        changes, source, named = {
+            "structure": ({"system__structures": [str(mine / "a.pdb"), str(structures[1])]}, None, "mine/a.pdb"),
+            "force field": ({"system__forcefield": ["amber14-all.xml", str(mine / "a.xml")]}, None, "mine/a.xml"),
+            "CV": ({"cv": {"file": str(copied / "cv.safetensors")}}, None, "cv.safetensors"),
+            "encoder": ({"cv__encoder": str(mine / "et-64.safetensors")}, None, "mine/et-64.safetensors"),
+            "reference": ({"cv__window": "space", "cv__reference": str(mine / "a.pdb")}, None, "mine/a.pdb"),
+            "protocol": ({}, mine / "tiny.yaml", "mine/tiny.yaml"),
+        }[what]
+        before = contents(copied)
+        with pytest.raises(GeomGNNError, match=f"would move {copied} aside, but .* needs {copied / named} in it. Copy that"):
+            claim(load(**changes), overwrite=True, source=source)
+        assert contents(copied) == before and not list(copied.parent.glob("*.previous-*"))
+
+    @pytest.mark.parametrize("moment", ["before", "after"])
+    def test_killed_while_it_moves_things_aside(self, moment, load, copied, protocol_file):
+        before = contents(copied)
+        program = (
+            "import os, signal, sys\n"
+            "rename = os.rename\n"
+            "def killed(old, new):\n"
+            "    if sys.argv.pop(1) == 'after': rename(old, new)\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+            "os.rename = killed\n"
+            "from openmm_geomgnn.cli.config import load_protocol\n"
+            "from openmm_geomgnn.cli.folder import claimed\n"
+            "with claimed(load_protocol(sys.argv[2], {'output': sys.argv[3]}), overwrite=True): pass\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program, moment, str(protocol_file), str(copied)])
+        assert done.returncode == -signal.SIGKILL
+        aside = copied.with_name("copy.previous-1")
+        there = contents(aside if moment == "after" else copied)
+        there.pop(Path(".lock"))
+        assert there == before
+        # and the command can be given again
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            claim(load(seed=5), overwrite=True)
+        assert {path: content for path, content in contents(aside).items() if path.name != ".lock"} == before
+
+    def test_killed_before_the_first_file(self, load, tmp_path):
+        """What `atomic_write` leaves is no folder of somebody else's."""
+        folder = tmp_path / "new"
+        folder.mkdir()
+        (folder / ".protocol.yaml.abcd_123.yaml").touch()
+        (folder / ".lock").touch()
+        claim(load(output=str(folder)))
+        assert sorted(path.name for path in folder.iterdir()) == ["protocol.yaml", "topology.pdb"]
 
     def test_folders_of_others_are_left_alone(self, load, copied, tmp_path):
         # not a run's: a protocol of the user's own that happens to have this name
@@ -284,17 +361,17 @@ class TestFolder:
             (folder / name).write_text(text)
             for overwrite in (False, True):
                 with pytest.raises(GeomGNNError, match="not empty and was not made by"):
-                    folders.claim(load(output=str(folder)), overwrite)
+                    claim(load(output=str(folder)), overwrite)
             assert [path.read_text() for path in folder.iterdir()] == [text]
         with pytest.raises(GeomGNNError, match="is a file.*another output"):
-            folders.claim(load(output=str(tmp_path / "notes" / "notes.txt")))
+            claim(load(output=str(tmp_path / "notes" / "notes.txt")))
 
     def test_structures_of_several_molecules(self, load, tmp_path):
         other = tmp_path / "other.pdb"
         lines = load().system.structures[1].read_text().splitlines(True)
         other.write_text("".join(line for line in lines if " HB1 " not in line and "CONECT" not in line))
         with pytest.raises(GeomGNNError, match="not the same molecule"):
-            folders.claim(load(system__structures=["ala2-c7eq.pdb", str(other)], output=str(tmp_path / "new")))
+            workflow.run_protocol(load(system__structures=["ala2-c7eq.pdb", str(other)], output=str(tmp_path / "new")))
         assert not (tmp_path / "new").exists()
 
     def test_structures_in_mmcif(self, load, tmp_path):
@@ -303,7 +380,7 @@ class TestFolder:
         topology, positions = molecule.load_structure(load().system.structures[0])
         with (tmp_path / "a.cif").open("w") as file:
             PDBxFile.writeFile(topology, positions * 10, file)
-        folders.claim(load(system__structures=[str(tmp_path / "a.cif")] * 2, output=str(tmp_path / "new")))
+        claim(load(system__structures=[str(tmp_path / "a.cif")] * 2, output=str(tmp_path / "new")))
         again, close = molecule.load_structure(tmp_path / "new" / "topology.pdb")
         assert [atom.name for atom in again.atoms()] == [atom.name for atom in topology.atoms()]
         np.testing.assert_allclose(close, positions, atol=1e-4)

@@ -2,14 +2,17 @@
 
 import json
 import math
-import shutil
+import os
 import warnings
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from openmm.app import PDBFile
 
 from openmm_geomgnn.cli.config import dump, load_protocol
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.locks import is_empty, locked, set_aside
 from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint, topology_hash
 from openmm_geomgnn.sampling.systems import load_structure
 
@@ -19,44 +22,97 @@ CV_FILE = "cv.safetensors"
 WALL_TIME = "wall_time.json"
 UNBIASED = "unbiased"
 COMPARISON = "comparison"
-# all that a run writes
-_OURS = (
-    *(PROTOCOL, TOPOLOGY, CV_FILE, WALL_TIME, UNBIASED, COMPARISON),
-    *("COLVAR", "KERNELS", "checkpoint.safetensors", "trajectory.*.dcd", "summary.json", "report.html"),
+# what a run replaces as a whole, by way of a temporary file
+_REPLACED = (
+    *(PROTOCOL, TOPOLOGY, CV_FILE, WALL_TIME),
+    *("COLVAR", "KERNELS", "checkpoint.safetensors", "summary.json", "report.html"),
 )
 
 
-def claim(protocol, overwrite=False):
-    """Make the output folder that of a protocol: it is new, empty, or holds what this very protocol has done so far.
+@contextmanager
+def claimed(protocol, overwrite=False, source=None):
+    """The output folder is that of a protocol, and of this process alone, while the block runs; nothing in it changes yet.
 
-    What has not been used yet may have changed since: the bias and the run before the first biased step, then also the CV,
-    which is fitted anew, and everything before there are training data. Lengths of runs may change at any time.
+    It is new, empty, or holds what this very protocol has done so far. What has not been used yet may have changed since:
+    the bias and the run before the first biased step, then also the CV, which is fitted again, and everything before there
+    are training data. Lengths of runs may change at any time.
 
-    overwrite: remove what another protocol has left there.
+    Parameters
+    ----------
+    protocol : Protocol
+    overwrite : bool
+        Move what another protocol has left there aside (see `locks.set_aside`).
+    source : path, optional
+        The protocol's own file.
 
-    Raises GeomGNNError when the folder holds anything else, a structure cannot be read, or they are of several molecules.
+    Raises
+    ------
+    GeomGNNError
+        If the folder holds anything else, another process is at work in it, or what is to be moved aside holds a file that
+        the protocol needs.
     """
-    folder = protocol.output
-    topology, positions = _first_structure(protocol)
-    settled = folder / PROTOCOL
+    folder, settled = protocol.output, protocol.output / PROTOCOL
     if folder.exists() and not folder.is_dir():
         raise GeomGNNError(f"{folder} is a file, so it cannot be the folder for the results. Choose another output.")
-    if settled.is_file() and settled.read_bytes().startswith(dump(protocol).splitlines()[0].encode()):
-        if overwrite:
-            _clear(folder)
-        else:
-            _check_unchanged(protocol, settled)
-    elif folder.exists() and any(folder.iterdir()):
-        raise GeomGNNError(f"{folder} is not empty and was not made by `geomgnn run`. Choose another output.")
-    with atomic_write(settled) as temporary:
+    with ExitStack() as stack:
+        stack.enter_context(locked(folder))
+        if settled.is_file() and settled.read_bytes().startswith(dump(protocol).splitlines()[0].encode()):
+            if overwrite:
+                set_aside(folder, input_files(protocol, source))
+                stack.enter_context(locked(folder))
+            else:
+                _check_unchanged(protocol, settled)
+        elif not is_empty(folder, _leftovers(folder)):
+            raise GeomGNNError(f"{folder} is not empty and was not made by `geomgnn run`. Choose another output.")
+        yield
+
+
+def settle(protocol):
+    """Write the protocol, and the topology of all trajectories to come, into its folder, and remove what a kill left."""
+    folder = protocol.output
+    topology, positions = first_structure(protocol)
+    for path in _leftovers(folder):
+        path.unlink()
+    with atomic_write(folder / PROTOCOL) as temporary:
         temporary.write_text(dump(protocol), encoding="utf-8")
     # not a copy of the file: these are the atoms, in this order, that the trajectories have
     with atomic_write(folder / TOPOLOGY) as temporary, temporary.open("w") as file:
         PDBFile.writeFile(topology, positions * 10, file, keepIds=True)
 
 
-def _first_structure(protocol):
-    """(openmm.app.Topology, positions (N, 3) in nm), checked to be that of the other structures too."""
+def input_files(settings, source=None):
+    """All files that settings name, and the file that they were read from."""
+    found = [] if source is None else [source]
+
+    def collect(value):
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, (list, tuple)):
+            for one in value:
+                collect(one)
+        elif isinstance(value, (str, Path)) and os.path.isabs(value) and os.path.exists(value):
+            found.append(value)
+
+    collect(settings.model_dump(exclude={"output"}))
+    return found
+
+
+def has_biased_steps(folder):
+    """Whether a biased run has begun there: from then on its CV stays as it is."""
+    checkpoint = find_checkpoint(folder)
+    return checkpoint is not None and load_checkpoint(checkpoint).step > 0
+
+
+def _leftovers(folder):
+    """Temporary files of `atomic_write` that a run left when it was killed."""
+    return [path for name in _REPLACED for path in folder.glob(f".{name}.????????{Path(name).suffix}")]
+
+
+def first_structure(protocol):
+    """(openmm.app.Topology, positions (N, 3) in nm) of the first structure.
+
+    Raises GeomGNNError when a structure cannot be read, or they are of several molecules.
+    """
     first, *others = protocol.system.structures
     topology, positions = load_structure(first)
     for path in others:
@@ -68,25 +124,13 @@ def _first_structure(protocol):
     return topology, positions
 
 
-def _clear(folder):
-    """Remove what a run has written, and nothing else."""
-    for path in [path for name in _OURS for path in folder.glob(name)]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def _check_unchanged(protocol, settled):
     folder = settled.parent
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when it was begun
         old = _identity(load_protocol(settled))
     changed = sorted(name for name, value in _identity(protocol).items() if value != old[name])
-    checkpoint = find_checkpoint(folder)
-    if checkpoint is None or load_checkpoint(checkpoint).step == 0:
-        if any(name.startswith("cv.") for name in changed):
-            (folder / CV_FILE).unlink(missing_ok=True)
+    if not has_biased_steps(folder):
         has_data = any((folder / UNBIASED).glob("trajectory.*.dcd"))
         changed = [name for name in changed if has_data and not name.startswith(("cv.", "bias.", "run."))]
     if changed:
@@ -103,6 +147,8 @@ def _identity(protocol):
         data.pop(free)
     for section, free in (("run", "length"), ("run", "checkpoint_interval"), ("unbiased", "comparison_length")):
         data[section].pop(free)
+    # its content is compared, see `provenance.check_given`, not where it lies
+    data["cv"]["file"] = data["cv"]["file"] is not None
     flat = {}
     for section, content in data.items():
         inner = content if isinstance(content, dict) else {}

@@ -20,7 +20,7 @@ data = typer.Typer(help="Conformers for pre-training.", no_args_is_help=True)
 app.add_typer(data, name="data")
 _debug = False
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what an earlier protocol left in the folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move what an earlier protocol left in the folder aside.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, as in --set run.length=50ps.")
 ]
@@ -173,12 +173,14 @@ def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The ou
     from openmm_geomgnn.cli import reporting
     from openmm_geomgnn.cli.config import load_protocol
     from openmm_geomgnn.cli.folder import PROTOCOL, wall_time
+    from openmm_geomgnn.locks import locked
 
     path = folder / PROTOCOL
     if not path.is_file():
         raise GeomGNNError(f"{folder} holds no {PROTOCOL}, so it is not the output of `geomgnn run`.")
     protocol = load_protocol(path, {"output": str(folder)})
-    _show(folder, reporting.report(protocol, wall_time(folder)))
+    with locked(folder):  # while a run is at work there, nothing reports on half of it
+        _show(folder, reporting.report(protocol, wall_time(folder)))
 
 
 @app.command()
@@ -195,7 +197,7 @@ def _run(path, overrides, overwrite):
 
     protocol = load_protocol(path, overrides)
     with _interruptible("The same command goes on from the last checkpoint."):
-        _show(protocol.output, workflow.run_protocol(protocol, overwrite))
+        _show(protocol.output, workflow.run_protocol(protocol, overwrite, path))
 
 
 @contextmanager

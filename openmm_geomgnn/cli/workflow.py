@@ -5,17 +5,29 @@ import time
 
 import numpy as np
 
-from openmm_geomgnn.cli.folder import COMPARISON, CV_FILE, TOPOLOGY, UNBIASED, add_wall_time, claim
+from openmm_geomgnn.cli.folder import (
+    COMPARISON,
+    CV_FILE,
+    TOPOLOGY,
+    UNBIASED,
+    add_wall_time,
+    claimed,
+    first_structure,
+    has_biased_steps,
+    settle,
+)
 from openmm_geomgnn.cli.molecule import walker_spec
 from openmm_geomgnn.cli.progress import bar, progress_bars, say
+from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, made_from
 from openmm_geomgnn.cli.reporting import check_analysis, comparison_frame, report
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.files import atomic_write, sha256
 from openmm_geomgnn.fitting import FitSettings, fit_cv
+from openmm_geomgnn.locks import set_aside
 from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
 from openmm_geomgnn.sampling.runner import Runner
-from openmm_geomgnn.sampling.unbiased import run_unbiased
+from openmm_geomgnn.sampling.unbiased import check_made, fingerprints, run_unbiased
 from openmm_geomgnn.selection import as_topology
 
 # index of the first unbiased run to compare crossings with: its seed is not that of a training run
@@ -35,42 +47,79 @@ LARGEST_PHASE = 0.5
 WIDEST_KERNEL = 2.0
 
 
-def run_protocol(protocol, overwrite=False):
+def run_protocol(protocol, overwrite=False, source=None):
     """Run a protocol in its output folder, going on with what is there already; returns the summary (dict).
+
+    Nothing in the folder changes before all has been checked that can be known by then.
 
     Parameters
     ----------
     protocol : Protocol
     overwrite : bool
-        Remove what an earlier protocol has left in the folder.
+        Move what an earlier protocol has left in the folder aside.
+    source : path, optional
+        The protocol's own file, which must not be moved aside.
 
     Raises
     ------
     GeomGNNError
-        If the folder holds the results of another protocol, or a step fails.
+        If the folder holds the results of another protocol, another process is at work in it, or a step fails.
     """
     began = time.perf_counter()
     check_analysis(protocol)
-    claim(protocol, overwrite)
-    try:
-        cv = _fit(protocol, _unbiased(protocol)) if protocol.cv.file is None else _given(protocol)
+    topology, _ = first_structure(protocol)
+    runs = fingerprints(_training_specs(protocol), protocol.unbiased.length)
+    given = record = None
+    if protocol.cv.file is None:
+        record = made_from(_protocol_fit_settings(protocol), runs)
+    else:
+        given = _given(protocol, topology)
+        kernel_width(given, protocol)
+    with claimed(protocol, overwrite, source):
+        check_made(_training_specs(protocol), runs, protocol.output / UNBIASED)
+        cv = _cv_to_go_on_with(protocol, given, record)
+        settle(protocol)
+        try:
+            if given is not None:
+                _copy_given(protocol)
+            elif cv is None:
+                cv = _fit(protocol, _unbiased(protocol), record)
+            say(describe(cv))
+            bias = protocol.opes(**kernel_width(cv, protocol))
+            say(f"OPES: barrier {bias.barrier:g} kJ/mol, sigma {_shown(bias.sigma)}, biasfactor {bias.biasfactor:.3g}")
+            _biased(protocol, bias)
+            _comparison(protocol)
+        finally:
+            seconds = add_wall_time(protocol.output, time.perf_counter() - began)
+        return report(protocol, seconds)
+
+
+def _cv_to_go_on_with(protocol, given, record):
+    """The CV that is given, or there, with which what is in the folder can go on; None where it has yet to be fitted."""
+    if given is None:
+        cv = current_cv(protocol, record)
+    else:
+        cv = given
+        check_given(protocol)
+    if cv is not None:
         bias = protocol.opes(**kernel_width(cv, protocol))
-        say(f"OPES: barrier {bias.barrier:g} kJ/mol, sigma {_shown(bias.sigma)}, biasfactor {bias.biasfactor:.3g}")
-        _biased(protocol, bias)
-        _comparison(protocol)
-    finally:
-        seconds = add_wall_time(protocol.output, time.perf_counter() - began)
-    return report(protocol, seconds)
+        if has_biased_steps(protocol.output) and (protocol.output / CV_FILE).exists():
+            _runner(protocol, bias).check()
+    return cv
+
+
+def _training_specs(protocol):
+    """The unbiased runs that the CV is fitted to, one from each structure."""
+    frame = protocol.md_steps(protocol.unbiased.frame_interval)
+    return [
+        walker_spec(protocol, index, frame_interval=frame, colvar_interval=frame)
+        for index in range(len(protocol.system.structures))
+    ]
 
 
 def _unbiased(protocol):
     """The training data: one mdtraj trajectory from each structure."""
-    settings = protocol.unbiased
-    frame = protocol.md_steps(settings.frame_interval)
-    specs = [
-        walker_spec(protocol, index, frame_interval=frame, colvar_interval=frame)
-        for index in range(len(protocol.system.structures))
-    ]
+    settings, specs = protocol.unbiased, _training_specs(protocol)
     with bar("Unbiased runs") as update:
         runs = run_unbiased(
             specs,
@@ -126,22 +175,24 @@ def describe(cv):
     )
 
 
-def _fit(protocol, trajectories):
+def _protocol_fit_settings(protocol):
+    return fit_settings(protocol.cv, protocol.unbiased.frame_interval, protocol.seed)
+
+
+def _fit(protocol, trajectories, record):
+    """Fit the CV and write it, with the record of what it was made from; one that is there is moved aside."""
     path = protocol.output / CV_FILE
+    cv = fit_with_progress(trajectories, trajectories[0].topology, _protocol_fit_settings(protocol))
+    cv.training_information[MADE_FROM] = record
     if path.exists():
-        cv = CollectiveVariable.load(path)
-    else:
-        settings = fit_settings(protocol.cv, protocol.unbiased.frame_interval, protocol.seed)
-        cv = fit_with_progress(trajectories, trajectories[0].topology, settings)
-        cv.save(path)
-    say(describe(cv))
+        set_aside(path)
+    cv.save(path)
     return cv
 
 
-def _given(protocol):
-    """The CV of the file that the protocol names, copied into its folder: what happens to the file later does not matter."""
-    path = protocol.output / CV_FILE
-    source = path if path.exists() else protocol.cv.file
+def _given(protocol, topology):
+    """The CV of the file that the protocol names, checked to be of its molecule, and one that it can bias."""
+    source = protocol.cv.file
     cv = CollectiveVariable.load(source)
     if cv.dimension != protocol.cv.components:
         raise GeomGNNError(
@@ -154,11 +205,19 @@ def _given(protocol):
             f"{source} does not say the {' and '.join(missing)} of its CV, which the bias and the report are made with. Use "
             "a file that `geomgnn fit`, `geomgnn run` or `geomgnn distill` wrote."
         )
-    if source != path:
-        with atomic_write(path) as temporary:
-            shutil.copyfile(source, temporary)
-    say(describe(cv))
+    cv.bind(topology, engine="eager")
     return cv
+
+
+def _copy_given(protocol):
+    """Copy the CV that the protocol names into its folder: what happens to the file later does not matter to the run."""
+    path, source = protocol.output / CV_FILE, protocol.cv.file
+    if path.exists() and sha256(path) == sha256(source):
+        return
+    if path.exists():
+        set_aside(path)
+    with atomic_write(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def kernel_width(cv, protocol):
@@ -200,30 +259,37 @@ def kernel_width(cv, protocol):
 
 
 def _biased(protocol, bias):
-    schedule = protocol.schedule
-    specs = [
-        walker_spec(
-            protocol,
-            index,
-            cv_path=str(protocol.output / CV_FILE),
-            every=protocol.run.every,
-            colvar_interval=schedule.colvar_interval,
-            frame_interval=schedule.frame_interval,
-        )
-        for index in range(protocol.run.walkers)
-    ]
-    _compile(protocol, specs[0])
+    _compile(protocol, _biased_spec(protocol, 0))
     with bar("Biased run") as update:
-        Runner(
-            specs,
+        _runner(
+            protocol,
             bias,
-            protocol.output,
-            schedule.length * schedule.bias_step,
-            checkpoint_interval=schedule.checkpoint_interval * schedule.bias_step,
-            progress=lambda p: update(
-                p.time, p.length, f"{p.temperature:.0f} K, {p.diagnostics.get('nker', 0):.0f} kernels"
-            ),
+            lambda p: update(p.time, p.length, f"{p.temperature:.0f} K, {p.diagnostics.get('nker', 0):.0f} kernels"),
         ).run()
+
+
+def _biased_spec(protocol, index):
+    schedule = protocol.schedule
+    return walker_spec(
+        protocol,
+        index,
+        cv_path=str(protocol.output / CV_FILE),
+        every=protocol.run.every,
+        colvar_interval=schedule.colvar_interval,
+        frame_interval=schedule.frame_interval,
+    )
+
+
+def _runner(protocol, bias, progress=None):
+    schedule = protocol.schedule
+    return Runner(
+        [_biased_spec(protocol, index) for index in range(protocol.run.walkers)],
+        bias,
+        protocol.output,
+        schedule.length * schedule.bias_step,
+        checkpoint_interval=schedule.checkpoint_interval * schedule.bias_step,
+        progress=progress,
+    )
 
 
 def _compile(protocol, spec):

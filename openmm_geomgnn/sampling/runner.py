@@ -125,6 +125,10 @@ class Runner:
         with locked(self.folder):
             return self._run(specs, topology, prints)
 
+    def check(self):
+        """Raise a GeomGNNError where `run` could not go on with what is in the folder; nothing is changed."""
+        self._find(prepare(self._specs)[2])
+
     def _run(self, specs, topology, prints):
         checkpoint = self._find(prints)
         if checkpoint is not None and checkpoint.step >= self._total:

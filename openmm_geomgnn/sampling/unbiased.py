@@ -71,8 +71,7 @@ def run_unbiased(specs, length, folder, *, processes=1, progress=None, max_heati
     with locked(folder):
         todo = []
         for spec in specs:
-            (ready,), topology, prints = prepare([spec])
-            prints |= {"number of steps": whole_steps(length, spec.outer_step), **_start(spec)}
+            ready, topology, prints = _prepared(spec, length)
             if not _complete(folder, spec, prints):
                 todo.append((ready, topology, prints))
         batches = [todo[i : i + processes] for i in range(0, len(todo), processes)]
@@ -80,6 +79,26 @@ def run_unbiased(specs, length, folder, *, processes=1, progress=None, max_heati
         for batch in batches:
             _run_batch(batch, length, folder, counter, max_heating)
         return [_read(folder, spec) for spec in specs]
+
+
+def fingerprints(specs, length):
+    """What the runs of `run_unbiased` with these arguments depend on: a flat dict, as JSON holds it, for each.
+
+    Raises GeomGNNError where they cannot be prepared.
+    """
+    return [_prepared(replace(spec, bias=None), length)[2] for spec in specs]
+
+
+def check_made(specs, prints, folder):
+    """Raise a GeomGNNError where a trajectory in a folder was made in another way than `fingerprints` says."""
+    for spec, own in zip(specs, prints, strict=True):
+        _complete(Path(folder), spec, own)
+
+
+def _prepared(spec, length):
+    """The spec with its system made, the topology, and what the run depends on."""
+    (ready,), topology, prints = prepare([spec])
+    return ready, topology, prints | {"number of steps": whole_steps(length, spec.outer_step), **_start(spec)}
 
 
 def _start(spec):

@@ -1,0 +1,75 @@
+"""What the CV in a run's folder was made from, and whether that is what the protocol would make it from now."""
+
+import json
+from dataclasses import asdict
+
+from openmm_geomgnn.cli.folder import CV_FILE, has_biased_steps
+from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.encoder import Encoder
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import sha256
+
+MADE_FROM = "made_from"  # in the training information of a CV file
+# of what a run depends on: the same trajectories, but for chance, come from another platform
+_INCIDENTAL = ("platform",)
+
+
+def made_from(settings, runs):
+    """All that determines a CV that is fitted to unbiased runs, as JSON holds it.
+
+    settings : FitSettings. runs : what each of the unbiased runs depends on, see `sampling.unbiased.fingerprints`.
+    """
+    fit = asdict(settings)
+    # the names of files say nothing
+    fit["encoder"] = Encoder.load(settings.encoder).content_hash()
+    fit["reference"] = None if settings.reference is None else sha256(settings.reference)
+    runs = [{name: value for name, value in run.items() if name not in _INCIDENTAL} for run in runs]
+    return json.loads(json.dumps({"fit": fit, "unbiased runs": runs}))
+
+
+def current_cv(protocol, record):
+    """The fitted CV in the protocol's folder, or None where there is none, or it has to be fitted again; nothing is changed.
+
+    record : what it would be made from now, see `made_from`.
+
+    Raises GeomGNNError where it was made from something else and biased steps rest on it.
+    """
+    path = protocol.output / CV_FILE
+    if not path.exists():
+        return None
+    cv = CollectiveVariable.load(path)
+    noted = cv.training_information.get(MADE_FROM)
+    begun = has_biased_steps(protocol.output)
+    if noted is None:  # of a version that did not write it down, or of another run
+        return cv if begun else None
+    differing = _differing(noted, record)
+    if differing and begun:
+        raise GeomGNNError(
+            f"{path} was fitted under other conditions: {', '.join(differing)} differ. A biased run only goes on with the "
+            "CV that it began with: put back what that was made from, choose another output, or start anew with --overwrite."
+        )
+    return None if differing else cv
+
+
+def _differing(old, new):
+    """What differs between two records, in words. What only one of them says, of different versions, does not count."""
+    names = [f"{name} of the fit" for name in new["fit"] if name in old["fit"] and old["fit"][name] != new["fit"][name]]
+    if len(old["unbiased runs"]) != len(new["unbiased runs"]):
+        names.append("the number of unbiased runs")
+    for before, now in zip(old["unbiased runs"], new["unbiased runs"], strict=False):
+        names += [f"{name} of the unbiased runs" for name in now if name in before and before[name] != now[name]]
+    return list(dict.fromkeys(names))
+
+
+def check_given(protocol):
+    """Raise a GeomGNNError where the file that the protocol names is not the CV that the biased run began with."""
+    path = protocol.output / CV_FILE
+    if not path.exists() or not has_biased_steps(protocol.output):
+        return
+    there, named = sha256(path), sha256(protocol.cv.file)
+    if there != named:
+        raise GeomGNNError(
+            f"{protocol.cv.file} (cv.file, with the hash {named}) is not the CV that the biased run began with, which is "
+            f"{path} (with the hash {there}). To go on with that run, put a copy of the latter into cv.file; for the new CV "
+            "choose another output, or start anew with --overwrite."
+        )
