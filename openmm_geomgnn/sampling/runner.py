@@ -22,6 +22,7 @@ from openmm_geomgnn.sampling.checkpoint import (
     save_checkpoint,
     topology_hash,
 )
+from openmm_geomgnn.sampling.geometry import check_geometry
 from openmm_geomgnn.sampling.heating import HeatGuard
 from openmm_geomgnn.sampling.outputs import Outputs, Written, trajectory_path
 from openmm_geomgnn.sampling.pool import WalkerPool
@@ -307,19 +308,25 @@ class _Session:
 def prepare(specs):
     """Make the system of a run once: (the specs with it as XML, topology, fingerprint).
 
-    Raises GeomGNNError when the walkers are not of one molecule.
+    Raises GeomGNNError when the walkers are not of one molecule, or cannot start where they are to (see `check_geometry`).
     """
     first = specs[0]
-    topology, _ = load_structure(first.structure)
+    structures = {spec.structure: load_structure(spec.structure) for spec in specs}
+    topology = structures[first.structure][0]
     system = make_system(first, topology)
     topology = system_topology(topology, system)
     expected = topology_hash(topology)
-    for spec in specs[1:]:
-        if spec.structure != first.structure and topology_hash(load_structure(spec.structure)[0]) != expected:
+    for path, (other, _) in structures.items():
+        if topology_hash(other) != expected:
             raise GeomGNNError(
-                f"{spec.structure} and {first.structure} are not the same molecule with its atoms in the same order: "
+                f"{path} and {first.structure} are not the same molecule with its atoms in the same order: "
                 "walkers of one run may only differ in where they start."
             )
+    for spec in specs:
+        if spec.positions is None:
+            check_geometry(topology, structures[spec.structure][1], spec.structure)
+        else:
+            check_geometry(topology, spec.positions, f"The start of walker {spec.index}")
     xml = openmm.XmlSerializer.serialize(system)
     platform = choose_platform(first.platform, system.getNumParticles(), first.platform_precision)[0].getName()
     prints = fingerprint(specs, topology, xml, platform)

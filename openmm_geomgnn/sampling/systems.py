@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import openmm
 from openmm import app, unit
+from openmm.app.internal.pdbx.reader.PdbxReader import PdbxReader
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import did_you_mean, positive
@@ -102,6 +103,45 @@ def load_structure(path):
     if not np.isfinite(positions).all():
         raise GeomGNNError(f"{path} has positions that are not finite. Check the coordinates.")
     return file.topology, positions
+
+
+def choices_made(path):
+    """What `load_structure` takes of a file that offers several: sentences, of models and of alternate locations."""
+    path, sentences = Path(path), []
+    models = READERS[path.suffix.lower()](str(path)).getNumFrames()
+    if models > 1:
+        sentences.append(f"{path} holds {models} models: the first is used.")
+    places = {}
+    for atom, location in _locations(path):
+        places.setdefault(atom, set()).add(location)
+    several = [" ".join(atom[1:]) for atom, found in places.items() if len(found) > 1]
+    if several:
+        sentences.append(
+            f"{path} holds alternate locations of {len(several)} atoms, the first is {several[0]}: of each the one that "
+            "comes first in the file is used."
+        )
+    return sentences
+
+
+def _locations(path):
+    """((model, chain, residue, atom), alternate location) of all atoms in a file."""
+    if READERS[path.suffix.lower()] is app.PDBFile:
+        model = ""
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("MODEL"):
+                model = line[6:].strip()
+            elif line.startswith(("ATOM", "HETATM")):
+                yield (model, line[21].strip(), line[17:20].strip() + line[22:27].strip(), line[12:16].strip()), line[16]
+        return
+    blocks = []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        PdbxReader(file).read(blocks)
+    table = blocks[0].getObj("atom_site")
+    names = ("pdbx_PDB_model_num", "label_asym_id", "label_comp_id", "label_seq_id", "label_atom_id", "label_alt_id")
+    columns = [table.getAttributeIndex(name) for name in names]
+    for row in table.getRowList():
+        model, chain, residue, number, atom, location = ("" if k < 0 else row[k] for k in columns)
+        yield (model, chain, residue + number, atom), location
 
 
 def build_system(topology, settings=None):

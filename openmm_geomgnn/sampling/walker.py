@@ -9,6 +9,7 @@ import openmm
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.integrators import has_virtual_sites, make_integrator
 from openmm_geomgnn.sampling.failures import LastFrames
+from openmm_geomgnn.sampling.relaxation import kinetic_temperature, relax
 from openmm_geomgnn.sampling.systems import (
     SystemSettings,
     build_system,
@@ -17,7 +18,7 @@ from openmm_geomgnn.sampling.systems import (
     load_structure,
     system_topology,
 )
-from openmm_geomgnn.units import BOLTZMANN, positive
+from openmm_geomgnn.units import positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,12 +223,7 @@ class Walker:
         context = openmm.Context(system, integrator, *self._platform)
         context.setPositions(self._positions)
         self._last_frames.follow(context, self._positions)
-        if spec.minimise:
-            openmm.LocalEnergyMinimizer.minimize(context)
-        if spec.equilibration:
-            context.applyConstraints(1e-6)
-            context.setVelocitiesToTemperature(spec.temperature, self._equilibration_seed)
-            integrator.step(round(spec.equilibration / spec.timestep))
+        relax(context, spec, self._equilibration_seed, self._masses, self._degrees_of_freedom)
         state = context.getState(getPositions=True)
         positions = state.getPositions(asNumpy=True)
         if not np.isfinite(positions._value).all():
@@ -309,9 +305,7 @@ class Walker:
         return self._value[1:]
 
     def _row(self):
-        velocities = self._context.getState(getVelocities=True).getVelocities(asNumpy=True)._value
-        kinetic = 0.5 * float(self._masses @ (velocities * velocities).sum(axis=1))
-        temperature = 2 * kinetic / (self._degrees_of_freedom * BOLTZMANN)
+        temperature = kinetic_temperature(self._context, self._masses, self._degrees_of_freedom)
         if not np.isfinite(temperature):
             raise self._blown_up("velocities")
         if self._handle is None:
