@@ -101,7 +101,7 @@ def test_a_run_looks_at_every_start(tmp_path):
     far[12] += (0, 90, 0)
     bad = written(tmp_path / "b.pdb", topology, far)
     prepare([WalkerSpec(good)])
-    with pytest.raises(GeomGNNError, match="b.pdb has bonds that no molecule has: CB of ALA 2 .* and HB. of ALA 2 .* over 90"):
+    with pytest.raises(GeomGNNError, match="b.pdb has bonds that no molecule has: CB of ALA 2 .* HB. of ALA 2 .* over 90"):
         prepare([WalkerSpec(good), WalkerSpec(bad, index=1)])
     with pytest.raises(GeomGNNError, match="The start of walker 1 has bonds that no molecule has"):
         prepare([WalkerSpec(good), WalkerSpec(good, index=1, positions=far)])

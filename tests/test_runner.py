@@ -129,7 +129,7 @@ def test_walkers_that_do_not_fit(tmp_path):
             Runner(specs, opes(), tmp_path, 1.0)
     with pytest.raises(GeomGNNError, match="needs a collective variable"):
         Runner([biased(make_cv=None)], opes(), tmp_path, 1.0)
-    with pytest.raises(GeomGNNError, match=r"have the shape \(21, 3\) for 22 atoms"):
+    with pytest.raises(GeomGNNError, match=r"shape \(21, 3\) for 22 atoms"):
         run(tmp_path, 1.0, biased(positions=np.zeros((21, 3))))
 
 
