@@ -11,7 +11,7 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 
 FORMAT = "openmm-geomgnn collective variable"
-VERSION = 3
+VERSION = 4
 RADIUS_BEFORE_2 = 0.45  # nm; that of all windows by space then
 
 
@@ -25,8 +25,17 @@ def _kind_in_the_file(metadata):
     return {**metadata, "version": 3, "kind": "network"}
 
 
+def _scores_that_chose_the_epoch(metadata):
+    """Version 4 calls held out what had no say; before, a VAMPnet's was the best score of the data that chose the epoch."""
+    training = dict(metadata["training"])
+    mixer = training["teacher"]["mixer"] if "teacher" in training else metadata["mixer"]["name"]
+    if mixer != "none" and "vamp2_held_out" in training:
+        training["vamp2_validation"] = training.pop("vamp2_held_out")
+    return {**metadata, "version": 4, "training": training}
+
+
 # metadata of version k -> metadata of version k + 1; a step for every change of the format
-MIGRATIONS = {1: _windows_in_the_file, 2: _kind_in_the_file}
+MIGRATIONS = {1: _windows_in_the_file, 2: _kind_in_the_file, 3: _scores_that_chose_the_epoch}
 
 
 class SavedCV(nn.Module):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from openmm_geomgnn.cv_verdict import judge_student
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.fitting import stiffness
 from openmm_geomgnn.selection import as_topology, residue_table
@@ -18,9 +19,12 @@ from openmm_geomgnn.students.training import ask, errors, train
 BLOCKS = 10  # of each trajectory: one is held out, one says when to stop, the others are trained on
 FEWEST_FRAMES = 50
 HELD_OUT_FRAMES = 1000  # at most, for each of the figures that are reported
-GOOD_R2 = 0.98
 REPORTED = ("held_out", "displaced", "turned")  # frames that errors are reported on
-_INHERITED = ("vamp2_training", "vamp2_held_out", "timescales_ps", "in_basin_spread")  # figures of the teacher
+# figures of the teacher
+_INHERITED = (
+    *("vamp2_training", "vamp2_held_out", "vamp2_held_out_error", "timescales_ps", "timescale_notes", "transitions"),
+    "in_basin_spread",
+)
 _COST_SECONDS = 0.3  # of turns, for each that is timed
 
 
@@ -133,6 +137,9 @@ def distill(cv, topology, trajectories, settings=None, progress=None):
             "seed": settings.seed,
         },
     }
+    student.training_information["verdict"] = judge_student(
+        facts, student.training_information["distillation"]["held_out"]["r2"]
+    )
     figures = stiffness(student, topology, whole, 1.0, progress=lambda done, total: progress("stiffness", done, total))
     # the spread within a basin takes frames at even times: it is that of the teacher
     student.training_information |= {name: figures[name] for name in ("rate_300K_per_ps", "range")}

@@ -8,9 +8,10 @@ import torch
 
 from openmm_geomgnn.contacts import read_reference
 from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.cv_verdict import judge, timescale_notes
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.koopman import cross_validate, fit_linear, timescales, train_vampnet
+from openmm_geomgnn.koopman import cross_validate, fit_linear, timescales, train_vampnet, transitions
 from openmm_geomgnn.koopman.covariance import check_lengths
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
@@ -81,7 +82,9 @@ def fit_cv(trajectories, topology, settings, progress=None):
     Returns
     -------
     CollectiveVariable
-        Its `training_information` holds scores, timescales in ps and the figures of `stiffness`.
+        Its `training_information` holds scores, the figures of `stiffness`, `timescales_ps` (None where a component has
+        none, and `timescale_notes` why), the `transitions` of each component between its extremes in the data, and the
+        `verdict` of `cv_verdict.judge`.
 
     Raises
     ------
@@ -139,7 +142,6 @@ def fit_cv(trajectories, topology, settings, progress=None):
         "estimator": settings.estimator,
         "reversible": settings.reversible,
         "singular_values": [float(value) for value in model.singular_values],
-        "timescales_ps": [float(value) for value in timescales(model.singular_values, settings.lag_time)],
         "dropped_directions": int(model.dropped),
         "frames": lengths,
         "frame_interval_ps": settings.frame_interval,
@@ -164,12 +166,20 @@ def fit_cv(trajectories, topology, settings, progress=None):
     values = [
         np.concatenate([cv.project(chi).numpy() for chi in Features(cv.mixer, part).pieces()]) for part in tokens
     ]
-    cv.training_information.update(
-        stiffness(
-            cv, topology, positions, settings.frame_interval, values, lambda done, total: progress("stiffness", done, total)
-        )
+    facts = cv.training_information
+    facts |= _slow_motions(values, lag, model.singular_values, settings.lag_time)
+    facts |= stiffness(
+        cv, topology, positions, settings.frame_interval, values, lambda done, total: progress("stiffness", done, total)
     )
+    facts["verdict"] = judge(facts)
     return cv
+
+
+def _slow_motions(values, lag, singular_values, lag_time):
+    """Timescales in ps, where the data show any, and how often the components went from one extreme to the other."""
+    found = transitions(values, lag, singular_values)
+    known, notes = timescale_notes(timescales(singular_values, lag_time), lag_time, found.separates_runs)
+    return {"timescales_ps": known, "timescale_notes": notes, "transitions": found.counts.tolist()}
 
 
 def _reference(trajectory, topology, atoms, settings):
@@ -254,6 +264,7 @@ def _fit_linear(mixer, tokens, rates, lag, settings):
         "vamp2_training": 1.0 + float(np.sum(np.square(model.singular_values))),
         "vamp2_held_out": float(np.mean(folds)),
         "vamp2_held_out_std": float(np.std(folds, ddof=1)),
+        "vamp2_held_out_error": float(np.std(folds, ddof=1) / np.sqrt(len(folds))),
         "pca": settings.pca,
         "softening_ps": settings.softening,
     }

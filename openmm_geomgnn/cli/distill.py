@@ -8,7 +8,8 @@ import numpy as np
 from openmm_geomgnn.cli.fit import load_trajectory
 from openmm_geomgnn.cli.progress import progress_bars, say
 from openmm_geomgnn.cv import CollectiveVariable
-from openmm_geomgnn.distillation import GOOD_R2, DistillSettings, costs, distill
+from openmm_geomgnn.cv_verdict import GOOD_R2, in_words
+from openmm_geomgnn.distillation import DistillSettings, costs, distill
 from openmm_geomgnn.selection import as_topology
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
@@ -40,6 +41,7 @@ def run_distill(settings):
     for line in (*table(student), *remarks(student, cost)):
         say(line)
     _warn(student.training_information["distillation"])
+    say(f"verdict: {in_words(student.training_information['verdict'])}")
     say(f"written to {settings.output}")
     return student
 

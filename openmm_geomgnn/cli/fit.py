@@ -34,7 +34,8 @@ def run_fit(fit):
         settings = replace(settings, **stored)
     cv = fit_with_progress(trajectories, topology, settings)
     cv.save(fit.output)
-    say(describe(cv))
+    for line in describe(cv):
+        say(line)
     say(f"written to {fit.output}")
     return cv
 

@@ -27,6 +27,8 @@ _REPLACED = (
     *(PROTOCOL, TOPOLOGY, CV_FILE, WALL_TIME),
     *("COLVAR", "KERNELS", "checkpoint.safetensors", "summary.json", "report.html"),
 )
+# settings that may change at any time
+_FREE = (("run", "length"), ("run", "checkpoint_interval"), ("run", "accept"), ("unbiased", "comparison_length"))
 
 
 @contextmanager
@@ -145,7 +147,7 @@ def _identity(protocol):
     data = protocol.model_dump(mode="json")
     for free in ("output", "analysis"):
         data.pop(free)
-    for section, free in (("run", "length"), ("run", "checkpoint_interval"), ("unbiased", "comparison_length")):
+    for section, free in _FREE:
         data[section].pop(free)
     # its content is compared, see `provenance.check_given`, not where it lies
     data["cv"]["file"] = data["cv"]["file"] is not None

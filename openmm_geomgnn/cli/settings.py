@@ -289,6 +289,9 @@ class RunSection(Section):
     checkpoint_interval: Picoseconds = Field(
         50.0, gt=0, description="time between checkpoints, ps; rounded to whole times of pace"
     )
+    accept: Literal["usable", "weak", "not-usable"] = Field(
+        "weak", description="the worst verdict on the CV with which it is biased; not-usable biases whatever there is"
+    )
     engine: Literal["auto", "eager", "cuda"] = Field(
         "auto", description="auto: compiled kernels where they are installed; eager: plain PyTorch; cuda: on an NVIDIA GPU"
     )

@@ -21,6 +21,7 @@ from openmm_geomgnn.cli.progress import bar, progress_bars, say
 from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, made_from
 from openmm_geomgnn.cli.reporting import check_analysis, comparison_frame, report
 from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.cv_verdict import GRADES, in_words
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
 from openmm_geomgnn.fitting import FitSettings, fit_cv
@@ -84,7 +85,9 @@ def run_protocol(protocol, overwrite=False, source=None):
                 _copy_given(protocol)
             elif cv is None:
                 cv = _fit(protocol, _unbiased(protocol), record)
-            say(describe(cv))
+            for line in describe(cv):
+                say(line)
+            check_verdict(cv, protocol)
             bias = protocol.opes(**kernel_width(cv, protocol))
             say(f"OPES: barrier {bias.barrier:g} kJ/mol, sigma {_shown(bias.sigma)}, biasfactor {bias.biasfactor:.3g}")
             _biased(protocol, bias)
@@ -159,20 +162,41 @@ def fit_with_progress(trajectories, topology, settings):
 
 
 def describe(cv):
-    """One line on the quality of a fitted CV, or of a student and its teacher."""
+    """Lines on the quality of a fitted CV, or of a student and its teacher."""
     facts = cv.training_information
     if "distillation" in facts:
         found = facts["distillation"]["held_out"]
         origin = f"Student: R2 {_shown(found['r2'])}, error of the gradient {_shown(found['gradient_error'])}; its teacher"
     else:
         origin = "CV"
-    held_out = facts.get("vamp2_held_out")
-    timescales = ", ".join(f"{value:.3g}" for value in facts["timescales_ps"])
-    score = "" if held_out is None else f", held out {held_out:.3f}"
-    return (
-        f"{origin}: VAMP-2 {facts['vamp2_training']:.3f}{score}; timescales {timescales} ps at a lag of {cv.lag_time:g} ps; "
+    held_out, error = facts.get("vamp2_held_out"), facts.get("vamp2_held_out_error")
+    score = "" if held_out is None else f", held out {held_out:.3f}" + ("" if error is None else f" +- {error:.3f}")
+    yield (
+        f"{origin}: VAMP-2 {facts['vamp2_training']:.3f}{score} at a lag of {cv.lag_time:g} ps; {_timescales(facts)}; "
         f"spread in a basin {_shown(facts['in_basin_spread'])}; stiffness {_shown(facts['rate_300K_per_ps'])} per ps"
     )
+    if "verdict" in facts:
+        yield f"Verdict: {in_words(facts['verdict'])}."
+
+
+def _timescales(facts):
+    """Timescales with the transitions that they rest on, or why there are none; files before version 4 do not say."""
+    values = facts["timescales_ps"]
+    notes, counts = facts.get("timescale_notes", [""] * len(values)), facts.get("transitions", [None] * len(values))
+    shown = [
+        note or f"timescale {value:.3g} ps" + ("" if count is None else f" ({count} transition{'s' * (count != 1)})")
+        for value, note, count in zip(values, notes, counts, strict=True)
+    ]
+    return shown[0] if len(shown) == 1 else "; ".join(f"cv.{k}: {text}" for k, text in enumerate(shown, start=1))
+
+
+def check_verdict(cv, protocol):
+    """Raise a GeomGNNError when the verdict on a CV is worse than what the protocol accepts."""
+    verdict = cv.training_information.get("verdict")
+    if verdict is not None and GRADES.index(verdict["grade"]) > GRADES.index(protocol.run.accept.replace("-", " ")):
+        raise GeomGNNError(
+            f"The CV is {in_words(verdict)}. To bias it nevertheless, set run.accept: {verdict['grade'].replace(' ', '-')}."
+        )
 
 
 def _protocol_fit_settings(protocol):
@@ -205,6 +229,7 @@ def _given(protocol, topology):
             f"{source} does not say the {' and '.join(missing)} of its CV, which the bias and the report are made with. Use "
             "a file that `geomgnn fit`, `geomgnn run` or `geomgnn distill` wrote."
         )
+    check_verdict(cv, protocol)
     cv.bind(topology, engine="eager")
     return cv
 

@@ -3,6 +3,7 @@
 from .covariance import Covariances, covariances, static_weights
 from .linear import fit_linear
 from .loss import vamp2
+from .transitions import Transitions, transitions
 from .validation import Segment, cross_validate, held_out_score, hold_out
 from .vamp import EPSILON, KoopmanModel, fix_sign, skewness, timescales, vamp, vamp_score
 from .vampnet import VAMPNetResult, train_vampnet
@@ -12,6 +13,7 @@ __all__ = [
     "Covariances",
     "KoopmanModel",
     "Segment",
+    "Transitions",
     "VAMPNetResult",
     "covariances",
     "cross_validate",
@@ -23,6 +25,7 @@ __all__ = [
     "static_weights",
     "timescales",
     "train_vampnet",
+    "transitions",
     "vamp",
     "vamp2",
     "vamp_score",

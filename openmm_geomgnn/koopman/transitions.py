@@ -1,0 +1,98 @@
+"""Whether a slow function has been crossed in the data, or only tells one trajectory from another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import chdtri
+
+from .vamp import timescales
+
+# how unlikely, in data that mix, are run averages as far apart as those that count as separated
+SIGNIFICANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """What the trajectories say of the components of psi; see `transitions`.
+
+    Attributes
+    ----------
+    counts : (m,) ndarray of int
+        Transitions between the extremes, within trajectories.
+    separates_runs : (m,) ndarray of bool
+        Whether a component tells trajectories apart, and its singular value is a separation, not a relaxation.
+    """
+
+    counts: np.ndarray
+    separates_runs: np.ndarray
+
+
+def transitions(psi: Sequence[np.ndarray], lag: int, singular_values) -> Transitions:
+    """Count the transitions between the extremes of each component of psi, within trajectories.
+
+    The estimator cannot tell a barrier that was never crossed from a difference between runs: two runs of white noise,
+    apart, have a singular value near one. Two tests find them out.
+
+    Transitions: psi is averaged over a lag, which removes what relaxes faster. All averages are split in two groups where
+    the variance between the groups is largest (N. Otsu, IEEE Trans. Syst. Man Cybern. 9, 62, 1979), which finds a state
+    whatever its share. The core of either group is what lies beyond its mean; a transition is an arrival in one core from
+    the other, so recrossings between the cores do not count.
+
+    Averages: the mean of a run of length L over a process of unit variance with relaxation time t has the variance
+    2(t/L)(1 - (t/L)(1 - exp(-L/t))). Means of the runs that are further apart than that explains (chi-square, at the
+    level SIGNIFICANCE) are a separation as well, although noise may reach from one run's values into those of another.
+
+    Parameters
+    ----------
+    psi
+        (T, m) values, for each trajectory, of unit variance over all of them.
+    lag
+        In frames.
+    singular_values
+        (m,), of psi at that lag.
+    """
+    singular_values = np.atleast_1d(singular_values)
+    smooth = [_running_mean(np.asarray(x, np.float64), min(lag, len(x))) for x in psi]
+    counts, separated = [], []
+    for component, relaxation in enumerate(timescales(singular_values, lag)):
+        low, high = _groups(np.concatenate([x[:, component] for x in smooth]))
+        count = sum(_passages(x[:, component], low, high) for x in smooth)
+        apart = _means_are_apart([np.asarray(x, np.float64)[:, component] for x in psi], relaxation)
+        counts.append(count)
+        separated.append(len(psi) > 1 and (count == 0 or apart))
+    return Transitions(np.array(counts, int), np.array(separated, bool))
+
+
+def _running_mean(x: np.ndarray, window: int) -> np.ndarray:
+    """Averages of `window` rows in a row: (T - window + 1, m)."""
+    sums = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x - x.mean(0), axis=0)])
+    return (sums[window:] - sums[:-window]) / window + x.mean(0)
+
+
+def _groups(values: np.ndarray) -> tuple[float, float]:
+    """Means of the two groups of values with the largest variance between them."""
+    values = np.sort(values)
+    size = np.arange(1, len(values))
+    below = np.cumsum(values)[:-1]
+    low, high = below / size, (values.sum() - below) / (len(values) - size)
+    best = np.argmax(size * (len(values) - size) * (high - low) ** 2)
+    return low[best], high[best]
+
+
+def _passages(values: np.ndarray, low: float, high: float) -> int:
+    """How often values go from at most `low` to at least `high`, or back."""
+    core = np.where(values <= low, -1, np.where(values >= high, 1, 0))
+    visited = core[core != 0]
+    return int(np.count_nonzero(np.diff(visited)))
+
+
+def _means_are_apart(runs: Sequence[np.ndarray], relaxation: float) -> bool:
+    """Whether the means of runs differ by more than a relaxation time, in frames, explains."""
+    if len(runs) < 2 or not np.isfinite(relaxation):
+        return False
+    share = max(relaxation, 0.5) / np.array([len(x) for x in runs])
+    variance = 2 * share * (1 - share * -np.expm1(-1 / share))
+    means = np.array([x.mean() for x in runs])
+    centre = np.average(means, weights=1 / variance)
+    return bool(np.sum((means - centre) ** 2 / variance) > chdtri(len(runs) - 1, SIGNIFICANCE))
