@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and whatever has to be closed."""
+"""Files that are either whole or not there, also after a power failure, and whatever has to be closed."""
 
 import hashlib
 import os
@@ -6,16 +6,24 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from torchmdnet_ext.files import replace_file, sync_folder
+
+__all__ = ["Closing", "atomic_write", "is_leftover", "remove_leftovers", "replace_file", "sha256", "sync_folder"]
+
+# in the names of temporary files: what a process that was killed has left behind can be told from everything else
+_TEMPORARY = ".temporary-"
+
 
 @contextmanager
 def atomic_write(path):
     """Yield a temporary path next to `path`; rename it to `path` when the block ends without an error.
 
-    A reader, or a run that is killed half-way, never sees a half-written file.
+    A reader, or a run that is killed half-way, never sees a half-written file. The content is on the disk before the new
+    name is, and the name before this ends: a power failure leaves the old file or the new one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}{_TEMPORARY}", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -24,9 +32,21 @@ def atomic_write(path):
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_leftover(path):
+    """Whether this is a temporary file of `atomic_write`: without a process that still writes it, it is of no use."""
+    name = Path(path).name
+    return name.startswith(".") and _TEMPORARY in name
+
+
+def remove_leftovers(folder):
+    """Remove the temporary files that killed processes have left in a folder. Nobody may be writing to it."""
+    for path in Path(folder).glob(f".*{_TEMPORARY}*"):
+        path.unlink(missing_ok=True)
 
 
 class Closing:

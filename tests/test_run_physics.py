@@ -4,6 +4,7 @@ import mdtraj
 import numpy as np
 import pytest
 from phi_runs import ALA2, FIRST_BLOCK, PHI, Motor, Spring, biased, opes, run
+from scipy.signal import lfilter
 
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.encoder import Encoder
@@ -73,36 +74,99 @@ def test_the_bias_acts_alike_with_multiple_time_steps():
 
 
 def test_heating_stops_a_run(tmp_path):
-    spec = biased(friction=10.0)
-    with pytest.raises(GeomGNNError, match=r"mean temperature is \d{3} K.*smaller timestep or `every`.*softer"):
-        run(tmp_path / "warm", 40.0, spec, Motor(80.0))
-    warm = read_colvar(tmp_path / "warm" / "COLVAR")
-    assert 30 < warm["time"][-1] < 31 and 400 < warm["temperature"].mean() < 600
-    with pytest.raises(GeomGNNError, match="mean temperature"):
-        run(tmp_path / "hot", 30.0, spec, Motor(120.0))
-    # what led there is kept
-    hot = read_colvar(tmp_path / "hot" / "COLVAR")
-    assert hot["time"][-1] < 10 and hot["temperature"].mean() > 600
-    # asked again it does not heat on, unless that is wanted
-    with pytest.raises(GeomGNNError, match="mean temperature"):
-        run(tmp_path / "hot", 30.0, spec, Motor(120.0))
-    assert read_colvar(tmp_path / "hot" / "COLVAR")["time"].shape == hot["time"].shape
-    assert run(tmp_path / "hot", 12.0, spec, Motor(120.0), max_heating=5.0).began == pytest.approx(hot["time"][-1])
+    # friction 40/ps: rows 0.06 ps apart are independent, and 20 ps tell 326 K from 300 K
+    for name, torque, spec, low, high in (
+        ("tepid", 100.0, biased(friction=40.0), 320, 345),
+        ("warm", 80.0, biased(friction=10.0), 400, 600),
+        ("hot", 120.0, biased(friction=10.0), 600, 2000),
+    ):
+        with pytest.raises(GeomGNNError, match=r"mean temperature is \d+ K.*smaller timestep or `every`.*softer"):
+            run(tmp_path / name, 60.0, spec, Motor(torque))
+        # what led there is kept
+        colvar = read_colvar(tmp_path / name / "COLVAR")
+        assert low < colvar["temperature"][len(colvar["time"]) // 2 :].mean() < high
+        assert colvar["time"][-1] < {"tepid": 50, "warm": 31, "hot": 10}[name]
+        # asked again, once and twice, it does not heat on
+        for _ in range(2):
+            with pytest.raises(GeomGNNError, match="mean temperature"):
+                run(tmp_path / name, 60.0, spec, Motor(torque))
+        assert read_colvar(tmp_path / name / "COLVAR")["time"].shape == colvar["time"].shape
+    # unless that is wanted
+    assert run(tmp_path / "hot", 12.0, spec, Motor(120.0), max_heating=5.0).began == pytest.approx(colvar["time"][-1])
 
 
-def test_fluctuations_do_not_stop_a_run():
-    """A canonical temperature of 51 degrees of freedom, judged for 40 ns, and one that is 15 % too high."""
-    temperatures = 300 * np.random.default_rng(0).chisquare(51, size=40_000) / 51
-    for factor, stopped in ((1.0, False), (1.15, True)):
-        guard = HeatGuard(300.0, 51, friction=1.0, row_interval=1.0, n_walkers=1)
-        try:
-            for time, temperature in enumerate(factor * temperatures):
-                guard.add([temperature])
-                guard.check(time)
-        except GeomGNNError:
-            assert stopped and time < 100
-        else:
-            assert not stopped
+class TestHeatGuard:
+    """Judges kinetic temperatures of exact Langevin dynamics: canonical, and forgotten in 1/friction."""
+
+    friction, interval, degrees = 1.0, 0.5, 51
+
+    def temperatures(self, length, n_walkers, seed=0):
+        """(times, n_walkers), in units of the thermostat's."""
+        rng, keep = np.random.default_rng(seed), np.exp(-self.friction * self.interval)
+        noise = rng.normal(size=(round(length / self.interval), n_walkers, self.degrees)) * np.sqrt(1 - keep**2)
+        noise[0] /= np.sqrt(1 - keep**2)
+        return (lfilter([1.0], [1.0, -keep], noise, axis=0) ** 2).mean(axis=-1)
+
+    def stopped(self, temperatures, **options):
+        """The time in ps at which the guard stops a run, None if it does not, and the guard."""
+        guard = HeatGuard(300.0, self.degrees, self.friction, self.interval, temperatures.shape[1], **options)
+        for k, rows in enumerate(300 * temperatures, start=1):
+            guard.add(rows)
+            try:
+                guard.check(k * self.interval)
+            except GeomGNNError:
+                return k * self.interval, guard
+        return None, guard
+
+    @pytest.mark.parametrize("n_walkers", [1, 2])
+    def test_chance_does_not_stop_a_run(self, n_walkers):
+        temperatures = self.temperatures(10_000, n_walkers)
+        assert temperatures.var() == pytest.approx(2 / self.degrees, rel=0.05)
+        time, guard = self.stopped(temperatures)
+        assert time is None and guard.overall_mean == pytest.approx(300 * temperatures.mean(), rel=1e-12)
+        # nor does what is tolerated
+        assert self.stopped(1.02 * temperatures)[0] is None
+
+    @pytest.mark.parametrize("n_walkers", [1, 2])
+    @pytest.mark.parametrize("window", [20, 160, 1280])
+    def test_it_sees_what_it_says(self, window, n_walkers):
+        guard = HeatGuard(300.0, self.degrees, self.friction, self.interval, n_walkers)
+        excess, found = guard.visible_excess(window), []
+        for seed in range(6):
+            time, _ = self.stopped((1 + excess) * self.temperatures(window + 30, n_walkers, seed))
+            found.append(time)
+        assert None not in found and max(found) <= window + 11
+        # and the excess is not far above what it does not see
+        assert self.stopped((1 + 0.4 * excess) * self.temperatures(window + 30, n_walkers))[0] is None
+
+    def test_alanine_dipeptide_at_329_kelvin(self):
+        """The example of the README: two walkers, 22 atoms with constrained hydrogens, 1/ps."""
+        guard = HeatGuard(300.0, 51, 1.0, 0.2, 2)
+        said = [round(100 * guard.visible_excess(window)) for window in (20, 160, 1280)]
+        assert said == [32, 12, 5]
+        times = [self.stopped(329 / 300 * self.temperatures(400, 2, seed))[0] for seed in range(5)]
+        assert None not in times and max(times) < 330
+
+    def test_a_bias_may_begin_with_heat(self):
+        """450 K for ten ps and a tail of 40 ps, as the first kernel's barrier goes to the thermostat."""
+        temperatures = self.temperatures(300, 2)
+        times = self.interval * np.arange(len(temperatures))
+        burst = 1 + 0.5 * (times < 10) + 0.5 * np.exp(-np.maximum(times - 10, 0) / 5) * (times >= 10)
+        assert self.stopped(burst[:, None] * temperatures)[0] is None
+        assert self.stopped(2.5 * temperatures)[0] == 5.0
+
+    def test_it_goes_on_where_it_was(self):
+        """Stopped and asked again it stops at once; in two parts it stops where it does in one."""
+        temperatures = 1.2 * self.temperatures(300, 2)
+        time, guard = self.stopped(temperatures)
+        again = HeatGuard(300.0, self.degrees, self.friction, self.interval, 2, state=guard.to_arrays())
+        with pytest.raises(GeomGNNError, match=rf"stopped at {time:g} ps: over the last .* 3\d\d K is the most that chance"):
+            again.check(time)
+        half = round(0.6 * time / self.interval)
+        _, first = self.stopped(temperatures[:half])
+        second, _ = self.stopped(temperatures[half:], state=first.to_arrays())
+        assert second + half * self.interval == time
+        assert self.stopped(temperatures, limit=1.25)[0] is None
 
 
 def test_an_explosion_names_walker_and_time(tmp_path):

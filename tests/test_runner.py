@@ -11,6 +11,7 @@ import mdtraj
 import numpy as np
 import pytest
 from phi_runs import ALA2, PHI, Fault, assert_same_run, biased, opes, run
+from power import Disk, restore
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.colvar import read_colvar
@@ -69,6 +70,22 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     result = run(tmp_path / "killed", 30.0, progress=seen.append)
     assert 14 < result.began < 29 and seen[0].time > result.began
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs to see which files are synced")
+def test_a_power_failure_leaves_what_the_checkpoint_counts(tmp_path, monkeypatch):
+    run(tmp_path / "whole", 1.0)
+    with monkeypatch.context() as patch:
+        disk = Disk(tmp_path / "run", patch)
+        run(tmp_path / "run", 1.0)
+        disk.close()
+    began = []
+    for k, state in enumerate(disk.states):
+        restore(state, tmp_path / str(k))
+        began.append(run(tmp_path / str(k), 1.0).began)
+        assert_same_run(tmp_path / "whole", tmp_path / str(k))
+    # checkpoints at the start, after the third block and at the end; where a name was lost, the one before
+    assert began == pytest.approx([0, 0, 0.72, 0, 1.002, 0.72])
 
 
 def test_another_run_is_not_continued(tmp_path):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from torchmdnet_ext import registration
+from torchmdnet_ext.files import write_whole
 from torchmdnet_ext.geom2vec import read_geom2vec
 from torchmdnet_ext.networks import Denoiser, Pretrained, build_head, build_network, load_torch_file
 
@@ -60,17 +61,6 @@ def _single(module, prefix=""):
     return {prefix + name: tensor.detach().float().contiguous() for name, tensor in module.state_dict().items()}
 
 
-def _write(path, content):
-    """Write bytes under another name first, so that no reader sees half a file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_encoder(path, settings, network, training=None, head=None):
     """Write a network and the settings that build it to `path` (safetensors), in single precision.
 
@@ -92,7 +82,7 @@ def write_encoder(path, settings, network, training=None, head=None):
     }
     tensors = {**_single(network), **({} if head is None else _single(head, HEAD))}
     # not save_file, which makes the file readable by its owner only
-    _write(path, save(tensors, metadata={"encoder": json.dumps(header)}))
+    write_whole(path, save(tensors, metadata={"encoder": json.dumps(header)}))
 
 
 def _without_head(header):
@@ -144,7 +134,7 @@ def write_trainer_checkpoint(path, settings, network, head):
     checkpoint = {"state_dict": tensors, "hyper_parameters": {**TRAINER_SETTINGS, **_network_settings(settings)}}
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    _write(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def read_trainer_checkpoint(path):

@@ -18,7 +18,7 @@ from openmm_geomgnn.sampling.outputs import Written
 from openmm_geomgnn.sampling.systems import SystemSettings
 
 FORMAT = "openmm-geomgnn run"
-VERSION = 1
+VERSION = 2
 NAME = "checkpoint.safetensors"
 
 
@@ -26,14 +26,14 @@ NAME = "checkpoint.safetensors"
 class Checkpoint:
     """A run between two blocks of steps.
 
-    step: outer steps done. bias: the arrays of the bias state. walkers: the OpenMM checkpoint of each. temperatures:
-    the recent rows that overheating is judged by. written: what the output files hold. fingerprint: see `fingerprint`.
+    step: outer steps done. bias: the arrays of the bias state. walkers: the OpenMM checkpoint of each. heat: the arrays of
+    the HeatGuard. written: what the output files hold. fingerprint: see `fingerprint`.
     """
 
     step: int
     bias: dict
     walkers: list
-    temperatures: np.ndarray
+    heat: dict
     written: Written
     fingerprint: dict
 
@@ -41,9 +41,9 @@ class Checkpoint:
 def save_checkpoint(path, checkpoint):
     """Write a Checkpoint; the one that was there is replaced only when the new one is complete."""
     arrays = {f"bias.{name}": np.array(array, order="C") for name, array in checkpoint.bias.items()}
+    arrays |= {f"heat.{name}": np.array(array) for name, array in checkpoint.heat.items()}
     for i, state in enumerate(checkpoint.walkers):
         arrays[f"walker.{i}"] = np.frombuffer(state, dtype=np.uint8)
-    arrays["temperatures"] = np.array(checkpoint.temperatures, dtype=np.float64)
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -74,14 +74,30 @@ def load_checkpoint(path):
             f"{path} has version {metadata['version']} of the format, and this code reads up to {VERSION}: update "
             "openmm-geomgnn, or start the run anew in another folder."
         )
+    for version in range(metadata["version"], VERSION):
+        metadata, arrays = _MIGRATIONS[version](metadata, arrays)
     return Checkpoint(
         step=metadata["step"],
-        bias={name.removeprefix("bias."): array for name, array in arrays.items() if name.startswith("bias.")},
+        bias=_part(arrays, "bias."),
         walkers=[arrays[f"walker.{i}"].tobytes() for i in range(metadata["n_walkers"])],
-        temperatures=arrays["temperatures"],
+        heat=_part(arrays, "heat."),
         written=Written(**metadata["written"]),
         fingerprint=metadata["fingerprint"],
     )
+
+
+def _part(arrays, prefix):
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _heat_since_the_start(metadata, arrays):
+    """Version 2 knows how many rows there were since the start; before, there were the most recent ones only."""
+    rows = {"rows": arrays["temperatures"], "count": np.array(metadata["written"]["rows"]), "sum": np.array(math.nan)}
+    return metadata, arrays | {f"heat.{name}": array for name, array in rows.items()}
+
+
+# (metadata, arrays) of version k -> those of version k + 1; a step for every change of the format
+_MIGRATIONS = {1: _heat_since_the_start}
 
 
 def fingerprint(specs, topology, system, platform):

@@ -7,6 +7,7 @@ Times are in ps, energies in kJ/mol, temperatures in K. Whatever reads PLUMED's 
 `numpy.loadtxt`) reads these, and `read_colvar` reads PLUMED's.
 """
 
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,8 @@ class ColvarWriter(Closing):
 
     path: the file. fields: the column names, in order. append=False starts a new file (an existing one is replaced);
     append=True continues an existing file with the same fields, and starts a new one where there is none.
-    Every `write` ends with a flush, so that a run that is killed loses at most the block being written.
+    Every `write` ends with a flush, so that a run that is killed loses at most the block being written; what `sync` has
+    seen survives a power failure, too.
     Use it as a context manager, or call `close`.
 
     Raises GeomGNNError for unusable field names, and where the file to be continued has other fields.
@@ -96,6 +98,11 @@ class ColvarWriter(Closing):
     def flush(self):
         self._file.flush()
 
+    def sync(self):
+        """Wait until everything written is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def close(self):
         self._file.close()
 
@@ -145,9 +152,8 @@ def truncate_colvar(path, time=None, rows=None):
     path = Path(path)
     if (time is None) == (rows is None):
         raise GeomGNNError("truncate_colvar needs either a time in ps or a number of rows: give exactly one of them.")
-    lines = _read_lines(path)
-    if lines and not lines[-1].endswith("\n"):
-        lines = lines[:-1]
+    there = _read_lines(path)
+    lines = there[:-1] if there and not there[-1].endswith("\n") else there
     kept, n_kept = [], 0
     time_index = None
     for line in lines:
@@ -171,9 +177,10 @@ def truncate_colvar(path, time=None, rows=None):
             f"{path} has {n_kept} complete rows, but {rows} had been written at the checkpoint: the file was cut, or "
             "belongs to another run. Restore it, or start the run anew in another folder."
         )
-    with atomic_write(path) as temporary:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(kept)
+    if kept != there:
+        with atomic_write(path) as temporary:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(kept)
     return n_kept
 
 

@@ -12,7 +12,7 @@ from openmm import Vec3, unit
 from openmm.app import DCDFile
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.files import Closing
+from openmm_geomgnn.files import Closing, sync_folder
 from openmm_geomgnn.sampling.colvar import ColvarWriter, truncate_colvar
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
@@ -49,6 +49,7 @@ class Outputs(Closing):
         self.trajectories = [trajectory_path(folder, walker) for walker in range(n_walkers if frame_interval else 0)]
         with ExitStack() as stack:
             self._colvar = stack.enter_context(_table(self.colvar, fields, written.rows))
+            self._kernel_log = None
             if kernel_fields:
                 self._kernel_log = stack.enter_context(_table(self.kernels, kernel_fields, written.kernels))
             self._dcd = [
@@ -74,6 +75,13 @@ class Outputs(Closing):
             dcd.write(report.frames, report.boxes)
         if self._dcd:
             self._frames += len(reports[0].frames)
+
+    def sync(self):
+        """Wait until everything written is on the disk, so that a checkpoint may count on it."""
+        for file in (self._colvar, self._kernel_log, *self._dcd):
+            if file is not None:
+                file.sync()
+        sync_folder(self.colvar.parent)
 
     def close(self):
         self._stack.close()
@@ -107,6 +115,11 @@ class TrajectoryWriter(Closing):
         """frames: (n, N, 3) in nm. boxes: (n, 3, 3) in nm, or None."""
         for i, frame in enumerate(frames):
             self._dcd.writeModel(frame, periodicBoxVectors=None if boxes is None else _quantity(boxes[i]))
+
+    def sync(self):
+        """Wait until everything written is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self):
         self._file.close()

@@ -81,7 +81,8 @@ class Runner:
     length : ps per walker, in all. A run that is at least as long is not repeated; a longer length prolongs it.
     checkpoint_interval : ps.
     progress : called with a Progress after every block.
-    max_heating : a run whose mean temperature exceeds that of the thermostat by more than this factor is stopped.
+    max_heating : a run whose mean temperature exceeds that of the thermostat by more than this factor, and by more than
+        chance explains (see HeatGuard), is stopped, and does not go on when asked again.
 
     Raises
     ------
@@ -98,7 +99,7 @@ class Runner:
         *,
         checkpoint_interval=10.0,
         progress: Callable | None = None,
-        max_heating=1.1,
+        max_heating=1.02,
     ):
         self._length = positive(length, "length", "ps")
         if not max_heating > 1:
@@ -196,7 +197,7 @@ class _Session:
             spec.colvar_interval * spec.outer_step,
             self.n_walkers,
             runner._max_heating,
-            temperatures=() if checkpoint is None else checkpoint.temperatures,
+            None if checkpoint is None else checkpoint.heat,
         )
         written = None if checkpoint is None else checkpoint.written
         fields, kernel_fields = self._fields(facts.dimension)
@@ -286,10 +287,13 @@ class _Session:
     def _save(self):
         bias = {} if self.bias is None else self.bias.to_arrays(self.state)
         walkers = self.pool.call("checkpoint", [()] * self.n_walkers)
-        written = Written() if self.outputs is None else self.outputs.written
+        written = Written()
+        if self.outputs is not None:
+            self.outputs.sync()
+            written = self.outputs.written
         save_checkpoint(
             self.runner._path,
-            Checkpoint(self.step, bias, walkers, self.guard.temperatures, written, self.prints),
+            Checkpoint(self.step, bias, walkers, self.guard.to_arrays(), written, self.prints),
         )
         self.saved = self.step
 

@@ -20,13 +20,14 @@ first asked for.
 """
 
 import json
-import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save
+
+from torchmdnet_ext.files import write_whole
 
 FORMAT = "conformers"
 UNIT = 0.001  # angstrom
@@ -106,13 +107,8 @@ def write_shard(path, arrays, sources, **header):
     header = {"format": FORMAT, "version": version, "unit": "0.001 angstrom", "sources": list(sources), **header}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        # not save_file, which makes the file readable by its owner only
-        temporary.write_bytes(save(arrays, metadata={FORMAT: json.dumps(header)}))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # not save_file, which makes the file readable by its owner only
+    write_whole(path, save(arrays, metadata={FORMAT: json.dumps(header)}))
 
 
 def write_conformers(path, conformers, how=""):
