@@ -9,6 +9,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.matching import AtomMatcher
 from openmm_geomgnn.selection import as_topology, check_same_molecule, residue_table, select_atoms
 from openmm_geomgnn.whole import MoleculeMaker
 
@@ -83,3 +84,16 @@ def read_reference(path, topology, atoms, selection=None):
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise GeomGNNError(f"The reference structure {path} cannot be read: {error}. Give a PDB or GRO file.") from error
     return structure.atom_slice(chosen)
+
+
+def first_frame(trajectory, topology, atoms):
+    """The selected atoms of `topology` in the first frame of a trajectory of one or more, as a trajectory of one.
+
+    Raises
+    ------
+    GeomGNNError
+        If the trajectory is of another system.
+    """
+    frame = trajectory[0]
+    rows = AtomMatcher(topology, atoms).rows(frame.topology)
+    return mdtraj.Trajectory(frame.xyz[:, rows], topology.subset(atoms), None, frame.unitcell_lengths, frame.unitcell_angles)

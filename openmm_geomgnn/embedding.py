@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from openmm_geomgnn.contacts import read_reference
+from openmm_geomgnn.contacts import first_frame, read_reference
 from openmm_geomgnn.embedding_workers import embed_chunks, import_distributed
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.matching import AtomMatcher
 from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
 from openmm_geomgnn.store import DTYPES, Embeddings, encoder_identity, import_zarr
 from openmm_geomgnn.token_settings import TokenSettings
@@ -100,9 +101,9 @@ def embed_trajectories(
     elif found is not None:
         shutil.rmtree(output)
     store = old or Embeddings.create(output, {**common, "topology": str(topology_path)})
-    atoms = len(common["atoms"])
+    matcher = AtomMatcher(topology, select_atoms(topology, settings.selection))
     shape = (tokenizer.windows.n_tokens, 4, tokenizer.encoder.hidden_channels)
-    numbers = [_enter(store, topology, path, settings, shape, atoms) for path in trajectories]
+    numbers = [_enter(store, topology, path, settings, shape, matcher) for path in trajectories]
     tasks = [(k, c) for k in sorted(set(numbers)) for c in store.missing(k)]
     total = sum(store.lengths[k] for k in set(numbers))
     resumed = total - sum(len(store.chunks(k)[c]) for k, c in tasks)
@@ -173,7 +174,7 @@ def _reference(topology, atoms, trajectories, settings):
     if settings.reference is not None:
         return read_reference(settings.reference, topology, atoms, settings.selection)
     with TrajectoryFile(trajectories[0], topology) as file:
-        return next(file.blocks(0, 1)).atom_slice(atoms)
+        return first_frame(next(file.blocks(0, 1)), topology, atoms)
 
 
 def _check_same(store, common):
@@ -196,10 +197,10 @@ def _shown(name, settings):
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _enter(store, topology, path, settings, shape, n_atoms):
+def _enter(store, topology, path, settings, shape, matcher):
     """The number of a trajectory in a store, with room made for it where it is new.
 
-    Raises GeomGNNError where it is there, but has changed.
+    Raises GeomGNNError where it is there, but has changed, or where it does not have the selected atoms.
     """
     path = Path(os.path.abspath(path))
     if not path.is_file():
@@ -222,6 +223,11 @@ def _enter(store, topology, path, settings, shape, n_atoms):
         frames = len(range(0, len(file), settings.stride))
         if frames == 0:
             raise GeomGNNError(f"The trajectory {path} has no frames. Leave it out.")
-        next(file.blocks(0, 1))  # its atoms fit the topology
-    store.add({"name": path.name, "path": str(path), **now, "frames": frames}, shape, n_atoms, settings.chunk)
+        frame = next(file.blocks(0, 1))
+        try:
+            selected = matcher.rows(frame.topology)
+        except GeomGNNError as error:
+            raise GeomGNNError(f"{path.name}: {error}") from error
+    entry = {"name": path.name, "path": str(path), **now, "frames": frames}
+    store.add(entry, shape, len(selected), settings.chunk)
     return len(store) - 1

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 
-import mdtraj
 import numpy as np
 import torch
 
-from openmm_geomgnn.contacts import read_reference
+from openmm_geomgnn.contacts import first_frame, read_reference
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.cv_verdict import judge, timescale_notes
 from openmm_geomgnn.encoder import Encoder
@@ -186,15 +185,7 @@ def _reference(trajectory, topology, atoms, settings):
     """The structure that says which residues are near each other: a trajectory of one frame of the selected atoms."""
     if settings.reference is not None:
         return read_reference(settings.reference, topology, atoms, settings.selection)
-    if trajectory.n_atoms != topology.n_atoms:
-        raise GeomGNNError(
-            f"The first trajectory has {trajectory.n_atoms} atoms and the topology has {topology.n_atoms}. Give the "
-            "topology of the system that the trajectories are of."
-        )
-    frame = trajectory[0]
-    return mdtraj.Trajectory(
-        frame.xyz[:, atoms], topology.subset(atoms), None, frame.unitcell_lengths, frame.unitcell_angles
-    )
+    return first_frame(trajectory, topology, atoms)
 
 
 def _embed(tokenizer, positions, progress):

@@ -10,6 +10,8 @@ from openmm_geomgnn.files import Closing
 from torchmdnet_ext.quiet import without_lines
 
 WITH_TIMES = (".xtc", ".trr", ".h5")  # formats that always hold the times of their frames
+# formats that hold the topology of their atoms
+WITH_TOPOLOGY = (".pdb", ".gro", ".cif", ".mmcif", ".pdbx", ".mol2", ".h5", ".lh5", ".hdf5", ".gsd", ".hoomdxml", ".arc")
 BLOCK_BYTES = 64 << 20  # of the coordinates of all atoms, read at a time
 _PACKAGES = {".h5": "tables", ".gsd": "gsd"}  # format -> what mdtraj reads it with
 _SAMPLES, _SAMPLE_BYTES = 16, 64 << 10  # of a file, in its fingerprint
@@ -54,7 +56,9 @@ class TrajectoryFile(Closing):
             except OSError:  # a format that mdtraj can only load, unless it has opened the file
                 if self._handle is not None or not self.path.is_file():
                     raise
-            self._whole = mdtraj.load(str(self.path), top=self.topology)
+            # some hold the topology, which says what their atoms are: with another one mdtraj would not look at it
+            own = self.path.name.lower().removesuffix(".gz").endswith(WITH_TOPOLOGY)
+            self._whole = mdtraj.load(str(self.path), **({} if own else {"top": self.topology}))
             self._frames = len(self._whole)
 
     def __len__(self):

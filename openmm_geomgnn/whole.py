@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.matching import AtomMatcher
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 _SHIFTS = np.array(sorted(itertools.product((-1.0, 0.0, 1.0), repeat=3), key=np.linalg.norm))  # none first
@@ -144,7 +145,12 @@ class SelectedMolecule:
         self.atoms = atoms
         self.topology = selected_part(topology, atoms)
         self.n_atoms_total = topology.n_atoms
+        self._matcher = AtomMatcher(topology, atoms)
         self.make_whole = MoleculeMaker(topology, atoms, near)
+
+    def rows(self, topology):
+        """(n,) indices of the selected atoms in the topology of a trajectory; a GeomGNNError says what does not fit."""
+        return self._matcher.rows(topology)
 
     def positions(self, trajectory, boxes=None):
         """Whole molecules (F, n, 3) in angstrom, float64 tensor.
@@ -152,30 +158,34 @@ class SelectedMolecule:
         Parameters
         ----------
         trajectory : mdtraj.Trajectory, or (F, N, 3) or (N, 3) array or Quantity
-            Of all N atoms of the system; bare numbers are nm.
+            Of all N atoms of the system; bare numbers are nm. The atoms of an mdtraj trajectory are found by its own
+            topology, see `matching.AtomMatcher`: their order, and solvent around them, do not matter.
         boxes : (F, 3, 3) or (3, 3) array or Quantity, optional
             Periodic box vectors, as rows, of a trajectory that does not hold them: one box for each frame, or one for all.
 
         Raises
         ------
         GeomGNNError
-            If the number of atoms does not fit, positions are not finite, or boxes make no sense.
+            If the atoms do not fit, positions are not finite, or boxes make no sense.
         """
+        rows, n_atoms = self.atoms, self.n_atoms_total
         if isinstance(trajectory, mdtraj.Trajectory):
             pos, box = trajectory.xyz, trajectory.unitcell_vectors
+            if trajectory.topology is not None:
+                rows, n_atoms = self.rows(trajectory.topology), trajectory.n_atoms
             if box is not None and boxes is not None:
                 raise GeomGNNError("The trajectory has boxes of its own, so boxes would contradict it. Leave boxes out.")
         else:
             pos, box = _in_nm(trajectory), None
             pos = pos[None] if pos.ndim == 2 else pos
-        if pos.ndim != 3 or pos.shape[1:] != (self.n_atoms_total, 3):
+        if pos.ndim != 3 or pos.shape[1:] != (n_atoms, 3):
             raise GeomGNNError(
                 f"Positions of shape {pos.shape} do not fit this topology of {self.n_atoms_total} atoms. Give an mdtraj "
                 "trajectory or positions (frames, atoms, 3) in nm of the whole system that the topology describes."
             )
         if boxes is not None:
             box = _checked_boxes(_in_nm(boxes), len(pos))
-        pos = pos[:, self.atoms].astype(np.float64)
+        pos = pos[:, rows].astype(np.float64)
         bad = ~np.isfinite(pos).all(axis=(1, 2))
         if bad.any():
             raise GeomGNNError(

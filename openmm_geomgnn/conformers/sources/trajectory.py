@@ -55,7 +55,8 @@ class Trajectory(Source):
         for path in files:
             topology, _ = self._system(path)
             with TrajectoryFile(path, topology) as file:
-                next(file.blocks(0, min(len(file), 1)), None)  # an error now if it has other atoms than the topology
+                for frame in file.blocks(0, min(len(file), 1)):
+                    self._rows(path, frame)  # an error now if it has other atoms than the topology
                 bounds.append(np.arange(len(range(0, len(file), self.stride)) + 1) * topology.n_atoms)
         drawn = draw_from([np.arange(len(where) - 1) for where in bounds], self.number, seed)
         tasks = []
@@ -75,13 +76,18 @@ class Trajectory(Source):
             number, wanted = 0, None if chosen is None else set(chosen)
             with TrajectoryFile(path, topology) as file:
                 for frames in file.blocks(first * self.stride, (stop - 1) * self.stride + 1, self.stride):
-                    for xyz, box in zip(frames.xyz[:, atoms], _boxes(frames), strict=True):
+                    for xyz, box in zip(frames.xyz[:, self._rows(path, frames)], _boxes(frames), strict=True):
                         if wanted is None or number in wanted:
                             if np.isfinite(xyz).all():
                                 yield z, make_whole(xyz.astype(np.float64), box) * NM_TO_ANGSTROM
                             else:
                                 skip(skipped, NOT_FINITE)
                         number += 1
+
+    def _rows(self, path, frames):
+        """Indices of the selected atoms in frames of a trajectory, by their own topology."""
+        topology, atoms = self._system(path)
+        return atoms if frames.topology is topology else _matcher(topology, tuple(atoms.tolist())).rows(frames.topology)
 
     def _system(self, path):
         """The topology of a trajectory, and the sorted indices of the selected atoms."""
@@ -106,3 +112,10 @@ def _system(path, selection, written):
             "`topology`, or install the package: for .h5 files it is tables."
         ) from error
     return topology, select_atoms(topology, selection)
+
+
+@functools.lru_cache(maxsize=4)
+def _matcher(topology, atoms):
+    from openmm_geomgnn.matching import AtomMatcher
+
+    return AtomMatcher(topology, atoms)
