@@ -19,7 +19,6 @@ from openmm_geomgnn.cli.config import load_data_build
 from openmm_geomgnn.conformers import build as building
 from openmm_geomgnn.conformers import sources
 from openmm_geomgnn.conformers.build import Build, LabelledSource, build
-from openmm_geomgnn.conformers.folder import claimed
 from openmm_geomgnn.conformers.splits import FEWEST, Splits, hold_out, molecules
 from openmm_geomgnn.errors import GeomGNNError
 from torchmdnet_ext.datasets.conformer_store import Shard
@@ -165,9 +164,32 @@ def test_other_settings_are_refused_by_name(tmp_path):
     assert {name: text for name, text in contents(folder).items() if name.startswith("gas")} == {
         name: text for name, text in before.items() if name.startswith("gas")
     }
+
+
+def test_overwrite_moves_what_was_there_aside(tmp_path):
+    folder = tmp_path / "store"
+    build(plan(folder, Gas(number=30)), processes=1)
     (folder / "notes.txt").write_text("mine")
-    build(Build(folder, (LabelledSource(Gas(30), "air"),)), processes=1, overwrite=True)
-    assert sorted(contents(folder)) == ["air-00000.safetensors", "index.json", "notes.txt", "splits.npz"]
+    before = contents(folder)
+    air = Build(folder, (LabelledSource(Gas(30), "air"),))
+    with pytest.warns(UserWarning, match="store is now .*store.previous-1"):
+        build(air, processes=1, overwrite=True)
+    assert sorted(contents(folder)) == ["air-00000.safetensors", "index.json", "splits.npz"]
+    assert contents(tmp_path / "store.previous-1") == before
+
+
+def test_overwrite_keeps_sources_and_settings(tmp_path):
+    folder = tmp_path / "store"
+    build(plan(folder, Gas(number=30)), processes=1)
+    for name in ("molecules.arm", "build.yaml"):
+        (folder / name).touch()
+    before = contents(folder)
+    pattern, settings = plan(folder, Gas(armed=str(folder / "*.arm"))), folder / "build.yaml"
+    for other, settings_file, named in ((pattern, None, "molecules.arm"), (plan(folder), settings, "build.yaml")):
+        with pytest.raises(GeomGNNError, match=f"would move .*store aside, but .* needs .*{named}"):
+            build(other, processes=1, overwrite=True, settings_file=settings_file)
+        assert contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 def test_a_folder_of_something_else_or_of_another_process_is_refused(tmp_path):
@@ -177,9 +199,6 @@ def test_a_folder_of_something_else_or_of_another_process_is_refused(tmp_path):
             build(plan(tmp_path), overwrite=overwrite)
     with pytest.raises(GeomGNNError, match="is a file"):
         build(plan(tmp_path / "notes.txt"))
-    with claimed(tmp_path / "store", plan(tmp_path).settings()):
-        with pytest.raises(GeomGNNError, match="Another `geomgnn data build` is working in"):
-            build(plan(tmp_path / "store"))
     assert list(contents(tmp_path)) == ["notes.txt"]
 
 

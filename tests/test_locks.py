@@ -163,3 +163,24 @@ def test_runs_are_locked(tmp_path, rival):
         with held(folder) as process:
             assert f"process {process.pid} on" in refusal(work, folder, None)
         assert sorted(folder.iterdir()) == before and folder / ".lock" not in before
+
+
+def test_builds_are_locked(tmp_path, rival):
+    from build_sources import Gas, plan
+
+    from openmm_geomgnn.conformers.build import build
+
+    attempt, messages = rival
+    store = tmp_path / "store"
+    build(plan(store, Gas(number=30)), processes=1, progress=lambda done, total, note="": attempt(store))
+    assert len(messages) >= 2
+    before = sorted(store.iterdir())
+    with held(store) as process:
+        for overwrite in (False, True):
+            assert f"process {process.pid} on" in refusal(build, plan(store, Gas(number=30)), 1, overwrite)
+    assert sorted(store.iterdir()) == before
+    # the lock is on the new folder, not on the one that was moved aside
+    messages.clear()
+    with pytest.warns(UserWarning, match="store.previous-1"):
+        build(plan(store, Gas(number=40)), 1, True, lambda done, total, note="": attempt(store))
+    assert len(messages) >= 2 and not list(tmp_path.glob("*/.lock"))

@@ -18,12 +18,12 @@ _MOST_ELEMENTS = 12  # in a line of the table
 _MOST_REASONS = 5
 
 
-def run_build(settings, overwrite=False):
-    """Make the store that a `DataBuild` describes, and say what it holds; returns its index."""
+def run_build(settings, overwrite=False, source=None):
+    """Make the store that a `DataBuild` (of the file `source`) describes, and say what it holds; returns its index."""
     splits = Splits(**settings.splits.model_dump())
     plan = Build(settings.output, settings.sources, settings.seed, settings.shard_size, splits)
     with bar("conformers", "tasks") as progress:
-        index = build(plan, settings.processes, overwrite, progress)
+        index = build(plan, settings.processes, overwrite, progress, source)
     _show_store(settings.output, index)
     say(f"splits         {settings.output / SPLITS_NAME}")
     return index

@@ -68,7 +68,7 @@ def fit(
 @data.command("build")
 def data_build(
     settings_file: Annotated[Path, typer.Argument(metavar="BUILD", help="Such as protocols/build-conformers.yaml.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what an earlier build left there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Move what an earlier build left there aside.")] = False,
     settings: Settings = None,
     processes: Annotated[int | None, typer.Option(min=1, help="How many work side by side.")] = None,
 ):
@@ -78,7 +78,7 @@ def data_build(
 
     overrides = {"processes": processes} if processes else {}
     with _interruptible("The same command goes on from what is finished."):
-        data.run_build(load_data_build(settings_file, {**_overrides(settings), **overrides}), overwrite)
+        data.run_build(load_data_build(settings_file, {**_overrides(settings), **overrides}), overwrite, settings_file)
 
 
 @data.command("info")
@@ -127,7 +127,7 @@ def embed(
     chunk: Annotated[str | None, typer.Option(help="Frames that are written and resumed as one.")] = None,
     workers: Annotated[str | None, typer.Option(help="Processes. By default one for each core.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a store that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Move a store that is there aside.")] = False,
 ):
     """Embed trajectories into a store of residue tokens; what was stopped goes on where it was."""
     given = {name: value for name, value in locals().items() if value is not None and name not in ("inputs", "overwrite")}

@@ -80,7 +80,7 @@ class Build:
         }
 
 
-def build(plan, processes=None, overwrite=False, progress=lambda done, total, note="": None):
+def build(plan, processes=None, overwrite=False, progress=lambda done, total, note="": None, settings_file=None):
     """Make the store that a `Build` describes, or go on with it. Returns its index, a dictionary.
 
     Parameters
@@ -89,9 +89,11 @@ def build(plan, processes=None, overwrite=False, progress=lambda done, total, no
     processes : int, optional
         How many work side by side; by default one for each core. The store does not depend on it.
     overwrite : bool
-        Remove what an earlier build has left in the folder, with whatever settings.
+        Move what an earlier build has left in the folder aside, with whatever settings (see `locks.set_aside`).
     progress : callable
         Called with the numbers of tasks that are done and that there are, and a note.
+    settings_file : path, optional
+        From which the plan was read: not to be moved aside.
 
     Raises
     ------
@@ -101,18 +103,26 @@ def build(plan, processes=None, overwrite=False, progress=lambda done, total, no
     """
     for labelled in plan.sources:
         labelled.source.check()
-    with claimed(plan.folder, plan.settings(), overwrite):
+    inputs = [] if settings_file is None else [settings_file]
+    inputs += [path for labelled in plan.sources for path in labelled.source.input_files()]
+    if overwrite:
+        _tasks(plan)  # all files can be read, before anything is moved
+    with claimed(plan.folder, plan.settings(), overwrite, inputs):
         if (plan.folder / INDEX_NAME).is_file():
             index = index_of(plan.folder)
             if index["settings"] == plan.settings() and not damaged_shards(plan.folder, index):
                 return index
-        tasks = {labelled.label: labelled.source.tasks(plan.seed) for labelled in plan.sources}
+        tasks = _tasks(plan)
         fingerprints = {label: _fingerprint(own) for label, own in tasks.items()}
         note_tasks(plan.folder, plan.settings(), fingerprints)
         for left in plan.folder.glob(".*.part"):
             left.unlink()  # of a build that was killed while it wrote
         shards = _make_shards(plan, tasks, processes or cores(), progress)
         return _finish(plan, shards, fingerprints)
+
+
+def _tasks(plan):
+    return {labelled.label: labelled.source.tasks(plan.seed) for labelled in plan.sources}
 
 
 def _fingerprint(tasks):

@@ -1,13 +1,11 @@
 """The folder of a store: with which settings it was made, or is being made."""
 
 import json
-import os
-import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from openmm_geomgnn.conformers.merging import shard_files
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.locks import is_empty, locked, set_aside
 from torchmdnet_ext.datasets.conformer_store import INDEX_NAME, UNFINISHED, read_index
 
 SPLITS_NAME = "splits.npz"
@@ -15,49 +13,27 @@ _SETTINGS = "settings.json"
 
 
 @contextmanager
-def claimed(folder, settings, overwrite=False):
+def claimed(folder, settings, overwrite=False, inputs=()):
     """Make a folder that of one build: it is new, empty, or holds what a build with the same settings has done so far.
 
-    overwrite: remove what an earlier build has left there, with whatever settings.
+    overwrite: move what an earlier build has left there aside, with whatever settings. inputs: files that the new build
+    needs, which must not be moved.
 
-    Raises GeomGNNError when the folder holds anything else, or another process is building there.
+    Raises GeomGNNError when the folder holds anything else, another process is building there, or inputs would be moved.
     """
     if folder.exists() and not folder.is_dir():
         raise GeomGNNError(f"{folder} is a file, so it cannot be the folder of a store. Choose another output.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with ExitStack() as stack:
+        stack.enter_context(locked(folder))
         noted = _noted(folder)
-        if noted is None and any(folder.iterdir()):
+        if noted is None and not is_empty(folder):
             raise GeomGNNError(f"{folder} is not empty and was not made by `geomgnn data build`. Choose another output.")
         if noted is not None and overwrite:
-            _clear(folder, [source["label"] for source in noted["settings"]["sources"]])
+            set_aside(folder, inputs)
+            stack.enter_context(locked(folder))
         elif noted is not None:
             _check_unchanged(folder, noted["settings"], settings)
         yield
-
-
-@contextmanager
-def _locked(folder):
-    """Refuse a folder in which another process works. Where folders cannot be locked, nothing is checked."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            # the system releases it when the process ends, however it ends
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise GeomGNNError(
-                f"Another `geomgnn data build` is working in {folder}. Wait for it to end, or choose another output."
-            ) from error
-        except OSError:  # some network file systems
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 def index_of(folder):
@@ -90,17 +66,6 @@ def _noted(folder):
         return index_of(folder)
     unfinished = folder / UNFINISHED / _SETTINGS
     return json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.is_file() else None
-
-
-def _clear(folder, labels):
-    """Remove what a build has written, and nothing else."""
-    # first what says that the rest is there
-    for name in (INDEX_NAME, SPLITS_NAME):
-        (folder / name).unlink(missing_ok=True)
-    for path in [path for label in labels for path in shard_files(folder, label)]:
-        path.unlink()
-    if (folder / UNFINISHED).is_dir():
-        shutil.rmtree(folder / UNFINISHED)
 
 
 def _check_unchanged(folder, old, new):

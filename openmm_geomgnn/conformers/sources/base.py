@@ -67,6 +67,16 @@ class Source(ABC):
 
         return replace(self, **{key: located(getattr(self, key)) for key in self.paths})
 
+    def input_files(self) -> list[str]:
+        """The files and folders that its settings name, those that match patterns too."""
+        found = []
+        for key in self.paths:
+            value = getattr(self, key)
+            for one in [value] if isinstance(value, (str, Path)) else value or ():
+                path = str(Path(one).expanduser())
+                found += [path, *glob.glob(path, recursive=True)]
+        return found
+
 
 def skip(skipped, reason, number=1):
     """Count molecules that are left out."""

@@ -43,6 +43,10 @@ class TorchMDNet(Source):
     arguments: dict = field(default_factory=dict)
     number: int | None = None
 
+    def input_files(self):
+        given = [value for value in self.arguments.values() if isinstance(value, str) and Path(value).exists()]
+        return super().input_files() + given
+
     def check(self):
         check_count(self, optional=("number",))
         if not isinstance(self.arguments, dict):
