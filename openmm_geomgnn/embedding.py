@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -10,6 +11,7 @@ from openmm_geomgnn.contacts import first_frame, read_reference
 from openmm_geomgnn.embedding_workers import embed_chunks, import_distributed
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.locks import is_empty, locked, set_aside
 from openmm_geomgnn.matching import AtomMatcher
 from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
 from openmm_geomgnn.store import DTYPES, Embeddings, encoder_identity, import_zarr
@@ -49,7 +51,15 @@ class EmbedSettings(TokenSettings):
 
 
 def embed_trajectories(
-    topology, trajectories, output, settings=None, workers=None, scheduler=None, overwrite=False, progress=None
+    topology,
+    trajectories,
+    output,
+    settings=None,
+    workers=None,
+    scheduler=None,
+    overwrite=False,
+    progress=None,
+    settings_file=None,
 ):
     """Embed trajectory files into a store, or go on with what is missing in it.
 
@@ -71,9 +81,11 @@ def embed_trajectories(
     scheduler : str, optional
         Address of a Dask scheduler whose workers see the same files, instead of processes of our own.
     overwrite : bool
-        Remove a store that is there.
+        Move a store that is there aside (see `locks.set_aside`).
     progress : callable, optional
         Called as progress(done, total, resumed), in frames; `resumed` were there before.
+    settings_file : path, optional
+        From which all this was read: not to be moved aside.
 
     Returns
     -------
@@ -82,8 +94,8 @@ def embed_trajectories(
     Raises
     ------
     GeomGNNError
-        If files cannot be read or do not fit the topology, the store holds other settings, or a trajectory in it has
-        changed.
+        If files cannot be read or do not fit the topology, the store holds other settings, a trajectory in it has changed,
+        another process is at work in it, or what is to be moved aside holds a file that is needed.
     """
     settings = settings or EmbedSettings()
     _check(settings, trajectories, workers)
@@ -92,15 +104,29 @@ def embed_trajectories(
     import_zarr()
     topology_path, output = Path(os.path.abspath(topology)), Path(os.path.abspath(output))
     topology = as_topology(topology_path)
-    found = _existing(output)
-    # one without trajectories comes from a command that failed: its settings bind nobody
-    old = None if overwrite or not found else found
-    common, tokenizer = _describe(topology, trajectories, settings, old)
-    if old:
-        _check_same(old, common)
-    elif found is not None:
-        shutil.rmtree(output)
-    store = old or Embeddings.create(output, {**common, "topology": str(topology_path)})
+    with ExitStack() as stack:
+        stack.enter_context(locked(output))
+        found = _existing(output)
+        # one without trajectories comes from a command that failed: its settings bind nobody
+        old = None if overwrite or not found else found
+        common, tokenizer = _describe(topology, trajectories, settings, old)
+        if old:
+            _check_same(old, common)
+        elif found:
+            _check_readable(trajectories, topology)
+            files = (topology_path, *trajectories, settings.encoder, settings.reference, settings_file)
+            set_aside(output, [file for file in files if file is not None and os.path.exists(file)])
+            stack.enter_context(locked(output))
+        elif found is not None:
+            shutil.rmtree(output)
+            stack.enter_context(locked(output))
+        store = old or Embeddings.create(output, {**common, "topology": str(topology_path)})
+        _fill(store, topology, topology_path, trajectories, tokenizer, settings, workers, scheduler, progress)
+        return Embeddings.open(output)
+
+
+def _fill(store, topology, topology_path, trajectories, tokenizer, settings, workers, scheduler, progress):
+    """Embed what is missing of trajectories."""
     matcher = AtomMatcher(topology, select_atoms(topology, settings.selection))
     shape = (tokenizer.windows.n_tokens, 4, tokenizer.encoder.hidden_channels)
     numbers = [_enter(store, topology, path, settings, shape, matcher) for path in trajectories]
@@ -110,10 +136,16 @@ def embed_trajectories(
     report = progress or (lambda done, total, resumed: None)
     report(resumed, total, resumed)
     done = resumed
-    for frames in embed_chunks((str(output), str(topology_path), uuid4().hex), tasks, workers, scheduler):
+    for frames in embed_chunks((str(store.path), str(topology_path), uuid4().hex), tasks, workers, scheduler):
         done += frames
         report(done, total, resumed)
-    return Embeddings.open(output)
+
+
+def _check_readable(trajectories, topology):
+    """Raise a GeomGNNError for the first of the trajectories that cannot be read."""
+    for path in trajectories:
+        with TrajectoryFile(path, topology) as file:
+            next(file.blocks(0, 1))
 
 
 def _check(settings, trajectories, workers):
@@ -130,7 +162,7 @@ def _check(settings, trajectories, workers):
 
 def _existing(output):
     """The store that is there, or None; anything else that is there is an error, so that it is never removed."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if output.is_dir() and is_empty(output):
         return None
     return Embeddings.open(output, writable=True)
 

@@ -35,9 +35,12 @@ def locked(path, folder=True):
     Raises
     ------
     GeomGNNError
-        If another process or thread has it; the message names both host and process.
+        If another process or thread has it, whose host and number the message names, or there is a file in place of a
+        folder.
     """
     path = Path(os.path.realpath(path))
+    if folder and path.is_file():
+        raise GeomGNNError(f"{path} is a file, so it cannot be the folder for the results. Choose another output.")
     made = _make(path if folder else path.parent)
     file = path / LOCK if folder else path.with_name(f".{path.name}{LOCK}")
     try:

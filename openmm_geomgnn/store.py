@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.locks import is_empty
 from openmm_geomgnn.selection import check_same_molecule
 
 FORMAT = "openmm-geomgnn embeddings"
@@ -163,7 +164,7 @@ class Embeddings:
         """
         zarr = import_zarr()
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or not is_empty(path)):
             raise GeomGNNError(f"{path} exists already. Choose another output, or remove it.")
         path.parent.mkdir(parents=True, exist_ok=True)
         attributes = {"format": FORMAT, "version": VERSION, "settings": settings, "trajectories": []}

@@ -1,5 +1,6 @@
 """Trajectories of every format become the tokens that they would have in memory, however often that was interrupted."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -190,7 +191,10 @@ class TestGoingOn:
             message = "it has other content"
         with pytest.raises(GeomGNNError, match=message):
             embed(xtc, tmp_path / "a.zarr", settings)
-        assert embed(xtc, tmp_path / "a.zarr", settings, overwrite=True).lengths == [59 if change == "grown" else 50]
+        with pytest.warns(UserWarning, match="a.zarr is now .*a.zarr.previous-1"):
+            again = embed(xtc, tmp_path / "a.zarr", settings, overwrite=True)
+        assert again.lengths == [59 if change == "grown" else 50]
+        assert Embeddings.open(tmp_path / "a.zarr.previous-1").lengths == [50]
 
     def test_a_trajectory_that_moved(self, xtc, settings, tmp_path):
         embed(xtc, tmp_path / "a.zarr", settings)
@@ -367,11 +371,24 @@ class TestErrors:
             embed(xtc, tmp_path / "a.zarr", replace(settings, **change))
         assert not (tmp_path / "a.zarr").exists()
 
-    def test_nothing_is_removed_before_all_is_known(self, xtc, settings, tmp_path):
-        embed(xtc, tmp_path / "a.zarr", settings)
-        with pytest.raises(GeomGNNError, match="no encoder"):
-            embed(xtc, tmp_path / "a.zarr", replace(settings, encoder="none-64"), overwrite=True)
-        assert embed(xtc, tmp_path / "a.zarr", settings).lengths == [FRAMES]
+    def test_nothing_is_moved_before_all_is_known(self, xtc, settings, encoders, tmp_path):
+        store = tmp_path / "a.zarr"
+        embed(xtc, store, settings)
+        (tmp_path / "torn.xtc").write_bytes(xtc.read_bytes()[:100])
+        within = {name: shutil.copy(path, store) for name, path in {"a.xtc": xtc, "one": encoders["one"]}.items()}
+        yaml = store / "embed.yaml"
+        yaml.touch()
+        for paths, changed, options, message in (
+            (xtc, replace(settings, encoder="none-64"), {}, "no encoder"),
+            ([xtc, tmp_path / "torn.xtc"], settings, {}, "torn.xtc"),
+            (within["a.xtc"], settings, {}, "would move .*a.zarr aside, but .* needs .*a.zarr/a.xtc"),
+            (xtc, replace(settings, encoder=within["one"]), {}, "needs .*a.zarr/one.safetensors"),
+            (xtc, settings, {"settings_file": yaml}, "needs .*a.zarr/embed.yaml"),
+        ):
+            with pytest.raises(GeomGNNError, match=message):
+                embed(paths, store, changed, overwrite=True, **options)
+        assert not (tmp_path / "a.zarr.previous-1").exists()
+        assert embed(xtc, store, settings).lengths == [FRAMES]
 
     def test_a_command_that_failed_leaves_no_settings(self, xtc, settings, tmp_path):
         (tmp_path / "torn.xtc").write_bytes(xtc.read_bytes()[:100])

@@ -184,3 +184,23 @@ def test_builds_are_locked(tmp_path, rival):
     with pytest.warns(UserWarning, match="store.previous-1"):
         build(plan(store, Gas(number=40)), 1, True, lambda done, total, note="": attempt(store))
     assert len(messages) >= 2 and not list(tmp_path.glob("*/.lock"))
+
+
+def test_embeddings_are_locked(tmp_path, rival):
+    zarr = pytest.importorskip("zarr")
+    from molecules import ALA2
+
+    from openmm_geomgnn.embedding import EmbedSettings, embed_trajectories
+
+    attempt, messages = rival
+    store = tmp_path / "a.zarr"
+
+    def embed(**options):
+        return embed_trajectories(ALA2, [ALA2], store, EmbedSettings(), workers=1, **options)
+
+    embed(progress=lambda *done: attempt(store))
+    assert len(messages) == 2 and sorted(zarr.open_group(store).group_keys()) == ["0"]
+    with held(store) as process:
+        for overwrite in (False, True):
+            assert f"process {process.pid} on" in refusal(embed, overwrite=overwrite)
+    assert not (store / ".lock").exists() and not (tmp_path / "a.zarr.previous-1").exists()

@@ -6,8 +6,8 @@ from openmm_geomgnn.cli.progress import bar, say
 from openmm_geomgnn.embedding import EmbedSettings, embed_trajectories
 
 
-def run_embed(embed, overwrite=False):
-    """Fill the store that an `Embed` describes, or what is missing of it; returns the `store.Embeddings`."""
+def run_embed(embed, overwrite=False, source=None):
+    """Fill the store that an `Embed` (of the file `source`) describes, or what is missing of it; returns the store."""
     settings = EmbedSettings(
         **embed.token_settings(),
         stride=embed.stride,
@@ -22,7 +22,15 @@ def run_embed(embed, overwrite=False):
             update(done, total, speed(done - resumed))
 
         store = embed_trajectories(
-            embed.topology, embed.trajectories, embed.output, settings, embed.workers, embed.scheduler, overwrite, progress
+            embed.topology,
+            embed.trajectories,
+            embed.output,
+            settings,
+            embed.workers,
+            embed.scheduler,
+            overwrite,
+            progress,
+            source,
         )
     frames, residues, channels = sum(store.lengths), len(store.settings["molecule"]), store.tokens(0).shape[3]
     say(

@@ -54,8 +54,6 @@ def claimed(protocol, overwrite=False, source=None):
         the protocol needs.
     """
     folder, settled = protocol.output, protocol.output / PROTOCOL
-    if folder.exists() and not folder.is_dir():
-        raise GeomGNNError(f"{folder} is a file, so it cannot be the folder for the results. Choose another output.")
     with ExitStack() as stack:
         stack.enter_context(locked(folder))
         if settled.is_file() and settled.read_bytes().startswith(dump(protocol).splitlines()[0].encode()):

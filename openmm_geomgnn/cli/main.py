@@ -137,7 +137,7 @@ def embed(
     from openmm_geomgnn.cli import embed as embedding
 
     with _interruptible("The same command goes on with what is missing."):
-        embedding.run_embed(settings, overwrite)
+        embedding.run_embed(settings, overwrite, inputs[0] if len(inputs) == 1 else None)
 
 
 @app.command()

@@ -21,8 +21,6 @@ def claimed(folder, settings, overwrite=False, inputs=()):
 
     Raises GeomGNNError when the folder holds anything else, another process is building there, or inputs would be moved.
     """
-    if folder.exists() and not folder.is_dir():
-        raise GeomGNNError(f"{folder} is a file, so it cannot be the folder of a store. Choose another output.")
     with ExitStack() as stack:
         stack.enter_context(locked(folder))
         noted = _noted(folder)
