@@ -204,3 +204,22 @@ def test_embeddings_are_locked(tmp_path, rival):
         for overwrite in (False, True):
             assert f"process {process.pid} on" in refusal(embed, overwrite=overwrite)
     assert not (store / ".lock").exists() and not (tmp_path / "a.zarr.previous-1").exists()
+
+
+def test_fits_and_distillations_are_locked(tmp_path, cv_file):
+    from molecules import ALA2
+
+    from openmm_geomgnn.cli import distill, fit
+    from openmm_geomgnn.cli.config import distill_settings, load_fit
+
+    output = tmp_path / "a.safetensors"
+    (tmp_path / "fit.yaml").write_text(f"{{topology: {ALA2}, trajectories: {ALA2}, frame_interval: 1 ps, output: {output}}}")
+    wanted = load_fit(tmp_path / "fit.yaml")
+    student = distill_settings([str(cv_file), str(ALA2), str(ALA2)], {"output": str(output)})
+    with held(output, "file") as process:
+        for work, settings in ((fit.run_fit, wanted), (distill.run_distill, student)):
+            assert f"process {process.pid} on" in refusal(work, settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fit.yaml"]
+    (tmp_path / "a.safetensors").write_bytes(cv_file.read_bytes())
+    encoder = load_fit(tmp_path / "fit.yaml", {"cv.encoder": str(output)})
+    assert "which the fit itself needs" in refusal(fit.run_fit, encoder)

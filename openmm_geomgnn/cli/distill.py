@@ -10,6 +10,7 @@ from openmm_geomgnn.cli.progress import progress_bars, say
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.cv_verdict import GOOD_R2, in_words
 from openmm_geomgnn.distillation import DistillSettings, costs, distill
+from openmm_geomgnn.locks import locked
 from openmm_geomgnn.selection import as_topology
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
@@ -27,7 +28,15 @@ GOOD_GRADIENT = 0.5  # error of the gradient, relative
 
 
 def run_distill(settings):
-    """Make and write the student that a `Distill` describes; returns it."""
+    """Make and write the student that a `Distill` describes; returns it.
+
+    Raises GeomGNNError when something does not fit, or another process is making the same file.
+    """
+    with locked(settings.output, folder=False):
+        return _distill(settings)
+
+
+def _distill(settings):
     cv = CollectiveVariable.load(settings.cv)
     topology = as_topology(settings.topology)
     trajectories = [load_trajectory(path, settings.topology, topology, settings.stride) for path in settings.trajectories]

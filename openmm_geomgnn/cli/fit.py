@@ -1,21 +1,34 @@
 """`geomgnn fit`: a collective variable from trajectories that exist."""
 
+import os
 from dataclasses import replace
 
 import mdtraj
 import numpy as np
 
 from openmm_geomgnn.cli.config import lag_in_frames
+from openmm_geomgnn.cli.folder import input_files
 from openmm_geomgnn.cli.progress import say
 from openmm_geomgnn.cli.workflow import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.locks import locked
 from openmm_geomgnn.selection import as_topology
 from openmm_geomgnn.store import Embeddings
 from torchmdnet_ext.quiet import without_lines
 
 
 def run_fit(fit):
-    """Fit the CV that a `Fit` describes and write it; returns it."""
+    """Fit the CV that a `Fit` describes and write it; returns it.
+
+    Raises GeomGNNError when data or settings do not suffice, the output is one of the inputs, or another process makes it.
+    """
+    if os.path.realpath(fit.output) in map(os.path.realpath, input_files(fit)):
+        raise GeomGNNError(f"output is {fit.output}, which the fit itself needs. Give the CV a file of its own.")
+    with locked(fit.output, folder=False):
+        return _fit(fit)
+
+
+def _fit(fit):
     topology = as_topology(fit.topology)
     if fit.embeddings is None:
         trajectories = [load_trajectory(path, fit.topology, topology, fit.stride) for path in fit.trajectories]
