@@ -67,10 +67,19 @@ class BiasHandle:
         return self._evaluation.error
 
     def value(self, context):
-        """(s (d,), V in kJ/mol) at the current positions of a Context."""
-        # not the energy: a CustomIntegrator draws random numbers for it, and the run would take another course
-        context.getState(getForces=True, groups={self.forceGroup})
-        return self._evaluation.last
+        """(s (d,), V in kJ/mol) at the current positions of a Context of the System, or of a copy of it.
+
+        Raises OpenMMException, as a step does, where the bias cannot be evaluated; `error` then has the cause.
+        """
+        # not by way of the force: several Contexts of one System, maybe in several threads, share one evaluation's `last`
+        state = context.getState(getPositions=True)
+        pos = state.getPositions(asNumpy=True)._value[self._evaluation.bound.atoms]
+        box = state.getPeriodicBoxVectors(asNumpy=True)._value
+        try:
+            s, V, _ = self._evaluation.evaluate(pos, box, state.getStepCount())
+        except GeomGNNError as error:
+            raise openmm.OpenMMException(str(error)) from error
+        return s, V
 
 
 class GeomGNNCV:

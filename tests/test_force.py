@@ -1,5 +1,8 @@
 """`GeomGNNCV` in OpenMM: energies and forces, and the three ways of using it."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import mdtraj
 import numpy as np
 import openmm
@@ -126,6 +129,31 @@ class TestUses:
             contexts.append(make_context(system))
         handles[1].setState(BIAS.update(handles[1].getState(), handles[1].value(contexts[1])[0]))
         assert handles[0].value(contexts[0])[1] < handles[1].value(contexts[1])[1]
+
+    def test_two_contexts_of_one_system_in_two_threads(self, cv_file):
+        """Each answers with the value at its own positions, whatever the other does meanwhile."""
+        force, system = GeomGNNCV(cv_file, PDB.topology), make_system()
+        handle = force.addToSystem(system, BIAS)
+        handle.setState(BIAS.update(handle.getState(), force.compute(POSITIONS)[0]))
+
+        def dawdle(state):
+            time.sleep(1e-3)  # the other thread goes on
+            return 0.0, np.zeros((22, 3))
+
+        slow = openmm.PythonForce(dawdle)  # evaluated after the bias, and with it
+        slow.setForceGroup(handle.forceGroup)
+        system.addForce(slow)
+        frames = POSITIONS, POSITIONS + 0.01 * np.random.default_rng(5).normal(size=POSITIONS.shape)
+        contexts = [make_context(system, frame) for frame in frames]
+        expected = [handle.value(context) for context in contexts]
+        assert np.abs(expected[0][0] - expected[1][0]).max() > 1e-3 and expected[0][1] != expected[1][1]
+
+        def wrong(k):
+            found = [handle.value(contexts[k]) for _ in range(50)]
+            return sum(not np.array_equal(s, expected[k][0]) or energy != expected[k][1] for s, energy in found)
+
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(wrong, (0, 1))) == [0, 0]
 
     def test_without_a_bias_the_cv_is_watched(self, cv_file):
         system = make_system()

@@ -105,6 +105,8 @@ class TestWhatStops:
         positions[10] = np.inf
         context.setPositions(positions)
         failure(context)
+        with pytest.raises(openmm.OpenMMException, match="positions of atom 10 .* are not finite at step 0"):
+            handle.value(context)
         context.setPositions(POSITIONS)
         assert np.isfinite(handle.value(context)[0]).all()
 

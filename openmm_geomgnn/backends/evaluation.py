@@ -56,7 +56,11 @@ class Evaluation:
         self.__init__(**saved)
 
     def __call__(self, pos, box, step):
-        """Energy in kJ/mol and forces (n, 3) in kJ/mol/nm.
+        """Energy in kJ/mol and forces (n, 3) in kJ/mol/nm; see `evaluate`."""
+        return self.evaluate(pos, box, step)[1:]
+
+    def evaluate(self, pos, box, step):
+        """The CV's values s (d,), the energy in kJ/mol and forces (n, 3) in kJ/mol/nm.
 
         Parameters
         ----------
@@ -133,7 +137,7 @@ class Evaluation:
                 f"{energy} kJ/mol). If atoms are on top of one another use a smaller timestep: {self._nearest(pos)}."
             )
         self.accept(s, energy, pos.copy())
-        return energy, forces
+        return s, energy, forces
 
     def accept(self, s, energy, pos):
         """Take note of an evaluation that went well; `pos` (n, 3) in nm, array or tensor, must not be written to later."""
