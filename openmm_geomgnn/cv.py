@@ -1,5 +1,7 @@
 """A collective variable: encoder, token mixer and Koopman projection, frozen, in one file."""
 
+from numbers import Real
+
 import numpy as np
 import torch
 
@@ -14,6 +16,17 @@ from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import RADIUS, make_windows, neighbours_by_number
 from torchmdnet_ext.checkpoints import build_network
+
+# what stands in the file of this kind of CV beyond `cv_file.FIELDS`
+FIELDS = {
+    "encoder": dict,
+    "mixer": dict,
+    "window": str,
+    "context": int,
+    "radius": Real,
+    "neighbours": (list, type(None)),
+    "pooling": str,
+}
 
 
 class CollectiveVariable(cv_file.SavedCV):
@@ -117,26 +130,35 @@ class CollectiveVariable(cv_file.SavedCV):
             If the file is missing, truncated, changed, of another kind or of a version this one cannot read.
         """
         metadata, tensors = cv_file.read(path)
+        if metadata["kind"] not in KINDS:
+            raise GeomGNNError(
+                f"{path} holds a collective variable of the kind '{metadata['kind']}', and this code knows "
+                f"{', '.join(KINDS)}. Update openmm-geomgnn."
+            )
         return KINDS[metadata["kind"]].from_file(path, metadata, tensors)
 
     @classmethod
     def from_file(cls, path, metadata, tensors):
         """The CV of what `cv_file.read` returned."""
-        parts = cv_file.parts(tensors, ("encoder", "mixer", "koopman"))
+        cv_file.check_fields(path, metadata, FIELDS)
         try:
-            network = build_network(metadata["encoder"]["settings"], parts["encoder"], str(path))
+            parts = cv_file.parts(tensors, ("encoder", "mixer", "koopman"))
+            described = metadata["encoder"]
+            network = build_network(described["settings"], parts["encoder"], str(path))
+            encoder = Encoder(network, described["settings"], described["training"], described["name"])
             mixer = make_mixer(**metadata["mixer"])
             mixer.load_state_dict(parts["mixer"])
-        except (ValueError, RuntimeError) as error:
+            mean, projection, values = (parts["koopman"][name] for name in ("mean", "projection", "singular_values"))
+            if projection.shape != (mixer.out_features, len(values)) or mean.shape != (mixer.out_features,):
+                raise ValueError(f"its projection has shape {tuple(projection.shape)} for {mixer.out_features} features.")
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError) as error:
             raise GeomGNNError(f"{path} does not hold a usable collective variable: {error} Fit it again.") from error
-        described = metadata["encoder"]
-        encoder = Encoder(network, described["settings"], described["training"], described["name"])
         return cls(
             encoder,
             mixer,
-            parts["koopman"]["mean"],
-            parts["koopman"]["projection"],
-            parts["koopman"]["singular_values"],
+            mean,
+            projection,
+            values,
             metadata["molecule"],
             selection=metadata["selection"],
             window=metadata["window"],

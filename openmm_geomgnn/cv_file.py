@@ -2,17 +2,23 @@
 
 import hashlib
 import json
+from numbers import Real
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
+from torchmdnet_ext.tensor_files import CHECKSUM, DamagedFile, is_as_written, read_tensor_file, with_checksum
 
 FORMAT = "openmm-geomgnn collective variable"
 VERSION = 4
 RADIUS_BEFORE_2 = 0.45  # nm; that of all windows by space then
+LAST_WITHOUT_CHECKSUM = 3  # version; in files of later ones nothing can change unseen, training information included
+# what stands in the file of every kind, and of which type it is; each kind has more, see `check_fields`
+FIELDS = {"kind": str, "selection": (str, type(None)), "lag_time_ps": Real, "molecule": list, "training": dict}
+# figures of the training information that others compute with: numbers, or one for each component
+FIGURES = ("vamp2_training", "vamp2_held_out", "timescales_ps", "in_basin_spread", "rate_300K_per_ps")
 
 
 def _windows_in_the_file(metadata):
@@ -53,11 +59,15 @@ class SavedCV(nn.Module):
         tensors, metadata = self._content()
         metadata["content_hash"] = content_hash(tensors, metadata)
         with atomic_write(path) as temporary:
-            save_file(tensors, temporary, metadata={"cv": json.dumps(metadata)})
+            save_file(tensors, temporary, metadata={"cv": json.dumps(with_checksum(metadata, tensors))})
 
     def _content(self):
         tensors = {name: tensor.detach().contiguous() for name, tensor in self._tensors().items()}
         return tensors, {"format": FORMAT, "version": VERSION, **self._metadata()}
+
+
+# what has no say in the value
+_FREE = ("training", "content_hash", "version", CHECKSUM)
 
 
 def content_hash(tensors, metadata):
@@ -66,7 +76,7 @@ def content_hash(tensors, metadata):
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].cpu().numpy().tobytes())
-    described = {name: value for name, value in metadata.items() if name not in ("training", "content_hash", "version")}
+    described = {name: value for name, value in metadata.items() if name not in _FREE}
     digest.update(json.dumps(described, sort_keys=True).encode())
     return digest.hexdigest()[:32]
 
@@ -80,36 +90,60 @@ def read(path):
         If the file is missing, truncated, changed, of another kind or of a version this one cannot read.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("cv", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        metadata, tensors = read_tensor_file(path, "cv")
     except FileNotFoundError as error:
         raise GeomGNNError(
             f"There is no collective variable file {path}. Check the path, or make it with `geomgnn fit`."
         ) from error
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except DamagedFile as error:
         raise GeomGNNError(
             f"{path} cannot be read as a collective variable ({error}): it is truncated or of another kind. Copy it again "
             "from where it was made, or fit it again."
         ) from error
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+    if metadata is None or metadata.get("format") != FORMAT:
         raise GeomGNNError(
             f"{path} is a safetensors file, but not a collective variable of openmm-geomgnn. Give the file that "
             "`geomgnn fit` or `geomgnn run` wrote."
         )
-    if metadata["version"] > VERSION:
+    version = metadata.get("version")
+    if type(version) is int and version > VERSION:
         raise GeomGNNError(
-            f"{path} has version {metadata['version']} of the format and this code reads up to version {VERSION}. Update "
+            f"{path} has version {version} of the format and this code reads up to version {VERSION}. Update "
             "openmm-geomgnn."
         )
-    if metadata["content_hash"] != content_hash(tensors, metadata):
-        raise GeomGNNError(
-            f"{path} was changed or damaged after it was written: its content does not have the hash that it states. Copy "
-            "it again from where it was made, or fit it again."
-        )
+    if type(version) is not int or version < 1:
+        raise _changed(path, f"it does not say of which version it is, but {version!r}")
+    if (CHECKSUM in metadata or version > LAST_WITHOUT_CHECKSUM) and not is_as_written(metadata, tensors):
+        raise _changed(path, "its content does not have the checksum that it states")
+    if metadata.get("content_hash") != content_hash(tensors, metadata):
+        raise _changed(path, "its content does not have the hash that it states")
     while metadata["version"] < VERSION:
         metadata = MIGRATIONS[metadata["version"]](metadata)
+    check_fields(path, metadata, FIELDS)
+    for name in FIGURES:
+        _check_figure(path, name, metadata["training"].get(name))
     return metadata, tensors
+
+
+def check_fields(path, metadata, fields):
+    """Raise a GeomGNNError unless all `fields`, {name: type}, are in the metadata of a file."""
+    for name, kind in fields.items():
+        if name not in metadata:
+            raise _changed(path, f"it does not say the {name} of the CV")
+        if not isinstance(metadata[name], kind) or isinstance(metadata[name], bool):
+            raise _changed(path, f"the {name} of the CV is {metadata[name]!r} in it")
+
+
+def _check_figure(path, name, value):
+    values = value if isinstance(value, list) else [value]
+    if value is not None and not all(isinstance(number, Real) and not isinstance(number, bool) for number in values):
+        raise _changed(path, f"{name} is {value!r} in its training information")
+
+
+def _changed(path, how):
+    return GeomGNNError(
+        f"{path} was changed or damaged after it was written: {how}. Copy it again from where it was made, or fit it again."
+    )
 
 
 def parts(tensors, names):

@@ -19,6 +19,7 @@ from openmm_geomgnn.encoder import shipped_encoders
 from openmm_geomgnn.errors import GeomGNNError
 from torchmdnet_ext import checkpoints, registration
 from torchmdnet_ext.heads.noise import EquivariantNoise
+from torchmdnet_ext.tensor_files import with_checksum
 
 COMMON = {
     "embedding_dimension": 8,
@@ -87,12 +88,15 @@ def written(model, tmp_path):
     return tmp_path / "encoder.safetensors", network
 
 
-def changed(path, change):
-    """A copy of a file whose header or tensors `change(header, tensors)` has changed."""
+def changed(path, change, seal=True):
+    """A copy of a file whose header or tensors `change(header, tensors)` has changed; seal: with the checksum of that."""
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["encoder"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     change(header, tensors)
+    if seal:
+        header.pop("checksum", None)
+        header = with_checksum(header, tensors)
     copy = path.with_name("changed.safetensors")
     save_file(tensors, copy, metadata={"encoder": json.dumps(header)})
     return copy
@@ -135,10 +139,10 @@ class TestEncoderFile:
 
     def test_a_file_of_version_1_is_read(self, written):
         def change(header, tensors):
-            del header["head"]
+            del header["head"], header["checksum"]
             header["version"] = 1
 
-        old = Encoder.load(changed(written[0], change))
+        old = Encoder.load(changed(written[0], change, seal=False))
         assert same(old.network.state_dict(), written[1]) and old.head is None
         assert old.content_hash() == Encoder.load(written[0]).content_hash()
 
@@ -166,17 +170,39 @@ class TestEncoderFile:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda header, tensors: header.update(version=99), "version 99.*up to version 2.*Update openmm-geomgnn"),
+            (lambda header, tensors: header.update(version=99), "version 99.*up to version 3.*Update openmm-geomgnn"),
             (lambda header, tensors: header.pop("version"), "version None"),
             (lambda header, tensors: header.update(format="something else"), "not an encoder of openmm-geomgnn"),
             (lambda header, tensors: header["settings"].update(model="tensornet"), "of the kind 'tensornet'.*visnet or"),
             (lambda header, tensors: header["settings"].pop("num_layers"), "does not say what 'num_layers'"),
             (lambda header, tensors: header["settings"].update(smooth_cutoff="maybe"), "smooth_cutoff is 'maybe'"),
+            (lambda header, tensors: header["settings"].update(num_rbf=10**9), "num_rbf 1000000000, but none of its"),
+            (lambda header, tensors: header["settings"].update(num_layers=10**9), "num_layers 1000000000, which"),
+            (lambda header, tensors: header["settings"].update(cutoff_upper="far"), "settings that no network can be built"),
+            (lambda header, tensors: header.update(settings=[]), "changed or damaged after it was written"),
         ],
     )
     def test_other_headers_are_errors(self, written, change, message):
         with pytest.raises(GeomGNNError, match=message):
             Encoder.load(changed(written[0], change))
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda header, tensors: tensors["distance_expansion.betas"].add_(1e-6),
+            lambda header, tensors: header["settings"].update(cutoff_upper=6.0),
+            lambda header, tensors: header["training"].update(loss=0.1),
+            lambda header, tensors: header.pop("checksum"),
+            lambda header, tensors: header.update(version=2),
+            lambda header, tensors: tensors.update(
+                {"distance_expansion.betas": tensors["distance_expansion.betas"].view(torch.int32)}
+            ),
+        ],
+        ids=["tensor", "settings", "training", "checksum", "version", "type"],
+    )
+    def test_changed_file_is_an_error(self, written, change):
+        with pytest.raises(GeomGNNError, match="changed or damaged after it was written"):
+            Encoder.load(changed(written[0], change, seal=False))
 
     @pytest.mark.parametrize("length", [0, 5, 200, -40])
     def test_truncated_file_is_an_error(self, written, length):

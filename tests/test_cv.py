@@ -13,6 +13,7 @@ from physics import JUMP, STEP, relative
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from openmm_geomgnn import cv_file
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 
@@ -112,12 +113,52 @@ class TestFile:
             lambda metadata, tensors: metadata.update(pooling="mean"),
             lambda metadata, tensors: metadata["encoder"]["settings"].update(cutoff_upper=6.0),
             lambda metadata, tensors: metadata["molecule"][0].__setitem__(1, "GLY"),
+            lambda metadata, tensors: metadata["training"].update(rate_300K_per_ps=[0.1]),
+            lambda metadata, tensors: metadata.pop("version"),
+            lambda metadata, tensors: metadata.update(version=1),
+            lambda metadata, tensors: metadata.pop("content_hash"),
+            lambda metadata, tensors: metadata.pop("kind"),
+            lambda metadata, tensors: tensors.update({"koopman.mean": tensors["koopman.mean"].view(torch.int64)}),
         ],
-        ids=["mean", "encoder", "missing", "pooling", "cutoff", "molecule"],
+        ids=[
+            *("mean", "encoder", "missing", "pooling", "cutoff", "molecule", "training", "version", "older", "hash", "kind"),
+            "type",
+        ],
     )
     def test_changed_file_is_an_error(self, written, change):
         with pytest.raises(GeomGNNError, match="changed or damaged after it was written"):
             CollectiveVariable.load(changed(written, change))
+
+    @pytest.mark.parametrize(
+        ("change", "part"),
+        [
+            (lambda metadata: metadata.pop("version"), "of which version it is, but None"),
+            (lambda metadata: metadata.update(version="3"), "of which version it is, but '3'"),
+            (lambda metadata: metadata.pop("content_hash"), "the hash that it states"),
+            (lambda metadata: metadata.pop("kind"), "does not say the kind of the CV"),
+            (lambda metadata: metadata.update(kind="oracle"), "kind 'oracle', and this code knows network, student"),
+            (lambda metadata: metadata.update(kind=[]), r"the kind of the CV is \[\] in it"),
+            (lambda metadata: metadata.update(kind="student"), "does not say the atoms of the CV"),
+            (lambda metadata: metadata.pop("training"), "does not say the training of the CV"),
+            (lambda metadata: metadata["training"].update(timescales_ps="long"), "timescales_ps is 'long'"),
+            (lambda metadata: metadata.update(lag_time_ps="5 ps"), "lag_time_ps of the CV is '5 ps'"),
+            (lambda metadata: metadata.update(mixer={}), "does not hold a usable collective variable"),
+            (lambda metadata: metadata.update(encoder={}), "does not hold a usable collective variable"),
+        ],
+    )
+    def test_files_that_another_program_wrote_are_errors(self, written, change, part):
+        """Of a version without checksum, with the hash of what is in it."""
+
+        def rewrite(metadata, tensors):
+            metadata["version"] = 3
+            metadata.pop("checksum", None)
+            change(metadata)
+            if "content_hash" in metadata:
+                metadata["content_hash"] = cv_file.content_hash(tensors, metadata)
+
+        with pytest.raises(GeomGNNError, match=part) as error:
+            CollectiveVariable.load(changed(written, rewrite))
+        assert "\n" not in str(error.value)
 
     @pytest.mark.parametrize("length", [0, 6, 300, -100])
     def test_truncated_file_is_an_error(self, written, length):

@@ -22,7 +22,7 @@ def of_version_1(path):
     with safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["cv"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    for name in ("radius", "neighbours", "content_hash"):
+    for name in ("radius", "neighbours", "content_hash", "checksum"):
         del metadata[name]
     metadata["version"] = 1
     metadata["content_hash"] = cv_file.content_hash(tensors, metadata)

@@ -11,13 +11,13 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from torchmdnet_ext import registration
 from torchmdnet_ext.files import write_whole
 from torchmdnet_ext.geom2vec import read_geom2vec
 from torchmdnet_ext.networks import Denoiser, Pretrained, build_head, build_network, load_torch_file
+from torchmdnet_ext.tensor_files import CHECKSUM, DamagedFile, is_as_written, read_tensor_file, with_checksum
 
 __all__ = [
     "build_head",
@@ -32,7 +32,10 @@ __all__ = [
 ]
 
 FORMAT = "openmm-geomgnn encoder"
-VERSION = 2
+VERSION = 3
+FIRST_WITH_CHECKSUM = 3
+# what stands in the header of an encoder's file, and of which type it is
+HEADER = {"settings": dict, "training": dict, "head": (str, type(None))}
 HEAD = "head."  # beginning of the names of the noise head's tensors in our files
 # beginnings of names in a checkpoint of the trainer
 NETWORK = "model.representation_model."
@@ -82,7 +85,7 @@ def write_encoder(path, settings, network, training=None, head=None):
     }
     tensors = {**_single(network), **({} if head is None else _single(head, HEAD))}
     # not save_file, which makes the file readable by its owner only
-    write_whole(path, save(tensors, metadata={"encoder": json.dumps(header)}))
+    write_whole(path, save(tensors, metadata={"encoder": json.dumps(with_checksum(header, tensors))}))
 
 
 def _without_head(header):
@@ -90,7 +93,12 @@ def _without_head(header):
     return {**header, "version": 2, "head": None}
 
 
-MIGRATIONS = {1: _without_head}  # version -> what makes the next one of a header
+def _without_checksum(header):
+    """Version 2 knew no checksums."""
+    return {**header, "version": 3}
+
+
+MIGRATIONS = {1: _without_head, 2: _without_checksum}  # version -> what makes the next one of a header
 
 
 def read_encoder(path):
@@ -99,24 +107,29 @@ def read_encoder(path):
     Raises
     ------
     ValueError
-        If the file is truncated, of another kind, or of a version this one cannot read.
+        If the file is truncated, changed, of another kind, or of a version this one cannot read.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("encoder", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, json.JSONDecodeError) as error:
+        header, tensors = read_tensor_file(path, "encoder")
+    except DamagedFile as error:
         raise ValueError(
             f"{path} cannot be read as an encoder ({error}): it is truncated or of another kind. Copy it again."
         ) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if header is None or header.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file, but not an encoder of openmm-geomgnn. Give an encoder's file.")
-    while header.get("version") in MIGRATIONS:
-        header = MIGRATIONS[header["version"]](header)
-    if header.get("version") != VERSION:
+    version = header.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise ValueError(
-            f"{path} has version {header.get('version')} of the encoder format and this code reads up to version {VERSION}. "
+            f"{path} has version {version} of the encoder format and this code reads up to version {VERSION}. "
             "Update openmm-geomgnn."
+        )
+    intact = is_as_written(header, tensors) if CHECKSUM in header or version >= FIRST_WITH_CHECKSUM else True
+    while header["version"] < VERSION:
+        header = MIGRATIONS[header["version"]](header)
+    if not intact or not all(isinstance(header.get(key, ...), kind) for key, kind in HEADER.items()):
+        raise ValueError(
+            f"{path} was changed or damaged after it was written: its content does not have the checksum that it states. "
+            "Copy it again from where it was made."
         )
     head = None
     if header["head"] is not None:

@@ -10,6 +10,8 @@ from torch import nn
 from torchmdnet_ext import registration
 from torchmdnet_ext.quiet import start_warp
 
+SIZES = ("embedding_dimension", "num_rbf", "max_z")  # settings that are dimensions of tensors
+
 
 class Pretrained(NamedTuple):
     """What a file with a pre-trained network holds.
@@ -62,6 +64,8 @@ def misfits(expected, found):
             problems.append(f"{name} is no tensor")
         elif tuple(found[name].shape) != shapes[name]:
             problems.append(f"{name} has shape {tuple(found[name].shape)} instead of {shapes[name]}")
+        elif hasattr(expected[name], "dtype") and found[name].is_floating_point() != expected[name].is_floating_point():
+            problems.append(f"{name} is of type {found[name].dtype} instead of {expected[name].dtype}")
     return sorted(problems)
 
 
@@ -89,6 +93,7 @@ def build_network(settings, tensors, origin="the encoder"):
             f"{origin} holds a network of the kind '{settings.get('model')}', which cannot be an encoder. Train one with "
             f"model: {' or '.join(registration.MODELS)}."
         )
+    _check_sizes(settings, tensors, origin)
     try:
         network = registration.representation_model({"precision": 32, "box_vecs": None, **settings})
     except KeyError as error:
@@ -96,7 +101,32 @@ def build_network(settings, tensors, origin="the encoder"):
             f"{origin} does not say what {error} the network has, so it cannot be built. Use the file that was written by "
             "the training."
         ) from error
+    # what networks raise over settings that no training has written
+    except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, IndexError, ArithmeticError) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ValueError(
+            f"{origin} has settings that no network can be built with ({reason}): "
+            "use the file that was written by the training."
+        ) from error
     return _fill(network, {"distance.box": network.distance.box, **tensors}, origin)
+
+
+def _check_sizes(settings, tensors, origin):
+    """Refuse sizes that are not those of the tensors before a network is built with them, of whatever size."""
+    there = {size for tensor in tensors.values() for size in getattr(tensor, "shape", ())}
+    for name in SIZES:
+        size = settings.get(name)
+        if name in settings and (type(size) is not int or size not in there):
+            raise ValueError(
+                f"{origin} says that its network has {name} {size!r}, but none of its tensors has that size. The file was "
+                "changed after it was written; use the one that was written by the training."
+            )
+    layers = settings.get("num_layers")
+    if "num_layers" in settings and (type(layers) is not int or not 0 < layers <= len(tensors)):
+        raise ValueError(
+            f"{origin} says that its network has num_layers {layers!r}, which its {len(tensors)} tensors do not have. Use "
+            "the file that was written by the training."
+        )
 
 
 def new_head(channels, activation="silu"):

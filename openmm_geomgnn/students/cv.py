@@ -76,13 +76,14 @@ class StudentCV(cv_file.SavedCV):
     @classmethod
     def from_file(cls, path, metadata, tensors):
         """The CV of what `cv_file.read` returned."""
-        parts = cv_file.parts(tensors, ("network", "coordinates"))
+        cv_file.check_fields(path, metadata, {"atoms": list, "near": list})
         try:
+            parts = cv_file.parts(tensors, ("network", "coordinates"))
             weights = parts["network"]
             network = StudentNetwork(len(weights["mean"]), len(weights["first.bias"]), len(weights["last.bias"])).double()
             network.load_state_dict(weights)
             coordinates = InternalCoordinates(**parts["coordinates"])
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, AssertionError) as error:
             raise GeomGNNError(f"{path} does not hold a usable student: {error}. Distil it again.") from error
         return cls(
             network,

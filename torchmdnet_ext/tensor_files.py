@@ -1,0 +1,59 @@
+"""Safetensors files with a header of ours, in JSON, and how damaged ones are told."""
+
+import hashlib
+import json
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+CHECKSUM = "checksum"  # in a header: of everything else in the file
+
+
+class DamagedFile(ValueError):
+    """A file that cannot be read as a safetensors file; the message is the reason, as a part of a sentence."""
+
+
+def with_checksum(header, tensors):
+    """A header, as JSON gives it back, with the checksum of itself and of the tensors."""
+    header = json.loads(json.dumps(header))
+    return {**header, CHECKSUM: _checksum(header, tensors)}
+
+
+def read_tensor_file(path, name, framework="pt"):
+    """(header, tensors) of a safetensors file.
+
+    Parameters
+    ----------
+    name : str
+        Of the header in the metadata of the file. Without it, or if it is no dictionary, the header is None.
+    framework : {"pt", "numpy"}
+
+    Raises
+    ------
+    FileNotFoundError, DamagedFile
+    """
+    try:
+        with safe_open(path, framework=framework) as file:
+            header = json.loads((file.metadata() or {}).get(name, "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except FileNotFoundError:
+        raise
+    # types that this version of torch or numpy lacks are an AttributeError, KeyError or TypeError
+    except (SafetensorError, OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedFile(f"{error or type(error).__name__}") from error
+    return header if isinstance(header, dict) else None, tensors
+
+
+def is_as_written(header, tensors):
+    """Whether what was read is what `with_checksum` was given."""
+    return header.get(CHECKSUM) == _checksum(header, tensors)
+
+
+def _checksum(header, tensors):
+    described = {key: value for key, value in header.items() if key != CHECKSUM}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        array = tensor if isinstance(tensor, np.ndarray) else tensor.detach().cpu().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]
