@@ -10,8 +10,15 @@ from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.cv_verdict import judge, timescale_notes
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.koopman import cross_validate, fit_linear, timescales, train_vampnet, transitions
-from openmm_geomgnn.koopman.covariance import check_lengths
+from openmm_geomgnn.koopman import (
+    check_folds,
+    cross_validate,
+    fit_linear,
+    hold_out,
+    timescales,
+    train_vampnet,
+    transitions,
+)
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
 from openmm_geomgnn.store import Embeddings
@@ -23,6 +30,7 @@ from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import make_windows
 
 ESTIMATORS = ("linear", "vampnet")
+FOLDS = 4  # of the cross-validation of a linear CV
 RATE_FRAMES = 500  # at which the velocity of the features is sampled, for the softening
 GRADIENT_FRAMES = 200  # at which the gradient of a CV is taken
 SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one basin
@@ -102,12 +110,11 @@ def fit_cv(trajectories, topology, settings, progress=None):
         raise GeomGNNError("The linear estimator works on the tokens themselves: set mixer: none, or estimator: vampnet.")
     if settings.estimator == "linear" and settings.softening and not settings.reversible:
         raise GeomGNNError("softening is for the reversible estimator only: set reversible: true, or softening: 0.")
-    lag = settings.lag_frames()
     if not trajectories:
         raise GeomGNNError("There are no trajectories to fit to: give one or more.")
     store = trajectories if isinstance(trajectories, Embeddings) else None
     lengths = store.lengths if store else [len(trajectory) for trajectory in trajectories]
-    check_lengths(lengths, lag)
+    lag = check_data(lengths, settings)
     topology = as_topology(topology)
     atoms = select_atoms(topology, settings.selection)
     table = residue_table(topology, atoms)
@@ -162,9 +169,7 @@ def fit_cv(trajectories, topology, settings, progress=None):
         lag_time=settings.lag_time,
         training=information,
     )
-    values = [
-        np.concatenate([cv.project(chi).numpy() for chi in Features(cv.mixer, part).pieces()]) for part in tokens
-    ]
+    values = [np.concatenate([cv.project(chi).numpy() for chi in Features(cv.mixer, part).pieces()]) for part in tokens]
     facts = cv.training_information
     facts |= _slow_motions(values, lag, model.singular_values, settings.lag_time)
     facts |= stiffness(
@@ -179,6 +184,22 @@ def _slow_motions(values, lag, singular_values, lag_time):
     found = transitions(values, lag, singular_values)
     known, notes = timescale_notes(timescales(singular_values, lag_time), lag_time, found.separates_runs)
     return {"timescales_ps": known, "timescale_notes": notes, "transitions": found.counts.tolist()}
+
+
+def check_data(lengths, settings):
+    """The lag time in frames, if trajectories of these lengths, in frames, suffice for a fit with these FitSettings.
+
+    Raises
+    ------
+    GeomGNNError
+        If they do not, or the lag time is not a whole number of frames.
+    """
+    lag = settings.lag_frames()
+    if settings.estimator == "linear":
+        check_folds(lengths, lag, FOLDS)
+    else:
+        hold_out(lengths, lag, settings.training.get("validation_fraction", 0.0), seed=settings.seed)
+    return lag
 
 
 def _reference(trajectory, topology, atoms, settings):
@@ -250,7 +271,7 @@ def _fit_linear(mixer, tokens, rates, lag, settings):
         )
 
     model = fit(features)
-    folds = cross_validate(fit, features, lag, folds=4, reversible=settings.reversible)
+    folds = cross_validate(fit, features, lag, folds=FOLDS, reversible=settings.reversible)
     scores = {
         "vamp2_training": 1.0 + float(np.sum(np.square(model.singular_values))),
         "vamp2_held_out": float(np.mean(folds)),
@@ -331,10 +352,7 @@ def stiffness(cv, topology, positions, frame_interval, values=None, progress=Non
         values = [bound.compute_whole(pos) for pos in positions]
     piece = max(2, round(SPREAD_WINDOW / frame_interval))
     spreads = [
-        part.std(axis=0)
-        for value in values
-        for part in np.array_split(value, max(1, len(value) // piece))
-        if len(part) > 1
+        part.std(axis=0) for value in values for part in np.array_split(value, max(1, len(value) // piece)) if len(part) > 1
     ]
     low, high = np.percentile(np.concatenate(values), [1, 99], axis=0)
     return {

@@ -198,6 +198,22 @@ class TestErrors:
         with pytest.raises(GeomGNNError, match="lag"):
             fit_cv([trajectory(5, 0)[0]], ALA2, FitSettings(20.0, INTERVAL, encoder=encoder))
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({}, "too short for 4 folds"),
+            ({**ESTIMATORS["vampnet"], "training": {"validation_fraction": 0.1}}, "too short to hold out a fraction of 0.1"),
+        ],
+    )
+    def test_too_little_data_is_seen_before_the_embedding(self, encoder, data, changes, message):
+        settings = FitSettings(50.0, INTERVAL, encoder=encoder, **changes)
+
+        def progress(stage, done, total):
+            raise AssertionError(f"{stage} has begun")
+
+        with pytest.raises(GeomGNNError, match=f"{message}.*a shorter lag"):
+            fit_cv([part[:100] for part, _ in data[:2]], data[0][0].topology, settings, progress)
+
     def test_frames_that_are_not_finite(self, encoder):
         part, _ = trajectory(50, 0)
         part.xyz[7, 8] = np.nan

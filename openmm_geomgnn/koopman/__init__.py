@@ -4,7 +4,7 @@ from .covariance import Covariances, covariances, static_weights
 from .linear import fit_linear
 from .loss import vamp2
 from .transitions import Transitions, transitions
-from .validation import Segment, cross_validate, held_out_score, hold_out
+from .validation import Segment, check_folds, cross_validate, held_out_score, hold_out
 from .vamp import EPSILON, KoopmanModel, fix_sign, skewness, timescales, vamp, vamp_score
 from .vampnet import VAMPNetResult, train_vampnet
 
@@ -15,6 +15,7 @@ __all__ = [
     "Segment",
     "Transitions",
     "VAMPNetResult",
+    "check_folds",
     "covariances",
     "cross_validate",
     "fit_linear",

@@ -122,20 +122,25 @@ def cross_validate(fit: Callable, trajs, lag: int, folds: int = 5, r: float = 2,
     if weights is not None and not isinstance(weights, (list, tuple)):
         weights = [weights]
     lengths = [len(x) for x in trajs]
-    check_lengths(lengths, lag)
-    if folds < 2:
-        raise GeomGNNError(f"Cross-validation needs at least 2 folds but folds was {folds!r}.")
+    check_folds(lengths, lag, folds, blocks)
     scores = []
     for training, validation in _folds(lengths, lag, folds, blocks):
-        if not training or not validation:
-            raise GeomGNNError(f"The trajectories ({sum(lengths)} frames in {len(lengths)}) are too short for "
-                               f"{folds} folds at a lag of {lag} frames: a fold needs blocks of two lags. Use fewer "
-                               "folds, a shorter lag or more data.")
         take = [s.take(trajs) for s in training]
         model = fit(take) if weights is None else fit(take, weights=[s.take(weights) for s in training])
         held_weights = None if weights is None else [s.take(weights) for s in validation]
         scores.append(held_out_score(model, [s.take(trajs) for s in validation], lag, r, reversible, held_weights))
     return np.array(scores)
+
+
+def check_folds(lengths: Sequence[int], lag: int, folds: int, blocks: int = 4) -> None:
+    """GeomGNNError where trajectories of these lengths, in frames, are too short for `cross_validate`; it needs no data."""
+    check_lengths(lengths, lag)
+    if folds < 2:
+        raise GeomGNNError(f"Cross-validation needs at least 2 folds but folds was {folds!r}.")
+    if not all(training and validation for training, validation in _folds(lengths, lag, folds, blocks)):
+        raise GeomGNNError(f"The trajectories ({sum(lengths)} frames in {len(lengths)}) are too short for {folds} folds, in "
+                           f"which a CV is scored on data it was not fitted to, at a lag of {lag} frames: a fold needs "
+                           "blocks of two lags. Use a shorter lag, or more or longer trajectories.")
 
 
 def _folds(lengths, lag, folds, blocks):
