@@ -69,8 +69,8 @@ def locked(path, folder=True):
 
 
 def is_empty(folder, leftovers=()):
-    """Whether a folder holds nothing but the lock on it, and what of `leftovers`, paths, there is."""
-    return all(path.name == LOCK or path in leftovers for path in folder.iterdir())
+    """Whether a folder holds nothing but the lock on it and `leftovers`, paths."""
+    return {path.name for path in folder.iterdir()} <= {LOCK, *(path.name for path in leftovers)}
 
 
 def set_aside(path, inputs=()):

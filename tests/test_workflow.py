@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -14,11 +15,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from openmm_geomgnn.cli import fields, molecule, reporting, workflow
 from openmm_geomgnn.cli import folder as folders
 from openmm_geomgnn.cli.config import load_protocol
+from openmm_geomgnn.cli.provenance import current_cv
+from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling import runner, unbiased
 from openmm_geomgnn.sampling.checkpoint import load_checkpoint
@@ -85,6 +90,12 @@ def no_simulation(monkeypatch):
             raise AssertionError(f"the {kind} simulation was started")
 
         monkeypatch.setattr(module, "WalkerPool", start)
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Leaves out the report, which takes seconds."""
+    monkeypatch.setattr(workflow, "report", lambda protocol, seconds: {})
 
 
 def claim(protocol, overwrite=False, source=None):
@@ -348,7 +359,7 @@ class TestFolder:
         """What `atomic_write` leaves is no folder of somebody else's."""
         folder = tmp_path / "new"
         folder.mkdir()
-        (folder / ".protocol.yaml.abcd_123.yaml").touch()
+        (folder / ".protocol.yaml.temporary-abcd_123.yaml").touch()
         (folder / ".lock").touch()
         claim(load(output=str(folder)))
         assert sorted(path.name for path in folder.iterdir()) == ["protocol.yaml", "topology.pdb"]
@@ -395,6 +406,125 @@ class TestFolder:
         (copied / "cv.safetensors").write_bytes(content[: len(content) // 2])
         with pytest.raises(GeomGNNError, match="cannot be read as a collective variable.*truncated"):
             workflow.run_protocol(load())
+
+
+# ------------------------------------------------------------------------------------------- what the CV was made from
+
+
+@pytest.fixture
+def mine(load, copied, tmp_path):
+    """Files of the user's own, and settings with which the copied run might have been made of them."""
+    structures = load().system.structures
+    structure, encoder = tmp_path / "mine.pdb", tmp_path / "mine.safetensors"
+    shutil.copy(structures[1], structure)
+    shutil.copy(fields.DATA / "et-64.safetensors", encoder)
+    settings = {"system__structures": [str(structures[0]), str(structure)], "cv__encoder": str(encoder)}
+    folders.settle(load(**settings))
+    return SimpleNamespace(settings=settings, structure=structure, encoder=encoder)
+
+
+def change_cv(path, **facts):
+    """Another CV file, which says something else about itself."""
+    cv = CollectiveVariable.load(path)
+    cv.training_information.update(facts)
+    cv.save(path)
+
+
+def remark(structure):
+    structure.write_text(f"REMARK changed\n{structure.read_text()}")
+
+
+def change_encoder(path):
+    encoder = Encoder.load(path)
+    with torch.no_grad():
+        next(encoder.parameters()).mul_(1.001)
+    encoder.save(path)
+
+
+class TestProvenance:
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda mine, folder: remark(mine.structure), "trajectory.1.dcd belongs to a run with another start positions"),
+            (
+                lambda mine, folder: (remark(mine.structure), shutil.rmtree(folder / "unbiased")),
+                "fitted under other conditions: start positions of the unbiased runs differ",
+            ),
+            (lambda mine, folder: change_encoder(mine.encoder), "fitted under other conditions: encoder of the fit differ"),
+            (lambda mine, folder: change_cv(folder / "cv.safetensors", lag="?"), "another collective variable"),
+            (lambda mine, folder: change_cv(folder / "cv.safetensors", rate_300K_per_ps=[500.0]), "too stiff to bias"),
+            (lambda mine, folder: (folder / "cv.safetensors").write_bytes(b"x"), "cannot be read as a collective variable"),
+        ],
+        ids=["structure", "structure, unbiased runs gone", "encoder", "CV", "stiffness", "damaged CV"],
+    )
+    def test_nothing_changes_in_a_folder_that_refuses(self, damage, message, load, copied, mine):
+        damage(mine, copied)
+        before = contents(copied)
+        with pytest.raises(GeomGNNError, match=message):
+            workflow.run_protocol(load(**mine.settings, run__checkpoint_interval=2))  # there would be something to write
+        assert contents(copied) == before
+
+    def test_unbiased_runs_that_have_served_are_not_made_again(self, load, copied, no_simulation, no_report):
+        shutil.rmtree(copied / "unbiased")
+        workflow.run_protocol(load())
+
+    @pytest.mark.parametrize("changes", [{"seed": 2}, {"system__temperature": 310}])
+    def test_a_stale_cv_is_fitted_again(self, changes, load, copied, no_simulation):
+        """What determined it has changed, and the runs that it was fitted to are gone."""
+        not_biased_yet(copied)
+        shutil.rmtree(copied / "unbiased")
+        with pytest.raises(AssertionError, match="the unbiased simulation was started"):
+            workflow.run_protocol(load(**changes))
+
+    def test_a_cv_of_other_settings_is_moved_aside(self, load, copied, no_simulation):
+        not_biased_yet(copied)
+        old = (copied / "cv.safetensors").read_bytes()
+        with pytest.warns(UserWarning, match="cv.safetensors is now"), pytest.raises(AssertionError, match="the biased"):
+            workflow.run_protocol(load(cv__softening=0.1))
+        assert CollectiveVariable.load(copied / "cv.safetensors").training_information["softening_ps"] == 0.1
+        assert (copied / "cv.safetensors.previous-1").read_bytes() == old
+
+    def test_a_cv_without_a_record(self, load, copied, no_simulation):
+        """Versions before did not write down what a CV was made from: runs go on, fits are made again."""
+        facts = CollectiveVariable.load(copied / "cv.safetensors")
+        record = facts.training_information.pop("made_from")
+        facts.save(copied / "cv.safetensors")
+        assert current_cv(load(), record) is not None
+        not_biased_yet(copied)
+        assert current_cv(load(), record) is None
+
+    def test_a_given_cv_is_compared_by_its_content(self, load, copied, tmp_path, no_simulation, no_report):
+        given = tmp_path / "given.safetensors"
+        shutil.copy(copied / "cv.safetensors", given)
+        protocol = load(cv={"file": str(given)})
+        folders.settle(protocol)
+        workflow.run_protocol(protocol)
+        moved = load(cv={"file": shutil.copy(given, tmp_path / "moved.safetensors")})
+        workflow.run_protocol(moved)
+        # fitted again, under the same name
+        change_cv(moved.cv.file, in_basin_spread=[0.2])
+        before = contents(copied)
+        with pytest.raises(GeomGNNError, match=f"{moved.cv.file} .* is not the CV that .* which is {copied}/cv.safetensors"):
+            workflow.run_protocol(moved)
+        assert contents(copied) == before
+        not_biased_yet(copied)
+        with pytest.warns(UserWarning, match="previous-1"), pytest.raises(AssertionError, match="the biased simulation"):
+            workflow.run_protocol(moved)
+        assert (copied / "cv.safetensors").read_bytes() == moved.cv.file.read_bytes()
+        assert (copied / "cv.safetensors.previous-1").read_bytes() == before[Path("cv.safetensors")]
+
+    def test_a_second_process(self, load, copied, no_simulation):
+        program = f"from openmm_geomgnn.locks import locked\nwith locked({str(copied)!r}): print(flush=True), input()"
+        with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True) as process:
+            process.stdout.readline()
+            before = contents(copied)
+            for overwrite in (False, True):
+                with pytest.raises(GeomGNNError, match=f"in use by process {process.pid} on {socket.gethostname()}"):
+                    workflow.run_protocol(load(), overwrite)
+            done = subprocess.run([*COMMAND, "report", str(copied)], capture_output=True, text=True)
+            assert done.returncode == 1 and f"in use by process {process.pid} on" in done.stderr
+            assert contents(copied) == before
+            process.communicate("\n")
 
 
 # ------------------------------------------------------------------------------------------------ before and between

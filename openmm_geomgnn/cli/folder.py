@@ -11,7 +11,7 @@ from openmm.app import PDBFile
 
 from openmm_geomgnn.cli.config import dump, load_protocol
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.files import atomic_write, is_leftover, remove_leftovers
 from openmm_geomgnn.locks import is_empty, locked, set_aside
 from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint, topology_hash
 from openmm_geomgnn.sampling.systems import load_structure
@@ -22,11 +22,6 @@ CV_FILE = "cv.safetensors"
 WALL_TIME = "wall_time.json"
 UNBIASED = "unbiased"
 COMPARISON = "comparison"
-# what a run replaces as a whole, by way of a temporary file
-_REPLACED = (
-    *(PROTOCOL, TOPOLOGY, CV_FILE, WALL_TIME),
-    *("COLVAR", "KERNELS", "checkpoint.safetensors", "summary.json", "report.html"),
-)
 # settings that may change at any time
 _FREE = (("run", "length"), ("run", "checkpoint_interval"), ("run", "accept"), ("unbiased", "comparison_length"))
 
@@ -62,7 +57,7 @@ def claimed(protocol, overwrite=False, source=None):
                 stack.enter_context(locked(folder))
             else:
                 _check_unchanged(protocol, settled)
-        elif not is_empty(folder, _leftovers(folder)):
+        elif not is_empty(folder, filter(is_leftover, folder.iterdir())):
             raise GeomGNNError(f"{folder} is not empty and was not made by `geomgnn run`. Choose another output.")
         yield
 
@@ -71,8 +66,7 @@ def settle(protocol):
     """Write the protocol, and the topology of all trajectories to come, into its folder, and remove what a kill left."""
     folder = protocol.output
     topology, positions = first_structure(protocol)
-    for path in _leftovers(folder):
-        path.unlink()
+    remove_leftovers(folder)
     with atomic_write(folder / PROTOCOL) as temporary:
         temporary.write_text(dump(protocol), encoding="utf-8")
     # not a copy of the file: these are the atoms, in this order, that the trajectories have
@@ -101,11 +95,6 @@ def has_biased_steps(folder):
     """Whether a biased run has begun there: from then on its CV stays as it is."""
     checkpoint = find_checkpoint(folder)
     return checkpoint is not None and load_checkpoint(checkpoint).step > 0
-
-
-def _leftovers(folder):
-    """Temporary files of `atomic_write` that a run left when it was killed."""
-    return [path for name in _REPLACED for path in folder.glob(f".{name}.????????{Path(name).suffix}")]
 
 
 def first_structure(protocol):

@@ -105,6 +105,7 @@ def _cv_to_go_on_with(protocol, given, record):
         cv = given
         check_given(protocol)
     if cv is not None:
+        check_verdict(cv, protocol)
         bias = protocol.opes(**kernel_width(cv, protocol))
         if has_biased_steps(protocol.output) and (protocol.output / CV_FILE).exists():
             _runner(protocol, bias).check()
