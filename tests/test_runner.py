@@ -17,7 +17,7 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.colvar import read_colvar
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.systems import SystemSettings
-from openmm_geomgnn.sampling.unbiased import run_unbiased
+from openmm_geomgnn.sampling.unbiased import begun_length, run_unbiased
 from openmm_geomgnn.sampling.walker import WalkerSpec
 
 # ------------------------------------------------------------------------------------------------------------- going on
@@ -198,3 +198,80 @@ def test_unbiased_walkers_are_made_once(tmp_path):
         run_unbiased([specs[0], replace(specs[1], temperature=450.0)], 1.0, tmp_path)
     with pytest.raises(GeomGNNError, match="number of steps"):
         run_unbiased(specs, 2.0, tmp_path)
+
+
+def unbiased_specs(**changes):
+    settings = {"make_cv": None, "colvar_interval": 50, "frame_interval": 50, "equilibration": 0.1} | changes
+    return [biased(**settings, index=k) for k in range(2)]
+
+
+class Stop(BaseException):
+    """Ends a run between two blocks, without a chance to save anything."""
+
+
+def stop_after(time):
+    def progress(seen):
+        if seen.time > time:
+            raise Stop
+
+    return progress
+
+
+def assert_same_trajectories(a, b):
+    names = [f"trajectory.{k}.{kind}" for k in range(2) for kind in ("dcd", "json")]
+    assert sorted(path.name for path in a.iterdir()) == sorted(path.name for path in b.iterdir()) == sorted(names)
+    for name in names:
+        old, new = ((folder / name).read_bytes() for folder in (a, b))
+        # the header of a DCD file says when it was begun
+        assert old[260:] == new[260:] if name.endswith("dcd") else old == new, name
+
+
+def test_unbiased_walkers_go_on_where_they_were(tmp_path):
+    """Stopped twice, side by side and one after the other, before it goes on; then given a damaged file."""
+    specs, there, options = unbiased_specs(), tmp_path / "parts", {"checkpoint_interval": 4.0}
+    run_unbiased(specs, 7.0, tmp_path / "whole")
+    with pytest.raises(Stop):  # at 6 and 6 ps
+        run_unbiased(specs, 7.0, there, processes=2, **options, progress=stop_after(11.0))
+    assert not list(there.glob("trajectory.*")) and begun_length(there, 0) == pytest.approx(7.0)
+    # nothing is complete, but what there is belongs to these settings
+    with pytest.raises(GeomGNNError, match="another seed"):
+        run_unbiased(unbiased_specs(seed=3), 7.0, there)
+    seen = []
+    with pytest.raises(Stop):  # at 7 and 6 ps
+        run_unbiased(specs, 7.0, there, **options, progress=lambda p: (seen.append(p), stop_after(12.0)(p)))
+    assert seen[0].started == pytest.approx(8.0)
+    assert {path.suffix for path in there.glob("trajectory.0.*")} == {".dcd", ".json"}
+    run_unbiased(specs, 7.0, there, progress=seen.append)
+    assert (seen[-1].started, seen[-1].time, seen[-1].length) == pytest.approx((4.0, 7.0, 7.0))
+    assert_same_trajectories(tmp_path / "whole", there)
+    assert begun_length(there, 1) == pytest.approx(7.0) and begun_length(there, 2) is None
+    (there / "trajectory.1.json").write_text("{")
+    with pytest.raises(GeomGNNError, match=r"trajectory\.1\.json cannot be read"):
+        run_unbiased(specs, 7.0, there)
+
+
+def test_one_unbiased_walker_that_fails_does_not_stop_the_other(tmp_path):
+    good, bad = unbiased_specs()
+    with pytest.raises(GeomGNNError, match="Walker 1 .*not finite"):
+        run_unbiased([good, replace(bad, timestep=0.01, equilibration=0.0)], 3.0, tmp_path, processes=2)
+    assert (tmp_path / "trajectory.0.dcd").exists() and not (tmp_path / "trajectory.1.dcd").exists()
+    seen = []
+    run_unbiased([good, bad], 3.0, tmp_path, processes=2, progress=seen.append)
+    assert seen[-1].length == pytest.approx(3.0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs to see which files are synced")
+def test_a_power_failure_leaves_what_the_checkpoint_of_an_unbiased_walker_counts(tmp_path, monkeypatch):
+    specs = unbiased_specs()
+    run_unbiased(specs, 5.0, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        disk = Disk(tmp_path / "run", patch)
+        run_unbiased(specs, 5.0, tmp_path / "run", checkpoint_interval=2.0)
+        disk.close()
+    # for each walker three checkpoints, the description and the trajectory, each time with and without the last rename
+    assert len(disk.states) == 20
+    for k in (2, 8, 9, 17):
+        state = disk.states[k]
+        restore(state, tmp_path / str(k))
+        run_unbiased(specs, 5.0, tmp_path / str(k))
+        assert_same_trajectories(tmp_path / "whole", tmp_path / str(k))

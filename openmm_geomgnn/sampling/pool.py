@@ -14,23 +14,22 @@ class WalkerPool(Closing):
     """The walkers of a run, driven in lockstep.
 
     specs: list of WalkerSpec. step: the outer step at which they begin. separate: whether they get processes of their
-    own; by default when there is more than one. Use it as a context manager; `facts` is a list of WalkerFacts.
+    own; by default when there is more than one. Use it as a context manager.
 
-    Raises GeomGNNError when a walker cannot be made.
+    Raises GeomGNNError when a walker cannot be made: here, or where it is made in another process at the first use.
     """
 
     def __init__(self, specs, step=0, separate=None):
         self._specs = list(specs)
         separate = len(self._specs) > 1 if separate is None else separate
         self._processes, self._connections, self._walkers = [], [], []
-        self._torch_threads = None
+        self._torch_threads = self._facts = self._call = None
         try:
             if separate:
                 self._start(step)
-                self.facts = self._answers()
             else:
                 self._walkers = [Walker(spec, step) for spec in self._specs]
-                self.facts = [walker.facts for walker in self._walkers]
+                self._facts = [walker.facts for walker in self._walkers]
                 self._limit_torch()
         except BaseException:
             self.close()
@@ -49,19 +48,39 @@ class WalkerPool(Closing):
             self._torch_threads = torch.get_num_threads()
             torch.set_num_threads(1)
 
+    @property
+    def facts(self):
+        """A list of WalkerFacts; waits until the walkers are made."""
+        if self._facts is None:
+            self._facts = self._answers()
+        return self._facts
+
     def call(self, method, arguments):
         """Call a method of all walkers at once. arguments: a tuple per walker. Returns the results in their order.
 
         Raises GeomGNNError: what a walker raised, or with the traceback of its process if that was no GeomGNNError, or
         how its process ended.
         """
+        self.send(method, arguments)
+        return self.receive()
+
+    def send(self, method, arguments):
+        """The first half of `call`: walkers in processes of their own begin, and this returns."""
         if self._walkers:
-            return [getattr(walker, method)(*args) for walker, args in zip(self._walkers, arguments, strict=True)]
+            self._call = method, arguments
+            return
+        _ = self.facts  # the first answers
         for spec, connection, args in zip(self._specs, self._connections, arguments, strict=True):
             try:
                 connection.send((method, args))
             except OSError as error:
                 raise self._death(spec, self._processes[self._connections.index(connection)]) from error
+
+    def receive(self):
+        """The second half of `call`."""
+        if self._walkers:
+            method, arguments = self._call
+            return [getattr(walker, method)(*args) for walker, args in zip(self._walkers, arguments, strict=True)]
         return self._answers()
 
     def _answers(self):

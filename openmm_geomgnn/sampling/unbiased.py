@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time as clock
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.files import Closing, atomic_write, remove_leftovers, replace_file, sync_folder
 from openmm_geomgnn.locks import locked
-from openmm_geomgnn.sampling.checkpoint import check_fingerprint
+from openmm_geomgnn.sampling.checkpoint import Checkpoint, check_fingerprint, load_checkpoint, save_checkpoint
 from openmm_geomgnn.sampling.heating import HeatGuard
-from openmm_geomgnn.sampling.outputs import Frames, TrajectoryWriter, read_dcd, trajectory_path
+from openmm_geomgnn.sampling.outputs import Frames, TrajectoryWriter, Written, read_dcd, trajectory_path
 from openmm_geomgnn.sampling.pool import WalkerPool
 from openmm_geomgnn.sampling.runner import UNBIASED_BLOCK, DelayedInterrupt, Progress, prepare, whole_steps
 from openmm_geomgnn.units import positive
@@ -36,8 +35,11 @@ class UnbiasedTrajectory:
         return self.frames.trajectory(topology, self.times)
 
 
-def run_unbiased(specs, length, folder, *, processes=1, progress=None, max_heating=1.1):
+def run_unbiased(specs, length, folder, *, processes=1, checkpoint_interval=10.0, progress=None, max_heating=1.02):
     """Run walkers without a bias, each by itself, and return their trajectories.
+
+    A run that was stopped, or killed, goes on from its last checkpoint, on the Reference platform to the bit. A walker that
+    fails does not stop the others.
 
     Parameters
     ----------
@@ -45,8 +47,10 @@ def run_unbiased(specs, length, folder, *, processes=1, progress=None, max_heati
         for counting, but for the names of the files and for the seeds: it must be different for each.
     length : ps of each.
     folder : gets trajectory.<index>.dcd, and trajectory.<index>.json that says how it was made. A trajectory that is there
-        complete, and was made in the same way, is not made again.
+        complete, and was made in the same way, is not made again; one that is not complete has another name, and a
+        checkpoint beside it.
     processes : walkers at a time.
+    checkpoint_interval : ps.
     progress : called with a Progress, whose times are sums over the walkers to be made.
     max_heating : as in Runner.
 
@@ -56,8 +60,8 @@ def run_unbiased(specs, length, folder, *, processes=1, progress=None, max_heati
 
     Raises
     ------
-    GeomGNNError : a walker fails, a trajectory that is there was made in another way, or another process is at work in the
-        folder.
+    GeomGNNError : a walker fails, after the others have done what they had to; a trajectory that is there, complete or
+        not, was made in another way; or another process is at work in the folder.
     """
     length = positive(length, "length", "ps")
     folder = Path(folder)
@@ -68,16 +72,14 @@ def run_unbiased(specs, length, folder, *, processes=1, progress=None, max_heati
         raise GeomGNNError("frame_interval is 0, so no trajectory would be written: give the steps between frames.")
     if processes < 1:
         raise GeomGNNError(f"processes is {processes}, but must be 1 or more.")
+    interval = positive(checkpoint_interval, "checkpoint_interval", "ps")
     with locked(folder):
-        todo = []
-        for spec in specs:
-            ready, topology, prints = _prepared(spec, length)
-            if not _complete(folder, spec, prints):
-                todo.append((ready, topology, prints))
-        batches = [todo[i : i + processes] for i in range(0, len(todo), processes)]
-        counter = _Counter(progress, len(todo) * length)
-        for batch in batches:
-            _run_batch(batch, length, folder, counter, max_heating)
+        making = [_Making(folder, *_prepared(spec, length), interval, max_heating) for spec in specs]
+        todo = [one for one in making if not one.check()]
+        remove_leftovers(folder)
+        for one in making:
+            one.files.tidy()
+        _make(todo, processes, _Counter(progress, todo))
         return [_read(folder, spec) for spec in specs]
 
 
@@ -90,9 +92,16 @@ def fingerprints(specs, length):
 
 
 def check_made(specs, prints, folder):
-    """Raise a GeomGNNError where a trajectory in a folder was made in another way than `fingerprints` says."""
+    """Raise a GeomGNNError where a trajectory in a folder, complete or not, was made in another way than `fingerprints`
+    says."""
     for spec, own in zip(specs, prints, strict=True):
-        _complete(Path(folder), spec, own)
+        _Files(Path(folder), spec.index).check(own)
+
+
+def begun_length(folder, index):
+    """The length in ps of the trajectory of a walker that is in a folder, or that is being made there; None without one."""
+    prints = _Files(Path(folder), index).fingerprint()
+    return None if prints is None else prints["number of steps"] * prints["timestep"]
 
 
 def _prepared(spec, length):
@@ -108,88 +117,228 @@ def _start(spec):
     return start | {name: getattr(spec, name) for name in ("minimise", "equilibration", "index")}
 
 
-def _description(folder, spec):
-    return folder / f"trajectory.{spec.index}.json"
+class _Files:
+    """The files of one trajectory. It is complete as soon as it has its name; before, a partial one grows, with a checkpoint
+    beside it."""
 
+    def __init__(self, folder, index):
+        self.trajectory = trajectory_path(folder, index)
+        self.description = folder / f"trajectory.{index}.json"
+        self.partial = folder / f".trajectory.{index}.partial.dcd"
+        self.checkpoint = folder / f".trajectory.{index}.partial.safetensors"
 
-def _complete(folder, spec, prints):
-    path = _description(folder, spec)
-    if not path.exists() or not trajectory_path(folder, spec.index).exists():
-        return False
-    check_fingerprint(json.loads(path.read_text())["fingerprint"], prints, trajectory_path(folder, spec.index))
-    return True
+    @property
+    def complete(self):
+        return self.description.exists() and self.trajectory.exists()
+
+    def fingerprint(self):
+        """What the trajectory that is there, complete or not, depends on; None without one."""
+        if self.complete:
+            return self.described()["fingerprint"]
+        return load_checkpoint(self.checkpoint).fingerprint if self.checkpoint.exists() else None
+
+    def described(self):
+        """The content of the description."""
+        try:
+            return json.loads(self.description.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise GeomGNNError(
+                f"{self.description} cannot be read ({error}): it is damaged. Remove it, and {self.trajectory.name} will be "
+                "made again."
+            ) from error
+
+    def check(self, prints):
+        """Raise a GeomGNNError where it depends on something else than `prints` says."""
+        found = self.fingerprint()
+        if found is not None:
+            check_fingerprint(found, prints, self.trajectory if self.complete else self.checkpoint)
+
+    def finish(self, prints, mean_temperature):
+        """Give a partial trajectory that has its length its name."""
+        with atomic_write(self.description) as temporary:
+            content = {"fingerprint": prints, "mean_temperature": mean_temperature}
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+        replace_file(self.partial, self.trajectory)
+        self.tidy()
+
+    def tidy(self):
+        """Remove the checkpoint of a trajectory that is complete."""
+        if self.complete:
+            self.checkpoint.unlink(missing_ok=True)
 
 
 def _read(folder, spec):
-    path = trajectory_path(folder, spec.index)
-    frames = read_dcd(path)
-    described = json.loads(_description(folder, spec).read_text())
+    files = _Files(folder, spec.index)
+    frames = read_dcd(files.trajectory)
     times = np.arange(1, len(frames) + 1) * (spec.frame_interval * spec.outer_step)
-    return UnbiasedTrajectory(path, times, frames, described["mean_temperature"])
+    return UnbiasedTrajectory(files.trajectory, times, frames, files.described()["mean_temperature"])
 
 
-def _run_batch(batch, length, folder, counter, max_heating):
-    """Walkers side by side until all have their length."""
-    specs = [spec for spec, _, _ in batch]
-    totals = [whole_steps(length, spec.outer_step) for spec in specs]
-    done, temperatures = [0] * len(batch), [[] for _ in batch]
-    partial = [folder / f".trajectory.{spec.index}.partial.dcd" for spec in specs]
-    with ExitStack() as stack:
-        interrupt = stack.enter_context(DelayedInterrupt())
-        pool = stack.enter_context(WalkerPool(specs))
-        guards = [_guard(spec, facts, max_heating) for spec, facts in zip(specs, pool.facts, strict=True)]
-        writers = [
-            stack.enter_context(TrajectoryWriter(path, topology, spec.outer_step, spec.frame_interval))
-            for path, (spec, topology, _) in zip(partial, batch, strict=True)
-        ]
-        pool.call("start", [()] * len(batch))
-        while done != totals:
-            steps = [min(UNBIASED_BLOCK, total - n) for total, n in zip(totals, done, strict=True)]
-            reports = pool.call("advance", [(None, n) for n in steps])
-            for i, report in enumerate(reports):
-                done[i] += steps[i]
-                writers[i].write(report.frames, report.boxes)
-                temperatures[i].extend(report.rows[:, -1])
-                if guards[i] is not None:
-                    guards[i].add(report.rows[:, -1])
-                    guards[i].check(done[i] * specs[i].outer_step)
-            counter.add(sum(n * spec.outer_step for n, spec in zip(steps, specs, strict=True)), temperatures)
+class _Making(Closing):
+    """One trajectory in the making. `check` comes first, then `begin`, then `send` and `receive` in turn until it is `done`,
+    then `finish`."""
+
+    def __init__(self, folder, ready, topology, prints, checkpoint_interval, max_heating):
+        self.spec, self._topology, self._prints = ready, topology, prints
+        self.files = _Files(folder, ready.index)
+        self.step, self.total = 0, prints["number of steps"]
+        self._checkpoint_steps = whole_steps(checkpoint_interval, ready.outer_step)
+        self._max_heating = max_heating
+        self._checkpoint = self._guard = self._writer = self._pool = None
+        self._frames, self._pending = 0, None
+
+    @property
+    def done(self):
+        return self.step == self.total
+
+    @property
+    def temperature(self):
+        """Recent mean in K; NaN where it is not known."""
+        return np.nan if self._guard is None else self._guard.mean
+
+    def check(self):
+        """Whether the trajectory is there; else `step` is where it goes on. Raises GeomGNNError where what is there was made
+        in another way."""
+        self.files.check(self._prints)
+        if not self.files.complete and self.files.checkpoint.exists():
+            self._checkpoint = load_checkpoint(self.files.checkpoint)
+            self.step, self._frames = self._checkpoint.step, self._checkpoint.written.frames
+        return self.files.complete
+
+    def begin(self, separate):
+        """Open the trajectory, and make the walker where there is something left to do."""
+        step, interval = self.spec.outer_step, self.spec.frame_interval
+        self._writer = TrajectoryWriter(self.files.partial, self._topology, step, interval, self._frames)
+        if not self.done:
+            self._pool = WalkerPool([self.spec], self.step, separate)
+
+    def send(self):
+        """Let the walker do something: start or go on, and from then on a block of steps."""
+        if self._pending is None:
+            self._guard = self._judge(self._pool.facts[0])
+            # a run that was stopped for its heat does not go on unless more is allowed now
+            self._check_heat()
+            self._pending = 0
+            restart = () if self._checkpoint is None else (self._checkpoint.walkers[0],)
+            self._pool.send("restore" if restart else "start", [restart])
+        else:
+            self._pending = min(UNBIASED_BLOCK, self.total - self.step)
+            self._pool.send("advance", [(None, self._pending)])
+
+    def receive(self):
+        """Take in what it has done, and save it when that is due."""
+        (report,) = self._pool.receive()
+        if self._pending == 0:
+            return
+        self.step += self._pending
+        self._writer.write(report.frames, report.boxes)
+        self._frames += len(report.frames)
+        if self._guard is not None:
+            self._guard.add(report.rows[:, -1])
+        saved = 0 if self._checkpoint is None else self._checkpoint.step
+        if self.done or self.step - saved >= self._checkpoint_steps:
+            self.save()
+        self._check_heat()
+
+    def _judge(self, facts):
+        if not self.spec.colvar_interval:
+            return None
+        return HeatGuard(
+            self.spec.temperature,
+            facts.degrees_of_freedom,
+            self.spec.friction,
+            self.spec.colvar_interval * self.spec.outer_step,
+            1,
+            self._max_heating,
+            None if self._checkpoint is None else self._checkpoint.heat,
+        )
+
+    def _check_heat(self):
+        if self._guard is None:
+            return
+        try:
+            self._guard.check(self.step * self.spec.outer_step)
+        except GeomGNNError:
+            self.save()
+            raise
+
+    def save(self):
+        """Write a checkpoint of where it stands, if that is not where the last one was made."""
+        if self.step == (0 if self._checkpoint is None else self._checkpoint.step):
+            return
+        (walker,) = self._pool.call("checkpoint", [()])
+        heat = {} if self._guard is None else self._guard.to_arrays()
+        self._checkpoint = Checkpoint(self.step, {}, [walker], heat, Written(frames=self._frames), self._prints)
+        self._writer.sync()
+        sync_folder(self.files.partial.parent)
+        save_checkpoint(self.files.checkpoint, self._checkpoint)
+
+    def finish(self):
+        """Give the trajectory its name."""
+        self.close()
+        heat = self._checkpoint.heat
+        self.files.finish(self._prints, float(heat["sum"] / heat["count"]) if heat and heat["count"] else float("nan"))
+
+    def close(self):
+        for part in (self._pool, self._writer):
+            if part is not None:
+                part.close()
+
+
+def _make(todo, processes, report):
+    """Make trajectories, some at a time; those that fail do not stop the others. report: called after every block."""
+    waiting, active, errors = list(todo), [], []
+    separate = min(processes, len(todo)) > 1
+
+    def each(making, method, *arguments):
+        for one in list(making):
+            try:
+                getattr(one, method)(*arguments)
+            except GeomGNNError as error:
+                errors.append(error)
+                making.remove(one)
+                one.close()
+
+    with DelayedInterrupt() as interrupt, ExitStack() as stack:
+        while waiting or active:
+            fresh = [stack.enter_context(waiting.pop(0)) for _ in range(min(len(waiting), processes - len(active)))]
+            each(fresh, "begin", separate)
+            active += fresh
+            each([one for one in active if one.done], "finish")
+            active = [one for one in active if not one.done]
+            each(active, "send")
+            each(active, "receive")
+            report(active)
             if interrupt.came:
+                each(active, "save")
                 raise KeyboardInterrupt
-    for i, (spec, _, prints) in enumerate(batch):
-        os.replace(partial[i], trajectory_path(folder, spec.index))
-        mean = float(np.mean(temperatures[i])) if temperatures[i] else float("nan")
-        # last: the description says that the trajectory is complete
-        with atomic_write(_description(folder, spec)) as temporary:
-            temporary.write_text(json.dumps({"fingerprint": prints, "mean_temperature": mean}, indent=1) + "\n")
-
-
-def _guard(spec, facts, max_heating):
-    if not spec.colvar_interval:
-        return None
-    interval = spec.colvar_interval * spec.outer_step
-    return HeatGuard(spec.temperature, facts.degrees_of_freedom, spec.friction, interval, 1, max_heating)
+    if len(errors) > 1:
+        raise GeomGNNError(f"{errors[0]} (And {len(errors) - 1} more of {len(todo)} walkers failed.)") from errors[0]
+    if errors:
+        raise errors[0]
 
 
 class _Counter:
-    """Adds up what all walkers have done, for the progress."""
+    """Adds up where all trajectories stand, for the progress."""
 
-    def __init__(self, progress, length):
-        self._progress, self._length, self._done = progress, length, 0.0
-        self._started = clock.perf_counter()
+    def __init__(self, progress, todo):
+        self._progress, self._todo = progress, todo
+        self._length = sum(one.total * one.spec.outer_step for one in todo)
+        self._started, self._clock = self._time(), clock.perf_counter()
 
-    def add(self, time, temperatures):
-        self._done += time
-        if self._progress is None:
+    def _time(self):
+        return sum(one.step * one.spec.outer_step for one in self._todo)
+
+    def __call__(self, active):
+        if self._progress is None or not active:
             return
-        recent = [rows[-1] for rows in temperatures if rows]
         self._progress(
             Progress(
-                time=self._done,
+                time=self._time(),
                 length=self._length,
-                started=0.0,
-                temperature=float(np.mean(recent)) if recent else float("nan"),
+                started=self._started,
+                temperature=float(np.mean([one.temperature for one in active])),
                 diagnostics={},
-                seconds=clock.perf_counter() - self._started,
+                seconds=clock.perf_counter() - self._clock,
             )
         )
