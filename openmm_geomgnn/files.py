@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torchmdnet_ext.files import replace_file, sync_folder
 
-__all__ = ["Closing", "atomic_write", "is_leftover", "remove_leftovers", "replace_file", "sha256", "sync_folder"]
+__all__ = ["Closing", "atomic_write", "leftovers", "remove_leftovers", "replace_file", "sha256", "sync_folder"]
 
 # in the names of temporary files: what a process that was killed has left behind can be told from everything else
 _TEMPORARY = ".temporary-"
@@ -37,15 +37,14 @@ def atomic_write(path):
         temporary.unlink(missing_ok=True)
 
 
-def is_leftover(path):
-    """Whether this is a temporary file of `atomic_write`: without a process that still writes it, it is of no use."""
-    name = Path(path).name
-    return name.startswith(".") and _TEMPORARY in name
+def leftovers(folder):
+    """The temporary files of `atomic_write` in a folder: of no use but to a process that is writing one, if there is any."""
+    return list(Path(folder).glob(f".*{_TEMPORARY}*"))
 
 
 def remove_leftovers(folder):
-    """Remove the temporary files that killed processes have left in a folder. Nobody may be writing to it."""
-    for path in Path(folder).glob(f".*{_TEMPORARY}*"):
+    """Remove what killed processes have left in a folder. Nobody may be writing to it."""
+    for path in leftovers(folder):
         path.unlink(missing_ok=True)
 
 

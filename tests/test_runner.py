@@ -45,6 +45,17 @@ def test_walkers_are_deterministic_and_continue(tmp_path):
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
 
 
+def test_prolonged_in_vain_it_is_what_it_was(tmp_path):
+    """Killed before the first checkpoint of its prolongation, and asked for its old length again."""
+    run(tmp_path / "whole", 1.0)
+    run(tmp_path / "longer", 1.0)
+    with pytest.raises(Stop):
+        run(tmp_path / "longer", 5.0, checkpoint_interval=3.0, progress=stop_after(2.0))
+    assert len(read_colvar(tmp_path / "longer" / "COLVAR")["time"]) > 30
+    assert run(tmp_path / "longer", 1.0).began == pytest.approx(1.002)
+    assert_same_run(tmp_path / "whole", tmp_path / "longer")
+
+
 KILLED = """
 import sys
 sys.path.insert(0, sys.argv[2])

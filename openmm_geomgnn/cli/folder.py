@@ -11,7 +11,7 @@ from openmm.app import PDBFile
 
 from openmm_geomgnn.cli.config import dump, load_protocol
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.files import atomic_write, is_leftover, remove_leftovers
+from openmm_geomgnn.files import atomic_write, leftovers, remove_leftovers
 from openmm_geomgnn.locks import is_empty, locked, set_aside
 from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint, topology_hash
 from openmm_geomgnn.sampling.systems import load_structure
@@ -57,7 +57,7 @@ def claimed(protocol, overwrite=False, source=None):
                 stack.enter_context(locked(folder))
             else:
                 _check_unchanged(protocol, settled)
-        elif not is_empty(folder, filter(is_leftover, folder.iterdir())):
+        elif not is_empty(folder, leftovers(folder)):
             raise GeomGNNError(f"{folder} is not empty and was not made by `geomgnn run`. Choose another output.")
         yield
 

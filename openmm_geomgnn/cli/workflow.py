@@ -28,7 +28,7 @@ from openmm_geomgnn.fitting import FitSettings, fit_cv
 from openmm_geomgnn.locks import set_aside
 from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
 from openmm_geomgnn.sampling.runner import Runner
-from openmm_geomgnn.sampling.unbiased import check_made, fingerprints, run_unbiased
+from openmm_geomgnn.sampling.unbiased import begun_length, check_made, fingerprints, run_unbiased
 from openmm_geomgnn.selection import as_topology
 
 # index of the first unbiased run to compare crossings with: its seed is not that of a training run
@@ -130,6 +130,7 @@ def _unbiased(protocol):
             settings.length,
             protocol.output / UNBIASED,
             processes=protocol.run.walkers,
+            checkpoint_interval=protocol.run.checkpoint_interval,
             progress=lambda p: update(p.time, p.length, f"{p.temperature:.0f} K"),
         )
     topology = as_topology(protocol.output / TOPOLOGY)
@@ -329,27 +330,31 @@ def _comparison(protocol):
     folder, walkers, frame = protocol.output / COMPARISON, protocol.run.walkers, comparison_frame(protocol)
     step = frame * protocol.system.timestep
     missing, first = protocol.comparison_length / walkers, FIRST_COMPARISON
-    while all(trajectory_path(folder, first + k).exists() for k in range(walkers)):
+    while missing >= step * (1 - 1e-6):
+        indices = range(first, first + walkers)
+        if not all(trajectory_path(folder, index).exists() for index in indices):
+            # those that were stopped get the length that they were begun with, whatever is asked for now
+            begun = [length for index in indices if (length := begun_length(folder, index)) is not None]
+            _compare(protocol, indices, frame, begun[0] if begun else missing)
         missing -= len(read_dcd(trajectory_path(folder, first))) * step
         first += walkers
-    if missing < step * (1 - 1e-6):
-        return
+
+
+def _compare(protocol, indices, frame, length):
+    structures = protocol.system.structures
     specs = [
         walker_spec(
-            protocol,
-            first + k,
-            structure=protocol.system.structures[k % len(protocol.system.structures)],
-            frame_interval=frame,
-            colvar_interval=frame,
+            protocol, index, structure=structures[k % len(structures)], frame_interval=frame, colvar_interval=frame
         )
-        for k in range(walkers)
+        for k, index in enumerate(indices)
     ]
     with bar("Unbiased comparison") as update:
         run_unbiased(
             specs,
-            missing,
-            folder,
-            processes=walkers,
+            length,
+            protocol.output / COMPARISON,
+            processes=len(specs),
+            checkpoint_interval=protocol.run.checkpoint_interval,
             progress=lambda p: update(p.time, p.length, f"{p.temperature:.0f} K"),
         )
 

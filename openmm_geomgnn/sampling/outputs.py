@@ -92,6 +92,16 @@ def trajectory_path(folder, walker):
     return Path(folder) / f"trajectory.{walker}.dcd"
 
 
+def cut_back(folder, written):
+    """Cut the files of a run back to what a checkpoint says is in them; what is not longer is not touched."""
+    folder = Path(folder)
+    for name, rows in (("COLVAR", written.rows), ("KERNELS", written.kernels)):
+        if (folder / name).exists():
+            truncate_colvar(folder / name, rows=rows)
+    for path in folder.glob("trajectory.*.dcd"):
+        truncate_dcd(path, written.frames)
+
+
 def _table(path, fields, rows):
     if rows:
         truncate_colvar(path, rows=rows)
@@ -195,7 +205,10 @@ def truncate_dcd(path, frames):
     with _open_dcd(path, "r+b") as file:
         layout = _layout(file, path)
         size = layout.start + frames * layout.frame
-        if file.seek(0, os.SEEK_END) < size:
+        there = file.seek(0, os.SEEK_END)
+        if there == size and layout.n_frames == frames:
+            return
+        if there < size:
             raise GeomGNNError(
                 f"{path} is shorter than the {frames} frames that the checkpoint counts: it was cut, or belongs to another "
                 "run. Restore it, or start the run anew in another folder."

@@ -12,6 +12,7 @@ import numpy as np
 import openmm
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import remove_leftovers
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.sampling.checkpoint import (
     NAME,
@@ -24,7 +25,7 @@ from openmm_geomgnn.sampling.checkpoint import (
 )
 from openmm_geomgnn.sampling.geometry import check_geometry
 from openmm_geomgnn.sampling.heating import HeatGuard
-from openmm_geomgnn.sampling.outputs import Outputs, Written, trajectory_path
+from openmm_geomgnn.sampling.outputs import Outputs, Written, cut_back, trajectory_path
 from openmm_geomgnn.sampling.pool import WalkerPool
 from openmm_geomgnn.sampling.systems import choose_platform, load_structure, system_topology
 from openmm_geomgnn.sampling.walker import make_system
@@ -133,7 +134,10 @@ class Runner:
 
     def _run(self, specs, topology, prints):
         checkpoint = self._find(prints)
+        remove_leftovers(self.folder)
         if checkpoint is not None and checkpoint.step >= self._total:
+            # it may have been killed when it was being prolonged
+            cut_back(self.folder, checkpoint.written)
             state = None if self._bias is None else self._bias.from_arrays(checkpoint.bias)
             return self._result(checkpoint.step, state, checkpoint.step)
         began = 0 if checkpoint is None else checkpoint.step
