@@ -9,6 +9,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.formats import reason
 from openmm_geomgnn.matching import AtomMatcher
 from openmm_geomgnn.selection import as_topology, check_same_molecule, residue_table, select_atoms
 from openmm_geomgnn.whole import MoleculeMaker
@@ -81,8 +82,10 @@ def read_reference(path, topology, atoms, selection=None):
     check_same_molecule(residue_table(topology, atoms), residue_table(found, chosen), "the trajectories")
     try:
         structure = mdtraj.load_frame(str(path), 0)
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise GeomGNNError(f"The reference structure {path} cannot be read: {error}. Give a PDB or GRO file.") from error
+    except Exception as error:  # mdtraj's readers raise whatever they trip over
+        raise GeomGNNError(
+            f"The reference structure {path} cannot be read ({reason(error)}). Give a PDB or GRO file."
+        ) from error
     return structure.atom_slice(chosen)
 
 

@@ -117,8 +117,12 @@ def read(path):
         raise _changed(path, "its content does not have the checksum that it states")
     if metadata.get("content_hash") != content_hash(tensors, metadata):
         raise _changed(path, "its content does not have the hash that it states")
-    while metadata["version"] < VERSION:
-        metadata = MIGRATIONS[metadata["version"]](metadata)
+    try:
+        while metadata["version"] < VERSION:
+            metadata = MIGRATIONS[metadata["version"]](metadata)
+    except (KeyError, TypeError, AttributeError) as error:
+        missing = f"what files of version {version} have is missing in it, or of another kind ({error})"
+        raise _changed(path, missing) from error
     check_fields(path, metadata, FIELDS)
     for name in FIGURES:
         _check_figure(path, name, metadata["training"].get(name))

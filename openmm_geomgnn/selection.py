@@ -7,6 +7,7 @@ import mdtraj
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.formats import check_format, reason
 
 PROTEIN_SELECTION = "protein and not element H"
 NUCLEIC_SELECTION = "nucleic and not element H"
@@ -60,10 +61,17 @@ def as_topology(topology):
         path = Path(topology)
         if not path.is_file():
             raise GeomGNNError(f"There is no topology file {path}. Give the path of a PDB, GRO, PRMTOP or PSF file.")
+        check_format(path)
         try:
-            return mdtraj.load_topology(str(path))
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            raise GeomGNNError(f"The topology cannot be read from {path}: {error}. Give a PDB or GRO file.") from error
+            found = mdtraj.load_topology(str(path))
+        except Exception as error:  # mdtraj's readers raise whatever they trip over
+            raise GeomGNNError(
+                f"The topology cannot be read from {path} ({reason(error)}): it is damaged, or not what its name says. Give "
+                "a PDB, GRO, PRMTOP or PSF file."
+            ) from error
+        if not found.n_atoms:
+            raise GeomGNNError(f"{path} holds no atoms, so it is no topology. Give a PDB, GRO, PRMTOP or PSF file.")
+        return found
     raise GeomGNNError(
         f"A topology must be an openmm.app.Topology, an mdtraj.Topology or the path of a structure file, not a "
         f"{type(topology).__name__}."

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing
+from openmm_geomgnn.formats import check_format, reason
 from torchmdnet_ext.quiet import without_lines
 
 WITH_TIMES = (".xtc", ".trr", ".h5")  # formats that always hold the times of their frames
 # formats that hold the topology of their atoms
 WITH_TOPOLOGY = (".pdb", ".gro", ".cif", ".mmcif", ".pdbx", ".mol2", ".h5", ".lh5", ".hdf5", ".gsd", ".hoomdxml", ".arc")
 BLOCK_BYTES = 64 << 20  # of the coordinates of all atoms, read at a time
-_PACKAGES = {".h5": "tables", ".gsd": "gsd"}  # format -> what mdtraj reads it with
 _SAMPLES, _SAMPLE_BYTES = 16, 64 << 10  # of a file, in its fingerprint
 
 
@@ -39,6 +39,7 @@ class TrajectoryFile(Closing):
         self.path = Path(path)
         self.topology = topology
         self._handle = self._whole = None
+        check_format(self.path)
         with _explained(self.path, topology):
             self._open()
 
@@ -106,17 +107,12 @@ def _explained(path, topology):
     """What mdtraj raises over a file, as a GeomGNNError."""
     try:
         yield
-    except ImportError as error:
-        package = _PACKAGES.get(path.suffix.lower(), error.name)
+    except GeomGNNError:
+        raise
+    except Exception as error:  # mdtraj's readers raise whatever they trip over
         raise GeomGNNError(
-            f"Reading {path.name} takes a package that is not installed: `pip install {package}`, or convert the file to "
-            "XTC with mdconvert, which comes with mdtraj."
-        ) from error
-    except (OSError, ValueError, RuntimeError, TypeError, IndexError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise GeomGNNError(
-            f"The trajectory {path} cannot be read with a topology of {topology.n_atoms} atoms ({reason}). Check that the "
-            "file is complete and that both have the same atoms."
+            f"The trajectory {path} cannot be read with a topology of {topology.n_atoms} atoms ({reason(error)}). Check "
+            "that the file is complete and that both have the same atoms."
         ) from error
 
 

@@ -85,8 +85,13 @@ def make_windows(topology, atoms, window="all", context=1, radius=RADIUS, refere
     Raises
     ------
     GeomGNNError
-        If `window` is not known, `context` or `radius` make no sense, or `space` has no reference.
+        If `window` is not known, `context` or `radius` make no sense, `space` has no reference, or there is one atom only.
     """
+    if len(atoms) == 1:
+        raise GeomGNNError(
+            f"The selection is a single atom, {topology.atom(int(atoms[0]))}, which has no shape that a collective variable "
+            "could see. Select several atoms of one molecule."
+        )
     residues, own = _residues(topology, atoms)
     if neighbours is None:
         neighbours = _kind(window)(topology, residues, own, context, radius, reference)

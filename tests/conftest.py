@@ -63,8 +63,10 @@ def load_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "input"
     folder.mkdir()
-    for name in ("a.pdb", "b.pdb", "a.xtc", "b.xtc", "a.dcd", "notes.txt", "mine.safetensors", "water.xml"):
+    for name in ("a.pdb", "b.pdb", "a.xtc", "b.xtc", "a.dcd", "notes.txt", "mine.safetensors"):
         (folder / name).touch()
+    (folder / "water.xml").write_text("<ForceField/>")
+    (folder / "page.xml").write_text("<html/>")
 
     def load_text(text, kind=load_protocol, **overrides):
         path = folder / "x.yaml"

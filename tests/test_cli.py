@@ -1,5 +1,6 @@
 """The command `geomgnn`: its help, its settings on the command line, and errors as one paragraph without a traceback."""
 
+import math
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,7 @@ import mdtraj
 import numpy as np
 import pytest
 
+from openmm_geomgnn.cli import folder as folders
 from openmm_geomgnn.cli import main as cli
 from openmm_geomgnn.cli import progress, workflow
 from openmm_geomgnn.cli.config import load_protocol
@@ -195,6 +197,18 @@ class TestErrors:
     def test_a_file_that_is_no_structure(self, refused, protocol, tmp_path):
         (tmp_path / "empty.pdb").write_text("REMARK nothing\n")
         assert "cannot be read as a structure" in refused("run", protocol, "--set", "system.structures=[empty.pdb]")
+
+    def test_a_single_ion(self, refused, protocol, tmp_path):
+        ion = "HETATM    1 NA    NA A   1       0.000   0.000   0.000  1.00  0.00          NA\n"
+        (tmp_path / "ion.pdb").write_text(ion)
+        assert "ion.pdb holds a single atom" in refused("run", protocol, "--set", "system.structures=[ion.pdb, ion.pdb]")
+        assert not (tmp_path / "runs").exists()
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"seconds": "long"}', "\x00"])
+    def test_a_wall_time_that_is_not_there(self, content, tmp_path):
+        (tmp_path / "wall_time.json").write_text(content)
+        assert math.isnan(folders.wall_time(tmp_path)) and folders.add_wall_time(tmp_path, 5.0) == 5.0
+        assert folders.wall_time(tmp_path) == 5.0
 
     def test_an_output_that_cannot_be_written(self, refused, protocol, tmp_path):
         (tmp_path / "file").write_text("mine")

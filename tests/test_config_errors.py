@@ -101,6 +101,8 @@ def test_wrong_kind_of_file(refusal):
         ("[ala2-c7eq.pdb, ala2-c7ax.pdb]", "[]", ["structures is []", "a list of 1 or more"]),
         ("[ala2-c7eq.pdb, ala2-c7ax.pdb]", "", ["structures is missing (PDB"]),
         ("amber14-all.xml", "amber14-al.xml", ["no force field 'amber14-al.xml'", "Did you mean 'amber14-all.xml'?"]),
+        ("amber14-all.xml", "notes.txt", ["section system", "notes.txt is not XML (no element found", "amber14-all.xml"]),
+        ("amber14-all.xml", "page.xml", ["page.xml is an XML file, but not a force field", "<html>", "<ForceField>"]),
         ("encoder: et-64", "encoder: et-46", ["no encoder 'et-46'", "Did you mean 'et-64'?", "ships et-64;"]),
         ("encoder: et-64", "encoder: conformers", ["no encoder 'conformers'"]),
         ("encoder: et-64", "encoder: net.onnx", [".safetensors, .ckpt, .pth"]),

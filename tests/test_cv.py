@@ -139,10 +139,10 @@ class TestFile:
             (lambda metadata: metadata.update(kind="oracle"), "kind 'oracle', and this code knows network, student"),
             (lambda metadata: metadata.update(kind=[]), r"the kind of the CV is \[\] in it"),
             (lambda metadata: metadata.update(kind="student"), "does not say the atoms of the CV"),
-            (lambda metadata: metadata.pop("training"), "does not say the training of the CV"),
+            (lambda metadata: metadata.pop("training"), "have is missing in it, or of another kind .'training'"),
             (lambda metadata: metadata["training"].update(timescales_ps="long"), "timescales_ps is 'long'"),
             (lambda metadata: metadata.update(lag_time_ps="5 ps"), "lag_time_ps of the CV is '5 ps'"),
-            (lambda metadata: metadata.update(mixer={}), "does not hold a usable collective variable"),
+            (lambda metadata: metadata.update(mixer={"name": "mlp"}), "does not hold a usable collective variable"),
             (lambda metadata: metadata.update(encoder={}), "does not hold a usable collective variable"),
         ],
     )

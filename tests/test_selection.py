@@ -7,6 +7,7 @@ from mdtraj.core import element
 from molecules import ALA2, ala2, peptide, with_water
 from openmm import app
 
+from openmm_geomgnn import formats
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.selection import (
     as_topology,
@@ -16,6 +17,7 @@ from openmm_geomgnn.selection import (
     same_residue,
     select_atoms,
 )
+from openmm_geomgnn.trajectory_files import TrajectoryFile
 
 
 def residues(*names, topology=None, atoms=(("C1", "C"), ("O1", "O"), ("H1", "H"))):
@@ -59,6 +61,25 @@ class TestSelection:
             as_topology(tmp_path / "notes.xyz.txt")
         with pytest.raises(GeomGNNError, match="not a ndarray"):
             as_topology(np.zeros(3))
+
+    @pytest.mark.parametrize("content", [b"", b"hello world\n" * 20, b"<html></html>", bytes(range(1, 256)) * 8])
+    @pytest.mark.parametrize("ending", [".gro", ".psf", ".mol2", ".pdb", ".prmtop", ".cif"])
+    def test_files_that_are_not_what_their_names_say_are_errors(self, ending, content, tmp_path):
+        path = tmp_path / f"garbage{ending}"
+        path.write_bytes(content)
+        with pytest.raises(GeomGNNError, match=f"garbage{ending} (.*): it is damaged|holds no atoms") as error:
+            as_topology(path)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(("ending", "package"), [(".h5", "tables"), (".gsd", "gsd")])
+    def test_formats_that_take_another_package(self, ending, package, tmp_path, monkeypatch, capfd):
+        path = tmp_path / f"a{ending}"
+        path.write_bytes(b"nothing")
+        monkeypatch.setattr(formats, "find_spec", lambda name: None)
+        for read in (as_topology, lambda path: TrajectoryFile(path, ala2().topology)):
+            with pytest.raises(GeomGNNError, match=f"a{ending} takes a package .*: `pip install {package}`"):
+                read(path)
+        assert capfd.readouterr() == ("", "")  # mdtraj prints a page
 
     @pytest.mark.parametrize(
         ("selection", "message"),

@@ -72,6 +72,10 @@ def test_structures_that_cannot_be_read(tmp_path):
     (tmp_path / "letters.pdb").write_text(ALA2.read_text().replace("3.013", "3.0x3"))
     with pytest.raises(GeomGNNError, match="letters.pdb.*(cannot be read|not finite)"):
         load_structure(tmp_path / "letters.pdb")
+    ion = "HETATM    1 NA    NA A   1       0.000   0.000   0.000  1.00  0.00          NA\n"
+    (tmp_path / "ion.pdb").write_text(ion)
+    with pytest.raises(GeomGNNError, match="ion.pdb holds a single atom"):
+        load_structure(tmp_path / "ion.pdb")
     (tmp_path / "model.xyz").write_text("1\n\nH 0 0 0\n")
     with pytest.raises(GeomGNNError, match="neither PDB nor PDBx"):
         load_structure(tmp_path / "model.xyz")
@@ -164,6 +168,23 @@ def test_a_box_makes_a_periodic_system():
     topology.setUnitCellDimensions((1.0, 1.0, 1.0) * unit.nanometer)
     with pytest.raises(GeomGNNError, match="box is 1, 1, 1 nm.*periodic=False"):
         build_system(topology, SystemSettings(forcefield=("amber14-all.xml",)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "no XML",
+        "<ForceField><AtomTypes><Type/></AtomTypes></ForceField>",
+        "<ForceField><Script>raise SystemError('never')</Script></ForceField>",
+    ],
+)
+def test_force_fields_that_cannot_be_read(content, tmp_path):
+    topology, _ = load_structure(ALA2)
+    (tmp_path / "mine.xml").write_text(content)
+    with pytest.raises(GeomGNNError, match="mine.xml (cannot be read|from this structure: never)") as error:
+        build_system(topology, SystemSettings(("amber14-all.xml", str(tmp_path / "mine.xml"))))
+    assert "\n" not in str(error.value)
 
 
 def test_missing_atoms_are_explained():

@@ -128,6 +128,8 @@ class TestWindows:
         again = make_windows(topology, atoms, "sequence", 7, neighbours=windows.neighbours)
         for name in ("rows", "graph", "token", "z"):
             np.testing.assert_array_equal(getattr(again, name), getattr(windows, name))
+        with pytest.raises(GeomGNNError, match="is a single atom, GLY1-CA, which has no shape"):
+            make_windows(peptide([1]), [2])
         with pytest.raises(GeomGNNError, match="windows for 5 residues, but the selection has 4"):
             make_windows(topology, atoms[4:], "sequence", neighbours=windows.neighbours)
 

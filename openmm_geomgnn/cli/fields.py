@@ -198,7 +198,7 @@ def find_forcefield(name, folder="."):
     """A force field XML file: the absolute path of one relative to `folder`, else the name of one that OpenMM knows."""
     path = _path(name, "force field")
     if (Path(folder) / path).is_file():
-        return os.path.abspath(Path(folder) / path)
+        return _checked_forcefield(os.path.abspath(Path(folder) / path))
     folders = [Path(find_spec("openmm").origin).parent / "app" / "data"]
     if (folders[0] / path).is_file():
         return str(name)
@@ -211,6 +211,25 @@ def find_forcefield(name, folder="."):
         f"There is no force field '{name}' in {os.path.abspath(folder)}, nor among those of OpenMM."
         f"{did_you_mean(name, known)} Common ones: amber14-all.xml, amber14/tip3pfb.xml, implicit/obc2.xml."
     )
+
+
+def _checked_forcefield(path):
+    """The path of an XML file, which is a force field as far as its outermost element says."""
+    from xml.etree import ElementTree
+
+    try:
+        root = ElementTree.parse(path).getroot().tag
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise GeomGNNError(
+            f"The force field {path} is not XML ({error}). Give a file that OpenMM's ForceField reads, or the name of one "
+            "of OpenMM's own, as amber14-all.xml."
+        ) from error
+    if root != "ForceField":
+        raise GeomGNNError(
+            f"{path} is an XML file, but not a force field: its outermost element is <{root}> and must be <ForceField>. "
+            "Give a file that OpenMM's ForceField reads, or the name of one of OpenMM's own, as amber14-all.xml."
+        )
+    return path
 
 
 def find_encoder(name, folder="."):

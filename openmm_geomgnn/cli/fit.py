@@ -11,6 +11,7 @@ from openmm_geomgnn.cli.folder import input_files
 from openmm_geomgnn.cli.progress import say
 from openmm_geomgnn.cli.workflow import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.formats import check_format, reason
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.selection import as_topology
 from openmm_geomgnn.store import Embeddings
@@ -58,14 +59,14 @@ def load_trajectory(path, topology_path, topology, stride):
 
     Raises GeomGNNError when the file cannot be read or has other atoms.
     """
+    check_format(path)
     try:
         with without_lines("dcdplugin)", 1):
             return mdtraj.load(str(path), top=topology, stride=stride)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+    except Exception as error:  # mdtraj's readers raise whatever they trip over
         raise GeomGNNError(
-            f"The trajectory {path} cannot be read with the topology {topology_path.name} ({reason}). Check that the file "
-            "is complete and that both have the same atoms."
+            f"The trajectory {path} cannot be read with the topology {topology_path.name} ({reason(error)}). Check that "
+            "the file is complete and that both have the same atoms."
         ) from error
 
 

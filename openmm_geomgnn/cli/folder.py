@@ -147,8 +147,11 @@ def _identity(protocol):
 
 def wall_time(folder):
     """Seconds that all sessions of a run have taken; nan where it is not known."""
-    path = folder / WALL_TIME
-    return json.loads(path.read_text())["seconds"] if path.exists() else math.nan
+    try:
+        return float(json.loads((folder / WALL_TIME).read_text(encoding="utf-8"))["seconds"])
+    # no such file, or one that a full disk has left empty: no reason to stop a run
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return math.nan
 
 
 def add_wall_time(folder, seconds):

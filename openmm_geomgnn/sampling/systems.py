@@ -11,6 +11,7 @@ from openmm import app, unit
 from openmm.app.internal.pdbx.reader.PdbxReader import PdbxReader
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.formats import reason
 from openmm_geomgnn.units import did_you_mean, positive
 
 CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds, "HAngles": app.HAngles}
@@ -93,13 +94,18 @@ def load_structure(path):
     try:
         file = READERS[path.suffix.lower()](str(path))
         positions = np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=np.float64)
-    except (ValueError, IndexError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except Exception as error:  # OpenMM's readers raise whatever they trip over
         raise GeomGNNError(
-            f"{path} cannot be read as a structure ({type(error).__name__}: {error}). Check that it is a PDB or "
+            f"{path} cannot be read as a structure ({type(error).__name__}: {reason(error)}). Check that it is a PDB or "
             "PDBx/mmCIF file with coordinates."
         ) from error
     if not file.topology.getNumAtoms():
         raise GeomGNNError(f"{path} holds no atoms. Check that it is a PDB or PDBx/mmCIF file with coordinates.")
+    if file.topology.getNumAtoms() == 1:
+        raise GeomGNNError(
+            f"{path} holds a single atom, which has no shape that a collective variable could see. Give the structure of a "
+            "molecule."
+        )
     if not np.isfinite(positions).all():
         raise GeomGNNError(f"{path} has positions that are not finite. Check the coordinates.")
     return file.topology, positions
@@ -155,10 +161,10 @@ def build_system(topology, settings=None):
     settings = SystemSettings() if settings is None else settings
     try:
         field = app.ForceField(*settings.forcefield)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # OpenMM raises whatever its reading of XML trips over, and what scripts in it raise
         raise GeomGNNError(
-            f"The force field {' + '.join(settings.forcefield)} cannot be read: {error} Use the names of OpenMM's own "
-            "files, as amber14-all.xml, or paths of XML files."
+            f"The force field {' + '.join(settings.forcefield)} cannot be read ({type(error).__name__}: {reason(error)}). "
+            "Use the names of OpenMM's own files, as amber14-all.xml, or paths of XML files that are force fields."
         ) from error
     box = topology.getPeriodicBoxVectors()
     periodic = (box is not None and not settings.implicit) if settings.periodic is None else settings.periodic
@@ -180,7 +186,7 @@ def build_system(topology, settings=None):
         options["hydrogenMass"] = settings.hydrogen_mass * unit.amu
     try:
         system = field.createSystem(topology, **options)
-    except (ValueError, KeyError, openmm.OpenMMException) as error:
+    except Exception as error:  # OpenMM's own, and what scripts in the XML raise
         raise GeomGNNError(_explain(error, topology, settings)) from error
     if periodic:
         lengths = [vector[i] for i, vector in enumerate(box.value_in_unit(unit.nanometer))]
@@ -197,7 +203,7 @@ def build_system(topology, settings=None):
 
 def _explain(error, topology, settings):
     """OpenMM's message, the residue it is about, and what to do."""
-    message = str(error).strip().rstrip(".")
+    message = reason(error)
     files = " + ".join(settings.forcefield)
     found = re.search(r"residue (\d+) \((\S+?)\)", message)
     if "emplate" not in message or found is None:

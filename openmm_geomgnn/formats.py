@@ -1,0 +1,23 @@
+"""Formats of structures and trajectories: what must be installed to read one, and what is said when reading fails."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from openmm_geomgnn.errors import GeomGNNError
+
+_PACKAGES = {".h5": "tables", ".hdf5": "tables", ".lh5": "tables", ".gsd": "gsd"}  # format -> what mdtraj reads it with
+
+
+def check_format(path):
+    """Raise a GeomGNNError where mdtraj lacks the package that reads a file; mdtraj itself prints a page about it."""
+    package = _PACKAGES.get(Path(path).suffix.lower())
+    if package and find_spec(package) is None:
+        raise GeomGNNError(
+            f"Reading {path} takes a package that is not installed: `pip install {package}`, or convert the file to another "
+            "format with mdconvert, which comes with mdtraj."
+        )
+
+
+def reason(error):
+    """What an error of somebody else says, as the end of a sentence."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
