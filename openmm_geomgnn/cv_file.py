@@ -17,7 +17,7 @@ RADIUS_BEFORE_2 = 0.45  # nm; that of all windows by space then
 LAST_WITHOUT_CHECKSUM = 3  # version; in files of later ones nothing can change unseen, training information included
 # what stands in the file of every kind, and of which type it is; each kind has more, see `check_fields`
 FIELDS = {"kind": str, "selection": (str, type(None)), "lag_time_ps": Real, "molecule": list, "training": dict}
-# figures of the training information that others compute with: numbers, or one for each component
+# figures of the training information that others compute with: a number, or one for each component, None where there is none
 FIGURES = ("vamp2_training", "vamp2_held_out", "timescales_ps", "in_basin_spread", "rate_300K_per_ps")
 
 
@@ -33,11 +33,20 @@ def _kind_in_the_file(metadata):
 
 def _scores_that_chose_the_epoch(metadata):
     """Version 4 calls held out what had no say; before, a VAMPnet's was the best score of the data that chose the epoch."""
-    training = dict(metadata["training"])
-    mixer = training["teacher"]["mixer"] if "teacher" in training else metadata["mixer"]["name"]
-    if mixer != "none" and "vamp2_held_out" in training:
-        training["vamp2_validation"] = training.pop("vamp2_held_out")
-    return {**metadata, "version": 4, "training": training}
+    metadata = {**metadata, "version": 4}
+    training = metadata.get("training")
+    if isinstance(training, dict) and "vamp2_held_out" in training and _has_a_trained_mixer(metadata, training):
+        score = training["vamp2_held_out"]
+        others = {name: value for name, value in training.items() if name != "vamp2_held_out"}
+        metadata["training"] = {**others, "vamp2_validation": score}
+    return metadata
+
+
+def _has_a_trained_mixer(metadata, training):
+    """Whether a CV, or the teacher of a student, is a VAMPnet."""
+    teacher = training.get("teacher")
+    mixer = teacher.get("mixer") if isinstance(teacher, dict) else metadata.get("mixer")
+    return (mixer.get("name") if isinstance(mixer, dict) else mixer) != "none"
 
 
 # metadata of version k -> metadata of version k + 1; a step for every change of the format
@@ -140,7 +149,7 @@ def check_fields(path, metadata, fields):
 
 def _check_figure(path, name, value):
     values = value if isinstance(value, list) else [value]
-    if value is not None and not all(isinstance(number, Real) and not isinstance(number, bool) for number in values):
+    if not all(number is None or (isinstance(number, Real) and not isinstance(number, bool)) for number in values):
         raise _changed(path, f"{name} is {value!r} in its training information")
 
 

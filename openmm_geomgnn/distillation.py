@@ -1,5 +1,6 @@
 """From a collective variable to a student of it, which costs a hundredth: ask the teacher, train, compare."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from openmm_geomgnn.cv_verdict import judge_student
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.fitting import stiffness
+from openmm_geomgnn.koopman.validation import hold_out_blocks
 from openmm_geomgnn.selection import as_topology, residue_table
 from openmm_geomgnn.students.augmentation import Moves
 from openmm_geomgnn.students.coordinates import InternalCoordinates, nearest_pairs, proper_torsions
@@ -16,7 +18,7 @@ from openmm_geomgnn.students.cv import StudentCV, named_atoms
 from openmm_geomgnn.students.network import StudentNetwork
 from openmm_geomgnn.students.training import ask, errors, train
 
-BLOCKS = 10  # of each trajectory: one is held out, one says when to stop, the others are trained on
+PARTS = (0.1, 0.1)  # of the frames, in whole blocks: one says when to stop, one is held out; the others are trained on
 FEWEST_FRAMES = 50
 HELD_OUT_FRAMES = 1000  # at most, for each of the figures that are reported
 REPORTED = ("held_out", "displaced", "turned")  # frames that errors are reported on
@@ -82,7 +84,8 @@ def distill(cv, topology, trajectories, settings=None, progress=None):
     teacher = cv.bind(topology)
     atoms = named_atoms(topology, teacher.atoms)
     whole = [teacher.molecule.positions(trajectory) for trajectory in trajectories]
-    split = _split([frames.numpy() for frames in whole], settings.seed)
+    gap = _frames_in_a_lag(cv, trajectories)
+    split = _split([frames.numpy() for frames in whole], gap, settings.seed)
     bonds = _bonds(topology, teacher.atoms)
     distances = nearest_pairs(_evenly(split[0], 100), bonds, _pairs(teacher.tokenizer.windows), settings.distances)
     coordinates = InternalCoordinates(proper_torsions(bonds, len(atoms)), distances)
@@ -174,21 +177,35 @@ def costs(cv, student, topology, trajectory):
     return {"compiled": None, **{name: 1000 * min(times) for name, times in turns.items()}}
 
 
-def _split(parts, seed):
-    """Frames (K, n, 3) to train on, to stop by and held out: whole blocks of each trajectory."""
-    count = sum(map(len, parts))
-    if count < FEWEST_FRAMES:
+def _frames_in_a_lag(cv, trajectories):
+    """How many frames apart those are that do not tell of each other: a lag time of the teacher.
+
+    Formats without times claim frames of 1 ps: where the teacher was fitted to frames that are closer, these count.
+    """
+    if not cv.lag_time > 0:
+        return 0
+    known = cv.training_information.get("frame_interval_ps")
+    steps = [np.median(np.diff(part.time)) for part in trajectories if len(part) > 1]
+    interval = min([step for step in [*steps, known] if step is not None and step > 0], default=cv.lag_time)
+    return math.ceil(cv.lag_time / interval - 1e-3)
+
+
+def _split(parts, gap, seed):
+    """Frames (K, n, 3) to train on, to stop by and held out: whole blocks of each trajectory, `gap` frames apart."""
+    lengths = [len(part) for part in parts]
+    if sum(lengths) < FEWEST_FRAMES:
         raise GeomGNNError(
-            f"There are {count} frames in all, too few to train a student and to say how good it is. Give at least "
+            f"There are {sum(lengths)} frames in all, too few to train a student and to say how good it is. Give at least "
             f"{FEWEST_FRAMES}, better some thousands."
         )
-    rng = np.random.default_rng(seed)
-    stopping, held_out, training = [], [], []
-    for part in parts:
-        blocks = np.array_split(part, BLOCKS)
-        for target, number in zip([stopping, held_out, *[training] * (BLOCKS - 2)], rng.permutation(BLOCKS), strict=True):
-            target.append(blocks[number])
-    return np.concatenate(training), np.concatenate(stopping), np.concatenate(held_out)
+    split = hold_out_blocks(lengths, PARTS, gap, 1, blocks=1, seed=seed)
+    if not all(split):
+        raise GeomGNNError(
+            f"The trajectories ({sum(lengths)} frames in {len(lengths)}, longest {max(lengths)}) are too short to hold out "
+            f"frames that are a lag time of the teacher ({gap} frames) away from those that are trained on. Give longer or "
+            "more trajectories."
+        )
+    return tuple(np.concatenate([segment.take(parts) for segment in part]) for part in split)
 
 
 def _conformations(split, bonds, settings):

@@ -19,12 +19,13 @@ from openmm_geomgnn.koopman import (
     train_vampnet,
     transitions,
 )
+from openmm_geomgnn.koopman.vampnet import TEST_FRACTION, VALIDATION_FRACTION
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
 from openmm_geomgnn.store import Embeddings
 from openmm_geomgnn.token_settings import TokenSettings
 from openmm_geomgnn.tokens import Tokenizer
-from openmm_geomgnn.training_data import Features, StoredPositions, check_stored, evenly, features_of, in_memory
+from openmm_geomgnn.training_data import Features, StoredPositions, check_stored, even_frames, evenly, features_of, in_memory
 from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM, did_you_mean
 from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import make_windows
@@ -198,7 +199,8 @@ def check_data(lengths, settings):
     if settings.estimator == "linear":
         check_folds(lengths, lag, FOLDS)
     else:
-        hold_out(lengths, lag, settings.training.get("validation_fraction", 0.0), seed=settings.seed)
+        defaults = {"validation_fraction": VALIDATION_FRACTION, "test_fraction": TEST_FRACTION}
+        hold_out(lengths, lag, [settings.training.get(name, value) for name, value in defaults.items()], seed=settings.seed)
     return lag
 
 
@@ -259,7 +261,9 @@ def atomic_masses(topology, atoms):
 def _fit_linear(mixer, tokens, rates, lag, settings):
     features = features_of(mixer, tokens)
 
-    def fit(training):
+    where = even_frames([len(part) for part in features], RATE_FRAMES)  # the frames that `rates` were taken at
+
+    def fit(training, rates=rates):
         return fit_linear(
             training,
             lag,
@@ -270,8 +274,17 @@ def _fit_linear(mixer, tokens, rates, lag, settings):
             softening=settings.softening,
         )
 
+    def training_rates(segments):
+        """The rates at frames of these segments only: what is scored has no part in the softening either."""
+        if rates is None:
+            return {}
+        inside = [torch.zeros(len(frames), dtype=torch.bool) for frames in where]
+        for s in segments:
+            inside[s.trajectory] |= (where[s.trajectory] >= s.start) & (where[s.trajectory] < s.stop)
+        return {"rates": rates[torch.cat(inside).numpy()]}
+
     model = fit(features)
-    folds = cross_validate(fit, features, lag, folds=FOLDS, reversible=settings.reversible)
+    folds = cross_validate(fit, features, lag, folds=FOLDS, reversible=settings.reversible, options=training_rates)
     scores = {
         "vamp2_training": 1.0 + float(np.sum(np.square(model.singular_values))),
         "vamp2_held_out": float(np.mean(folds)),
@@ -299,7 +312,9 @@ def _fit_vampnet(mixer, tokens, lag, settings, progress):
     )
     scores = {
         "vamp2_training": 1.0 + float(np.sum(np.square(result.model.singular_values))),
-        "vamp2_held_out": _best(result.history),
+        "vamp2_validation": _best(result.history),
+        "vamp2_held_out": result.test_score,
+        "vamp2_held_out_error": result.test_error,
         "history": {name: [None if x is None else float(x) for x in row] for name, row in result.history.items()},
         "best_epoch": int(result.best_epoch),
     }
@@ -307,6 +322,7 @@ def _fit_vampnet(mixer, tokens, lag, settings, progress):
 
 
 def _best(history):
+    """The score that chose the epoch: no measure of how good the CV is, for being the best of many."""
     validation = [value for value in history["validation"] if value is not None]
     return float(max(validation)) if validation else None
 

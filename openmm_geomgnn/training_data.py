@@ -78,17 +78,20 @@ class StoredPositions:
         return torch.from_numpy(self._array.oindex[frames.numpy()].astype(np.float64) * NM_TO_ANGSTROM)
 
 
-def evenly(parts, number):
-    """At most `number` of the frames of all parts together, evenly spaced: (K, n, 3)."""
-    lengths = [len(part) for part in parts]
+def even_frames(lengths, number):
+    """Numbers of at most `number` frames, evenly spaced over all parts together: a tensor for each part."""
     chosen = torch.linspace(0, sum(lengths) - 1, min(number, sum(lengths))).long()
     found, first = [], 0
-    for part, length in zip(parts, lengths, strict=True):
-        here = chosen[(chosen >= first) & (chosen < first + length)] - first
-        if len(here):
-            found.append(part[here])
+    for length in lengths:
+        found.append(chosen[(chosen >= first) & (chosen < first + length)] - first)
         first += length
-    return torch.cat(found)
+    return found
+
+
+def evenly(parts, number):
+    """The frames of `even_frames` of all parts together: (K, n, 3)."""
+    frames = even_frames([len(part) for part in parts], number)
+    return torch.cat([part[here] for part, here in zip(parts, frames, strict=True) if len(here)])
 
 
 def in_memory(arrays):

@@ -15,6 +15,7 @@ from openmm_geomgnn.koopman import (
     cross_validate,
     fit_linear,
     held_out_score,
+    hold_out,
     skewness,
     train_vampnet,
     vamp,
@@ -171,6 +172,37 @@ def test_best_weights_are_restored_and_training_stops():
         assert torch.equal(a, b)
 
 
+def test_the_held_out_score_of_noise_is_that_of_fresh_noise():
+    """Scores of noise lie above 1 by chi-square over the number of pairs; the best of the epochs' by several times that."""
+    chosen, tested, fresh = [], [], []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        result = small(as_tokens(rng.normal(size=(1000, 2))), epochs=25, patience=25, lr=0.02, seed=seed)
+        chosen.append(200 * (max(result.history["validation"]) - 1))
+        tested.append(100 * (result.test_score - 1))
+        fresh.append(1000 * (held_out_score(result, [as_tokens(rng.normal(size=(1000, 2)))], 1) - 1))
+    assert max(np.mean(fresh), np.mean(tested)) < 2.2 < np.mean(chosen)
+    assert 0 < result.test_error < 0.05
+
+
+def test_test_blocks_have_no_part_in_training():
+    """Other frames there change the test score and, as it is estimated over all data, the projection; nothing else."""
+    _, tokens = sqrt_data(3000)
+    _, _, test = hold_out([3000], 1, (0.2, 0.1), seed=4)
+    other = tokens.copy()
+    for segment in test:
+        segment.take([other])[:] = sqrt_data(3000, seed=9)[1][segment.start : segment.stop]
+    a, b = (small(x, seed=4) for x in (tokens, other))
+    assert a.history == b.history and a.test_score != b.test_score
+    for x, y in zip(a.lobe.state_dict().values(), b.lobe.state_dict().values(), strict=True):
+        assert torch.equal(x, y)
+    assert not np.array_equal(a.model.projection, b.model.projection)
+    assert a.test_score == pytest.approx(held_out_score(a, [s.take([tokens]) for s in test], 1), abs=1e-3)
+    assert 0 < a.test_error < 0.1
+    without = small(tokens, test_fraction=0.0)
+    assert without.test_score is None and without.test_error is None
+
+
 def test_seed_decides_everything_and_nothing_outside_changes():
     _, tokens = sqrt_data(1500)
     original = lobe()
@@ -259,7 +291,7 @@ def test_attention_lobe_trains():
     slow = np.repeat(rng.choice([-1.0, 1.0], 30), 20)
     tokens[:, 1, 0, 2] += 3 * slow
     attention = make_mixer("attention", 3, 4, width=16, feedforward=16, readout=16, out_features=2)
-    result = train_vampnet(attention, tokens, 2, 1, epochs=12, batch_size=200, gradient_penalty=0.001)
+    result = train_vampnet(attention, tokens, 2, 1, epochs=12, batch_size=200, gradient_penalty=0.001, test_fraction=0)
     assert abs(np.corrcoef(result.transform(tokens)[:, 0], slow)[0, 1]) > 0.9
 
 

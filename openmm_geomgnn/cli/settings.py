@@ -105,8 +105,11 @@ class TrainingSection(Section):
     batch_size: Whole = Field(1000, ge=2, description="pairs of frames in a step of the optimiser")
     learning_rate: Number = Field(1e-3, gt=0, le=1, description="of AdamW")
     weight_decay: Number = Field(1e-4, ge=0, description="of AdamW")
-    patience: Whole = Field(10, ge=1, description="epochs without a better held-out score before training stops")
-    validation_fraction: Number = Field(0.2, ge=0, lt=1, description="share of the frames that is held out")
+    patience: Whole = Field(10, ge=1, description="epochs without a better validation score before training stops")
+    validation_fraction: Number = Field(0.2, ge=0, lt=1, description="share of the frames that the epoch is chosen by")
+    test_fraction: Number = Field(
+        0.1, ge=0, lt=1, description="share of the frames that has no say in anything, for the held-out score"
+    )
     gradient_penalty: Number = Field(
         0.0, ge=0, description="weight of the CV's squared gradient in the loss; 0.01 to 0.1 make a softer CV, 0 none"
     )

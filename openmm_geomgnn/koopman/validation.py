@@ -1,4 +1,4 @@
-"""Held-out VAMP scores: contiguous blocks of frames, never pairs across a cut."""
+"""Held-out VAMP scores: contiguous blocks of frames, a lag apart from what was fitted, never pairs across a cut."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -22,14 +22,14 @@ class Segment(NamedTuple):
         return arrays[self.trajectory][self.start : self.stop]
 
 
-def hold_out(lengths: Sequence[int], lag: int, fraction: float, blocks: int = 4,
-             seed: int = 0) -> tuple[list[Segment], list[Segment]]:
-    """Split trajectories into training and validation segments, each longer than the lag.
+def hold_out(lengths: Sequence[int], lag: int, fraction: float | Sequence[float], blocks: int = 4,
+             seed: int = 0) -> tuple[list[Segment], ...]:
+    """Split trajectories into training segments and one or several held-out parts, each segment longer than the lag.
 
-    Every trajectory that is long enough gives up to `blocks` contiguous blocks at random places, `fraction` of its
-    frames together, so every run (and every basin with a run of its own) is in both sets. Of the trajectories too
-    short for that (a block needs 2 lags), whole ones are held out. Pairs exist within a segment only, so none
-    straddles a cut.
+    Every trajectory that is long enough gives up to `blocks` contiguous blocks at random places to each part, so every
+    run (and every basin with a run of its own) is in all of them. Of the trajectories too short for that, whole ones are
+    held out. Pairs exist within a segment only, so none straddles a cut, and at least a lag is left out around each
+    held-out block: frames that are nearer than the lag to one another tell of each other.
 
     Parameters
     ----------
@@ -38,49 +38,86 @@ def hold_out(lengths: Sequence[int], lag: int, fraction: float, blocks: int = 4,
     lag
         In frames.
     fraction
-        Between 0 (no validation) and 1, exclusive.
+        Of the frames, for each part: between 0 (none) and 1, exclusive. A block needs two lags, and may take up to twice
+        its share of a short trajectory for that.
+
+    Returns
+    -------
+    training, *held_out
+        A list of segments for each.
 
     Raises
     ------
     GeomGNNError
-        If the data are too short to hold out a part and keep one.
+        If the data are too short to hold out these parts and keep one.
     """
     check_lag(lag)
     check_lengths(lengths, lag)
-    if not 0 <= fraction < 1:
-        raise GeomGNNError(f"The validation fraction must be at least 0 and less than 1 but was {fraction!r}.")
-    if fraction == 0:
-        return [Segment(k, 0, n) for k, n in enumerate(lengths)], []
+    fractions = tuple(fraction) if isinstance(fraction, (list, tuple)) else (fraction,)
+    for one in fractions:
+        if not 0 <= one < 1:
+            raise GeomGNNError(f"The validation fraction must be at least 0 and less than 1 but was {one!r}.")
+    if sum(fractions) >= 1:
+        raise GeomGNNError(f"The fractions {fractions} that are held out leave nothing to train on: they must sum to less "
+                           "than 1.")
+    parts = hold_out_blocks(lengths, fractions, lag, 2 * lag, blocks, seed)
+    parts = [[s for s in part if s.stop - s.start > lag] for part in parts]
+    if not all(part for part, wanted in zip(parts, (1, *fractions), strict=True) if wanted):
+        wanted = " and ".join(f"{one:g}" for one in fractions if one)
+        raise GeomGNNError(f"The trajectories ({sum(lengths)} frames in {len(lengths)}, longest {max(lengths)}) are "
+                           f"too short to hold out a fraction of {wanted} at a lag of {lag} frames: a held-out "
+                           "block needs two lags, and a lag on either side. Use more data, a shorter lag, other "
+                           "fractions, or fractions of 0.")
+    return tuple(parts)
+
+
+def hold_out_blocks(lengths: Sequence[int], fractions: Sequence[float], gap: int, shortest: int, blocks: int = 4,
+                    seed: int = 0) -> list[list[Segment]]:
+    """[training, *held out] segments as `hold_out` chooses them, for a gap and a shortest block of any number of frames."""
     rng = np.random.default_rng(seed)
-    training: list[Segment] = []
-    validation: list[Segment] = []
+    parts: list[list[Segment]] = [[] for _ in (0, *fractions)]
     short = []
     for k, length in enumerate(lengths):
-        held = round(fraction * length)
-        if held < 2 * lag:
+        shares = [round(fraction * length) for fraction in fractions]
+        sizes = {part: max(share, shortest) for part, share in enumerate(shares, start=1) if fractions[part - 1]}
+        needed = sum(sizes.values()) + 2 * gap * len(sizes) + shortest
+        if not sizes:
+            parts[0].append(Segment(k, 0, length))
+        elif needed > length or any(size > 2 * shares[part - 1] for part, size in sizes.items()):
             short.append(k)
-            continue
-        count = max(1, min(blocks, held // (4 * lag)))
-        edges = np.linspace(0, length, count + 1).astype(int).tolist()
-        end = 0
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
-            size = min(held // count, high - low)
-            start = int(rng.integers(low, high - size + 1))
-            training.append(Segment(k, end, start))
-            validation.append(Segment(k, start, start + size))
-            end = start + size
-        training.append(Segment(k, end, length))
-    held_short = set(rng.permutation(short)[: round(fraction * len(short))].tolist())
-    for k in short:
-        (validation if k in held_short else training).append(Segment(k, 0, lengths[k]))
-    training = [s for s in training if s.stop - s.start > lag]
-    validation = [s for s in validation if s.stop - s.start > lag]
-    if not training or not validation:
-        raise GeomGNNError(f"The trajectories ({sum(lengths)} frames in {len(lengths)}, longest {max(lengths)}) are "
-                           f"too short to hold out a fraction of {fraction:g} at a lag of {lag} frames: a held-out "
-                           "block needs two lags. Use more data, a shorter lag, another fraction, or a validation "
-                           "fraction of 0.")
-    return training, validation
+        else:
+            count = max(1, min(blocks, min(sizes.values()) // max(1, 2 * shortest)))
+            while count > 1 and length // count < sum(sizes.values()) // count + gap * len(sizes):
+                count -= 1
+            held = _place(length, {part: size // count for part, size in sizes.items()}, count, gap, rng)
+            end = 0
+            for part, start, stop in held:
+                parts[0].append(Segment(k, end, start - gap))
+                parts[part].append(Segment(k, start, stop))
+                end = stop + gap
+            parts[0].append(Segment(k, end, length))
+    order, first = rng.permutation(short).tolist(), 0
+    for part, fraction in enumerate(fractions, start=1):
+        last = first + round(fraction * len(short))
+        parts[part] += [Segment(k, 0, lengths[k]) for k in sorted(order[first:last])]
+        first = last
+    parts[0] += [Segment(k, 0, lengths[k]) for k in sorted(order[first:])]
+    parts[0] = [segment for segment in parts[0] if segment.stop > segment.start]
+    return parts
+
+
+def _place(length: int, sizes: dict[int, int], count: int, gap: int, rng) -> list[tuple[int, int, int]]:
+    """(part, start, stop) of a block of each part at a random place in each of `count` stretches of a trajectory."""
+    edges = np.linspace(0, length, count + 1).astype(int).tolist()
+    held = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        free = high - low - sum(sizes.values()) - gap * len(sizes)  # each block is followed by a gap
+        before = np.sort(rng.integers(0, free + 1, len(sizes))).tolist()
+        start = low
+        for part, skipped in zip(rng.permutation(list(sizes)).tolist(), before, strict=True):
+            held.append((part, start + skipped, start + skipped + sizes[part]))
+            start += sizes[part] + gap
+    return held
 
 
 def held_out_score(model, trajs, lag: int, r: float = 2, reversible: bool = True, weights=None) -> float:
@@ -102,12 +139,13 @@ def held_out_score(model, trajs, lag: int, r: float = 2, reversible: bool = True
 
 
 def cross_validate(fit: Callable, trajs, lag: int, folds: int = 5, r: float = 2, reversible: bool = True, weights=None,
-                   blocks: int = 4) -> np.ndarray:
+                   blocks: int = 4, options: Callable[[list[Segment]], dict] | None = None) -> np.ndarray:
     """Held-out VAMP-r score of each fold, (folds,).
 
     Every trajectory is cut into ``folds * blocks`` contiguous blocks (fewer where a block would be shorter than 4
     lags), dealt to the folds in turn; trajectories too short for a block of 2 lags in each fold go to one fold whole.
-    For each fold, `fit` sees the rest, as separate trajectories, and its model is scored on the fold.
+    For each fold, `fit` sees the rest without the frames that are nearer than a lag to the fold, as separate trajectories,
+    and its model is scored on the fold.
 
     Parameters
     ----------
@@ -116,6 +154,9 @@ def cross_validate(fit: Callable, trajs, lag: int, folds: int = 5, r: float = 2,
         are given; the model as in `held_out_score`. For instance ``lambda x: fit_linear(x, lag, dim=2)``.
     trajs
         One array (T, ...) for each trajectory: features or tokens, whatever `fit` takes.
+    options
+        Takes the segments that a fold is trained on to more keyword arguments of `fit`, such as what was measured at their
+        frames.
     """
     check_lag(lag)
     trajs = list(trajs) if isinstance(trajs, (list, tuple)) else [trajs]
@@ -125,8 +166,10 @@ def cross_validate(fit: Callable, trajs, lag: int, folds: int = 5, r: float = 2,
     check_folds(lengths, lag, folds, blocks)
     scores = []
     for training, validation in _folds(lengths, lag, folds, blocks):
-        take = [s.take(trajs) for s in training]
-        model = fit(take) if weights is None else fit(take, weights=[s.take(weights) for s in training])
+        more = {} if options is None else options(training)
+        if weights is not None:
+            more["weights"] = [s.take(weights) for s in training]
+        model = fit([s.take(trajs) for s in training], **more)
         held_weights = None if weights is None else [s.take(weights) for s in validation]
         scores.append(held_out_score(model, [s.take(trajs) for s in validation], lag, r, reversible, held_weights))
     return np.array(scores)
@@ -140,7 +183,8 @@ def check_folds(lengths: Sequence[int], lag: int, folds: int, blocks: int = 4) -
     if not all(training and validation for training, validation in _folds(lengths, lag, folds, blocks)):
         raise GeomGNNError(f"The trajectories ({sum(lengths)} frames in {len(lengths)}) are too short for {folds} folds, in "
                            f"which a CV is scored on data it was not fitted to, at a lag of {lag} frames: a fold needs "
-                           "blocks of two lags. Use a shorter lag, or more or longer trajectories.")
+                           "blocks of two lags, a lag away from the rest. Use a shorter lag, or more or longer "
+                           "trajectories.")
 
 
 def _folds(lengths, lag, folds, blocks):
@@ -159,14 +203,16 @@ def _folds(lengths, lag, folds, blocks):
     for fold in range(folds):
         training, validation = [], []
         for row in owners:
-            start = None
+            after_validation, open_run = False, False
             for owner, segment in row:
                 if owner == fold:
                     validation.append(segment)
-                    start = None
-                elif start is None:
-                    start = segment.start
-                    training.append(segment)
-                else:  # neighbouring training blocks are one run
+                    if open_run:
+                        training[-1] = training[-1]._replace(stop=training[-1].stop - lag)
+                    after_validation, open_run = True, False
+                elif open_run:  # neighbouring training blocks are one run
                     training[-1] = training[-1]._replace(stop=segment.stop)
+                else:
+                    training.append(segment._replace(start=segment.start + lag * after_validation))
+                    open_run = True
         yield [s for s in training if s.stop - s.start > lag], validation

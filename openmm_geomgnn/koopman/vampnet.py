@@ -15,7 +15,9 @@ from .loss import vamp2, whitened_probe
 from .validation import Segment, hold_out
 from .vamp import EPSILON, KoopmanModel, check_dim, vamp, vamp_score, with_sign
 
+VALIDATION_FRACTION, TEST_FRACTION = 0.2, 0.1
 _EVALUATION_BATCH = 4096
+_JACKKNIFE = 10
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,22 @@ class VAMPNetResult:
         chi -> psi, estimated in float64 over all the training data, sign fixed.
     history : dict
         "loss" (mean over the batches), "train" and "validation" (VAMP-2 of the `dim` leading functions, estimated on
-        the training segments; "validation" scores them on the held-out blocks and is empty without any): one value
-        for each epoch.
+        the training segments; "validation" scores them on the blocks that choose the epoch and is empty without any): one
+        value for each epoch.
     best_epoch : int
         Index into the history of the weights that were kept.
+    test_score, test_error : float or None
+        VAMP-2 of the same functions, after training, on blocks that had no part in it, and its standard error (jackknife
+        over the blocks; None for fewer than two). The best of the validation scores is not that of fresh data: it was
+        chosen.
     """
 
     lobe: nn.Module
     model: KoopmanModel
     history: dict[str, list[float]]
     best_epoch: int
+    test_score: float | None = None
+    test_error: float | None = None
 
     def transform(self, tokens) -> np.ndarray:
         """psi (T, dim) of tokens (T, ...), in float64 throughout."""
@@ -49,15 +57,16 @@ class VAMPNetResult:
 
 def train_vampnet(lobe: nn.Module, tokens, lag: int, dim: int, *, reversible: bool = True, epochs: int = 100,
                   batch_size: int = 1000, lr: float = 1e-3, weight_decay: float = 1e-4,
-                  validation_fraction: float = 0.2, patience: int = 10, seed: int = 0, gradient_penalty: float = 0.0,
-                  ridge: float = 1e-6, weights=None, epsilon: float = EPSILON,
+                  validation_fraction: float = VALIDATION_FRACTION, test_fraction: float = TEST_FRACTION,
+                  patience: int = 10, seed: int = 0, gradient_penalty: float = 0.0, ridge: float = 1e-6, weights=None,
+                  epsilon: float = EPSILON,
                   progress: Callable[[int, int, float, float | None], None] | None = None) -> VAMPNetResult:
     """Train a copy of `lobe` so that its outputs span the slowest functions of the tokens.
 
     Each epoch passes over all pairs once in shuffled batches (AdamW on -VAMP-2), then estimates the projection on the
-    training segments in float64 and scores it on the held-out blocks. Training stops when that score has not risen
-    for `patience` epochs, and the best weights are restored. The projection that is returned is estimated once over
-    all the data.
+    training segments in float64 and scores it on the validation blocks. Training stops when that score has not risen
+    for `patience` epochs, and the best weights are restored. They are scored once on the test blocks, which nothing was
+    fitted to or chosen by. The projection that is returned is estimated once over all the data.
 
     Parameters
     ----------
@@ -73,16 +82,18 @@ def train_vampnet(lobe: nn.Module, tokens, lag: int, dim: int, *, reversible: bo
     reversible
         True gives a state-free reversible VAMPnet, False a VAMPnet.
     validation_fraction
-        Of the frames, held out as whole contiguous blocks (see `hold_out`); 0 trains for all `epochs` and keeps the
-        last weights.
+        Of the frames, held out as whole contiguous blocks (see `hold_out`) to choose the epoch by; 0 trains for all
+        `epochs` and keeps the last weights.
+    test_fraction
+        Of the frames, held out for the final score; 0 gives none.
     patience
-        Epochs without a better held-out score before stopping.
+        Epochs without a better validation score before stopping.
     seed
         Of the split, the batches and the penalty's probes; torch's own generators are not touched.
     gradient_penalty
         Weight of the mean of |d psi_i / d z|^2 over the whitened outputs, with z the tokens in units of their own
         spread: a softer CV heats a biased simulation less. Zero switches it off; try 0.05 to 0.5 and watch the
-        held-out score.
+        test score.
     ridge
         Relative; see `vamp2`.
     weights
@@ -111,7 +122,7 @@ def train_vampnet(lobe: nn.Module, tokens, lag: int, dim: int, *, reversible: bo
     if not parameters:
         raise GeomGNNError("The lobe has no parameters to train: use fit_linear on its outputs.")
     device, dtype = parameters[0].device, parameters[0].dtype
-    training, validation = hold_out(data.lengths, lag, validation_fraction, seed=seed)
+    training, validation, test = hold_out(data.lengths, lag, (validation_fraction, test_fraction), seed=seed)
     lobe = copy.deepcopy(lobe)
     if hasattr(lobe, "set_statistics") and not lobe.has_statistics:
         lobe.set_statistics([s.take(data.tokens) for s in training])
@@ -122,6 +133,10 @@ def train_vampnet(lobe: nn.Module, tokens, lag: int, dim: int, *, reversible: bo
     generator = torch.Generator().manual_seed(seed)
     first_frames = torch.cat([torch.arange(s.start, s.stop - lag) + data.offsets[s.trajectory] for s in training])
     history: dict[str, list[float]] = {"loss": [], "train": [], "validation": []}
+
+    def scores_of(epoch):
+        return _Scores([_evaluate(lobe, x) for x in data.tokens], data, training, lag, dim, reversible, epsilon, epoch)
+
     best_epoch, best_score, best_state = 0, -np.inf, None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)  # for a lobe with dropout
@@ -132,21 +147,22 @@ def train_vampnet(lobe: nn.Module, tokens, lag: int, dim: int, *, reversible: bo
                               ridge=ridge, generator=generator)
             history["loss"].append(_epoch(lobe, data, batches, lag, optimiser, loss_of, epoch))
             lobe.eval()
-            chi = [_evaluate(lobe, x) for x in data.tokens]
-            train_score, validation_score = _scores(chi, training, validation, data, lag, dim, reversible, epsilon,
-                                                    epoch)
-            history["train"].append(train_score)
+            scores = scores_of(epoch=epoch)
+            validation_score = scores.of(validation)
+            history["train"].append(scores.training)
             if validation_score is not None:
                 history["validation"].append(validation_score)
             if progress is not None:
-                progress(epoch, epochs, train_score, validation_score)
+                progress(epoch, epochs, scores.training, validation_score)
             if validation_score is None or validation_score > best_score:
                 best_epoch, best_score = epoch, -np.inf if validation_score is None else validation_score
                 best_state = copy.deepcopy(lobe.state_dict())
             elif epoch - best_epoch >= patience:
                 break
     lobe.load_state_dict(best_state)
-    return VAMPNetResult(lobe, _final_model(lobe, data, lag, dim, reversible, epsilon), history, best_epoch)
+    scores = scores_of(epoch=best_epoch)
+    return VAMPNetResult(lobe, _final_model(lobe, data, lag, dim, reversible, epsilon), history, best_epoch,
+                         scores.of(test), scores.error(test))
 
 
 class _Data:
@@ -263,17 +279,30 @@ def _evaluate(lobe: nn.Module, tokens: Tensor) -> np.ndarray:
                                for part in tokens.split(_EVALUATION_BATCH)])
 
 
-def _scores(chi, training, validation, data: _Data, lag, dim, reversible, epsilon, epoch) -> tuple[float, float | None]:
-    """VAMP-2 of the leading functions on the training segments, and of these same functions on the held-out blocks."""
-    if not all(np.isfinite(x).all() for x in chi):
-        raise GeomGNNError(f"The network's outputs are not finite after epoch {epoch}: take a lower learning rate or "
-                           "a larger batch.")
-    fitted = covariances([s.take(chi) for s in training], lag, data.segment_weights(training), reversible)
-    model = vamp(fitted, epsilon=epsilon).truncate(dim)
-    if not validation:
-        return vamp_score(model), None
-    held_out = covariances([s.take(chi) for s in validation], lag, data.segment_weights(validation), reversible)
-    return vamp_score(model), vamp_score(model, held_out)
+class _Scores:
+    """VAMP-2 of the leading functions of a lobe's outputs chi, estimated on the training segments, there and elsewhere."""
+
+    def __init__(self, chi, data: _Data, training, lag, dim, reversible, epsilon, epoch):
+        if not all(np.isfinite(x).all() for x in chi):
+            raise GeomGNNError(f"The network's outputs are not finite after epoch {epoch}: take a lower learning rate or "
+                               "a larger batch.")
+        self._moments = lambda segments: covariances([s.take(chi) for s in segments], lag, data.segment_weights(segments),
+                                                     reversible)
+        self._model = vamp(self._moments(training), epsilon=epsilon).truncate(dim)
+        self.training = vamp_score(self._model)
+
+    def of(self, segments) -> float | None:
+        """The score of held-out segments; None without any."""
+        return vamp_score(self._model, self._moments(segments)) if segments else None
+
+    def error(self, segments) -> float | None:
+        """Its standard error (jackknife over up to _JACKKNIFE groups of segments); None for fewer than two segments."""
+        n = min(_JACKKNIFE, len(segments))
+        if n < 2:
+            return None
+        kept = [[s for i, s in enumerate(segments) if i % n != group] for group in range(n)]
+        scores = np.array([self.of(rest) for rest in kept])
+        return float(np.sqrt((n - 1) / n * np.sum((scores - scores.mean()) ** 2)))
 
 
 def _final_model(lobe, data: _Data, lag, dim, reversible, epsilon) -> KoopmanModel:
