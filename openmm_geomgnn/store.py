@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.formats import reason
 from openmm_geomgnn.locks import is_empty
 from openmm_geomgnn.selection import check_same_molecule
 
@@ -14,6 +15,10 @@ FORMAT = "openmm-geomgnn embeddings"
 VERSION = 1
 DTYPES = ("float32", "float16")
 CHUNK_BYTES = 4 << 20  # of tokens in one chunk: seconds to write on one core, and read at once by whoever needs a frame
+# what the settings of every store have, a line in the list of trajectories, and the number of dimensions of each array
+_SETTINGS = {"dtype": str, "molecule": list, "atoms": list, "topology": str, "encoder_source": str}
+_ENTRY = {"name": str, "path": str, "size": int, "sha256": str, "frames": int}
+_DIMENSIONS = {"tokens": 4, "positions": 3, "times": 1, "checksums": 1}
 _PENDING = -1  # in place of a chunk's checksum: it was not written, or not to its end
 
 
@@ -60,19 +65,19 @@ class Embeddings:
             raise GeomGNNError(f"There is no store of embeddings {path}. Check the path, or make it with `geomgnn embed`.")
         try:
             group = zarr.open_group(path, mode="r+" if writable else "r", zarr_format=3)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # Zarr raises whatever its reading of damaged metadata trips over
             raise GeomGNNError(
-                f"The folder {path} is not a Zarr store ({' '.join(str(error).split()).rstrip('.')}). Give the folder that "
-                "`geomgnn embed` wrote."
+                f"The folder {path} is not a Zarr store ({reason(error)}). Give the folder that `geomgnn embed` wrote."
             ) from error
         attributes = group.attrs.asdict()
         if attributes.get("format") != FORMAT:
             raise GeomGNNError(f"{path} is a Zarr store, but not one of `geomgnn embed`. Give the folder that it wrote.")
-        if attributes["version"] != VERSION:
+        if attributes.get("version") != VERSION:
             raise GeomGNNError(
-                f"{path} has version {attributes['version']} of the format and this code reads version {VERSION}. Update "
-                "openmm-geomgnn, or embed the trajectories again."
+                f"{path} has version {attributes.get('version')} of the format and this code reads version {VERSION}. "
+                "Update openmm-geomgnn, or embed the trajectories again."
             )
+        _check_attributes(path, attributes)
         return cls(group, path)
 
     def __len__(self):
@@ -93,12 +98,38 @@ class Embeddings:
 
     def times(self, k):
         """Times of the frames (F,) in ps; NaN where they are not known."""
-        return self._array(k, "times")[:]
+        return self._all(k, "times")
 
     def _array(self, k, name):
         if (k, name) not in self._arrays:  # opening one takes as long as reading a chunk
-            self._arrays[k, name] = self._group[f"{k}/{name}"]
+            self._arrays[k, name] = self._opened(k, name)
         return self._arrays[k, name]
+
+    def _opened(self, k, name):
+        try:
+            array = self._group[f"{k}/{name}"]
+            shape = array.shape
+        except Exception as error:  # as above
+            raise self._damaged(k, f"{name} cannot be opened: {reason(error)}") from error
+        frames = self.lengths[k]
+        rows = -(-frames // self.tokens(k).chunks[0]) if name == "checksums" else frames
+        if len(shape) != _DIMENSIONS[name] or shape[0] != rows:
+            raise self._damaged(k, f"{name} has shape {shape} for {frames} frames")
+        return array
+
+    def _all(self, k, name):
+        try:
+            return self._array(k, name)[:]
+        except GeomGNNError:
+            raise
+        except Exception as error:  # what a codec raises over damaged bytes
+            raise self._damaged(k, f"{name} cannot be read: {reason(error)}") from error
+
+    def _damaged(self, k, how):
+        return GeomGNNError(
+            f"The embeddings of {self.trajectories[k]['name']} in {self.path} were changed or damaged after they were "
+            f"written ({how}). Restore the store, or move it away and embed the trajectories again."
+        )
 
     @property
     def token_settings(self):
@@ -113,7 +144,7 @@ class Embeddings:
 
     def missing(self, k):
         """Numbers of the chunks of trajectory k that are not there yet."""
-        return np.flatnonzero(self._array(k, "checksums")[:] == _PENDING).tolist()
+        return np.flatnonzero(self._all(k, "checksums") == _PENDING).tolist()
 
     def check_molecule(self, table, atoms):
         """Raise a GeomGNNError unless a residue table and names of atoms are those of the store."""
@@ -138,17 +169,19 @@ class Embeddings:
                 self._check_content(k, entry, chunks)
 
     def _check_content(self, k, entry, chunks):
-        checksums = self._array(k, "checksums")[:]
+        checksums = self._all(k, "checksums")
         for number, frames in enumerate(chunks):
             try:
                 parts = [self._array(k, name)[frames.start : frames.stop] for name in ("tokens", "positions", "times")]
                 intact = _checksum(*parts) == checksums[number]
-            except (OSError, ValueError, RuntimeError):  # what a codec raises over damaged bytes
+            except GeomGNNError:
+                raise
+            except Exception:  # what a codec raises over damaged bytes
                 intact = False
             if not intact:
                 raise GeomGNNError(
                     f"Frames {frames.start} to {frames.stop - 1} of {entry['name']} in {self.path} were changed or damaged "
-                    "after they were written. Embed the trajectories again with --overwrite."
+                    "after they were written. Restore the store, or move it away and embed the trajectories again."
                 )
 
     # ------------------------------------------------------------------------------------------------------------ writing
@@ -167,9 +200,10 @@ class Embeddings:
         if path.exists() and (not path.is_dir() or not is_empty(path)):
             raise GeomGNNError(f"{path} exists already. Choose another output, or remove it.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        attributes = {"format": FORMAT, "version": VERSION, "settings": settings, "trajectories": []}
         # through JSON, so that what was just made and what is read later are equal
-        zarr.create_group(path, zarr_format=3, attributes=json.loads(json.dumps(attributes)))
+        settings = json.loads(json.dumps(settings))
+        attributes = {"format": FORMAT, "version": VERSION, "settings": settings, "trajectories": []}
+        zarr.create_group(path, zarr_format=3, attributes={**attributes, "settings_checksum": _checksum_of(settings)})
         return cls.open(path, writable=True)
 
     def add(self, entry, tokens_shape, n_atoms, chunk=None):
@@ -257,6 +291,28 @@ class Embeddings:
 def encoder_identity(encoder):
     """What makes encoders the same, whatever their names: {"encoder_hash", "encoder_settings"}, as JSON has them."""
     return {"encoder_hash": encoder.content_hash(), "encoder_settings": json.loads(json.dumps(encoder.settings))}
+
+
+def _check_attributes(path, attributes):
+    """Raise a GeomGNNError unless settings are as they were written, and the list of trajectories is one."""
+    settings, trajectories = attributes.get("settings"), attributes.get("trajectories")
+    intact = isinstance(settings, dict)
+    intact = intact and all(isinstance(settings.get(name, ...), kind) for name, kind in _SETTINGS.items())
+    if intact and "settings_checksum" in attributes:  # older stores have none
+        intact = attributes["settings_checksum"] == _checksum_of(settings)
+    intact = intact and settings["dtype"] in DTYPES and isinstance(trajectories, list)
+    for entry in trajectories if intact else ():
+        intact = intact and isinstance(entry, dict)
+        intact = intact and all(type(entry.get(name)) is kind for name, kind in _ENTRY.items()) and entry["frames"] > 0
+    if not intact:
+        raise GeomGNNError(
+            f"{path} was changed or damaged after it was written: its settings or its list of trajectories are not those of "
+            "`geomgnn embed`. Restore it, or move it away and embed the trajectories again."
+        )
+
+
+def _checksum_of(settings):
+    return zlib.crc32(json.dumps(settings, sort_keys=True).encode())
 
 
 def _checksum(*parts):

@@ -108,7 +108,7 @@ def in_memory(arrays):
 
 
 def check_stored(store, settings, encoder, topology, atoms, table):
-    """Raise a GeomGNNError unless a store is complete, of this molecule, and made as `settings` say.
+    """Raise a GeomGNNError unless a store is complete and as it was written, of this molecule, and made as `settings` say.
 
     Parameters
     ----------
@@ -116,7 +116,8 @@ def check_stored(store, settings, encoder, topology, atoms, table):
     table : list
         The residue table of `atoms`.
     """
-    store.check()
+    # a fit reads everything many times; a damaged chunk must not become a CV
+    store.check(content=True)
     store.check_molecule(table, [topology.atom(int(index)).name for index in atoms])
     there = store.settings
     names = ["selection", "window", "pooling", *{"sequence": ["context"], "space": ["radius"]}.get(settings.window, [])]

@@ -150,6 +150,44 @@ class TestErrors:
         with pytest.raises(GeomGNNError, match="version 99 of the format and this code reads version 1"):
             Embeddings.open(full.path)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda attributes: attributes.pop("settings"),
+            lambda attributes: attributes.update(settings=[]),
+            lambda attributes: attributes["settings"].update(pooling="mean"),
+            lambda attributes: attributes["settings"].pop("atoms"),
+            lambda attributes: attributes["settings"].update(dtype="complex"),
+            lambda attributes: attributes.update(trajectories={}),
+            lambda attributes: attributes["trajectories"][0].pop("frames"),
+            lambda attributes: attributes["trajectories"][0].update(frames="many"),
+        ],
+    )
+    def test_damaged_attributes(self, full, change):
+        path = full.path / "zarr.json"
+        text = json.loads(path.read_text())
+        change(text["attributes"])
+        path.write_text(json.dumps(text))
+        with pytest.raises(GeomGNNError, match="a.zarr was changed or damaged after it was written"):
+            Embeddings.open(full.path)
+
+    @pytest.mark.parametrize("content", ["", "{}", "[]", "\x00", None])
+    @pytest.mark.parametrize("name", ["tokens", "checksums"])
+    def test_damaged_arrays(self, full, name, content):
+        path = full.path / "0" / name / "zarr.json"
+        longer = json.loads(path.read_text())
+        longer["shape"][0] += 1
+        path.write_text(json.dumps(longer) if content is None else content)
+        with pytest.raises(GeomGNNError, match=f"of a.xtc in .*a.zarr were changed or damaged .*{name}"):
+            Embeddings.open(full.path).check()
+
+    def test_stores_without_a_checksum_of_their_settings_are_read(self, full):
+        path = full.path / "zarr.json"
+        text = json.loads(path.read_text())
+        del text["attributes"]["settings_checksum"]
+        path.write_text(json.dumps(text))
+        Embeddings.open(full.path).check(content=True)
+
     def test_another_molecule(self, full):
         full.check_molecule([[0, "ALA", {"C": 2}]], ["CA", "CB"])
         with pytest.raises(GeomGNNError, match="not that of the store a.zarr: residue 1"):
