@@ -338,6 +338,13 @@ def test_command(geomgnn, tmp_path):
     code, text = geomgnn("data", "splits", folder, "some.npz", "--source", "gass")
     assert code == 1 and "Did you mean 'gas'?" in text
 
+    whole = (folder / "splits.npz").read_bytes()
+    np.savez(tmp_path / "other.npz", **{name: splits[0][name] for name in splits[0]})
+    for content in (b"", whole[:-30], (tmp_path / "other.npz").read_bytes(), b"PK" + whole[2:90] + b"\x07" + whole[91:]):
+        (folder / "splits.npz").write_bytes(content)
+        code, text = geomgnn("data", "splits", folder, "never.npz", "--source", "gas")
+        assert code == 1 and "splits.npz" in text and "damaged" in text and not (tmp_path / "never.npz").exists()
+
     (folder / "gas-00000.safetensors").write_bytes(b"")
     code, text = geomgnn("data", "info", folder)
     assert code == 1 and "missing or damaged: gas-00000.safetensors" in text

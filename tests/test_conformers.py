@@ -1,5 +1,6 @@
 """Stores of conformers, and the dataset that reads them."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -182,6 +183,69 @@ def test_folders_that_are_no_stores(folder, tmp_path):
         (tmp_path / "index.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             Conformers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index.pop("shards"),
+        lambda index: index.update(shards=[3]),
+        lambda index: index["shards"][0].pop("bytes"),
+        lambda index: index["shards"][0].update(atoms="many"),
+        lambda index: index.update(settings=None),
+        lambda index: index["sources"].popitem(),  # nothing that its form shows, but its checksum
+    ],
+)
+def test_a_damaged_index(folder, tmp_path, change):
+    index = json.loads((folder / "index.json").read_text())
+    change(index)
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json was changed or damaged after it was written"):
+        Conformers(tmp_path)
+    (tmp_path / "index.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="is not the index of a conformer store"):
+        Conformers(tmp_path)
+
+
+def test_an_index_without_a_checksum_is_read(folder, tmp_path):
+    for shard in folder.glob("*.safetensors"):
+        (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    index = json.loads((folder / "index.json").read_text())
+    del index["checksum"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert len(Conformers(tmp_path)) == len(Conformers(folder))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda described: described["z"].update(shape=[]),
+        lambda described: described["z"].update(shape=["x"]),
+        lambda described: described["ptr"].update(data_offsets=[0]),
+        lambda described: described["pos"].update(data_offsets=[5, 1]),
+        lambda described: described["pos"].update(dtype="I32"),
+        lambda described: described["source"].update(shape=[-1]),
+    ],
+)
+def test_a_shard_with_a_damaged_description(store, change):
+    content = store.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    described = json.loads(content[8 : 8 + length])
+    change(described)
+    header = json.dumps(described).encode()
+    store.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    with pytest.raises(ValueError, match=r"some\.safetensors (cannot be read|do not fit one another: the file is damaged)"):
+        Conformers(file=store)
+
+
+def test_elements_that_are_none(store):
+    """A flipped byte in the elements of a shard."""
+    whole = store.read_bytes()
+    z = np.concatenate([z for z, _, _ in molecules(400)]).astype(np.uint8).tobytes()
+    place = whole.index(z)
+    store.write_bytes(whole[:place] + b"\xf0" + whole[place + 1 :])
+    with pytest.raises(ValueError, match="do not fit one another: the file is damaged"):
+        Conformers(file=store)[5]
 
 
 def test_import_needs_no_openmm():

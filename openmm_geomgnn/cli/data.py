@@ -12,6 +12,7 @@ from openmm_geomgnn.conformers.splits import NAMES, Splits, of_some
 from openmm_geomgnn.conformers.statistics import summarise
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.formats import reason
 from torchmdnet_ext.datasets.conformers import Conformers
 
 _MOST_ELEMENTS = 12  # in a line of the table
@@ -64,11 +65,36 @@ def write_splits_of(store, output, sources):
     file = store / SPLITS_NAME
     if not file.is_file():
         raise GeomGNNError(f"There are no splits {file}: give the folder of a store that `geomgnn data build` made.")
-    with np.load(file) as splits, atomic_write(output) as temporary:
-        some = of_some(dict(splits), chosen)
+    some = of_some(read_splits(file, len(whole)), chosen)
+    with atomic_write(output) as temporary:
         np.savez(temporary, **some)
     counts = ", ".join(f"{len(some[f'idx_{name}'])} {name}" for name in NAMES)
     say(f"{output}: {counts} of the {chosen.sum()} conformers of {', '.join(sources)}")
+
+
+def read_splits(path, conformers):
+    """{"idx_train": indices, ...} of a splits.npz of a store of so many conformers.
+
+    Raises
+    ------
+    GeomGNNError
+        If it is damaged, or of another store.
+    """
+    try:
+        with np.load(path) as file:
+            splits = {f"idx_{name}": file[f"idx_{name}"] for name in NAMES}
+    except Exception as error:  # NumPy and zipfile raise whatever they trip over
+        raise GeomGNNError(
+            f"The splits {path} cannot be read ({reason(error)}): they are damaged. Make the store "
+            "again, or restore them from a copy."
+        ) from error
+    everything = np.concatenate(list(splits.values()))
+    if everything.dtype.kind not in "iu" or not np.array_equal(np.sort(everything), np.arange(conformers)):
+        raise GeomGNNError(
+            f"The splits {path} do not name each of the {conformers} conformers of the store once: they are damaged, or of "
+            "another store. Make the store again."
+        )
+    return splits
 
 
 @contextmanager
@@ -107,5 +133,5 @@ def _show(index):
         say(f"{name:<14} {shares}{more}")
     for name, entry in index["sources"].items():
         reasons = sorted(entry["skipped"].items(), key=lambda pair: -pair[1])
-        for reason, number in reasons[:_MOST_REASONS]:
-            say(f"{name:<14} skipped {number}: {reason}")
+        for why, number in reasons[:_MOST_REASONS]:
+            say(f"{name:<14} skipped {number}: {why}")

@@ -26,6 +26,7 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
 from openmm_geomgnn.processes import cores, parent_is_gone
 from torchmdnet_ext.datasets.conformer_store import INDEX_FORMAT, INDEX_NAME, INDEX_VERSION, UNFINISHED, pack, write_shard
+from torchmdnet_ext.tensor_files import with_checksum
 
 SHARD_SIZE = 5_000_000  # atoms, 35 MB
 MALFORMED = "malformed: no atoms, unknown elements, or coordinates that are not finite"
@@ -215,6 +216,7 @@ def _finish(plan, shards, fingerprints):
         **statistics,
         "shards": entries,
     }
+    index = with_checksum(index, {})
     with atomic_write(plan.folder / INDEX_NAME) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(plan.folder / UNFINISHED)

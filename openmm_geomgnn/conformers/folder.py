@@ -63,7 +63,17 @@ def _noted(folder):
     if (folder / INDEX_NAME).is_file():
         return index_of(folder)
     unfinished = folder / UNFINISHED / _SETTINGS
-    return json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.is_file() else None
+    if not unfinished.is_file():
+        return None
+    try:
+        noted = json.loads(unfinished.read_bytes())
+        _identity(noted["settings"]), dict(noted["tasks"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise GeomGNNError(
+            f"{unfinished} was changed or damaged after it was written, so it is not known with which settings {folder} was "
+            "begun. Choose another output, or remove the folder."
+        ) from error
+    return noted
 
 
 def _check_unchanged(folder, old, new):

@@ -20,6 +20,7 @@ first asked for.
 """
 
 import json
+import math
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from torchmdnet_ext.files import write_whole
+from torchmdnet_ext.tensor_files import CHECKSUM, is_as_written
 
 FORMAT = "conformers"
 UNIT = 0.001  # angstrom
@@ -42,6 +44,11 @@ UNFINISHED = ".build"  # in a folder in which `geomgnn data build` is not done
 HOW_TO_MAKE = "`geomgnn data build protocols/build-conformers.yaml` makes one"
 _MAX_HEADER = 100_000_000  # bytes, as in safetensors
 _MAX_SOURCES = 256
+_HEAVIEST = 118  # atomic number
+# what an index and its line about a shard have, as far as stores are read with them
+_INDEX = {"settings": dict, "sources": dict, "shards": list, "conformers": int, "atoms": int, "sizes": dict}
+_SHARD = {"file": str, "bytes": int, "sha256": str, "sources": list, "conformers": int, "atoms": int}
+_CHANGED = "{} was changed or damaged after it was written. Restore it, or make the store again in another folder."
 
 
 # --------------------------------------------------------------------------------------------------------------- writing
@@ -55,7 +62,7 @@ def _to_units(z, pos, name):
             f"{name} has elements of shape {z.shape} and coordinates of shape {pos.shape}. "
             "A conformer is z (N,) and pos (N, 3) with at least one atom: pass the two in that form."
         )
-    if z.min() < 1 or z.max() > 118:
+    if z.min() < 1 or z.max() > _HEAVIEST:
         raise ValueError(f"{name} has atomic numbers {z.min()} to {z.max()}; give elements as numbers from 1 to 118.")
     if not np.isfinite(pos).all():
         raise ValueError(f"{name} has coordinates that are not finite: leave it out, or repair the run it comes from.")
@@ -194,8 +201,9 @@ class Shard:
             or ptr[-1] != self.atoms
             or (np.diff(ptr) < 1).any()
             or source.max(initial=0) >= max(1, len(self.sources))
+            or (self.atoms and not 1 <= arrays["z"].min() <= arrays["z"].max() <= _HEAVIEST)
         ):
-            raise ValueError(f"The tensors of {self.path} do not fit one another: the file is damaged. {HOW_TO_MAKE}.")
+            raise _misfit(self.path)
         return arrays
 
     def __getstate__(self):
@@ -220,14 +228,15 @@ def _read_header(path):
                 name: (entry["dtype"], tuple(start + end for end in entry["data_offsets"]), tuple(entry["shape"]))
                 for name, entry in described.items()
             }
+            named = metadata.get(FORMAT)
         if max((stop for _, (_, stop), _ in places.values()), default=start) != size:
             raise ValueError("its tensors are not as long as its header says")
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be read as a safetensors file ({error}): it is truncated, or not a conformer file. "
             f"Copy it again or make it anew; {HOW_TO_MAKE}."
         ) from error
-    header = _json_dictionary(metadata.get(FORMAT))
+    header = _json_dictionary(named)
     ours = set(places) == set(TENSORS) and all(places[name][0] in kinds for name, kinds in TENSORS.items())
     if not ours or header is None or header.get("format") != FORMAT:
         raise ValueError(
@@ -239,14 +248,27 @@ def _read_header(path):
             f"{path} has version {header.get('version')!r} of the conformer format and this code reads versions "
             f"{', '.join(map(str, VERSIONS.values()))}. Update openmm-geomgnn, or make the file anew; {HOW_TO_MAKE}."
         )
+    named = isinstance(header.get("sources"), list) and all(isinstance(name, str) for name in header["sources"])
+    if not named or not all(_fits(*place, 2 if name == "pos" else 1) for name, place in places.items()):
+        raise _misfit(path)
     return header, places
 
 
+def _fits(kind, place, shape, dimensions):
+    """Whether a tensor of a shape fills its place, bytes from the first to the last."""
+    whole = len(place) == 2 and all(type(number) is int and number >= 0 for number in (*place, *shape))
+    return whole and len(shape) == dimensions and math.prod(shape) * np.dtype(TYPES[kind]).itemsize == place[1] - place[0]
+
+
+def _misfit(path):
+    return ValueError(f"The tensors of {path} do not fit one another: the file is damaged. {HOW_TO_MAKE}.")
+
+
 def _json_dictionary(text):
-    """The dictionary that JSON text holds, or None."""
+    """The dictionary that JSON text, or its bytes, holds, or None."""
     try:
         value = json.loads(text or "null")
-    except json.JSONDecodeError:
+    except (ValueError, TypeError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -268,7 +290,7 @@ def read_index(folder):
                 f"The conformer store {folder} is not finished: the same `geomgnn data build` again goes on with it."
             )
         raise ValueError(f"There is no conformer store in {folder}: it holds no {INDEX_NAME}. {HOW_TO_MAKE}.")
-    index = _json_dictionary(path.read_text(encoding="utf-8"))
+    index = _json_dictionary(path.read_bytes())
     if index is None or index.get("format") != INDEX_FORMAT:
         raise ValueError(f"{path} is not the index of a conformer store. Give another folder; {HOW_TO_MAKE}.")
     if index.get("version") != INDEX_VERSION:
@@ -276,6 +298,12 @@ def read_index(folder):
             f"{path} has version {index.get('version')!r} of the index of conformer stores and this code reads version "
             f"{INDEX_VERSION}. Update openmm-geomgnn, or make the store anew."
         )
+    intact = is_as_written(index, {}) if CHECKSUM in index else True  # older ones have none
+    shards = index.get("shards")
+    if not intact or not all(isinstance(index.get(name), kind) for name, kind in _INDEX.items()):
+        raise ValueError(_CHANGED.format(path))
+    if not all(isinstance(shard, dict) and all(type(shard.get(n)) is k for n, k in _SHARD.items()) for shard in shards):
+        raise ValueError(_CHANGED.format(path))
     return index
 
 
@@ -287,7 +315,7 @@ def open_store(path):
     path = Path(path)
     if not path.is_dir():
         shard = Shard.open(path)
-        return [shard], shard.header["how"]
+        return [shard], str(shard.header.get("how", ""))
     index = read_index(path)
     shards = []
     for entry in index["shards"]:
