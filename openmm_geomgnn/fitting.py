@@ -124,8 +124,7 @@ def fit_cv(trajectories, topology, settings, progress=None):
         check_stored(store, settings, encoder, topology, atoms, table)
         windows = make_windows(topology, atoms, settings.window, neighbours=store.settings["neighbours"])
     else:
-        reference = _reference(trajectories[0], topology, atoms, settings) if settings.window == "space" else None
-        windows = make_windows(topology, atoms, settings.window, settings.context, settings.radius, reference)
+        windows = fitted_windows(settings, topology, atoms, trajectories[0])
     tokenizer = Tokenizer(encoder, windows, settings.pooling)
     mixer = make_mixer(settings.mixer, windows.n_tokens, encoder.hidden_channels, **settings.mixer_settings)
 
@@ -202,6 +201,12 @@ def check_data(lengths, settings):
         defaults = {"validation_fraction": VALIDATION_FRACTION, "test_fraction": TEST_FRACTION}
         hold_out(lengths, lag, [settings.training.get(name, value) for name, value in defaults.items()], seed=settings.seed)
     return lag
+
+
+def fitted_windows(settings, topology, atoms, trajectory):
+    """The `windows.Windows` of a fit whose first trajectory is `trajectory`."""
+    reference = _reference(trajectory, topology, atoms, settings) if settings.window == "space" else None
+    return make_windows(topology, atoms, settings.window, settings.context, settings.radius, reference)
 
 
 def _reference(trajectory, topology, atoms, settings):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import sys
 import warnings
 
@@ -16,8 +17,9 @@ from openmm import app
 
 from openmm_geomgnn import GeomGNNCV
 from openmm_geomgnn.cli import distill as command
+from openmm_geomgnn.cli import estimates, workflow
 from openmm_geomgnn.cli import main as cli
-from openmm_geomgnn.cli import workflow
+from openmm_geomgnn.cli.check import check_run
 from openmm_geomgnn.cli.config import distill_settings, load_distill, load_fit, load_protocol
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.distillation import DistillSettings, distill
@@ -161,7 +163,7 @@ class TestInSimulations:
             energies.append(energy_and_forces(make_context(system))[0])
         assert energies == [energies[0]] * 3
 
-    def test_a_run_uses_a_given_file(self, files, tmp_path, monkeypatch):
+    def test_a_run_uses_a_given_file(self, files, tmp_path, monkeypatch, capsys):
         """No unbiased runs, no fit; the student, copied, is the CV of the run."""
         protocol = {
             "output": str(tmp_path / "run"),
@@ -177,8 +179,13 @@ class TestInSimulations:
         }
         path = tmp_path / "given.yaml"
         path.write_text(yaml.safe_dump(protocol))
-        summary = workflow.run_protocol(load_protocol(path))
         run = tmp_path / "run"
+        monkeypatch.setattr(estimates, "_MEASURED", 0.01)
+        check_run(load_protocol(path))
+        said = capsys.readouterr().out
+        assert not run.exists() and "as in student.cv.safetensors, engine" in said and "training data" not in said
+        assert re.search(r"time +about \S+ s from the beginning, with 1 walkers on .*: biased run \S+ s, comparison", said)
+        summary = workflow.run_protocol(load_protocol(path))
         assert (run / "cv.safetensors").read_bytes() == (files / "student.cv.safetensors").read_bytes()
         assert summary["biased_ns"] == pytest.approx(0.0012) and not (run / "unbiased").exists()
         assert len(summary["cv_in_basin_spread"]) == 2

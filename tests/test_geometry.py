@@ -194,9 +194,9 @@ def test_no_shipped_or_shared_structure_is_refused(shared_data):
         assert check_geometry(topology, positions, path.name) == [], path
 
 
-@pytest.mark.parametrize("name", ["tip3p", "swm4ndp", "DLPC"])
+@pytest.mark.parametrize("name", ["tip3p", "swm4ndp", "test"])
 def test_liquids_however_the_box_cuts_them(name):
-    """Water with and without extra sites, a membrane with ions; each atom moved into the box by itself."""
+    """Water with and without extra sites, a protein in it; each atom moved into the box by itself."""
     topology, positions = load_structure(WATER.with_name(f"{name}.pdb"))
     box = np.array(topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
     wrapped = positions - np.floor(positions @ np.linalg.inv(box)) @ box

@@ -1,6 +1,7 @@
 """From a structure to a System: the same energies by the faster force, and errors that say what to do."""
 
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import openmm
@@ -193,6 +194,17 @@ def test_missing_atoms_are_explained():
     modeller.delete([atom for atom in topology.atoms() if atom.name == "HB1"])
     with pytest.raises(GeomGNNError, match="residue ALA 2 of chain A.*missing 1 H.*addHydrogens.*PDBFixer"):
         build_system(modeller.topology)
+
+
+def test_a_force_field_that_was_changed_is_read_again(tmp_path):
+    topology, _ = load_structure(ALA2)
+    mine = tmp_path / "mine.xml"
+    mine.write_bytes((Path(app.__file__).parent / "data" / "amber99sb.xml").read_bytes())
+    settings = SystemSettings(forcefield=(str(mine),))
+    assert build_system(topology, settings).getNumParticles() == 22
+    mine.write_text("<ForceField></ForceField>")
+    with pytest.raises(GeomGNNError, match="does not recognise residue ACE 1"):
+        build_system(topology, settings)
 
 
 def test_settings_that_make_no_sense():

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from protocol_texts import TINY
 
-from openmm_geomgnn.cli import fields, molecule, reporting, workflow
+from openmm_geomgnn.cli import fields, molecule, preflight, reporting, workflow
 from openmm_geomgnn.cli import folder as folders
 from openmm_geomgnn.cli.config import load_protocol
 from openmm_geomgnn.cli.provenance import current_cv
@@ -30,18 +31,6 @@ from openmm_geomgnn.sampling.checkpoint import load_checkpoint
 from openmm_geomgnn.sampling.colvar import read_colvar
 from openmm_geomgnn.sampling.outputs import read_dcd
 
-PROTOCOL = """
-system:
-  structures: [ala2-c7eq.pdb, ala2-c7ax.pdb]
-  platform: Reference
-unbiased: {length: 30 ps, frame_interval: 0.2 ps, equilibration: 1 ps, comparison_length: 6 ps}
-cv: {lag: 2 ps, pca: 20}
-bias: {pace: 0.6 ps}
-run: {length: 12 ps, walkers: 2, every: 3, colvar_interval: 0.12 ps, frame_interval: 0.24 ps, checkpoint_interval: 1.2 ps}
-analysis:
-  torsions: {phi: auto, psi: [ALA2-N, ALA2-CA, ALA2-C, NME3-N]}
-  cores: {along: phi, a: [-2.8, -0.5], b: [0.3, 2.0]}
-"""
 ROWS, FRAMES = 2 * 100, 50  # of COLVAR, of each trajectory
 # the installed command, or, where the package is only on the path, the function it calls
 SCRIPT = Path(sys.executable).with_name("geomgnn")
@@ -53,7 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:tiny.yaml")  # doubtful settings
 @pytest.fixture(scope="module")
 def protocol_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("protocol") / "tiny.yaml"
-    path.write_text(PROTOCOL)
+    path.write_text(TINY)
     return path
 
 
@@ -133,7 +122,7 @@ class TestRun:
             assert sum(line.startswith(name) for line in lines) == 1
         assert lines[-1].split()[-1] == str(folder / "report.html")
 
-    def test_files(self, finished):
+    def test_files(self, finished, protocol_file):
         _, folder = finished
         names = {path.name for path in folder.iterdir()}
         assert names == {
@@ -141,9 +130,13 @@ class TestRun:
             *("trajectory.0.dcd", "trajectory.1.dcd", "checkpoint.safetensors", "summary.json", "report.html"),
             "wall_time.json",
         }
-        for path in folder.rglob("*"):
-            if path.is_file():
-                assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444, path
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        for path in files:
+            assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444, path
+        # as `geomgnn run --check` foretells; most of a run as short as this is its report
+        plan = workflow.examined(load_protocol(protocol_file)).plan
+        written = sum(path.stat().st_size for path in files if path.name != "report.html")
+        assert written == pytest.approx(preflight.disk_bytes(plan) - preflight.REPORT_BYTES, rel=0.3)
         colvar = read_colvar(folder / "COLVAR")
         assert len(colvar["time"]) == ROWS and colvar["time"][-1] == pytest.approx(12.0)
         assert {"cv.1", "opes.bias", "temperature", "walker"} <= set(colvar)
@@ -366,7 +359,7 @@ class TestFolder:
 
     def test_folders_of_others_are_left_alone(self, load, copied, tmp_path):
         # not a run's: a protocol of the user's own that happens to have this name
-        for name, text in (("notes.txt", "mine"), ("protocol.yaml", PROTOCOL)):
+        for name, text in (("notes.txt", "mine"), ("protocol.yaml", TINY)):
             folder = tmp_path / name.split(".")[0]
             folder.mkdir()
             (folder / name).write_text(text)

@@ -24,6 +24,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move what an earli
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, as in --set run.length=50ps.")
 ]
+Check = Annotated[
+    bool, typer.Option("--check", help="Only check everything, and estimate time and disk; nothing is run or written.")
+]
 
 
 @app.callback()
@@ -36,20 +39,22 @@ def common(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo"),
     overwrite: Overwrite = False,
+    check: Check = False,
     settings: Settings = None,
 ):
     """Alanine dipeptide from a PDB file to a free energy: learn a CV, bias it with OPES, write a report."""
-    _run("ala2-opes.yaml", {"output": str(output), **_overrides(settings)}, overwrite)
+    _run("ala2-opes.yaml", {"output": str(output), **_overrides(settings)}, overwrite, check)
 
 
 @app.command()
 def run(
     protocol: Annotated[Path, typer.Argument(metavar="PROTOCOL", help="A protocol, such as protocols/ala2-opes.yaml.")],
     overwrite: Overwrite = False,
+    check: Check = False,
     settings: Settings = None,
 ):
     """Run a protocol; a run that was stopped goes on where it was."""
-    _run(protocol, _overrides(settings), overwrite)
+    _run(protocol, _overrides(settings), overwrite, check)
 
 
 @app.command()
@@ -191,11 +196,17 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
     raise typer.Exit(run_doctor(as_json))
 
 
-def _run(path, overrides, overwrite):
-    from openmm_geomgnn.cli import workflow
+def _run(path, overrides, overwrite, check):
     from openmm_geomgnn.cli.config import load_protocol
 
     protocol = load_protocol(path, overrides)
+    if check:
+        from openmm_geomgnn.cli.check import check_run
+
+        check_run(protocol, overwrite, path)
+        return
+    from openmm_geomgnn.cli import workflow
+
     with _interruptible("The same command goes on from the last checkpoint."):
         _show(protocol.output, workflow.run_protocol(protocol, overwrite, path))
 

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from openmm_geomgnn.cli.folder import (
     settle,
 )
 from openmm_geomgnn.cli.molecule import walker_spec
+from openmm_geomgnn.cli.preflight import examine
 from openmm_geomgnn.cli.progress import bar, progress_bars, say
 from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, made_from
 from openmm_geomgnn.cli.reporting import check_analysis, comparison_frame, report
@@ -67,24 +69,16 @@ def run_protocol(protocol, overwrite=False, source=None):
         If the folder holds the results of another protocol, another process is at work in it, or a step fails.
     """
     began = time.perf_counter()
-    check_analysis(protocol)
-    topology, _ = first_structure(protocol)
-    runs = fingerprints(_training_specs(protocol), protocol.unbiased.length)
-    given = record = None
-    if protocol.cv.file is None:
-        record = made_from(_protocol_fit_settings(protocol), runs)
-    else:
-        given = _given(protocol, topology)
-        kernel_width(given, protocol)
+    beginning = examined(protocol)
+    given = beginning.given
     with claimed(protocol, overwrite, source):
-        check_made(_training_specs(protocol), runs, protocol.output / UNBIASED)
-        cv = _cv_to_go_on_with(protocol, given, record)
+        cv = _check_claimed(protocol, beginning)
         settle(protocol)
         try:
             if given is not None:
                 _copy_given(protocol)
             elif cv is None:
-                cv = _fit(protocol, _unbiased(protocol), record)
+                cv = _fit(protocol, _unbiased(protocol), beginning.record)
             for line in describe(cv):
                 say(line)
             check_verdict(cv, protocol)
@@ -97,12 +91,49 @@ def run_protocol(protocol, overwrite=False, source=None):
         return report(protocol, seconds)
 
 
-def _cv_to_go_on_with(protocol, given, record):
-    """The CV that is given, or there, with which what is in the folder can go on; None where it has yet to be fitted."""
-    if given is None:
-        cv = current_cv(protocol, record)
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What is known before anything runs. plan : of `preflight.examine`. runs : what each of the training runs depends on.
+    given : the CV that the protocol names, or None. record : else what the fitted CV will be made from."""
+
+    plan: object
+    runs: list
+    given: object
+    record: dict | None
+
+
+def examined(protocol):
+    """Check all that can be known of a protocol before anything runs, except the state of its folder: a `Beginning`.
+
+    Raises GeomGNNError for what cannot be run to its end.
+    """
+    check_analysis(protocol)
+    topology, _ = first_structure(protocol)
+    specs = _training_specs(protocol)
+    runs = fingerprints(specs, protocol.unbiased.length)
+    given = record = settings = None
+    if protocol.cv.file is None:
+        settings = _protocol_fit_settings(protocol)
+        record = made_from(settings, runs)
     else:
-        cv = given
+        given = _given(protocol, topology)
+        kernel_width(given, protocol)
+    return Beginning(examine(protocol, specs, settings, given), runs, given, record)
+
+
+def check_folder(protocol, beginning):
+    """Raise a GeomGNNError where the protocol could not go on in its folder; nothing changes there."""
+    with claimed(protocol):
+        _check_claimed(protocol, beginning)
+
+
+def _check_claimed(protocol, beginning):
+    """The CV that is given, or there, with which what is in the folder can go on; None where it has yet to be fitted."""
+    check_made(_training_specs(protocol), beginning.runs, protocol.output / UNBIASED)
+    if beginning.given is None:
+        cv = current_cv(protocol, beginning.record)
+    else:
+        cv = beginning.given
         check_given(protocol)
     if cv is not None:
         check_verdict(cv, protocol)

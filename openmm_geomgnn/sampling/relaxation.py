@@ -22,10 +22,10 @@ def relax(context, spec, seed, masses, degrees_of_freedom):
     thermostat by more than chance explains (`hottest_start`): the start was strained, or the time step is too long. A
     start that is too cold is no error: the thermostat warms it.
     """
-    _check_energy(context, spec, "at its start")
+    check_energy(context, spec, "at its start")
     if spec.minimise:
         openmm.LocalEnergyMinimizer.minimize(context)
-        _check_energy(context, spec, "after its minimisation")
+        check_energy(context, spec, "after its minimisation")
     steps = round(spec.equilibration / spec.timestep)
     if not steps:
         return
@@ -38,8 +38,18 @@ def relax(context, spec, seed, masses, degrees_of_freedom):
     for before, stop in zip(stops[:-1], stops[1:], strict=True):
         integrator.step(int(stop - before))
         temperatures.append(kinetic_temperature(context, masses, degrees_of_freedom))
-    _check_energy(context, spec, "after its equilibration")
+    check_energy(context, spec, "after its equilibration")
     _check_temperature(spec, float(np.mean(temperatures)), (stops[-1] - stops[0]) * spec.timestep, degrees_of_freedom)
+
+
+def check_energy(context, spec, when):
+    """Raise GeomGNNError where the potential energy of a Context is not finite. when : for the message, after "is not"."""
+    energy = context.getState(getEnergy=True).getPotentialEnergy()._value
+    if not math.isfinite(energy):
+        raise GeomGNNError(
+            f"The potential energy of walker {spec.index} is not finite {when}. Look for atoms in one place in "
+            f"{spec.structure}, and at the force field's parameters; or use a smaller timestep (now {spec.timestep:g} ps)."
+        )
 
 
 def kinetic_temperature(context, masses, degrees_of_freedom):
@@ -70,13 +80,4 @@ def _check_temperature(spec, mean, span, degrees_of_freedom):
             f"limit for {degrees_of_freedom} degrees of freedom over such a time. The structure {spec.structure} is "
             f"strained, or the timestep of {1000 * spec.timestep:g} fs too long. Look at the structure, equilibrate for "
             f"longer than {spec.equilibration:g} ps, or use a smaller timestep."
-        )
-
-
-def _check_energy(context, spec, when):
-    energy = context.getState(getEnergy=True).getPotentialEnergy()._value
-    if not math.isfinite(energy):
-        raise GeomGNNError(
-            f"The potential energy of walker {spec.index} is not finite {when}. Look for atoms in one place in "
-            f"{spec.structure}, and at the force field's parameters; or use a smaller timestep (now {spec.timestep:g} ps)."
         )

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def build_system(topology, settings=None):
     """
     settings = SystemSettings() if settings is None else settings
     try:
-        field = app.ForceField(*settings.forcefield)
+        field = _force_field(settings.forcefield, tuple(map(_stamp, settings.forcefield)))
     except Exception as error:  # OpenMM raises whatever its reading of XML trips over, and what scripts in it raise
         raise GeomGNNError(
             f"The force field {' + '.join(settings.forcefield)} cannot be read ({type(error).__name__}: {reason(error)}). "
@@ -199,6 +200,18 @@ def build_system(topology, settings=None):
     if settings.native_obc:
         _use_native_obc(system)
     return system
+
+
+@lru_cache(maxsize=4)
+def _force_field(files, stamps):
+    """OpenMM's ForceField of these files, which takes half a second to read. stamps: of the files, see `_stamp`."""
+    return app.ForceField(*files)
+
+
+def _stamp(file):
+    """What changes when a file is written again; None for one that OpenMM finds by its name."""
+    path = Path(file)
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
 
 
 def _explain(error, topology, settings):

@@ -1,0 +1,94 @@
+"""`geomgnn run --check`: what a run would do, how long it would take, and whether it could; nothing is written."""
+
+import shutil
+
+import openmm
+
+from openmm_geomgnn.cli.estimates import stage_seconds
+from openmm_geomgnn.cli.folder import input_files
+from openmm_geomgnn.cli.preflight import disk_bytes, training_frames
+from openmm_geomgnn.cli.progress import say
+from openmm_geomgnn.cli.workflow import check_folder, examined
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.locks import check_outside
+from openmm_geomgnn.processes import cores
+from openmm_geomgnn.sampling.systems import degrees_of_freedom
+
+_NAMES = {"unbiased": "unbiased runs", "fit": "fit", "biased": "biased run", "comparison": "comparison"}
+
+
+def check_run(protocol, overwrite=False, source=None):
+    """Check a protocol and say what it comes to; arguments and errors as of `workflow.run_protocol`."""
+    beginning = examined(protocol)
+    if overwrite:
+        check_outside(protocol.output, input_files(protocol, source))
+    else:
+        check_folder(protocol, beginning)
+    for line in describe(beginning.plan):
+        say(line)
+    say(f"time           {_time(beginning.plan)}")
+    say("Nothing was run, and nothing was written.")
+
+
+def describe(plan):
+    """Lines on what a run is made of."""
+    protocol, bound = plan.protocol, plan.force.bound
+    names = [residue.name for residue in plan.topology.residues()]
+    shown = " ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+    paths = ", ".join(path.name for path in protocol.system.structures)
+    yield f"structures     {paths}: {len(plan.starts[0])} atoms, {len(names)} residues ({shown})"
+    spec = plan.specs[0]
+    system = openmm.XmlSerializer.deserialize(spec.system)
+    box = "periodic" if system.usesPeriodicBoundaryConditions() else "not periodic"
+    yield (
+        f"system         {' + '.join(protocol.system.forcefield)}, {box}, {degrees_of_freedom(system)} degrees of freedom, "
+        f"platform {spec.platform}"
+    )
+    residues = len(plan.cv.molecule)
+    yield f"CV             {len(bound.atoms)} atoms of {residues} residues, {_network(plan)}, engine {bound.engine_name}"
+    if plan.settings is not None:
+        lag = plan.settings.lag_frames()
+        yield f"training data  {len(plan.specs)} runs of {training_frames(protocol)} frames, a lag of {lag} frames"
+    schedule = protocol.schedule
+    yield (
+        f"biased run     {protocol.run.walkers} walkers of {schedule.length * schedule.bias_step:g} ps, a kernel each "
+        f"{schedule.pace * schedule.bias_step:g} ps, the bias every {protocol.run.every} steps"
+    )
+    folder = protocol.output
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    yield f"disk           about {_size(disk_bytes(plan))} in {protocol.output}, where {_size(free)} are free"
+
+
+def _network(plan):
+    if plan.settings is None:
+        return f"as in {plan.protocol.cv.file.name}"
+    windows = plan.force.bound.tokenizer.windows
+    graphs = "one graph" if windows.n_graphs == 1 else f"{windows.n_graphs} windows"
+    return f"{graphs} of {len(windows.pairs[0])} pairs, encoder {plan.cv.encoder.name}"
+
+
+def _time(plan):
+    try:
+        stages = stage_seconds(plan, lambda: say("Compiling kernels for this network (once, about 20 s) ..."))
+    except GeomGNNError as error:
+        return f"not known, as the first steps failed: {error}"
+    parts = ", ".join(f"{_NAMES[name]} {_duration(seconds)}" for name, seconds in stages.items())
+    training = " and the training" if plan.settings is not None and plan.settings.estimator == "vampnet" else ""
+    walkers = f"{plan.protocol.run.walkers} walkers on {cores()} cores"
+    return f"about {_duration(sum(stages.values()))}{training} from the beginning, with {walkers}: {parts}"
+
+
+def _duration(seconds):
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def _size(number):
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number / 1e3:.0f} kB"

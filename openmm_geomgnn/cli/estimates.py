@@ -1,0 +1,131 @@
+"""How long a run will take, from a few real steps on the platform that it will run on."""
+
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+import openmm
+import torch
+
+from openmm_geomgnn.cli.preflight import training_frames
+from openmm_geomgnn.encoder import Encoder
+from openmm_geomgnn.fitting import GRADIENT_FRAMES, RATE_FRAMES, stiffness
+from openmm_geomgnn.force import GeomGNNCV
+from openmm_geomgnn.integrators import make_integrator
+from openmm_geomgnn.processes import cores
+from openmm_geomgnn.sampling.systems import choose_platform
+from openmm_geomgnn.sampling.walker import Walker
+from openmm_geomgnn.tokens import Tokenizer
+
+_MEASURED = 0.5  # seconds, at least
+_MINIMISATION = 100  # iterations: without overlaps a few steps can be done
+_GPUS = ("CUDA", "HIP", "OpenCL")
+
+
+def stage_seconds(plan, announce=lambda: None):
+    """Seconds that the stages of a run will take, by name: without minimisation, analysis, and training of a vampnet.
+
+    plan : preflight.Plan. announce : called before kernels are compiled, which takes long.
+
+    Raises GeomGNNError when the first steps fail.
+    """
+    protocol, run = plan.protocol, plan.protocol.run
+    timestep, walkers = protocol.system.timestep, run.walkers
+    step, biased_step = _step_seconds(plan, announce)
+    runs, found = len(plan.specs), {}
+    if plan.settings is not None:
+        together = min(runs, walkers)
+        steps = (protocol.unbiased.length + protocol.unbiased.equilibration) / timestep
+        found["unbiased"] = math.ceil(runs / walkers) * steps * step * _slowed(plan, together)
+        found["fit"] = _fit_seconds(plan)
+    equilibration = protocol.unbiased.equilibration / timestep * step
+    biased = protocol.schedule.length * biased_step + equilibration
+    comparison = protocol.comparison_length / walkers / timestep * step
+    found["biased"] = biased * _slowed(plan, walkers)
+    if comparison:
+        found["comparison"] = (comparison + equilibration) * _slowed(plan, walkers)
+    return found
+
+
+def _slowed(plan, walkers):
+    """How much longer walkers take side by side than one alone: cores and GPUs are shared."""
+    return walkers if plan.specs[0].platform in _GPUS else max(1.0, walkers / cores())
+
+
+def _step_seconds(plan, announce):
+    """(seconds of a time step without a bias, of an outer step with one)."""
+    plain = replace(plan.specs[0], minimise=False, equilibration=0.0, positions=_without_overlaps(plan))
+
+    def make_cv(topology):
+        return GeomGNNCV(plan.cv, topology, engine=plan.protocol.run.engine, failures=None)
+
+    biased = replace(plain, make_cv=make_cv, bias=_Feather(), every=plan.protocol.run.every)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the process of a walker
+    try:
+        plan.force.bound.warm_up(announce)
+        return _walker_seconds(plain), _walker_seconds(biased)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _walker_seconds(spec):
+    walker = Walker(spec)
+    walker.start()
+    walker.advance(None, 2)
+    return _seconds(lambda n: walker.advance(None, n))
+
+
+def _seconds(work):
+    """Seconds of one unit of work(n), by as many as take long enough."""
+    n = 1
+    while True:
+        began = time.perf_counter()
+        work(n)
+        spent = time.perf_counter() - began
+        if spent >= _MEASURED:
+            return spent / n
+        n *= 2 if spent > 0.1 * _MEASURED else 8
+
+
+def _without_overlaps(plan):
+    """The first start, minimised so far that steps can be done."""
+    spec = plan.specs[0]
+    system = openmm.XmlSerializer.deserialize(spec.system)
+    platform = choose_platform(spec.platform, system.getNumParticles(), spec.platform_precision)
+    context = openmm.Context(system, make_integrator(spec.temperature, spec.friction, spec.timestep), *platform)
+    context.setPositions(plan.starts[0])
+    openmm.LocalEnergyMinimizer.minimize(context, maxIterations=_MINIMISATION)
+    return context.getState(getPositions=True).getPositions(asNumpy=True)._value
+
+
+class _Feather:
+    """A bias that is evaluated like any other and moves nothing."""
+
+    adaptive = False
+
+    def initial_state(self, dimension=None, n_walkers=1):
+        return None
+
+    def bias(self, state, s):
+        return 0.0, np.full(len(s), 1e-9)
+
+
+def _fit_seconds(plan):
+    """Of the embedding, the thermal motion and the stiffness: networks in double precision, or with gradients, are slow."""
+    settings, bound = plan.settings, plan.force.bound
+    pos = bound.molecule.positions(plan.starts[0])
+    batch = pos.repeat(min(bound.frames_per_pass, 64), 1, 1)
+    tokenizer = Tokenizer(plan.cv.encoder, bound.tokenizer.windows, settings.pooling)
+    tokenizer.embed(batch)  # compiles
+    frames = len(plan.specs) * training_frames(plan.protocol)
+    seconds = frames * _seconds(lambda n: [tokenizer.embed(batch) for _ in range(n)]) / len(batch)
+    few = pos.repeat(4, 1, 1)
+    if settings.estimator == "linear" and settings.softening:
+        double = Tokenizer(Encoder.load(settings.encoder, torch.float64), bound.tokenizer.windows, settings.pooling)
+        each = _seconds(lambda n: [double.embed(few) for _ in range(n)]) / len(few)
+        seconds += 2 * min(RATE_FRAMES, frames) * each
+    arguments = plan.cv, plan.topology, [few], settings.frame_interval
+    each = _seconds(lambda n: [stiffness(*arguments) for _ in range(n)]) / len(few)
+    return seconds + min(GRADIENT_FRAMES, frames) * each

@@ -1,0 +1,209 @@
+"""Whether a protocol can be run to its end, as far as that can be known before anything runs."""
+
+import shutil
+import warnings
+from dataclasses import dataclass
+from itertools import count
+
+import mdtraj
+import numpy as np
+import openmm
+import torch
+
+from openmm_geomgnn.cli.reporting import comparison_frame
+from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.encoder import Encoder
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.fitting import FitSettings, check_data, fitted_windows
+from openmm_geomgnn.force import GeomGNNCV
+from openmm_geomgnn.integrators import make_integrator
+from openmm_geomgnn.mixers import make_mixer
+from openmm_geomgnn.sampling.geometry import check_geometry
+from openmm_geomgnn.sampling.relaxation import check_energy
+from openmm_geomgnn.sampling.runner import prepare, whole_steps
+from openmm_geomgnn.sampling.systems import choices_made, choose_platform, load_structure
+from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
+from openmm_geomgnn.tokens import Tokenizer
+from openmm_geomgnn.whole import SelectedMolecule
+
+_TREMBLE = 0.1  # angstrom, by which frames differ where statistics of several are needed and there is one
+REPORT_BYTES = 2_000_000
+_MOST_LAGS = 1000  # until which a sufficient length of the unbiased runs is looked for
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a run is made of.
+
+    specs : of the training runs, prepared: one from each structure, with the system and the platform made out.
+    topology : openmm.app.Topology. starts : (N, 3) in nm of each structure.
+    cv : the one given, or an untrained one of the same kind and size. force : the GeomGNNCV of it.
+    settings : FitSettings, None where the CV is given.
+    """
+
+    protocol: object
+    specs: list[WalkerSpec]
+    topology: object
+    starts: list[np.ndarray]
+    cv: object
+    force: object
+    settings: FitSettings | None
+
+
+def examine(protocol, specs, settings, given):
+    """Make everything of a run but its data; returns a Plan.
+
+    Parameters
+    ----------
+    protocol : Protocol
+    specs : list of WalkerSpec
+        Of the training runs.
+    settings : FitSettings or None
+        Of the CV that is to be fitted.
+    given : CollectiveVariable, StudentCV or None
+        Or the one to be used as it is.
+
+    Raises
+    ------
+    GeomGNNError
+        If structures cannot be what they are called, OpenMM's platform or the CV's engine cannot be used, the molecule, its
+        windows, encoder and mixer do not fit together, the data will not suffice for the fit, or the disk not for the
+        results. What is doubtful about the structures is a UserWarning.
+    """
+    prepared, topology, _ = prepare(specs)
+    starts = []
+    for path in protocol.system.structures:
+        starts.append(load_structure(path)[1])
+        for remark in (*choices_made(path), *check_geometry(topology, starts[-1], str(path))):
+            warnings.warn(remark, UserWarning, stacklevel=2)
+    system = _check_dynamics(prepared, starts)
+    if settings is not None:
+        _check_frames(protocol, settings)
+    cv = _untrained(settings, topology, starts) if given is None else given
+    force = GeomGNNCV(cv, topology, engine=protocol.run.engine, failures=None)
+    force.addToSystem(system)
+    plan = Plan(protocol, prepared, topology, starts, cv, force, settings)
+    _check_disk(plan)
+    return plan
+
+
+def _check_dynamics(specs, starts):
+    """Make a Context and evaluate the energy of each start; returns the System."""
+    spec = specs[0]
+    system = openmm.XmlSerializer.deserialize(spec.system)
+    platform, properties = choose_platform(spec.platform, system.getNumParticles(), spec.platform_precision)
+    integrator = make_integrator(spec.temperature, spec.friction, spec.timestep)
+    try:
+        context = openmm.Context(system, integrator, platform, properties)
+        for one, positions in zip(specs, starts, strict=True):
+            context.setPositions(positions)
+            check_energy(context, one, "at its start")
+    except openmm.OpenMMException as error:
+        raise GeomGNNError(
+            f"OpenMM's platform {platform.getName()} cannot simulate this system: {error}. Choose another with "
+            "system.platform; `geomgnn doctor` says which ones work here."
+        ) from error
+    return system
+
+
+def _check_frames(protocol, settings):
+    """Whether the unbiased runs will be long enough for the fit; else what would be."""
+    interval, runs = settings.frame_interval, len(protocol.system.structures)
+    n_frames = training_frames(protocol)
+    try:
+        check_data([n_frames] * runs, settings)
+    except GeomGNNError as error:
+        enough = _enough_frames(n_frames, runs, settings)
+        advice = f" With {runs} of these runs, {enough * interval:g} ps would do." if enough else ""
+        raise GeomGNNError(
+            f"unbiased.length is {protocol.unbiased.length:g} ps, too little for the fit at a lag time (cv.lag) of "
+            f"{settings.lag_time:g} ps: {error}{advice}"
+        ) from error
+
+
+def training_frames(protocol):
+    """How many frames each of the unbiased runs will have."""
+    timestep = protocol.system.timestep
+    return whole_steps(protocol.unbiased.length, timestep) // protocol.md_steps(protocol.unbiased.frame_interval)
+
+
+def _enough_frames(n_frames, runs, settings):
+    lag = settings.lag_frames()
+    for lags in count(n_frames // lag + 1):
+        try:
+            check_data([lags * lag] * runs, settings)
+        except GeomGNNError:
+            if lags > _MOST_LAGS:
+                return None
+        else:
+            return lags * lag
+
+
+def _untrained(settings, topology, starts):
+    """A CV like the one that will be fitted, of random weights."""
+    box = topology.getPeriodicBoxVectors()
+    topology = as_topology(topology)
+    first = mdtraj.Trajectory(np.array(starts), topology)
+    if box is not None:
+        first.unitcell_vectors = np.tile(box.value_in_unit(openmm.unit.nanometer), (len(starts), 1, 1))
+    atoms = select_atoms(topology, settings.selection)
+    encoder = Encoder.load(settings.encoder)
+    windows = fitted_windows(settings, topology, atoms, first)
+    mixer = make_mixer(settings.mixer, windows.n_tokens, encoder.hidden_channels, **settings.mixer_settings)
+    if mixer.out_features < settings.components:
+        raise GeomGNNError(
+            f"cv.components is {settings.components}, but the mixer {settings.mixer} of {windows.n_tokens} residues has "
+            f"{mixer.out_features} outputs. Ask for fewer components."
+        )
+    if not mixer.has_statistics:
+        pos = SelectedMolecule(topology, atoms, windows.contacts).positions(first)
+        noise = torch.randn((4, *pos.shape[1:]), generator=torch.Generator().manual_seed(settings.seed), dtype=pos.dtype)
+        mixer.set_statistics(Tokenizer(encoder, windows, settings.pooling).embed(pos[0] + _TREMBLE * noise))
+    return CollectiveVariable(
+        encoder,
+        mixer,
+        np.zeros(mixer.out_features),
+        np.full((mixer.out_features, settings.components), 1 / mixer.out_features),
+        np.full(settings.components, 0.5),
+        residue_table(topology, atoms),
+        selection=settings.selection,
+        window=settings.window,
+        context=settings.context,
+        radius=settings.radius,
+        neighbours=windows.neighbours,
+        pooling=settings.pooling,
+        lag_time=settings.lag_time,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- disk
+
+
+def disk_bytes(plan):
+    """About how many bytes the results of a run will take."""
+    protocol, schedule = plan.protocol, plan.protocol.schedule
+    atoms, periodic = len(plan.starts[0]), plan.topology.getPeriodicBoxVectors() is not None
+    frame = 12 * atoms + 24 + 56 * periodic  # of a DCD file
+    walkers = protocol.run.walkers
+    frames = walkers * schedule.length // schedule.frame_interval
+    if plan.settings is not None:
+        frames += len(plan.specs) * training_frames(protocol)
+    frames += round(protocol.comparison_length / (comparison_frame(protocol) * protocol.system.timestep))
+    rows = walkers * (schedule.length // schedule.colvar_interval + schedule.length // schedule.pace)
+    row = 14 * (2 * plan.cv.dimension + 8)  # of COLVAR and KERNELS
+    network = sum(tensor.numel() * tensor.element_size() for tensor in plan.cv.state_dict().values())
+    checkpoint = 200 * atoms * (walkers + 1)
+    return frame * frames + row * rows + network + checkpoint + REPORT_BYTES
+
+
+def _check_disk(plan):
+    folder = plan.protocol.output
+    while not folder.is_dir():
+        folder = folder.parent
+    free, needed = shutil.disk_usage(folder).free, disk_bytes(plan)
+    if needed > free:
+        raise GeomGNNError(
+            f"The results will take about {needed / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free in {folder}. Make room, "
+            "choose another output, or save fewer frames (run.frame_interval, unbiased.frame_interval)."
+        )
