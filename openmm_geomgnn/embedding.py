@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from openmm_geomgnn.contacts import first_frame, read_reference
 from openmm_geomgnn.embedding_workers import embed_chunks, import_distributed
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.frame_times import frame_interval
 from openmm_geomgnn.locks import is_empty, locked, set_aside
 from openmm_geomgnn.matching import AtomMatcher
 from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
@@ -41,13 +43,15 @@ class EmbedSettings(TokenSettings):
 
     `stride` uses every stride-th frame. `frame_interval` is the time between frames in the files, in ps, for formats that
     do not hold it. `dtype` is that of the stored tokens, one of `store.DTYPES`. `chunk` is the number of frames that are
-    embedded, written and resumed as one; by default as many as make `store.CHUNK_BYTES`.
+    embedded, written and resumed as one; by default as many as make `store.CHUNK_BYTES`. `allow_truncated` takes the whole
+    frames of files that end too early.
     """
 
     stride: int = 1
     frame_interval: float | None = None
     dtype: str = "float32"
     chunk: int | None = None
+    allow_truncated: bool = False
 
 
 def embed_trajectories(
@@ -167,6 +171,17 @@ def _existing(output):
     return Embeddings.open(output, writable=True)
 
 
+def _check_times(name, times, settings):
+    """Raise a GeomGNNError where frame_interval contradicts the times in a file; warn where these jump."""
+    try:
+        frame_interval(name, times, settings.frame_interval)
+    except GeomGNNError as error:
+        if settings.frame_interval is not None:
+            raise
+        if times is not None and len(times) > 1:
+            warnings.warn(f"{error} A fit will refuse it as it is.", UserWarning, stacklevel=4)
+
+
 def _describe(topology, trajectories, settings, old):
     """What all trajectories of a store have in common, JSON-able, and the tokenizer."""
     atoms = select_atoms(topology, settings.selection)
@@ -205,7 +220,10 @@ def _reference(topology, atoms, trajectories, settings):
         return None
     if settings.reference is not None:
         return read_reference(settings.reference, topology, atoms, settings.selection)
-    with TrajectoryFile(trajectories[0], topology) as file:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a truncated file, when it is entered
+        file = TrajectoryFile(trajectories[0], topology, settings.allow_truncated)
+    with file:
         return first_frame(next(file.blocks(0, 1)), topology, atoms)
 
 
@@ -251,7 +269,7 @@ def _enter(store, topology, path, settings, shape, matcher):
                 f"The trajectory {path} is not the file any more that {store.path} has the embeddings of: it {how}. If it "
                 "was continued, put what is new into a file of its own; otherwise use another output, or --overwrite."
             )
-    with TrajectoryFile(path, topology) as file:
+    with TrajectoryFile(path, topology, settings.allow_truncated) as file:
         frames = len(range(0, len(file), settings.stride))
         if frames == 0:
             raise GeomGNNError(f"The trajectory {path} has no frames. Leave it out.")
@@ -260,6 +278,9 @@ def _enter(store, topology, path, settings, shape, matcher):
             selected = matcher.rows(frame.topology)
         except GeomGNNError as error:
             raise GeomGNNError(f"{path.name}: {error}") from error
+        _check_times(path.name, file.times(), settings)
     entry = {"name": path.name, "path": str(path), **now, "frames": frames}
+    if file.truncated:
+        entry["truncated"] = True
     store.add(entry, shape, len(selected), settings.chunk)
     return len(store) - 1

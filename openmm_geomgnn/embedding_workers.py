@@ -2,6 +2,7 @@
 
 import threading
 import time
+import warnings
 from contextlib import ExitStack
 from functools import lru_cache
 from importlib.util import find_spec
@@ -129,7 +130,9 @@ class _Worker:
             now = fingerprint(entry["path"])
             if any(entry[name] != value for name, value in now.items()):
                 raise GeomGNNError(f"The trajectory {entry['path']} changed while it was being embedded. Start again later.")
-            file = TrajectoryFile(entry["path"], self.topology)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of a truncated file, when it was entered
+                file = TrajectoryFile(entry["path"], self.topology, entry.get("truncated", False))
             self._opened = k, file
         return file
 

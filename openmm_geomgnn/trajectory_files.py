@@ -2,18 +2,21 @@
 
 import hashlib
 import os
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing
 from openmm_geomgnn.formats import check_format, reason
+from openmm_geomgnn.trajectory_bytes import extent, times_at
 from torchmdnet_ext.quiet import without_lines
 
 WITH_TIMES = (".xtc", ".trr", ".h5")  # formats that always hold the times of their frames
 # formats that hold the topology of their atoms
 WITH_TOPOLOGY = (".pdb", ".gro", ".cif", ".mmcif", ".pdbx", ".mol2", ".h5", ".lh5", ".hdf5", ".gsd", ".hoomdxml", ".arc")
 BLOCK_BYTES = 64 << 20  # of the coordinates of all atoms, read at a time
+_DCD_LINES = ("dcdplugin)", " frames of size (")  # what mdtraj's reader of DCD files says
 _SAMPLES, _SAMPLE_BYTES = 16, 64 << 10  # of a file, in its fingerprint
 
 
@@ -27,26 +30,51 @@ class TrajectoryFile(Closing):
     ----------
     path : path
     topology : mdtraj.Topology
-        Of all atoms in the file.
+        Of all atoms in the file. Files that hold a topology of their own are read with that one.
+    allow_truncated : bool
+        Take the whole frames of a file that ends too early, with a warning.
+
+    Attributes
+    ----------
+    truncated : bool
+        Whether the file ends too early.
 
     Raises
     ------
     GeomGNNError
-        If the file cannot be read, or does not have the atoms of the topology.
+        If the file cannot be read, does not have the atoms of the topology, or ends too early.
     """
 
-    def __init__(self, path, topology):
+    def __init__(self, path, topology, allow_truncated=False):
         self.path = Path(path)
         self.topology = topology
+        self.truncated = False
         self._handle = self._whole = None
         check_format(self.path)
-        with _explained(self.path, topology):
-            self._open()
+        try:
+            with _explained(self.path, topology):
+                self._open()
+                found = None if self._handle is None else extent(self.path, self._handle, topology.n_atoms)
+            if found is not None and found.truncated:
+                self._cut(found, allow_truncated)
+        except BaseException:
+            self.close()
+            raise
+
+    def _cut(self, found, allow_truncated):
+        claimed = f" of the {found.claimed} that its header counts" if (found.claimed or 0) > found.whole else ""
+        part = " and a part of another" if found.rest else ""
+        what = f"The trajectory {self.path} ends too early: it holds {found.whole} whole frames{claimed}{part}."
+        if not allow_truncated or found.whole == 0:
+            advice = "" if found.whole == 0 else ", or take the whole frames with --allow-truncated (allow_truncated: true)"
+            raise GeomGNNError(f"{what} Copy it again from where it was made{advice}.")
+        warnings.warn(f"{what} They are used; what is missing is not.", UserWarning, stacklevel=3)
+        self._frames, self.truncated = min(self._frames, found.whole), True
 
     def _open(self):
         import mdtraj
 
-        with without_lines("dcdplugin)", 1):
+        with without_lines(_DCD_LINES, 1):
             try:
                 self._handle = mdtraj.open(str(self.path))
                 self._frames = len(self._handle)
@@ -95,11 +123,34 @@ class TrajectoryFile(Closing):
             return self._handle.read_as_traj(**arguments)
         return self._handle.read_as_traj(self.topology, **arguments)
 
+    def times(self):
+        """(F,) float64 times of all frames in ps, without reading them, where the format always holds them; else None."""
+        if self._handle is None or self.path.suffix.lower() not in WITH_TIMES:
+            return None
+        with _explained(self.path, self.topology):
+            if self.path.suffix.lower() == ".h5":
+                times = self._handle.root.time[:].astype(float)
+            else:
+                times = times_at(self.path, self._handle.offsets)
+        return times[: len(self)]
+
     def close(self):
         """Close the file. Safe to call twice."""
         if self._handle is not None:
             self._handle.close()
         self._handle = self._whole = None
+
+
+def load_trajectory(path, topology, stride=1, allow_truncated=False):
+    """Every stride-th frame of a trajectory file as one mdtraj.Trajectory; arguments and errors are those of
+    `TrajectoryFile`."""
+    import mdtraj
+
+    with TrajectoryFile(path, topology, allow_truncated) as file:
+        pieces = list(file.blocks(0, len(file), stride))
+    if not pieces:
+        raise GeomGNNError(f"The trajectory {path} has no frames. Leave it out.")
+    return pieces[0] if len(pieces) == 1 else mdtraj.join(pieces, check_topology=False)
 
 
 @contextmanager

@@ -269,6 +269,6 @@ class TestCommand:
         embed_trajectories(ALA2, [tmp_path / "a.dcd"], tmp_path / "a.zarr", settings, workers=1)
         self.write(tmp_path, "embeddings: a.zarr")
         code, _, error = geomgnn("fit", "fit.yaml")
-        assert code == 1 and "does not know the times of the frames of a.dcd: give frame_interval" in error
+        assert code == 1 and "The times of the frames of a.dcd are not known: give frame_interval" in error
         self.write(tmp_path, "embeddings: a.zarr", more="frame_interval: 2 ps\n")
         assert geomgnn("fit", "fit.yaml")[0] == 0

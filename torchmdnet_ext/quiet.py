@@ -33,8 +33,9 @@ def start_warp():
 
 
 @contextmanager
-def without_lines(text, stream=2):
-    """Leave out the lines with `text` of what native code writes to standard output (1) or standard error (2)."""
+def without_lines(texts, stream=2):
+    """Leave out the lines with a text, or one of several, of what native code writes to standard output (1) or error (2)."""
+    texts = (texts,) if isinstance(texts, str) else texts
     flush = ctypes.CDLL(None).fflush if os.name == "posix" else lambda file: None
     try:
         original = os.dup(stream)
@@ -53,5 +54,6 @@ def without_lines(text, stream=2):
             os.dup2(original, stream)
             os.close(original)
             file.seek(0)
-            lines = [line for line in file.read().decode(errors="replace").splitlines(True) if text not in line]
+            lines = file.read().decode(errors="replace").splitlines(True)
+            lines = [line for line in lines if not any(text in line for text in texts)]
             os.write(stream, "".join(lines).encode())

@@ -5,13 +5,13 @@ from dataclasses import fields
 
 import numpy as np
 
-from openmm_geomgnn.cli.fit import load_trajectory
 from openmm_geomgnn.cli.progress import progress_bars, say
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.cv_verdict import GOOD_R2, in_words
 from openmm_geomgnn.distillation import DistillSettings, costs, distill
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.selection import as_topology
+from openmm_geomgnn.trajectory_files import load_trajectory
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 STAGES = {
@@ -39,7 +39,9 @@ def run_distill(settings):
 def _distill(settings):
     cv = CollectiveVariable.load(settings.cv)
     topology = as_topology(settings.topology)
-    trajectories = [load_trajectory(path, settings.topology, topology, settings.stride) for path in settings.trajectories]
+    trajectories = [
+        load_trajectory(path, topology, settings.stride, settings.allow_truncated) for path in settings.trajectories
+    ]
     chosen = {field.name: getattr(settings, field.name) for field in fields(DistillSettings)}
     chosen["displacement"] *= NM_TO_ANGSTROM
     say(f"teacher {settings.cv.name}; {sum(map(len, trajectories))} frames in {len(trajectories)} trajectories")

@@ -25,6 +25,9 @@ class Distill(Section):
         min_length=1, description="files that mdtraj reads, or glob patterns: frames from wherever the student shall be good"
     )
     stride: Whole = Field(1, ge=1, description="use every stride-th frame")
+    allow_truncated: bool = Field(
+        False, description="use what is whole of trajectory files that were cut off; without it they are refused"
+    )
     output: OutputCV = Field(
         None,
         validate_default=True,

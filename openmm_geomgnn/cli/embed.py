@@ -14,6 +14,7 @@ def run_embed(embed, overwrite=False, source=None):
         frame_interval=embed.frame_interval,
         dtype=embed.dtype,
         chunk=embed.chunk,
+        allow_truncated=embed.allow_truncated,
     )
     with bar("Embedding", "frames") as update:
         speed = _Speed()

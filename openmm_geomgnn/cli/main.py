@@ -19,8 +19,12 @@ app = typer.Typer(
 data = typer.Typer(help="Conformers for pre-training.", no_args_is_help=True)
 app.add_typer(data, name="data")
 _debug = False
+_NO_SETTINGS = ("inputs", "overwrite", "settings")  # arguments of commands that are not in the files of these
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move what an earlier protocol left in the folder aside.")]
+AllowTruncated = Annotated[
+    bool, typer.Option("--allow-truncated", help="Use what is whole of trajectory files that were cut off.")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, as in --set run.length=50ps.")
 ]
@@ -60,6 +64,7 @@ def run(
 @app.command()
 def fit(
     settings_file: Annotated[Path, typer.Argument(metavar="FIT", help="Such as protocols/fit-ala2.yaml.")],
+    allow_truncated: AllowTruncated = False,
     settings: Settings = None,
 ):
     """Fit a collective variable to trajectories."""
@@ -67,7 +72,7 @@ def fit(
     from openmm_geomgnn.cli.config import load_fit
 
     with _interruptible("Nothing was written."):
-        fitting.run_fit(load_fit(settings_file, _overrides(settings)))
+        fitting.run_fit(load_fit(settings_file, {**_overrides(settings), **_flags(allow_truncated=allow_truncated)}))
 
 
 @data.command("build")
@@ -132,10 +137,11 @@ def embed(
     chunk: Annotated[str | None, typer.Option(help="Frames that are written and resumed as one.")] = None,
     workers: Annotated[str | None, typer.Option(help="Processes. By default one for each core.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,
+    allow_truncated: AllowTruncated = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Move a store that is there aside.")] = False,
 ):
     """Embed trajectories into a store of residue tokens; what was stopped goes on where it was."""
-    given = {name: value for name, value in locals().items() if value is not None and name not in ("inputs", "overwrite")}
+    given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
     from openmm_geomgnn.cli.config import embed_settings
 
     settings = embed_settings(inputs, given)
@@ -159,10 +165,11 @@ def distill(
     hidden: Annotated[str | None, typer.Option(help="Units in each of its two layers. By default 128.")] = None,
     distances: Annotated[str | None, typer.Option(help="At most so many distances. By default 2000.")] = None,
     labels: Annotated[str | None, typer.Option(help="Conformations to ask the teacher about. By default 16000.")] = None,
+    allow_truncated: AllowTruncated = False,
     settings: Settings = None,
 ):
     """Train a small student to reproduce a collective variable, at a hundredth of the cost."""
-    given = {name: value for name, value in locals().items() if value is not None and name not in ("inputs", "settings")}
+    given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
     from openmm_geomgnn.cli.config import distill_settings
 
     chosen = distill_settings(inputs, {**given, **_overrides(settings)})
@@ -219,6 +226,11 @@ def _interruptible(advice):
     except KeyboardInterrupt:
         print(f"\nInterrupted. {advice}", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _flags(**flags):
+    """Those that are set: a file may set the others."""
+    return {name: True for name, value in flags.items() if value}
 
 
 def _overrides(settings):

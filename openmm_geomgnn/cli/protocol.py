@@ -135,6 +135,9 @@ class Fit(Section):
         "of the store",
     )
     stride: Whole = Field(1, ge=1, description="use every stride-th frame")
+    allow_truncated: bool = Field(
+        False, description="use what is whole of trajectory files that were cut off; without it they are refused"
+    )
     frame_interval: Picoseconds | None = Field(
         None,
         gt=0,
@@ -185,6 +188,9 @@ class Embed(TokenSection):
         min_length=1, description="files that mdtraj reads, or glob patterns; each file is a trajectory of its own"
     )
     stride: Whole = Field(1, ge=1, description="use every stride-th frame")
+    allow_truncated: bool = Field(
+        False, description="use what is whole of trajectory files that were cut off; without it they are refused"
+    )
     frame_interval: Picoseconds | None = Field(
         None, gt=0, description="time between frames in the files, ps, for those that do not hold it (XTC, TRR and H5 do)"
     )

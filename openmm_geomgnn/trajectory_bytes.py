@@ -1,0 +1,154 @@
+"""What the bytes of trajectory files say, format by format: how many frames are whole, and the times of these.
+
+Of a file that ends too early other readers mostly say nothing: a DCD file has the frames that there are, an XTC file loses
+the last one, and a NetCDF file gives zeros.
+"""
+
+import os
+import struct
+import warnings
+from typing import NamedTuple
+
+
+class Extent(NamedTuple):
+    """whole: frames that are in a file from their first to their last byte. claimed: those that its header counts, or None.
+    rest: bytes, or lines, of another frame."""
+
+    whole: int
+    claimed: int | None = None
+    rest: int = 0
+
+    @property
+    def truncated(self):
+        return self.rest > 0 or (self.claimed or 0) > self.whole
+
+
+def extent(path, handle, n_atoms):
+    """The `Extent` of a trajectory file, or None for a format of which it is not known how it ends.
+
+    Parameters
+    ----------
+    path : Path
+    handle : file of mdtraj.open
+    n_atoms : int
+    """
+    kind = KINDS.get(path.suffix.lower())
+    return None if kind is None else kind(path, handle, n_atoms)
+
+
+def _dcd(path, handle, n_atoms):
+    with open(path, "rb") as file:
+        head = file.read(92)
+        order = {84: "<", 84 << 24: ">"}.get(struct.unpack_from("<i", head)[0] if len(head) == 92 else 0)
+        if order is None:  # one with 64-bit marks
+            return None
+
+        def number(at):
+            return struct.unpack_from(f"{order}i", head, at)[0]
+
+        charmm = number(84) != 0
+        fixed, box, fourth = number(40), charmm and number(48), charmm and number(52)
+        (titles,) = struct.unpack(f"{order}i", file.read(4))
+        file.seek(titles + 8, os.SEEK_CUR)
+        (atoms,) = struct.unpack(f"{order}i", file.read(4))
+        start = file.seek(4, os.SEEK_CUR)
+    axes = 4 if fourth else 3
+    around = (56 if box else 0) + 8 * axes
+    first = following = around + 4 * axes * atoms
+    if fixed:  # atoms that do not move are in the first frame only
+        start += 8 + 4 * (atoms - fixed)
+        following = around + 4 * axes * (atoms - fixed)
+    size = os.path.getsize(path) - start
+    if size < first:
+        return Extent(0, number(8), max(0, size))
+    frames, rest = divmod(size - first, following)
+    return Extent(1 + frames, number(8), rest)
+
+
+def _xtc(path, handle, n_atoms):
+    def size(head):
+        if n_atoms <= 9:  # not compressed
+            return 56 + 12 * n_atoms
+        wide = struct.unpack_from(">i", head)[0] == 2023  # of files with more than 2^31 bytes in a frame
+        (packed,) = struct.unpack_from(">q" if wide else ">i", head, 88)
+        return 88 + (8 if wide else 4) + -(-packed // 4) * 4
+
+    return _by_last_frame(path, handle, 96, size)
+
+
+def _trr(path, handle, n_atoms):
+    def size(head):
+        sizes = struct.unpack_from(">10i", head, 24)
+        return 76 + 2 * _real(sizes, n_atoms) + sum(sizes)
+
+    return _by_last_frame(path, handle, 64, size)
+
+
+def _real(sizes, n_atoms):
+    """Bytes of a number in a frame of a TRR file, from the sizes of its parts: the box, else one for the atoms."""
+    return sizes[2] // 9 or max(sizes[7:10]) // (3 * n_atoms)
+
+
+def times_at(path, offsets):
+    """(F,) float64 times, ps, of the frames that begin at these offsets of an XTC or TRR file."""
+    import numpy as np
+
+    offsets = np.asarray(offsets)
+    content = np.memmap(path, dtype=np.uint8, mode="r")
+
+    def numbers(at, kind):
+        size = np.dtype(kind).itemsize
+        return content[offsets[:, None] + np.arange(at, at + size)].view(kind)[:, 0].astype(np.float64)
+
+    if path.suffix.lower() == ".xtc":
+        return numbers(12, ">f4")
+    sizes = struct.unpack_from(">11i", content, 24 + int(offsets[0]))
+    return numbers(76, f">f{_real(sizes, sizes[10])}")
+
+
+def _by_last_frame(path, handle, head, frame_size):
+    """By the offsets that mdtraj has found; the last frame that begins in the file may end outside."""
+    offsets = handle.offsets
+    if len(offsets) == 0:
+        return Extent(0, None, os.path.getsize(path))
+    last, end = int(offsets[-1]), os.path.getsize(path)
+    with open(path, "rb") as file:
+        file.seek(last)
+        content = file.read(head)
+    over = end - last - (frame_size(content) if len(content) >= head else end)
+    return Extent(len(offsets), None, over) if over >= 0 else Extent(len(offsets) - 1, None, end - last)
+
+
+def _netcdf(path, handle, n_atoms):
+    from scipy.io import netcdf_file
+
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head[:3] != b"CDF":  # HDF5 inside, which looks after itself
+        return None
+    (claimed,) = struct.unpack_from(">i", head, 4)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that arrays are still mapped when it is closed
+            netcdf_file(path, mmap=True).close()
+    except (ValueError, TypeError):
+        return Extent(0, claimed)
+    return Extent(claimed, claimed)
+
+
+def _xyz(path, handle, n_atoms):
+    lines, last = 0, b"\n"
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            lines, last = lines + block.count(b"\n"), block
+    whole, rest = divmod(lines, n_atoms + 2)
+    return Extent(whole, None, rest + (not last.endswith(b"\n")))
+
+
+KINDS = {
+    ".dcd": _dcd,
+    ".xtc": _xtc,
+    ".trr": _trr,
+    ".xyz": _xyz,
+    **dict.fromkeys((".nc", ".netcdf", ".ncdf"), _netcdf),
+}
