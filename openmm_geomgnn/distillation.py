@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from openmm_geomgnn.students.augmentation import Moves
 from openmm_geomgnn.students.coordinates import InternalCoordinates, nearest_pairs, proper_torsions
 from openmm_geomgnn.students.cv import StudentCV, named_atoms
 from openmm_geomgnn.students.network import StudentNetwork
-from openmm_geomgnn.students.training import ask, errors, train
+from openmm_geomgnn.students.training import Labels, ask, errors, train
+from openmm_geomgnn.unfinished import Unfinished, fingerprint
 
 PARTS = (0.1, 0.1)  # of the frames, in whole blocks: one says when to stop, one is held out; the others are trained on
 FEWEST_FRAMES = 50
+PIECE = 500  # conformations whose labels are kept as one
 HELD_OUT_FRAMES = 1000  # at most, for each of the figures that are reported
 REPORTED = ("held_out", "displaced", "turned")  # frames that errors are reported on
 # figures of the teacher
@@ -51,7 +53,7 @@ class DistillSettings:
     seed: int = 1
 
 
-def distill(cv, topology, trajectories, settings=None, progress=None):
+def distill(cv, topology, trajectories, settings=None, progress=None, unfinished=None):
     """Train a student to reproduce a collective variable and its gradient.
 
     Parameters
@@ -64,6 +66,9 @@ def distill(cv, topology, trajectories, settings=None, progress=None):
     settings : DistillSettings, optional
     progress : callable, optional
         Called as progress(stage, done, total).
+    unfinished : unfinished.Unfinished, optional
+        Where labels and the state of the training are kept. A distillation that was stopped goes on from what is there, and
+        ends as it would have without a break.
 
     Returns
     -------
@@ -78,6 +83,7 @@ def distill(cv, topology, trajectories, settings=None, progress=None):
     """
     settings = settings or DistillSettings()
     progress = progress or (lambda stage, done, total: None)
+    unfinished = unfinished or Unfinished()
     if isinstance(cv, StudentCV):
         raise GeomGNNError("This collective variable is a student already. Distil the one that it was made from.")
     topology = as_topology(topology)
@@ -93,11 +99,13 @@ def distill(cv, topology, trajectories, settings=None, progress=None):
         raise GeomGNNError(
             "The student would see nothing: its topology has no three bonds in a row, and distances is 0. Raise distances."
         )
-    labels = _ask_all(teacher, _conformations(split, bonds, settings), progress)
+    labels = _ask_all(teacher, cv.content_hash(), _conformations(split, bonds, settings), progress, unfinished)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = StudentNetwork(len(coordinates), settings.hidden, cv.dimension)
+    seen = coordinates.torsions, coordinates.distances
+    part, made_from = "student", fingerprint(*labels["training"], *labels["stopping"], *seen, asdict(settings))
     result = train(
         network,
         coordinates,
@@ -110,6 +118,8 @@ def distill(cv, topology, trajectories, settings=None, progress=None):
         patience=settings.patience,
         seed=settings.seed,
         progress=lambda epoch, epochs, loss: progress("train", epoch, epochs),
+        resume=unfinished.load(part, made_from),
+        keep=lambda state: unfinished.save_now_and_then(part, made_from, state),
     )
     network.double()
     facts = cv.training_information
@@ -231,7 +241,8 @@ def _moved(moves, number):
     return np.concatenate([displaced, turned[:half]])
 
 
-def _ask_all(teacher, sets, progress):
+def _ask_all(teacher, teacher_hash, sets, progress, unfinished):
+    """`Labels` of each set of conformations, asked for in pieces that are kept as soon as they are done."""
     done, total = 0, sum(map(len, sets.values()))
 
     def advance(frames):
@@ -239,8 +250,22 @@ def _ask_all(teacher, sets, progress):
         done += frames
         progress("labels", done, total)
 
-    progress("labels", 0, total)
-    return {name: ask(teacher, pos, advance) for name, pos in sets.items()}
+    advance(0)
+    labels = {}
+    for name, conformations in sets.items():
+        pieces = []
+        for start in range(0, max(1, len(conformations)), PIECE):
+            pos, part = conformations[start : start + PIECE], f"labels.{name}.{start}"
+            made_from = fingerprint(teacher_hash, teacher.engine_name, pos)
+            found = unfinished.load(part, made_from)
+            if found is None:
+                found = ask(teacher, pos, advance)
+                unfinished.save(part, made_from, found)
+            else:
+                advance(len(pos))
+            pieces.append(Labels(*found))
+        labels[name] = Labels(*map(torch.cat, zip(*pieces, strict=True)))
+    return labels
 
 
 def _evenly(frames, number):

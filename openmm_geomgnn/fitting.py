@@ -1,6 +1,6 @@
 """From trajectories to a collective variable: embed, mix, estimate, freeze."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -22,16 +22,18 @@ from openmm_geomgnn.koopman import (
 from openmm_geomgnn.koopman.vampnet import TEST_FRACTION, VALIDATION_FRACTION
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
-from openmm_geomgnn.store import Embeddings
+from openmm_geomgnn.store import Embeddings, encoder_identity
 from openmm_geomgnn.token_settings import TokenSettings
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.training_data import Features, StoredPositions, check_stored, even_frames, evenly, features_of, in_memory
+from openmm_geomgnn.unfinished import Unfinished, fingerprint
 from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM, did_you_mean
 from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import make_windows
 
 ESTIMATORS = ("linear", "vampnet")
 FOLDS = 4  # of the cross-validation of a linear CV
+PIECE_FRAMES = 250  # whose tokens are kept as one, about
 RATE_FRAMES = 500  # at which the velocity of the features is sampled, for the softening
 GRADIENT_FRAMES = 200  # at which the gradient of a CV is taken
 SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one basin
@@ -74,7 +76,7 @@ class FitSettings(TokenSettings):
         return round(frames)
 
 
-def fit_cv(trajectories, topology, settings, progress=None):
+def fit_cv(trajectories, topology, settings, progress=None, unfinished=None):
     """Fit a collective variable to trajectories of one molecule.
 
     Parameters
@@ -86,6 +88,9 @@ def fit_cv(trajectories, topology, settings, progress=None):
     settings : FitSettings
     progress : callable, optional
         Called as progress(stage, done, total).
+    unfinished : unfinished.Unfinished, optional
+        Where tokens and the state of a VAMPnet's training are kept. A fit that was stopped goes on from what is there, and
+        ends as it would have without a break.
 
     Returns
     -------
@@ -100,17 +105,8 @@ def fit_cv(trajectories, topology, settings, progress=None):
         If settings are wrong or the data do not suffice; before the embedding where it can be known by then.
     """
     progress = progress or (lambda stage, done, total: None)
-    if settings.estimator not in ESTIMATORS:
-        raise GeomGNNError(
-            f"Unknown estimator '{settings.estimator}'; the choices are {', '.join(ESTIMATORS)}."
-            f"{did_you_mean(settings.estimator, ESTIMATORS)}"
-        )
-    if settings.estimator == "vampnet" and settings.mixer == "none":
-        raise GeomGNNError("A VAMPnet needs a mixer with parameters: set mixer: mlp or mixer: attention.")
-    if settings.estimator == "linear" and settings.mixer != "none":
-        raise GeomGNNError("The linear estimator works on the tokens themselves: set mixer: none, or estimator: vampnet.")
-    if settings.estimator == "linear" and settings.softening and not settings.reversible:
-        raise GeomGNNError("softening is for the reversible estimator only: set reversible: true, or softening: 0.")
+    unfinished = unfinished or Unfinished()
+    _check_estimator(settings)
     if not trajectories:
         raise GeomGNNError("There are no trajectories to fit to: give one or more.")
     store = trajectories if isinstance(trajectories, Embeddings) else None
@@ -135,14 +131,14 @@ def fit_cv(trajectories, topology, settings, progress=None):
         tokens = in_memory(tokens) if settings.estimator == "vampnet" else tokens
     else:
         positions = [molecule.positions(trajectory) for trajectory in trajectories]
-        tokens = _embed(tokenizer, positions, progress)
+        tokens = _embed(tokenizer, positions, progress, unfinished)
     if settings.estimator == "linear":
         rates = None
         if settings.softening:
             rates = _feature_rates(tokenizer, mixer, positions, molecule, topology, settings, progress)
         mixer, model, scores = _fit_linear(mixer, tokens, rates, lag, settings)
     else:
-        mixer, model, scores = _fit_vampnet(mixer, tokens, lag, settings, progress)
+        mixer, model, scores = _fit_vampnet(mixer, tokens, lag, settings, progress, unfinished)
     information = {
         **scores,
         "estimator": settings.estimator,
@@ -177,6 +173,20 @@ def fit_cv(trajectories, topology, settings, progress=None):
     )
     facts["verdict"] = judge(facts)
     return cv
+
+
+def _check_estimator(settings):
+    if settings.estimator not in ESTIMATORS:
+        raise GeomGNNError(
+            f"Unknown estimator '{settings.estimator}'; the choices are {', '.join(ESTIMATORS)}."
+            f"{did_you_mean(settings.estimator, ESTIMATORS)}"
+        )
+    if settings.estimator == "vampnet" and settings.mixer == "none":
+        raise GeomGNNError("A VAMPnet needs a mixer with parameters: set mixer: mlp or mixer: attention.")
+    if settings.estimator == "linear" and settings.mixer != "none":
+        raise GeomGNNError("The linear estimator works on the tokens themselves: set mixer: none, or estimator: vampnet.")
+    if settings.estimator == "linear" and settings.softening and not settings.reversible:
+        raise GeomGNNError("softening is for the reversible estimator only: set reversible: true, or softening: 0.")
 
 
 def _slow_motions(values, lag, singular_values, lag_time):
@@ -216,14 +226,28 @@ def _reference(trajectory, topology, atoms, settings):
     return first_frame(trajectory, topology, atoms)
 
 
-def _embed(tokenizer, positions, progress):
-    advance = _counter(progress, "embed", sum(len(pos) for pos in positions))
-    shape = tokenizer.windows.n_tokens, 4, tokenizer.encoder.hidden_channels
+def _embed(tokenizer, positions, progress, unfinished):
+    """Tokens of each trajectory, in pieces that are kept as soon as they are done."""
     lengths = [len(pos) for pos in positions]
+    advance = _counter(progress, "embed", sum(lengths))
+    encoder = tokenizer.encoder
     # parts of one tensor, which the training of a VAMPnet needs joined: one copy, not two
-    tokens = torch.empty((sum(lengths), *shape), dtype=tokenizer.encoder.dtype).split(lengths)
-    for part, pos in zip(tokens, positions, strict=True):
-        part.copy_(tokenizer.embed(pos, advance))
+    shape = tokenizer.windows.n_tokens, 4, encoder.hidden_channels
+    tokens = torch.empty((sum(lengths), *shape), dtype=encoder.dtype).split(lengths)
+    size = max(1, PIECE_FRAMES // tokenizer.frames_per_pass) * tokenizer.frames_per_pass
+    graphs = tokenizer.rows, tokenizer.z, tokenizer.graph, tokenizer.own, tokenizer.token
+    same = fingerprint(encoder_identity(encoder), *graphs, tokenizer.pooling, sum(lengths))
+    for number, (part, pos) in enumerate(zip(tokens, positions, strict=True)):
+        for start in range(0, len(pos), size):
+            piece, name = pos[start : start + size], f"tokens.{number}.{start}"
+            made_from = fingerprint(same, piece)
+            found = unfinished.load(name, made_from)
+            if found is None:
+                found = {"tokens": tokenizer.embed(piece, advance, expected=sum(lengths))}
+                unfinished.save(name, made_from, found)
+            else:
+                advance(len(piece))
+            part[start : start + size] = found["tokens"]
     return list(tokens)
 
 
@@ -301,10 +325,11 @@ def _fit_linear(mixer, tokens, rates, lag, settings):
     return mixer, model, scores
 
 
-def _fit_vampnet(mixer, tokens, lag, settings, progress):
+def _fit_vampnet(mixer, tokens, lag, settings, progress, unfinished):
     def report(epoch, epochs, train_score, validation_score):
         progress("train", epoch + 1, epochs)
 
+    name, made_from = "vampnet", fingerprint(*tokens, *mixer.state_dict().values(), asdict(settings))
     result = train_vampnet(
         mixer,
         tokens,
@@ -313,6 +338,8 @@ def _fit_vampnet(mixer, tokens, lag, settings, progress):
         reversible=settings.reversible,
         seed=settings.seed,
         progress=report,
+        resume=unfinished.load(name, made_from),
+        keep=lambda state: unfinished.save_now_and_then(name, made_from, state),
         **settings.training,
     )
     scores = {

@@ -95,7 +95,7 @@ class Tokenizer(nn.Module):
         """Tokens (F, R, 4, H) of frames `pos` (F, n, 3) in angstrom."""
         return self.pool(*self.window_features(pos), pos.shape[0])
 
-    def embed(self, pos, progress=None):
+    def embed(self, pos, progress=None, expected=0):
         """Tokens of many frames, in chunks and without gradients.
 
         In single precision compiled kernels are used where there are some for the encoder and the frames are worth it; they
@@ -107,10 +107,12 @@ class Tokenizer(nn.Module):
             Angstrom.
         progress : callable, optional
             Called with the number of frames done after each chunk.
+        expected : int
+            Frames that are embedded in all, if these are a part of them: many frames are worth compiling for.
         """
         pos = torch.as_tensor(pos)
         parts = self._parts()
-        compiled = self._compiled_network(len(pos), parts)
+        compiled = self._compiled_network(max(len(pos), expected), parts)
         tokens = []
         with torch.no_grad():
             for chunk in pos.split(self.frames_per_pass):

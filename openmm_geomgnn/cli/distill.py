@@ -12,6 +12,7 @@ from openmm_geomgnn.distillation import DistillSettings, costs, distill
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.selection import as_topology
 from openmm_geomgnn.trajectory_files import load_trajectory
+from openmm_geomgnn.unfinished import Unfinished
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 STAGES = {
@@ -45,10 +46,12 @@ def _distill(settings):
     chosen = {field.name: getattr(settings, field.name) for field in fields(DistillSettings)}
     chosen["displacement"] *= NM_TO_ANGSTROM
     say(f"teacher {settings.cv.name}; {sum(map(len, trajectories))} frames in {len(trajectories)} trajectories")
+    unfinished = Unfinished(settings.output)
     with progress_bars(STAGES) as progress:
-        student = distill(cv, topology, trajectories, DistillSettings(**chosen), progress)
+        student = distill(cv, topology, trajectories, DistillSettings(**chosen), progress, unfinished)
     student.training_information["distillation"]["cost_ms"] = cost = costs(cv, student, topology, trajectories[0])
     student.save(settings.output)
+    unfinished.remove()
     for line in (*table(student), *remarks(student, cost)):
         say(line)
     _warn(student.training_information["distillation"])

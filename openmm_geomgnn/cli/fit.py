@@ -13,10 +13,11 @@ from openmm_geomgnn.locks import locked
 from openmm_geomgnn.selection import as_topology
 from openmm_geomgnn.store import Embeddings
 from openmm_geomgnn.trajectory_files import WITH_TIMES, load_trajectory
+from openmm_geomgnn.unfinished import Unfinished
 
 
 def run_fit(fit):
-    """Fit the CV that a `Fit` describes and write it; returns it.
+    """Fit the CV that a `Fit` describes and write it; returns it. A fit that was stopped goes on from what it had.
 
     Raises GeomGNNError when data or settings do not suffice, the output is one of the inputs, or another process makes it.
     """
@@ -46,8 +47,10 @@ def _fit(fit):
     if fit.embeddings is not None:
         stored = {name: value for name, value in trajectories.token_settings.items() if name not in fit.cv.model_fields_set}
         settings = replace(settings, **stored)
-    cv = fit_with_progress(trajectories, topology, settings)
+    unfinished = Unfinished(fit.output)
+    cv = fit_with_progress(trajectories, topology, settings, unfinished)
     cv.save(fit.output)
+    unfinished.remove()
     for line in describe(cv):
         say(line)
     say(f"written to {fit.output}")

@@ -67,11 +67,11 @@ def fit(
     allow_truncated: AllowTruncated = False,
     settings: Settings = None,
 ):
-    """Fit a collective variable to trajectories."""
+    """Fit a collective variable to trajectories; a fit that was stopped goes on where it was."""
     from openmm_geomgnn.cli import fit as fitting
     from openmm_geomgnn.cli.config import load_fit
 
-    with _interruptible("Nothing was written."):
+    with _interruptible("The same command goes on with what is missing."):
         fitting.run_fit(load_fit(settings_file, {**_overrides(settings), **_flags(allow_truncated=allow_truncated)}))
 
 
@@ -168,14 +168,14 @@ def distill(
     allow_truncated: AllowTruncated = False,
     settings: Settings = None,
 ):
-    """Train a small student to reproduce a collective variable, at a hundredth of the cost."""
+    """Train a small student to reproduce a collective variable, at a hundredth of the cost; what was stopped goes on."""
     given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
     from openmm_geomgnn.cli.config import distill_settings
 
     chosen = distill_settings(inputs, {**given, **_overrides(settings)})
     from openmm_geomgnn.cli import distill as distilling
 
-    with _interruptible("Nothing was written."):
+    with _interruptible("The same command goes on with what is missing."):
         distilling.run_distill(chosen)
 
 

@@ -32,6 +32,7 @@ from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.unbiased import begun_length, check_made, fingerprints, run_unbiased
 from openmm_geomgnn.selection import as_topology
+from openmm_geomgnn.unfinished import Unfinished
 
 # index of the first unbiased run to compare crossings with: its seed is not that of a training run
 FIRST_COMPARISON = 1000
@@ -79,6 +80,7 @@ def run_protocol(protocol, overwrite=False, source=None):
                 _copy_given(protocol)
             elif cv is None:
                 cv = _fit(protocol, _unbiased(protocol), beginning.record)
+            Unfinished(protocol.output / CV_FILE).remove()
             for line in describe(cv):
                 say(line)
             check_verdict(cv, protocol)
@@ -188,10 +190,10 @@ def fit_settings(section, frame_interval, seed):
     )
 
 
-def fit_with_progress(trajectories, topology, settings):
+def fit_with_progress(trajectories, topology, settings, unfinished):
     """`fit_cv` with progress bars."""
     with progress_bars(STAGES) as progress:
-        return fit_cv(trajectories, topology, settings, progress)
+        return fit_cv(trajectories, topology, settings, progress, unfinished)
 
 
 def describe(cv):
@@ -239,7 +241,7 @@ def _protocol_fit_settings(protocol):
 def _fit(protocol, trajectories, record):
     """Fit the CV and write it, with the record of what it was made from; one that is there is moved aside."""
     path = protocol.output / CV_FILE
-    cv = fit_with_progress(trajectories, trajectories[0].topology, _protocol_fit_settings(protocol))
+    cv = fit_with_progress(trajectories, trajectories[0].topology, _protocol_fit_settings(protocol), Unfinished(path))
     cv.training_information[MADE_FROM] = record
     if path.exists():
         set_aside(path)

@@ -60,7 +60,8 @@ def train_vampnet(lobe: nn.Module, tokens, lag: int, dim: int, *, reversible: bo
                   validation_fraction: float = VALIDATION_FRACTION, test_fraction: float = TEST_FRACTION,
                   patience: int = 10, seed: int = 0, gradient_penalty: float = 0.0, ridge: float = 1e-6, weights=None,
                   epsilon: float = EPSILON,
-                  progress: Callable[[int, int, float, float | None], None] | None = None) -> VAMPNetResult:
+                  progress: Callable[[int, int, float, float | None], None] | None = None,
+                  resume: dict | None = None, keep: Callable[[Callable[[], dict]], None] | None = None) -> VAMPNetResult:
     """Train a copy of `lobe` so that its outputs span the slowest functions of the tokens.
 
     Each epoch passes over all pairs once in shuffled batches (AdamW on -VAMP-2), then estimates the projection on the
@@ -102,6 +103,12 @@ def train_vampnet(lobe: nn.Module, tokens, lag: int, dim: int, *, reversible: bo
         Relative cutoff of the whitening in the returned model; see `vamp`.
     progress
         Called after each epoch as progress(epoch, epochs, train_score, validation_score or None), epoch from 0.
+    keep
+        Called after each epoch with a function that returns the state of the training: dictionaries and lists of tensors
+        and numbers.
+    resume
+        Such a state. The training goes on from it, and ends as it would have without a break. Data and settings must be
+        the same.
 
     Raises
     ------
@@ -132,37 +139,79 @@ def train_vampnet(lobe: nn.Module, tokens, lag: int, dim: int, *, reversible: bo
     optimiser = torch.optim.AdamW([p for p in lobe.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(seed)
     first_frames = torch.cat([torch.arange(s.start, s.stop - lag) + data.offsets[s.trajectory] for s in training])
-    history: dict[str, list[float]] = {"loss": [], "train": [], "validation": []}
+    run = _Run(lobe, optimiser, generator)
+    loss_of = partial(_loss, lobe, scale=scale, reversible=reversible, gradient_penalty=gradient_penalty, ridge=ridge,
+                      generator=generator)
 
     def scores_of(epoch):
         return _Scores([_evaluate(lobe, x) for x in data.tokens], data, training, lag, dim, reversible, epsilon, epoch)
 
-    best_epoch, best_score, best_state = 0, -np.inf, None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)  # for a lobe with dropout
-        for epoch in range(epochs):
+        if resume is not None:
+            run.go_on_from(resume)
+        while run.epoch < epochs and run.epoch - run.best_epoch <= patience:
             shuffled = first_frames[torch.randperm(len(first_frames), generator=generator)]
             batches = shuffled.tensor_split(max(1, round(len(shuffled) / batch_size)))
-            loss_of = partial(_loss, lobe, scale=scale, reversible=reversible, gradient_penalty=gradient_penalty,
-                              ridge=ridge, generator=generator)
-            history["loss"].append(_epoch(lobe, data, batches, lag, optimiser, loss_of, epoch))
+            run.history["loss"].append(_epoch(lobe, data, batches, lag, optimiser, loss_of, run.epoch))
             lobe.eval()
-            scores = scores_of(epoch=epoch)
-            validation_score = scores.of(validation)
-            history["train"].append(scores.training)
-            if validation_score is not None:
-                history["validation"].append(validation_score)
+            scores = scores_of(run.epoch)
+            rated = scores.training, scores.of(validation)
+            run.note(*rated)
+            if keep is not None:
+                keep(run.state)
             if progress is not None:
-                progress(epoch, epochs, scores.training, validation_score)
-            if validation_score is None or validation_score > best_score:
-                best_epoch, best_score = epoch, -np.inf if validation_score is None else validation_score
-                best_state = copy.deepcopy(lobe.state_dict())
-            elif epoch - best_epoch >= patience:
-                break
-    lobe.load_state_dict(best_state)
-    scores = scores_of(epoch=best_epoch)
-    return VAMPNetResult(lobe, _final_model(lobe, data, lag, dim, reversible, epsilon), history, best_epoch,
+                progress(run.epoch - 1, epochs, *rated)
+    lobe.load_state_dict(run.best)
+    lobe.eval()
+    scores = scores_of(run.best_epoch)
+    return VAMPNetResult(lobe, _final_model(lobe, data, lag, dim, reversible, epsilon), run.history, run.best_epoch,
                          scores.of(test), scores.error(test))
+
+
+class _Run:
+    """All that changes from epoch to epoch."""
+
+    def __init__(self, lobe: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator):
+        self._lobe, self._optimiser, self._generator = lobe, optimiser, generator
+        self.epoch = 0  # that comes next
+        self.best_epoch = 0
+        self.best: dict | None = None
+        self.history: dict[str, list[float]] = {"loss": [], "train": [], "validation": []}
+
+    def note(self, train_score: float, validation_score: float | None) -> None:
+        """The scores after an epoch; its weights are kept if they are the best, or if nothing chooses."""
+        earlier = self.history["validation"]
+        if validation_score is None or not earlier or validation_score > earlier[self.best_epoch]:
+            self.best_epoch, self.best = self.epoch, copy.deepcopy(self._lobe.state_dict())
+        self.history["train"].append(train_score)
+        if validation_score is not None:
+            self.history["validation"].append(validation_score)
+        self.epoch += 1
+
+    def state(self) -> dict:
+        device = next(self._lobe.parameters()).device
+        return {
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+            "lobe": self._lobe.state_dict(),
+            "best": self.best,
+            "optimiser": self._optimiser.state_dict(),
+            "generator": self._generator.get_state(),
+            "default_generator": torch.default_generator.get_state(),
+            "device_generator": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+
+    def go_on_from(self, state: dict) -> None:
+        self.epoch, self.best_epoch, self.history = state["epoch"], state["best_epoch"], state["history"]
+        self.best = state["best"]
+        self._lobe.load_state_dict(state["lobe"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._generator.set_state(state["generator"])
+        torch.default_generator.set_state(state["default_generator"])
+        if state["device_generator"] is not None:
+            torch.cuda.set_rng_state(state["device_generator"], next(self._lobe.parameters()).device)
 
 
 class _Data:

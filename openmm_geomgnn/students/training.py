@@ -55,7 +55,7 @@ def ask(teacher, pos, progress=None):
 
 def train(
     network, coordinates, labels, stopping, *, gradient_weight=1.0, epochs=100, batch_size=64, learning_rate=5e-3,
-    patience=20, seed=1, progress=None
+    patience=20, seed=1, progress=None, resume=None, keep=None
 ):  # fmt: skip
     """Train a student in place; it ends with the weights of the epoch that was best on `stopping`.
 
@@ -70,6 +70,11 @@ def train(
     labels, stopping : Labels
     progress : callable, optional
         Called as progress(epoch, epochs, loss on stopping).
+    keep : callable, optional
+        Called after each epoch with a function that returns the state of the training: dictionaries and lists of tensors
+        and numbers.
+    resume : dict, optional
+        Such a state: the training goes on from it, and ends as it would have without a break.
 
     Returns
     -------
@@ -86,8 +91,20 @@ def train(
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * math.ceil(len(labels.pos) / batch_size))
     generator = torch.Generator().manual_seed(seed)
-    best, best_epoch, best_state, epoch = math.inf, 0, copy.deepcopy(network.state_dict()), 0
-    for epoch in range(1, epochs + 1):
+    run = {"epoch": 0, "best": math.inf, "best_epoch": 0, "best_state": copy.deepcopy(network.state_dict())}
+    changing = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    if resume is not None:
+        run = resume["run"]
+        generator.set_state(resume["generator"])
+        for name, part in changing.items():
+            part.load_state_dict(resume[name])
+
+    def state():
+        parts = {name: part.state_dict() for name, part in changing.items()}
+        return {"run": run, "generator": generator.get_state(), **parts}
+
+    while run["epoch"] < epochs and run["epoch"] - run["best_epoch"] < patience:
+        run["epoch"] += 1
         for batch in torch.randperm(len(labels.pos), generator=generator).split(batch_size):
             chosen = Labels(*(part[batch] for part in labels))
             values, gradients = values_and_gradients(network, coordinates, chosen.pos, training=True)
@@ -97,15 +114,15 @@ def train(
             optimizer.step()
             schedule.step()
         held_out = float(_loss(*_mean_errors(network, coordinates, stopping), weights))
-        if held_out < best:
-            best, best_epoch, best_state = held_out, epoch, copy.deepcopy(network.state_dict())
+        if held_out < run["best"]:
+            run |= {"best": held_out, "best_epoch": run["epoch"], "best_state": copy.deepcopy(network.state_dict())}
+        if keep is not None:
+            keep(state)
         if progress is not None:
-            progress(epoch, epochs, held_out)
-        if epoch - best_epoch >= patience:
-            break
-    network.load_state_dict(best_state)
+            progress(run["epoch"], epochs, held_out)
+    network.load_state_dict(run["best_state"])
     network.eval()
-    return {"epochs": epoch, "best_epoch": best_epoch, "loss": best}
+    return {"epochs": run["epoch"], "best_epoch": run["best_epoch"], "loss": run["best"]}
 
 
 def errors(network, coordinates, labels):
