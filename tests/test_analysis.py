@@ -13,19 +13,21 @@ from openmm_geomgnn.analysis.free_energy import (
 )
 from openmm_geomgnn.analysis.pipeline import analyse_biased_run
 from openmm_geomgnn.analysis.resampling import make_blocks, statistical_inefficiency
+from openmm_geomgnn.analysis.states import find_states
 from openmm_geomgnn.errors import GeomGNNError
 
 KT = 0.00831446261815324 * 300
 ALA2 = Path(__file__).resolve().parents[2] / "shared" / "data" / "trajectories" / "ala2_plumed_masterclass"
 
 
-# A double well with a barrier of 4.8 kT and a tilt, and a bias that takes away three quarters of the barrier.
+# A double well with a barrier of 4.8 kT and a tilt, and a bias that takes away three quarters of the barrier and tilts the
+# other way: without weights, the difference between the wells is wrong by several kJ/mol.
 def well(s):
     return 4.8 * KT * (s**2 - 1) ** 2 + 1.2 * s
 
 
 def bias(s):
-    return np.where(np.abs(s) < 1, -0.75 * 4.8 * KT * (s**2 - 1) ** 2, 0.0)
+    return np.where(np.abs(s) < 1, -0.75 * 4.8 * KT * (s**2 - 1) ** 2, 0.0) - 2.4 * np.tanh(s)
 
 
 GRID = np.linspace(-2.5, 2.5, 20001)
@@ -69,9 +71,9 @@ def test_delta_F_is_recovered_and_its_error_bars_cover(repeats):
     assert 0.55 < np.mean(np.abs(z) < 1) < 0.82
     assert np.mean(np.abs(z) < 2) > 0.88
     assert abs(deviation.mean()) < 3 * deviation.std() / np.sqrt(len(z))
-    # forgetting the weights is far off: the test would notice
-    unweighted = delta_F([s <= 0 for s in repeats[0]], [s > 0 for s in repeats[0]], [np.zeros(5000)] * 2, KT)
-    assert abs(EXACT_DELTA_F) > 2 and abs(unweighted.value - EXACT_DELTA_F) < 1.5  # the bias is symmetric: dF survives
+    # unweighted it would be far off: the bias favours one well
+    unweighted = [delta_F([s <= 0 for s in w], [s > 0 for s in w], [np.zeros(5000)] * 2, KT, n_bootstrap=2) for w in repeats]
+    assert abs(np.mean([one.value for one in unweighted]) - EXACT_DELTA_F) > 1.5
 
 
 def test_profile_is_recovered_and_its_error_bars_cover(repeats):
@@ -245,6 +247,12 @@ def test_crossings_refuse_bad_input():
         core_crossings(np.zeros(3), (-1, 0.5), (2, 1))
     with pytest.raises(GeomGNNError, match="1 of 3 values are not finite"):
         core_crossings(np.array([0, np.nan, 1]))
+    # on a circle the greater number may come first; a core is neither nothing nor all of it
+    assert core_crossings(np.array([3.1, -3.1, 0.1, -3.1]), (2.5, -2.5), (-0.5, 0.5), 2 * np.pi) == 2
+    with pytest.raises(GeomGNNError, match="overlap"):
+        core_crossings(np.zeros(3), (2, 0.5), (0.4, 1), 2 * np.pi)
+    with pytest.raises(GeomGNNError, match="core_a must be an interval .* two different ends"):
+        core_crossings(np.zeros(3), (-np.pi, np.pi), (0.4, 1), 2 * np.pi)
     with pytest.raises(GeomGNNError, match="positive number of ps"):
         crossings_per_ns(np.zeros(3), 0)
 
@@ -261,7 +269,7 @@ def test_crossings_of_alanine_dipeptide():
 
 
 def biased_run(n_frames=4000, seed=0):
-    """COLVAR columns of two walkers in lockstep, their torsions (phi = 1.2*s), and two runs without bias."""
+    """COLVAR columns of two walkers in lockstep, their torsions (phi = 1.2*s), and phi in two runs without bias."""
     rng = np.random.default_rng(seed)
     s = metropolis(lambda x: well(x) + bias(x), 2, n_frames, seed)
     colvar = {
@@ -272,9 +280,8 @@ def biased_run(n_frames=4000, seed=0):
         "opes.nker": np.repeat(np.arange(n_frames) // 100 + 1.0, 2),
         "temperature": 300 * (1 + 0.2 * rng.normal(size=2 * n_frames)),
     }
-    torsions = [np.stack([1.2 * s[:, w], rng.uniform(-np.pi, np.pi, n_frames)], 1) for w in (0, 1)]
-    free = [np.stack([np.full(1000, phi), np.zeros(1000)], 1) for phi in (-1.2, 1.2)]
-    return colvar, torsions, free
+    torsions = {"phi": list(1.2 * s.T), "psi": list(rng.uniform(-np.pi, np.pi, (2, n_frames)))}
+    return colvar, torsions, [np.full(1000, phi) for phi in (-1.2, 1.2)]
 
 
 def test_a_whole_run():
@@ -283,7 +290,7 @@ def test_a_whole_run():
         colvar, torsions, free, temperature=300, unbiased_frame_time=2.0, degrees_of_freedom=51, wall_seconds=12.5
     )
     summary = result.summary
-    assert summary["crossings"] == core_crossings([t[:, 0] for t in torsions]) > 20
+    assert summary["crossings"] == core_crossings(torsions["phi"]) > 20
     assert summary["unbiased_crossings"] == summary["unbiased_crossings_per_ns"] == 0
     assert summary["biased_ns"] == pytest.approx(4.0) and summary["unbiased_ns"] == pytest.approx(4.0)
     assert summary["crossings_per_ns"] == pytest.approx(summary["crossings"] / 4.0)
@@ -311,7 +318,7 @@ def test_the_transient_has_no_part_in_free_energies():
     spoiled["opes.bias"] = np.where(early, 500.0, colvar["opes.bias"])
     again = analyse_biased_run(spoiled, torsions, temperature=300, discard=0.2).summary
     assert again["delta_F_kJ_per_mol"] == clean["delta_F_kJ_per_mol"]
-    assert again["crossings"] == clean["crossings"] == core_crossings([t[:, 0] for t in torsions])
+    assert again["crossings"] == clean["crossings"] == core_crossings(torsions["phi"])
     assert analyse_biased_run(spoiled, torsions, temperature=300, discard=0).summary["effective_sample_size"] < 1000
 
 
@@ -319,20 +326,21 @@ def test_frames_find_their_rows_by_time():
     colvar, torsions, _ = biased_run(2000)
     full = analyse_biased_run(colvar, torsions, temperature=300)
     # every fifth row has a frame, and times are rounded as in an XTC file
-    thin = [t[4::5] for t in torsions]
+    thin = {name: [t[4::5] for t in runs] for name, runs in torsions.items()}
     times = [np.float32(2.5 * np.arange(1, 401))] * 2
     some = analyse_biased_run(colvar, thin, temperature=300, frame_times=times)
     for w in (0, 1):
         np.testing.assert_array_equal(some.frame_cv[w], full.frame_cv[w][4::5])
-        np.testing.assert_allclose(some.frame_cv[w][:, 0], thin[w][:, 0] / 1.2)
+        np.testing.assert_allclose(some.frame_cv[w][:, 0], thin["phi"][w] / 1.2)
     assert abs(some.summary["delta_F_kJ_per_mol"] - full.summary["delta_F_kJ_per_mol"]) < 1
-    late = [t + 0.2 for t in times]
-    with pytest.raises(GeomGNNError, match="No frame of the trajectory has a COLVAR row"):
+    late = [times[0], np.concatenate([times[1][:200], times[1][200:] + 0.2])]
+    with pytest.raises(GeomGNNError, match=r"200 of 400 frames of walker 1 have no COLVAR row.* first one at 502\.7 ps"):
         analyse_biased_run(colvar, thin, temperature=300, frame_times=late)
-    late = [np.concatenate([t[:200], t[200:] + 0.2]) for t in times]
-    assert "400 of 800 frames" in analyse_biased_run(colvar, thin, temperature=300, frame_times=late).notes[0]
-    with pytest.raises(GeomGNNError, match=r"\[400, 400\] frames of torsions and \[2000, 2000\] times"):
+    with pytest.raises(GeomGNNError, match=r"\[400, 400\] values of phi and \[2000, 2000\] times"):
         analyse_biased_run(colvar, thin, temperature=300)
+    with pytest.raises(GeomGNNError, match="No frame of the trajectory is later than the first 998 ps"):
+        early = {"phi": [t[:2] for t in thin["phi"]]}
+        analyse_biased_run(colvar, early, temperature=300, frame_times=[t[:2] for t in times], discard_ps=998)
 
 
 def test_a_system_without_torsions():
@@ -341,12 +349,90 @@ def test_a_system_without_torsions():
     assert np.isnan(plain.summary["crossings"]) and np.isnan(plain.summary["delta_F_kJ_per_mol"])
     assert plain.summary["crossing_variable"] == "none" and plain.cv_profiles["cv.1"].n_blocks > 10
     cores = ((-1.5, -0.5), (0.5, 1.5))
-    result = analyse_biased_run(colvar, temperature=300, cores=cores, unbiased_cv=[np.full(50, -1.0)])
+    result = analyse_biased_run(colvar, None, [np.full(50, -1.0)], temperature=300, cores=cores)
     walkers = [colvar["cv.1"][w::2] for w in (0, 1)]
     assert result.summary["crossings"] == core_crossings(walkers, *cores) > 10
     assert result.summary["unbiased_crossings"] == 0 and result.crossing_variable == "cv.1"
-    split = analyse_biased_run(colvar, temperature=300, cores=cores, states=((-9, 0), (1e-9, 9))).summary
+    split = analyse_biased_run(colvar, temperature=300, cores=cores, dividing=[0]).summary
     assert abs(split["delta_F_kJ_per_mol"] - EXACT_DELTA_F) < 3 * split["delta_F_error"]
+    # few frames are near the barrier, so where the run's own estimate of its place is does not matter
+    assert result.summary["delta_F_kJ_per_mol"] == pytest.approx(split["delta_F_kJ_per_mol"], abs=0.15)
+    assert abs(result.states.dividing[0]) < 0.4
+    with pytest.raises(GeomGNNError, match=r"divided at \[0\.9\].*gaps between the cores.* are \(-0\.5, 0\.5\)"):
+        analyse_biased_run(colvar, temperature=300, cores=cores, dividing=[0.9])
+
+
+def hops(place_a, place_b, n_frames=600):
+    """Two walkers that hop between two places, three times as long at the first, and are biased by 4 kJ/mol at the second:
+    (columns of COLVAR with the place as cv.1, angles by walker, F(second) - F(first))."""
+    at_b = np.stack([np.arange(n_frames) % 40 < 10, np.arange(n_frames) % 80 >= 60], axis=1)
+    noise = 0.05 * np.sin(np.arange(2.0 * n_frames)).reshape(n_frames, 2)
+    place = np.where(at_b, place_b, place_a) + noise
+    colvar = {
+        "time": np.repeat(np.arange(1.0, n_frames + 1), 2),
+        "walker": np.tile([0.0, 1.0], n_frames),
+        "cv.1": place.ravel(),
+        "opes.bias": np.where(at_b, 4.0, 0.0).ravel(),
+        "opes.nker": np.full(2 * n_frames, 9.0),
+    }
+    angles = [np.angle(np.exp(1j * walker)) for walker in place.T]
+    return colvar, angles, -KT * np.log(at_b.mean() / (1 - at_b.mean())) - 4.0
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("name", "place_a", "place_b", "core_a", "core_b"),
+    [
+        ("phi", -1.2, 1.0, (-2.8, -0.5), (0.3, 2.0)),
+        ("omega", np.pi, 0.0, (2.6, -2.6), (-0.5, 0.5)),  # trans lies across 180 degrees
+        ("chi1", 3.0, -1.0, (2.0, -3.0), (-1.5, -0.5)),
+        ("chi1", 1.0, -2.9, (0.5, 1.5), (3.1, -2.5)),
+        ("cv.1", -7.0, -3.0, (-8, -6), (-4, -1)),
+    ],
+)
+def test_states_follow_the_cores(name, place_a, place_b, core_a, core_b, swapped):
+    """However cores are named and wherever they lie on the circle, B is the second one, and nothing is left out."""
+    colvar, angles, expected = hops(place_a, place_b)
+    cores = (core_b, core_a) if swapped else (core_a, core_b)
+    torsions = None if name == "cv.1" else {name: angles, "psi": angles}
+    result = analyse_biased_run(colvar, torsions, temperature=300, along=name, cores=cores, discard=0, n_bootstrap=20)
+    summary = result.summary
+    assert summary["delta_F_kJ_per_mol"] == pytest.approx(-expected if swapped else expected)
+    assert summary["crossings"] == 29 + 14 and summary["crossing_variable"] == name
+    assert (summary["core_A"], summary["core_B"]) == cores
+    assert summary["delta_F_definition"].startswith("F(B) - F(A), ") and name in summary["delta_F_definition"]
+    in_a, in_b = result.states.members(result.torsions.get(name) or [colvar["cv.1"][w::2] for w in (0, 1)])
+    assert all((a ^ b).all() for a, b in zip(in_a, in_b, strict=True))
+
+
+def test_without_cores_the_states_are_those_of_alanine_dipeptide():
+    colvar, torsions, _ = biased_run(1000)
+    result = analyse_biased_run(colvar, torsions, temperature=300)
+    assert result.states.core_a == (-2.8, -0.5) and result.states.core_b == (0.3, 2.0)
+    assert result.states.intervals == ((2.2, 0.0), (0.0, 2.2))
+    assert result.summary["delta_F_definition"] == "F(B) - F(A), B: phi from 0.0 to 126.1 deg; A: the rest"
+    in_b = [(v > 0) & (v < 2.2) for v in torsions["phi"]]
+    for found, expected in zip(result.states.members(torsions["phi"])[1], in_b, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    # without phi and psi nothing is counted, but what is there is shown
+    alone = analyse_biased_run(colvar, {"psi": torsions["psi"]}, temperature=300)
+    assert alone.states is None and list(alone.torsion_profiles) == ["psi"] and alone.phi_psi_map is None
+
+
+def test_states_meet_at_the_barrier():
+    """A third basin in the gap belongs to the side that the lower barrier leads to."""
+    x = np.linspace(-3, 3, 60001)
+    energy = 8 * np.exp(-(((x + 0.5) / 0.2) ** 2)) + 20 * np.exp(-(((x - 1) / 0.2) ** 2))
+    for cores in (((-3, -2), (2, 3)), ((2, 3), (-3, -2))):
+        assert find_states(x, -energy / KT, *cores).dividing == pytest.approx((1,), abs=0.1)
+    # nobody between -1 and 0.5: the middle of that
+    away = (x < -1) | (x > 0.5)
+    assert find_states(x[away], np.zeros(away.sum()), (-3, -2), (2, 3)).dividing == pytest.approx((-0.25,), abs=0.1)
+    # on a circle there are two ways: the barriers are at -0.5 and, beyond 180 degrees, at 2*pi - 2.9
+    angle = np.linspace(-np.pi, np.pi, 60001)
+    energy = 8 * np.exp(-(((angle + 0.5) / 0.2) ** 2)) + 20 * np.exp(-(((angle + 2.9) / 0.2) ** 2))
+    states = find_states(angle, -energy / KT, (-2.0, -1.5), (1.0, 2.0), 2 * np.pi)
+    assert states.dividing == pytest.approx((-0.5, -2.9), abs=0.1)
 
 
 def test_all_biases_count_in_the_weights():
@@ -368,7 +454,7 @@ def test_warnings_of_a_bad_run():
     notes = " ".join(analyse_biased_run(hot, torsions, temperature=300, degrees_of_freedom=51).notes)
     assert "mean temperature is 6" in notes and "heat fakes crossings" in notes
     assert "% of the frames are hotter than" in notes and "1 kernels only" in notes
-    stuck = [np.stack([-1.2 - 0.2 * np.abs(t[:, 0]), t[:, 1]], 1) for t in torsions]
+    stuck = {"phi": [-1.2 - 0.2 * np.abs(t) for t in torsions["phi"]], "psi": torsions["psi"]}
     result = analyse_biased_run(colvar, stuck, free, temperature=300)
     assert result.summary["crossings"] == 0 and np.isnan(result.summary["delta_F_kJ_per_mol"])
     assert "never crossed" in " ".join(result.notes) and "state B was never visited" in " ".join(result.notes)
@@ -384,9 +470,12 @@ def test_runs_that_do_not_fit_together():
         with pytest.raises(GeomGNNError, match=message):
             analyse_biased_run(colvar, torsions, **{"temperature": 300, **settings})
 
-    check("torsions of 1 walkers and COLVAR rows of 2", torsions=torsions[:1])
-    check("in radians, not degrees", torsions=[np.degrees(t) for t in torsions])
-    check("one \\(T, 2\\) array", torsions=[t[:, :1] for t in torsions])
+    check("phi for 1 walkers and COLVAR rows of 2", torsions={"phi": torsions["phi"][:1]})
+    check("phi reaches .* in radians, not degrees", torsions={"phi": [np.degrees(t) for t in torsions["phi"]]})
+    check("psi reaches nan", torsions=torsions | {"psi": [np.full(50, np.nan)] * 2})
+    check("phi has arrays of shape", torsions={"phi": [t[:, None] for t in torsions["phi"]]})
+    check("cores .* overlap", cores=((-2.8, 0.5), (0.3, 2.0)))
+    check("no field 'omega'", along="omega", cores=((-2.8, -0.5), (0.3, 2.0)))
     check("No column is named \\*.bias", colvar={k: v for k, v in colvar.items() if k != "opes.bias"})
     check("Did you mean 'opes.bias'", bias_fields=["opes_bias"])
     check("rows were written twice", colvar=dict(colvar, walker=np.zeros(100)))

@@ -138,6 +138,14 @@ def test_torsions_and_cores(load_text):
     torsions = protocol.analysis.torsions
     assert torsions == {"phi": (4, 6, 8, 14), "psi": ("ALA2-N", "ALA2-CA", "ALA2-C", "NME3-N"), "chi1": "auto"}
     assert protocol.analysis.cores.a == pytest.approx((-160 * math.pi / 180, -0.5))
+    # across 180 degrees, along any torsion
+    wrapped = changed(
+        ("{phi: auto, psi: auto}", "{trans: [4, 6, 8, 14]}"),
+        ("along: phi", "along: trans"),
+        ("a: [-2.8, -0.5]", "a: [150 deg, -150 deg]"),
+    )
+    cores = load_text(wrapped).analysis.cores
+    assert cores.along == "trans" and cores.a == pytest.approx((math.radians(150), math.radians(-150)))
     # CV components have no unit and no range
     cores = "analysis:\n  cores: {along: cv.2, a: [-20, -10], b: [7, 9]}\ncv: {components: 2}\n"
     assert load_text(MINIMAL + cores).analysis.cores.b == (7.0, 9.0)

@@ -19,7 +19,7 @@ import torch
 import yaml
 from protocol_texts import TINY
 
-from openmm_geomgnn.cli import fields, molecule, preflight, reporting, workflow
+from openmm_geomgnn.cli import fields, molecule, preflight, reporting, results, workflow
 from openmm_geomgnn.cli import folder as folders
 from openmm_geomgnn.cli.config import load_protocol
 from openmm_geomgnn.cli.provenance import current_cv
@@ -245,7 +245,7 @@ class TestAgain:
             np.testing.assert_array_equal(new[: len(old)], old)
             assert len(new) == FRAMES + 5
         # the comparison gets what it lacks as further runs
-        lengths = [len(read_dcd(path)) for path in reporting.comparison_runs(killed)]
+        lengths = [len(read_dcd(path)) for path in results.comparison_runs(killed)]
         assert lengths == [3, 3, 2, 2] and summary["unbiased_ns"] == pytest.approx(0.010)
         assert summary["biased_ns"] == pytest.approx(0.0264, rel=0.01)
 
@@ -529,7 +529,7 @@ class TestAnalysisIsCheckedFirst:
         [
             (
                 {"analysis": {"torsions": {"omega": "auto"}, "cores": {"along": "omega", "a": [-3, -2], "b": [0, 1]}}},
-                "cores are along omega, but crossings are counted along phi",
+                "no torsion omega",
             ),
             ({"analysis": {"torsions": {"phi": "auto", "psi": ["ALA2-N", "ALA2-CA", "ALA2-C", "GLY3-N"]}}}, "GLY3-N"),
             ({"analysis": {"torsions": {"phi": "auto", "psi": [4, 6, 8, 22]}}}, "atom 22.*from 0 to 21"),

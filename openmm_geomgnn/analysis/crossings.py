@@ -8,16 +8,18 @@ import numpy as np
 
 from openmm_geomgnn.analysis.resampling import as_walkers
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.intervals import overlap, width, within
 
 # alanine dipeptide's two basins along phi, in radians: C5/C7eq (left) and C7ax (right)
 PHI_CORE_A = (-2.8, -0.5)
 PHI_CORE_B = (0.3, 2.0)
 
 
-def core_states(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B):
+def core_states(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
     """The last visited core of every frame of one trajectory: (T,) int8, 0 for A, 1 for B, -1 before either.
 
-    variable: (T,). core_a, core_b: (low, high) intervals in the units of the variable; they may not overlap.
+    variable: (T,). core_a, core_b: (low, high) intervals in the units of the variable; they may not overlap. period: of a
+    variable on a circle, where a core with low > high goes across the end of the period.
     """
     values = np.asarray(variable, dtype=np.float64)
     if values.ndim != 1:
@@ -27,30 +29,30 @@ def core_states(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B):
             f"{np.count_nonzero(~np.isfinite(values))} of {len(values)} values are not finite, so crossings cannot be "
             "counted. Look at the trajectory: such a simulation has failed."
         )
-    (low_a, high_a), (low_b, high_b) = _check_cores(core_a, core_b)
+    core_a, core_b = check_cores(core_a, core_b, period)
     visited = np.full(len(values), -1, dtype=np.int8)
-    visited[(values >= low_a) & (values <= high_a)] = 0
-    visited[(values >= low_b) & (values <= high_b)] = 1
+    visited[within(values, core_a, period)] = 0
+    visited[within(values, core_b, period)] = 1
     # carry the last core forward: the index of the last frame that was in one
     last = np.maximum.accumulate(np.where(visited >= 0, np.arange(len(values)), -1))
     return np.where(last >= 0, visited[last], -1).astype(np.int8)
 
 
-def core_crossings(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B):
+def core_crossings(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
     """Number of core-to-core transitions, in either direction, summed over the walkers.
 
     variable: (T,) array, or a list of them, one per walker; the end of one is never joined to the start of the next.
-    The defaults are alanine dipeptide's basins along phi in radians.
+    core_a, core_b, period: as in `core_states`. The defaults are alanine dipeptide's basins along phi in radians.
     """
     count = 0
     for walker in as_walkers(variable, "variable"):
-        states = core_states(walker, core_a, core_b)
+        states = core_states(walker, core_a, core_b, period)
         states = states[states >= 0]
         count += int(np.count_nonzero(np.diff(states)))
     return count
 
 
-def crossings_per_ns(variable, frame_time, core_a=PHI_CORE_A, core_b=PHI_CORE_B):
+def crossings_per_ns(variable, frame_time, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
     """Core-to-core transitions per nanosecond of simulated time, all walkers' time added up.
 
     variable: (T,) array or a list of them. frame_time: ps between frames.
@@ -59,15 +61,17 @@ def crossings_per_ns(variable, frame_time, core_a=PHI_CORE_A, core_b=PHI_CORE_B)
         raise GeomGNNError(f"The time between frames must be a positive number of ps, but it is {frame_time}.")
     walkers = as_walkers(variable, "variable")
     nanoseconds = sum(len(walker) for walker in walkers) * frame_time / 1000
-    return core_crossings(walkers, core_a, core_b) / nanoseconds
+    return core_crossings(walkers, core_a, core_b, period) / nanoseconds
 
 
-def _check_cores(core_a, core_b):
+def check_cores(core_a, core_b, period=None):
+    """Both cores as pairs of floats. Raises GeomGNNError where one is no interval, or they overlap."""
     cores = []
     for name, core in (("core_a", core_a), ("core_b", core_b)):
-        if len(core) != 2 or not core[0] < core[1]:
-            raise GeomGNNError(f"{name} must be an interval (low, high) with low < high, but it is {tuple(core)}.")
+        if len(core) != 2 or not np.isfinite(core).all() or not width(core, period) > 0:
+            shape = "low < high" if period is None else "two different ends"
+            raise GeomGNNError(f"{name} must be an interval (low, high) with {shape}, but it is {tuple(core)}.")
         cores.append((float(core[0]), float(core[1])))
-    if max(cores[0][0], cores[1][0]) <= min(cores[0][1], cores[1][1]):
+    if overlap(*cores, period):
         raise GeomGNNError(f"The cores {cores[0]} and {cores[1]} overlap. Leave a gap between them, at the barrier.")
     return cores

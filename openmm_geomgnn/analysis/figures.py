@@ -4,6 +4,8 @@ import numpy as np
 
 from openmm_geomgnn.analysis import plots
 
+_GREEK = {"phi": "φ", "psi": "ψ", "omega": "ω", "chi": "χ"}
+
 
 def standard_figures(analysis):
     """Pictures of a biased run: a list of (title, caption, Figure). What the run has no data for is left out."""
@@ -17,18 +19,17 @@ def standard_figures(analysis):
                 f"Free energy along {name}",
                 "The lower, the more probable without bias. The band is one standard error from a block bootstrap; "
                 "where the line is dotted, a value was visited in one stretch only and its error is not known. A wide "
-                "band means that the run was too short to tell.",
-                plots.free_energy_profile(profile, f"{name} (no unit)"),
+                "band means that the run was too short to tell." + _states_caption(analysis, name),
+                plots.free_energy_profile(profile, f"{name} (no unit)", **_states(analysis, name)),
             )
         )
-    if analysis.phi_profile is not None:
-        figures += _torsions(analysis)
+    figures += _torsions(analysis)
     if analysis.running_delta_F is not None and np.isfinite(analysis.running_delta_F[:, 1]).any():
         figures.append(
             (
                 "Has the free-energy difference settled?",
-                "The difference computed from the data up to each time. It should level off within its band; a drift "
-                "to the end means that the run has to be longer.",
+                f"The difference computed from the data up to each time: {analysis.summary['delta_F_definition']}. It "
+                "should level off within its band; a drift to the end means that the run has to be longer.",
                 plots.delta_F_convergence(analysis.running_delta_F, analysis.discarded),
             )
         )
@@ -75,52 +76,108 @@ def standard_tables(analysis):
         temperature = f"{walker['temperature'].mean():.1f}" if "temperature" in walker else "not recorded"
         spans = [f"{walker[name].min():.3f} … {walker[name].max():.3f}" for name in analysis.cv_fields]
         rows.append([str(number), f"{walker['time'][-1]:.1f}", temperature, *spans])
-    return [("Walkers", rows)]
+    return [("Walkers", rows), *_states_table(analysis)]
+
+
+def _states_table(analysis):
+    """What ΔF = F(B) − F(A) is between."""
+    states, variable = analysis.states, analysis.crossing_variable
+    if states is None:
+        return []
+    unit = " (degrees)" if variable in analysis.torsions else ""
+    rows = [["state", f"core along {symbol(variable)}{unit}", f"the whole state{unit}"]]
+    for letter, *intervals in zip("AB", (states.core_a, states.core_b), states.intervals, strict=True):
+        rows.append([letter, *(_interval(interval, variable in analysis.torsions) for interval in intervals)])
+    return [("States: ΔF = F(B) − F(A)", rows)]
+
+
+def _interval(interval, is_torsion):
+    low, high = np.degrees(interval) if is_torsion else interval
+    if np.isinf(low):
+        return f"below {high:.4g}"
+    if np.isinf(high):
+        return f"above {low:.4g}"
+    digits = ".1f" if is_torsion else ".4g"
+    return f"{low:{digits}} to {high:{digits}}" + (", across 180" if low > high else "")
 
 
 def _crossings(analysis, times):
-    is_phi = analysis.phi_psi is not None
-    name = "φ" if is_phi else analysis.crossing_variable
-    if is_phi:
-        columns = [("biased", analysis.frame_times, [run[:, 0] for run in analysis.phi_psi])]
+    variable = analysis.crossing_variable
+    is_torsion = variable in analysis.torsions
+    if is_torsion:
+        columns = [("biased", analysis.frame_times, analysis.torsions[variable])]
     else:
-        columns = [("biased", times, [walker[name] for walker in analysis.walkers])]
+        columns = [("biased", times, [walker[variable] for walker in analysis.walkers])]
     if analysis.unbiased is not None:
-        runs = [run[:, 0] if is_phi else run for run in analysis.unbiased]
-        steps = [np.arange(len(run)) * analysis.unbiased_frame_time for run in runs]
-        columns.append(("unbiased", steps, runs))
+        steps = [np.arange(1, len(run) + 1) * analysis.unbiased_frame_time for run in analysis.unbiased]
+        columns.append(("unbiased", steps, analysis.unbiased))
+    name, states = symbol(variable), analysis.states
     return (
         f"{name} over time, with and without bias" if len(columns) > 1 else f"{name} over time",
-        "The shaded stripes are the two cores. A crossing is counted when a walker that was in one arrives in the "
+        "The shaded stripes are the two cores, A and B. A crossing is counted when a walker that was in one arrives in the "
         "other; turning back half-way does not count. Each panel is one walker.",
-        plots.trajectories(columns, "φ (degrees)" if is_phi else name, degrees=is_phi, cores=analysis.cores),
+        plots.trajectories(
+            columns, _axis(variable, is_torsion), degrees=is_torsion, cores=(states.core_a, states.core_b)
+        ),
     )
 
 
 def _torsions(analysis):
-    figures = [
-        (
-            "Free energy along φ",
-            "Reweighted to the unbiased ensemble, with one standard error. A test of the learned variable: φ itself "
-            "was not biased.",
-            plots.free_energy_profile(analysis.phi_profile, "φ (degrees)", degrees=True),
-        ),
+    figures = []
+    for name, profile in analysis.torsion_profiles.items():
+        caption = "Reweighted to the unbiased ensemble, with one standard error. A test of the learned variable: {} itself "
+        figures.append(
+            (
+                f"Free energy along {symbol(name)}",
+                caption.format(symbol(name)) + "was not biased." + _states_caption(analysis, name),
+                plots.free_energy_profile(profile, _axis(name, True), degrees=True, **_states(analysis, name)),
+            )
+        )
+    if analysis.phi_psi_map is None:
+        return figures
+    figures.append(
         (
             "Free energy over φ and ψ",
             "The Ramachandran map of the unbiased ensemble, lightly smoothed for the eye. White: never visited.",
             plots.free_energy_map(analysis.phi_psi_map, "φ (degrees)", "ψ (degrees)", degrees=True),
-        ),
-    ]
+        )
+    )
+    phi_psi = [np.stack(pair, axis=1) for pair in zip(analysis.torsions["phi"], analysis.torsions["psi"], strict=True)]
     for i, name in enumerate(analysis.cv_fields):
         figures.append(
             (
                 f"What {name} has learned",
                 "The mean of the variable at every place of the Ramachandran plane. A good slow variable has one value "
                 "in each basin and changes smoothly between them.",
-                plots.ramachandran_cv(analysis.phi_psi, [cv[:, i] for cv in analysis.frame_cv], name),
+                plots.ramachandran_cv(phi_psi, [cv[:, i] for cv in analysis.frame_cv], name),
             )
         )
     return figures
+
+
+def symbol(name):
+    """A variable as it is written in text: φ for phi, χ1 for chi1."""
+    letters = name.rstrip("0123456789")
+    return _GREEK.get(letters, letters) + name[len(letters) :]
+
+
+def _axis(name, is_torsion):
+    return f"{symbol(name)} (degrees)" if is_torsion else f"{name} (no unit)"
+
+
+def _states(analysis, name):
+    """What `plots.free_energy_profile` draws of the states, where they are along this variable."""
+    if name != analysis.crossing_variable:
+        return {}
+    states = analysis.states
+    return {"cores": (states.core_a, states.core_b), "dividing": states.dividing}
+
+
+def _states_caption(analysis, name):
+    if name != analysis.crossing_variable:
+        return ""
+    lines = "The dashed lines part" if len(analysis.states.dividing) > 1 else "The dashed line parts"
+    return f" Shaded: the cores A and B. {lines} the states that ΔF is between."
 
 
 def _bias_panels(walkers):

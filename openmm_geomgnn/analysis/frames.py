@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from openmm_geomgnn.analysis.resampling import as_walkers
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.colvar import column
 
@@ -77,28 +78,30 @@ def transient(lengths, discard, discard_ps):
     return float(discard) * max(lengths)
 
 
-def torsion_list(runs, name):
-    """Torsions as a list of (T, 2) arrays, checked to be radians. None stays None."""
-    if runs is None:
-        return None
-    runs = [runs] if isinstance(runs, np.ndarray) and runs.ndim == 2 else list(runs)
-    runs = [np.asarray(run, dtype=np.float64) for run in runs]
-    for run in runs:
-        if run.ndim != 2 or run.shape[1] != 2 or len(run) == 0:
-            raise GeomGNNError(f"{name} needs one (T, 2) array of phi and psi per run, but got the shape {run.shape}.")
-        largest = np.max(np.abs(run))
-        if not largest <= 2 * np.pi:
-            raise GeomGNNError(f"{name} reaches {largest:.4g}: it must be finite and in radians, not degrees.")
+def torsion_runs(runs, name):
+    """A torsion as a list of (T,) arrays, checked to be finite and in radians."""
+    runs = as_walkers(runs, name)
+    largest = float(np.max(np.abs(np.concatenate(runs))))
+    if not largest <= 2 * np.pi:
+        raise GeomGNNError(f"{name} reaches {largest:.4g}: it must be finite and in radians, not degrees.")
     return runs
 
 
-def rows_at(row_times, times):
-    """Index of the row at each time, -1 where there is none within 1 % of the spacing of the rows. Returns (T,) int."""
+def frame_rows(row_times, times, walker):
+    """Index of the row at the time of each frame, (T,) int. Raises GeomGNNError where a frame has none within 1 % of the
+    spacing of the rows."""
     after = np.clip(np.searchsorted(row_times, times), 1, len(row_times) - 1)
     nearest = np.where(times - row_times[after - 1] < row_times[after] - times, after - 1, after)
     # trajectory formats keep times in float32
     tolerance = 0.01 * row_interval([row_times]) + 1e-6 * np.abs(times)
-    return np.where(np.abs(row_times[nearest] - times) <= tolerance, nearest, -1)
+    missing = np.flatnonzero(~(np.abs(row_times[nearest] - times) <= tolerance))
+    if len(missing):
+        raise GeomGNNError(
+            f"{len(missing)} of {len(times)} frames of walker {walker} have no COLVAR row at their time, the first one at "
+            f"{times[missing[0]]:g} ps, so they have no weight. Check that trajectory and COLVAR belong to the same run, "
+            "that neither was cut, and that times are in ps."
+        )
+    return nearest
 
 
 def spread(values, masks):

@@ -16,10 +16,13 @@ WALKER_COLOURS = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY)
 _MOST_PANELS = 6
 
 
-def free_energy_profile(profile, xlabel, *, degrees=False, others=(), label=None, ylabel="free energy F (kJ/mol)"):
+def free_energy_profile(
+    profile, xlabel, *, degrees=False, others=(), label=None, ylabel="free energy F (kJ/mol)", cores=None, dividing=()
+):
     """F of one variable with a band of one standard error. profile: FreeEnergy of one dimension.
 
-    others: further (label, FreeEnergy) to compare with. Bins without an error bar are joined by a dotted line.
+    others: further (label, FreeEnergy) to compare with. cores: two intervals to shade, A and B. dividing: where lines
+    part the states. Bins without an error bar are joined by a dotted line.
     """
     figure, (axes,) = _figure(1, 1, (6.4, 4.0))
     for number, (name, curve) in enumerate([(label, profile), *others]):
@@ -29,12 +32,15 @@ def free_energy_profile(profile, xlabel, *, degrees=False, others=(), label=None
         axes.fill_between(x, curve.values - curve.error, curve.values + curve.error, color=colour, alpha=0.22, lw=0)
         axes.plot(x, curve.values, ":", color=colour, lw=1.4)
         axes.plot(x, np.where(known, curve.values, np.nan), "-", color=colour, lw=2, label=name)
+    for point in dividing:
+        axes.axvline(np.degrees(point) if degrees else point, color=GREY, ls="--", lw=1.2)
     top = np.nanmax([np.nanmax(curve.values) for _, curve in [(label, profile), *others]])
     axes.set_ylim(-0.04 * max(top, 1), 1.08 * max(top, 1))
     if degrees:
         _degree_axis(axes.xaxis, axes.set_xlim)
     else:
         axes.set_xlim(profile.edges[0][0], profile.edges[0][-1])
+    _shade_cores(axes, cores, degrees, "x")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if label or others:
@@ -47,10 +53,13 @@ def free_energy_map(energies, xlabel, ylabel, *, degrees=False, highest=None):
 
     degrees: the variables are torsions in radians, shown in degrees and joined across the period. highest: where the
     colours end, kJ/mol; by default the 98th percentile of the visited bins. For the eye, a bin is averaged with its
-    visited neighbours, so that single bins vanish and single holes close; what nobody visited stays white.
+    visited neighbours, so that single bins vanish and single holes close (where there is nothing else, they stay); what
+    nobody visited is white.
     """
     figure, (axes,) = _figure(1, 1, (6.0, 4.8))
     values = _smoothed(energies.values, periodic=degrees).T
+    if not np.isfinite(values).any():
+        values = energies.values.T
     x, y = (np.degrees(c) if degrees else c for c in energies.centres)
     if degrees:
         # one bin more on each side lets the contours run on to the edge of the period
@@ -104,7 +113,7 @@ def trajectories(columns, ylabel, *, degrees=False, cores=None):
     """One variable over time: one column of panels per kind of run, one panel per walker.
 
     columns: list of (title, times, values) with lists over walkers of (T,) arrays, e.g. a biased and an unbiased set.
-    cores: two intervals to shade. At most six walkers of each set are drawn.
+    cores: two intervals to shade, A and B. At most six walkers of each set are drawn.
     """
     shown = [(title, list(times)[:_MOST_PANELS], list(values)[:_MOST_PANELS]) for title, times, values in columns]
     rows = max(len(values) for _, _, values in shown)
@@ -124,8 +133,6 @@ def trajectories(columns, ylabel, *, degrees=False, cores=None):
             if r >= len(values):
                 axes.set_visible(False)
                 continue
-            for core, colour in zip(cores or (), (SKY, AMBER), strict=False):
-                axes.axhspan(core[0] * scale, core[1] * scale, color=colour, alpha=0.16, lw=0)
             size = float(np.clip(6000 / max(len(values[r]), 1), 0.8, 6))
             colour = WALKER_COLOURS[r % len(WALKER_COLOURS)]
             axes.scatter(times[r], values[r] * scale, s=size, color=colour, lw=0, rasterized=True)
@@ -135,6 +142,7 @@ def trajectories(columns, ylabel, *, degrees=False, cores=None):
             else:
                 margin = 0.05 * max(span[1] - span[0], 1e-6)
                 axes.set_ylim(span[0] - margin, span[1] + margin)
+            _shade_cores(axes, cores, degrees, "y")
             if c == 0:
                 axes.set_ylabel(ylabel)
             axes.tick_params(labelbottom=r == len(values) - 1)
@@ -277,6 +285,25 @@ def _finish(figure, grid=True):
             axes.grid(color="#e5e7eb", lw=0.8)
             axes.set_axisbelow(True)
     return figure
+
+
+def _shade_cores(axes, cores, degrees, axis):
+    """Stripes across an axis, "x" or "y", whose limits are set, with the letters A and B; one across 180 degrees in two
+    parts."""
+    limits, span = (axes.get_xlim(), axes.axvspan) if axis == "x" else (axes.get_ylim(), axes.axhspan)
+    for letter, core, colour in zip("AB", cores or (), (SKY, AMBER), strict=False):
+        low, high = np.degrees(core) if degrees else core
+        parts = np.clip([(low, high)] if low < high else [(low, 180.0), (-180.0, high)], *limits)
+        for part in parts:
+            span(*part, color=colour, alpha=0.16, lw=0)
+        largest = max(parts, key=np.ptp)
+        if np.ptp(largest) == 0:
+            continue
+        if axis == "x":
+            place, transform, align = (largest.mean(), 0.97), axes.get_xaxis_transform(), {"ha": "center", "va": "top"}
+        else:
+            place, transform, align = (0.99, largest.mean()), axes.get_yaxis_transform(), {"ha": "right", "va": "center"}
+        axes.text(*place, letter, transform=transform, color=GREY, fontsize=10, weight="bold", **align)
 
 
 def _degree_axis(axis, set_limits):

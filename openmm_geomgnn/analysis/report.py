@@ -47,12 +47,19 @@ footer { margin-top: 2rem; font-size: .84rem; color: #6b7280; }
 
 
 def write_report(path, title, summary, figures=(), notes=(), tables=()):
-    """Write one self-contained HTML file: pictures are inline, and nothing is loaded from anywhere.
+    """Write `report_page` to a file, whole or not at all."""
+    text = report_page(title, summary, figures, notes, tables)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
-    summary: dictionary of plain values; the keys of `analyse_biased_run` make the cards on top, and all of them a
+
+def report_page(title, summary, figures=(), notes=(), tables=()):
+    """One self-contained HTML file as text: pictures are inline, and nothing is loaded from anywhere.
+
+    summary: dictionary of plain values; the keys of `analyse_biased_run` make the cards on top, and all that is known a
     table at the end. figures: list of (title, caption, matplotlib Figure). notes: sentences; those that start with
     "Warning" are highlighted. tables: list of (title, rows), each row a list, the first one the head.
-    The file is written whole or not at all. Raises GeomGNNError for tables whose rows differ in length.
+    Raises GeomGNNError for tables whose rows differ in length.
     """
     body = [f"<h1>{_escape(title)}</h1>", _cards(summary), _notes(notes)]
     if figures:
@@ -62,17 +69,16 @@ def write_report(path, title, summary, figures=(), notes=(), tables=()):
     for table_title, rows in tables:
         body.append(f"<h2>{_escape(table_title)}</h2>{_table(rows, table_title)}")
     if summary:
-        rows = [["quantity", "value"], *([key, _plain_text(value)] for key, value in summary.items())]
+        known = {key: value for key, value in plain(summary).items() if value is not None}
+        rows = [["quantity", "value"], *([key, _plain_text(value)] for key, value in known.items())]
         body.append(f"<h2>All numbers</h2>{_table(rows, 'All numbers')}")
-    text = (
+    return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n<footer>Written by openmm-geomgnn.</footer>\n</main>\n</body>\n</html>\n"
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_summary(path, summary):
@@ -103,41 +109,34 @@ def plain(value):
 
 
 def _cards(summary):
-    """The headline numbers; a card is left out when the summary lacks its key."""
+    """The headline numbers; a card is left out when its number is not known."""
     cards = []
 
     def known(key):
         return _finite(summary.get(key)) is not None
 
-    if "crossings_per_ns" in summary:
-        rate = " <small>per ns</small>" if known("crossings_per_ns") else ""
-        value = _number(summary["crossings_per_ns"], 3) + rate
+    if known("crossings_per_ns"):
         count = f"{_number(summary.get('crossings'), 6)} in {_number(summary.get('biased_ns'), 3)} ns, with bias"
+        value = f"{_number(summary['crossings_per_ns'], 3)} <small>per ns</small>"
         cards.append(("Crossings", value, count, summary["crossings_per_ns"] == 0))
-    if "unbiased_crossings_per_ns" in summary:
-        rate = " <small>per ns</small>" if known("unbiased_crossings_per_ns") else ""
-        value = _number(summary["unbiased_crossings_per_ns"], 3) + rate
-        detail = "no run without bias to compare with"
-        if known("unbiased_crossings_per_ns"):
-            ns = _number(summary.get("unbiased_ns"), 3)
-            detail = f"{_number(summary.get('unbiased_crossings'), 6)} in {ns} ns"
-        cards.append(("Crossings without bias", value, detail, False))
-    if "delta_F_kJ_per_mol" in summary:
-        value = _number(summary["delta_F_kJ_per_mol"], digits=1)
-        if known("delta_F_kJ_per_mol"):
-            error = f" ± {_number(summary.get('delta_F_error'), digits=1)}" if known("delta_F_error") else ""
-            value += f"{error} <small>kJ/mol</small>"
-        detail = "F(B) − F(A), one standard error" if known("delta_F_error") else "its error is not known"
-        cards.append(("Free-energy difference", value, detail, not known("delta_F_error")))
-    if "mean_temperature_K" in summary:
-        target = _finite(summary.get("target_temperature_K"))
-        mean, share = _finite(summary["mean_temperature_K"]), _finite(summary.get("hot_frame_share"))
-        detail = f"target {target:.0f} K" if target else ""
-        if share is not None:
-            detail += f"{', ' if detail else ''}{100 * share:.1f} % hot frames"
-        value = "unknown" if mean is None else f"{mean:.1f} <small>K</small>"
-        cards.append(("Mean temperature", value, detail, bool(target and mean and mean > 1.1 * target)))
-    if "biased_ns" in summary:
+    if known("unbiased_crossings_per_ns"):
+        count = f"{_number(summary.get('unbiased_crossings'), 6)} in {_number(summary.get('unbiased_ns'), 3)} ns"
+        value = f"{_number(summary['unbiased_crossings_per_ns'], 3)} <small>per ns</small>"
+        cards.append(("Crossings without bias", value, count, False))
+    if known("delta_F_kJ_per_mol"):
+        error = f" ± {_number(summary['delta_F_error'], digits=1)}" if known("delta_F_error") else ""
+        value = f"{_number(summary['delta_F_kJ_per_mol'], digits=1)}{error} <small>kJ/mol</small>"
+        detail = "one standard error" if known("delta_F_error") else "its error is not known"
+        definition = summary.get("delta_F_definition", "F(B) - F(A)").replace("-", "−")
+        cards.append(("Free-energy difference", value, f"{detail}; {definition}", not known("delta_F_error")))
+    if known("mean_temperature_K"):
+        target, mean = _finite(summary.get("target_temperature_K")), _finite(summary["mean_temperature_K"])
+        details = [f"target {target:.0f} K"] if target else []
+        if known("hot_frame_share"):
+            details.append(f"{100 * summary['hot_frame_share']:.1f} % hot frames")
+        hot = bool(target and mean > 1.1 * target)
+        cards.append(("Mean temperature", f"{mean:.1f} <small>K</small>", ", ".join(details), hot))
+    if known("biased_ns"):
         walkers = _finite(summary.get("n_walkers"))
         detail = f"{walkers:.0f} walker{'s' if walkers != 1 else ''}" if walkers else ""
         cards.append(("Simulated with bias", f"{_number(summary['biased_ns'], 3)} <small>ns</small>", detail, False))
@@ -203,6 +202,8 @@ def _plain_text(value):
     value = plain(value)
     if value is None:
         return "unknown"
+    if isinstance(value, list):
+        return ", ".join("–" if item is None else _plain_text(item) for item in value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -1,5 +1,6 @@
 """The command `geomgnn`."""
 
+import math
 import sys
 import warnings
 from contextlib import contextmanager
@@ -181,7 +182,7 @@ def distill(
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The output folder of a run.")]):
-    """Analyse a finished run again and rewrite its report."""
+    """Analyse a run again, also one under way, and rewrite its report."""
     from openmm_geomgnn.cli import reporting
     from openmm_geomgnn.cli.config import load_protocol
     from openmm_geomgnn.cli.folder import PROTOCOL, wall_time
@@ -246,23 +247,35 @@ def _overrides(settings):
 
 
 def _show(folder, summary):
-    """The headline numbers of a run on the terminal."""
+    """The headline numbers of a run on the terminal; what is not known is left out."""
     from openmm_geomgnn.cli.progress import say
 
-    def number(key, digits=3):
-        value = summary.get(key)
-        return "unknown" if value is None or value != value else f"{value:.{digits}g}"
+    def known(*keys):
+        return all(isinstance(summary.get(key), (int, float)) and math.isfinite(summary[key]) for key in keys)
 
-    lines = [
-        f"crossings      {number('crossings')} in {number('biased_ns')} ns biased ({number('crossings_per_ns')} per ns); "
-        f"{number('unbiased_crossings')} in {number('unbiased_ns')} ns unbiased "
-        f"({number('unbiased_crossings_per_ns')} per ns)",
-        f"temperature    {number('mean_temperature_K', 4)} K, {100 * summary.get('hot_frame_share', float('nan')):.2g} % of "
-        "the frames hot",
-        f"free energy    delta F = {number('delta_F_kJ_per_mol')} +- {number('delta_F_error', 2)} kJ/mol",
-        f"report         {folder / 'report.html'}",
-    ]
-    for line in lines:
+    def number(key, digits=3):
+        return f"{summary[key]:.{digits}g}"
+
+    def crossings(kind, word):
+        rate = number(f"{kind}crossings_per_ns")
+        return f"{number(f'{kind}crossings')} in {number(f'{word}_ns')} ns {word} ({rate} per ns)"
+
+    lines = []
+    if not summary.get("complete", True):
+        lines.append(f"PARTIAL        {summary['missing']}")
+    if known("crossings", "biased_ns", "crossings_per_ns"):
+        parts = [crossings("", "biased")]
+        if known("unbiased_crossings", "unbiased_ns", "unbiased_crossings_per_ns"):
+            parts.append(crossings("unbiased_", "unbiased"))
+        lines.append(f"crossings      {'; '.join(parts)}")
+    if known("mean_temperature_K"):
+        hot = f", {100 * summary['hot_frame_share']:.2g} % of the frames hot" if known("hot_frame_share") else ""
+        lines.append(f"temperature    {number('mean_temperature_K', 4)} K{hot}")
+    if known("delta_F_kJ_per_mol"):
+        error = f" +- {number('delta_F_error', 2)}" if known("delta_F_error") else ""
+        definition = f" = {summary['delta_F_definition']}" if "delta_F_definition" in summary else ""
+        lines.append(f"free energy    delta F = {number('delta_F_kJ_per_mol')}{error} kJ/mol{definition}")
+    for line in (*lines, f"report         {folder / 'report.html'}"):
         say(line)
 
 

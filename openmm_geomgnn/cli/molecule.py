@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import mdtraj
-import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.systems import SystemSettings, build_system, degrees_of_freedom, load_structure
@@ -49,11 +48,6 @@ def check_torsions(protocol):
     frame = mdtraj.Trajectory(positions[None], as_topology(topology))
     for name, atoms in protocol.analysis.torsions.items():
         torsion(frame, name, atoms)
-
-
-def phi_psi(trajectory, torsions):
-    """(T, 2) phi and psi in radians; `torsions` says for each "auto" or its four atoms."""
-    return np.column_stack([torsion(trajectory, name, torsions[name]) for name in ("phi", "psi")])
 
 
 def torsion(trajectory, name, atoms):

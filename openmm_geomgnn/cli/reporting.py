@@ -1,124 +1,106 @@
-"""The results in a protocol's folder: what can be analysed, and the report."""
-
-import numpy as np
+"""The report of a run: what can be analysed, and from the results in the folder to summary.json and report.html."""
 
 from openmm_geomgnn.analysis.figures import standard_figures, standard_tables
 from openmm_geomgnn.analysis.pipeline import analyse_biased_run
-from openmm_geomgnn.analysis.report import write_report, write_summary
-from openmm_geomgnn.cli.folder import COMPARISON, CV_FILE, TOPOLOGY
-from openmm_geomgnn.cli.molecule import check_torsions, kinetic_degrees, phi_psi
-from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.analysis.report import report_page, write_summary
+from openmm_geomgnn.cli.molecule import check_torsions, kinetic_degrees, torsion
+from openmm_geomgnn.cli.results import read_results
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.sampling.colvar import read_colvar
-from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
-from openmm_geomgnn.selection import as_topology
+from openmm_geomgnn.files import atomic_write
 
-_COMPARISON_FRAME = 1.0  # ps between frames of the unbiased runs that crossings are compared with
-_FEWEST_FRAMES = 2  # of each walker
-
-
-def comparison_frame(protocol):
-    """MD steps between the frames of the unbiased runs that crossings are compared with."""
-    return max(1, protocol.md_steps(_COMPARISON_FRAME))
-
-
-def comparison_runs(folder):
-    """The trajectories of these runs: a list of paths."""
-    return sorted((folder / COMPARISON).glob("trajectory.*.dcd"))
+_FEWEST_FRAMES = 2  # of each walker, for torsions
 
 
 def check_analysis(protocol):
     """Raise a GeomGNNError, before any work is done, about results that could not be analysed."""
-    analysis_variable(protocol)
     check_torsions(protocol)
     schedule = protocol.schedule
-    if schedule.length < _FEWEST_FRAMES * schedule.frame_interval:
+    if protocol.analysis.torsions and schedule.length < _FEWEST_FRAMES * schedule.frame_interval:
         raise GeomGNNError(
             f"run.length is {protocol.run.length:g} ps, too short for {_FEWEST_FRAMES} frames, one every "
-            f"{protocol.run.frame_interval:g} ps (run.frame_interval), which the report needs."
+            f"{protocol.run.frame_interval:g} ps (run.frame_interval), which the report of analysis.torsions needs."
         )
-
-
-def analysis_variable(protocol):
-    """"phi" where torsions phi and psi are analysed, otherwise the CV component of the cores.
-
-    Raises
-    ------
-    GeomGNNError
-        If the cores are along a torsion other than phi.
-    """
-    analysis = protocol.analysis
-    along = analysis.cores.along if analysis.cores else "cv.1"
-    torsions = {"phi", "psi"} <= set(analysis.torsions)
-    if along.startswith("cv."):
-        return "phi" if torsions and analysis.cores is None else along
-    if along != "phi" or not torsions:
-        raise GeomGNNError(
-            f"analysis.cores are along {along}, but crossings are counted along phi (with phi and psi under "
-            "analysis.torsions) or along a component of the CV, cv.1."
-        )
-    return "phi"
 
 
 def report(protocol, seconds=float("nan")):
     """Analyse the results in a protocol's folder, write summary.json and report.html, and return the summary.
 
-    seconds: that the run took, for the summary. Raises GeomGNNError when the run is not complete.
+    A run under way is reported on as far as it is; the summary's `complete` says so. Nothing is written before everything
+    has been read, checked and computed.
+
+    seconds: that the run took, for the summary. Raises GeomGNNError when there are no results yet, or files in the folder
+    are damaged or do not belong together.
     """
-    folder, schedule = protocol.output, protocol.schedule
-    missing = [name for name in (CV_FILE, "COLVAR") if not (folder / name).exists()]
-    if missing:
-        raise GeomGNNError(f"There is no {missing[0]} in {folder}: the run is not done. Go on with it by `geomgnn run`.")
-    cv = CollectiveVariable.load(folder / CV_FILE)
-    colvar = read_colvar(folder / "COLVAR")
-    topology = as_topology(folder / TOPOLOGY)
-    biased = [_frames(trajectory_path(folder, k), topology) for k in range(protocol.run.walkers)]
-    unbiased = [_frames(path, topology) for path in comparison_runs(folder)]
-    interval = schedule.frame_interval * schedule.bias_step
+    folder, results = protocol.output, read_results(protocol)
+    analysis, summary = analyse(protocol, results, seconds)
+    title, notes = f"{folder.name}: {', '.join(path.stem for path in protocol.system.structures)}", analysis.notes
+    if not results.complete:
+        title += f" (partial: {results.done:g} of {results.planned:g} ps)"
+        notes = [f"Warning: this report is partial: {results.missing}. Go on with the run by `geomgnn run`.", *notes]
+    page = report_page(title, summary, standard_figures(analysis), notes, standard_tables(analysis))
+    write_summary(folder / "summary.json", summary)
+    with atomic_write(folder / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return summary
+
+
+def analyse(protocol, results, seconds=float("nan")):
+    """(Analysis, summary) of a run's `Results`; the summary says how much of the run is done, and how good its CV is."""
+    variables, notes = _variables(protocol, results)
     analysis = analyse_biased_run(
-        colvar,
+        results.colvar,
         temperature=protocol.system.temperature,
-        frame_times=[np.arange(1, len(run) + 1) * interval for run in biased],
-        unbiased_frame_time=comparison_frame(protocol) * protocol.system.timestep,
-        cores=None if protocol.analysis.cores is None else (protocol.analysis.cores.a, protocol.analysis.cores.b),
         discard=protocol.analysis.discard,
         degrees_of_freedom=kinetic_degrees(protocol),
         wall_seconds=seconds,
         seed=protocol.seed,
-        **_variables(protocol, cv, biased, unbiased),
+        **variables,
     )
+    analysis.notes[:0] = notes
+    progress = {"complete": results.complete, "done_ps": results.done, "planned_ps": results.planned}
+    if not results.complete:
+        progress["missing"] = results.missing
+    return analysis, {**progress, **analysis.summary, **cv_summary(results.cv)}
+
+
+def cv_summary(cv):
+    """Scores of a CV for summary.json. A student has its own, and those of its teacher under that name."""
     facts = cv.training_information
-    summary = {
-        **analysis.summary,
-        "cv_vamp2": facts["vamp2_training"],
-        "cv_vamp2_held_out": facts.get("vamp2_held_out"),
-        "cv_timescales_ps": facts["timescales_ps"],
-        "cv_in_basin_spread": facts["in_basin_spread"],
-        "cv_rate_300K_per_ps": facts["rate_300K_per_ps"],
+    own = {"cv_rate_300K_per_ps": facts.get("rate_300K_per_ps")}
+    # the spread within a basin takes frames at even times, which a distillation need not have
+    learned = {
+        "vamp2": facts.get("vamp2_training"),
+        "vamp2_held_out": facts.get("vamp2_held_out"),
+        "timescales_ps": facts.get("timescales_ps"),
+        "in_basin_spread": facts.get("in_basin_spread"),
     }
-    write_summary(folder / "summary.json", summary)
-    title = f"{folder.name}: {', '.join(path.stem for path in protocol.system.structures)}"
-    write_report(
-        folder / "report.html", title, summary, standard_figures(analysis), analysis.notes, standard_tables(analysis)
-    )
-    return summary
+    if "distillation" not in facts:
+        return {f"cv_{name}": value for name, value in learned.items()} | own
+    held_out = facts["distillation"]["held_out"]
+    own |= {"cv_r2_of_teacher": held_out["r2"], "cv_gradient_error": held_out["gradient_error"]}
+    return own | {f"teacher_{name}": value for name, value in learned.items()}
 
 
-def _frames(path, topology):
-    return read_dcd(path).trajectory(topology)
-
-
-def _variables(protocol, cv, biased, unbiased):
-    """What crossings are counted along, as arguments of `analyse_biased_run`."""
-    variable = analysis_variable(protocol)
-    if variable == "phi":
-        torsions = protocol.analysis.torsions
-        return {
-            "phi_psi": [phi_psi(run, torsions) for run in biased],
-            "unbiased_phi_psi": [phi_psi(run, torsions) for run in unbiased] or None,
+def _variables(protocol, results):
+    """(arguments of `analyse_biased_run`, notes): the torsions, and what crossings are counted along."""
+    analysis, biased = protocol.analysis, results.biased
+    cores = analysis.cores
+    along = cores.along if cores else "phi" if {"phi", "psi"} <= set(analysis.torsions) else None
+    arguments = {"along": along, "cores": cores and (cores.a, cores.b)}
+    torsions = dict(analysis.torsions)
+    if torsions and min(len(run) for run in biased) < _FEWEST_FRAMES:
+        if along in torsions:
+            arguments |= {"along": None, "cores": None}
+        return arguments, ["Warning: there are fewer than two frames of each walker yet, too few for torsions."]
+    if torsions:
+        arguments["torsions"] = {
+            name: [torsion(run, name, atoms) for run in biased] for name, atoms in torsions.items()
         }
-    if not unbiased:
-        return {"cv_field": variable}
-    component = int(variable[3:]) - 1
-    bound = cv.bind(unbiased[0].topology, engine="eager")
-    return {"cv_field": variable, "unbiased_cv": [bound.compute(run)[:, component] for run in unbiased]}
+        arguments["frame_times"] = results.frame_times
+    if results.unbiased and along in torsions:
+        arguments["unbiased"] = [torsion(run, along, torsions[along]) for run in results.unbiased]
+    elif results.unbiased and along is not None:
+        bound = results.cv.bind(results.unbiased[0].topology, engine="eager")
+        arguments["unbiased"] = [bound.compute(run)[:, int(along[3:]) - 1] for run in results.unbiased]
+    arguments["unbiased_frame_time"] = results.comparison_step
+    return arguments, []

@@ -31,6 +31,7 @@ from openmm_geomgnn.cli.fields import (
     plain_number,
 )
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.intervals import TURN, overlap, width
 from openmm_geomgnn.units import did_you_mean, quantity
 
 SHORTEST_TIMESTEP, LONGEST_TIMESTEP = 1e-5, 0.005  # ps
@@ -301,11 +302,13 @@ class RunSection(Section):
 
 
 class CoresSection(Section):
-    """Two intervals; arriving in one from the other is a crossing."""
+    """Two intervals; arriving in one from the other is a crossing. The free-energy difference, F(B) - F(A), is between what
+    is on either side of the points between them where the free energy is highest: one along a CV, two around a torsion."""
 
     along: str = Field("cv.1", description="the variable: the name of a torsion, or cv.1, cv.2, ...")
     a: tuple[Number, Number] = Field(
-        description="core A, [low, high]; torsions in radians, or with a unit: [-160 deg, -29 deg]"
+        description="core A, [low, high]; torsions in radians, or with a unit: [-160 deg, -29 deg]; [150 deg, -150 deg] "
+        "goes across 180 deg"
     )
     b: tuple[Number, Number] = Field(description="core B, like a; the two may not overlap")
 
@@ -315,27 +318,39 @@ class CoresSection(Section):
         if not isinstance(value, (list, tuple)) or len(value) != 2:
             raise GeomGNNError(f"{info.field_name} is {value!r}, but it must be an interval [low, high].")
         name = f"the core {info.field_name}"
-        if re.fullmatch(r"cv\.\d+", info.data.get("along", "")):
+        if _is_component(info.data.get("along", "")):
             low, high = (plain_number(bound, name) for bound in value)
-        else:
-            low, high = (quantity(bound, "rad", name) for bound in value)
-            if not -math.pi <= low < high <= math.pi:
-                raise GeomGNNError(
-                    f"The core {info.field_name} is {list(value)}, but torsions lie between -3.1416 and 3.1416 rad, "
-                    "and low must be below high. Numbers without a unit are radians: write degrees as '90 deg'."
-                )
-        if not low < high:
-            raise GeomGNNError(f"The core {info.field_name} is {list(value)}, but the lower number must come first.")
+            if not low < high:
+                raise GeomGNNError(f"The core {info.field_name} is {list(value)}, but the lower number must come first.")
+            return low, high
+        low, high = (quantity(bound, "rad", name) for bound in value)
+        if max(abs(low), abs(high)) > math.pi * (1 + 1e-9):
+            raise GeomGNNError(
+                f"The core {info.field_name} is {list(value)}, but torsions lie between -3.1416 and 3.1416 rad. Numbers "
+                "without a unit are radians: write degrees as '90 deg', and an interval across 180 degrees as "
+                "[150 deg, -150 deg]."
+            )
+        if not width((low, high), TURN) > 1e-6:
+            raise GeomGNNError(f"The core {info.field_name} is {list(value)}: its two ends are one point of the circle.")
         return low, high
 
     @model_validator(mode="after")
     def _apart(self):
-        if max(self.a[0], self.b[0]) <= min(self.a[1], self.b[1]):
+        on_circle = not _is_component(self.along)
+        if overlap(self.a, self.b, TURN if on_circle else None):
+            turned = [name for name in "ab" if on_circle and getattr(self, name)[0] > getattr(self, name)[1]]
+            across = f" (Core {turned[0]} goes upwards from its first number, across 180 degrees.)" if turned else ""
             raise SettingError(
-                f"The cores a {list(self.a)} and b {list(self.b)} overlap. Leave a gap between them, at the barrier.",
+                f"The cores a {list(self.a)} and b {list(self.b)} overlap. Leave a gap between them, at the barrier."
+                + across,
                 "b",
             )
         return self
+
+
+def _is_component(along):
+    """Whether a variable is a component of the CV, not a torsion."""
+    return re.fullmatch(r"cv\.\d+", along) is not None
 
 
 class AnalysisSection(Section):
@@ -343,8 +358,8 @@ class AnalysisSection(Section):
 
     torsions: dict[str, str | tuple[int, int, int, int] | tuple[str, str, str, str]] = Field(
         default_factory=dict,
-        description="torsions by name: auto is the molecule's first phi, psi, omega or chi1 to chi5; otherwise four "
-        "atoms, by their indices from 0 or as ALA2-CA",
+        description="torsions by name, whose free energy is reported: auto is the molecule's first phi, psi, omega or chi1 "
+        "to chi5; otherwise four atoms, by their indices from 0 or as ALA2-CA",
     )
     cores: CoresSection | None = Field(
         None,
@@ -363,7 +378,7 @@ class AnalysisSection(Section):
     @model_validator(mode="after")
     def _variable_exists(self):
         along = self.cores.along if self.cores else "cv.1"
-        if along not in self.torsions and not re.fullmatch(r"cv\.\d+", along):
+        if along not in self.torsions and not _is_component(along):
             raise SettingError(
                 f"cores are along '{along}', but there is no such torsion: name it under torsions, or use cv.1."
                 + did_you_mean(along, self.torsions),

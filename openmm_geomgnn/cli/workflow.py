@@ -21,7 +21,8 @@ from openmm_geomgnn.cli.molecule import walker_spec
 from openmm_geomgnn.cli.preflight import examine
 from openmm_geomgnn.cli.progress import bar, progress_bars, say
 from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, made_from
-from openmm_geomgnn.cli.reporting import check_analysis, comparison_frame, report
+from openmm_geomgnn.cli.reporting import check_analysis, report
+from openmm_geomgnn.cli.results import comparison_frame
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.cv_verdict import GRADES, in_words
 from openmm_geomgnn.errors import GeomGNNError

@@ -160,18 +160,25 @@ class Frames:
         return trajectory
 
 
-def read_dcd(path):
+def read_dcd(path, count=None):
     """The `Frames` of a DCD file that OpenMM wrote.
 
-    Raises GeomGNNError for another file, and for one that does not have all the frames that its header counts.
+    count: the first so many, of a file that may be growing; by default all that its header counts.
+
+    Raises GeomGNNError for another file, and for one that does not have so many frames.
     """
     with _open_dcd(path) as file:
         layout = _layout(file, path)
         record = np.dtype([("mark", "<i4"), ("x", "<f4", layout.n_atoms), ("end", "<i4")])
         box = [("mark", "<i4"), ("cell", "<f8", 6), ("end", "<i4")] if layout.box else []
-        frames = np.fromfile(file, dtype=np.dtype([("box", box), ("xyz", record, 3)]))
+        frames = np.fromfile(file, np.dtype([("box", box), ("xyz", record, 3)]), -1 if count is None else count)
         over = os.fstat(file.fileno()).st_size - file.tell()
-    if len(frames) != layout.n_frames or over:
+    if count is not None and len(frames) < count:
+        raise GeomGNNError(
+            f"{path} holds {len(frames)} whole frames of the {count} that the run has written: it was cut or damaged. "
+            "Restore it, or start anew."
+        )
+    if count is None and (len(frames) != layout.n_frames or over):
         raise GeomGNNError(
             f"The header of {path} counts {layout.n_frames} frames, but the file holds {len(frames)}"
             f"{' and a part of another' if over else ''}: it was cut or damaged. Restore it, or start anew."

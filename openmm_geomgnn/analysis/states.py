@@ -1,0 +1,137 @@
+"""The states A and B of a free-energy difference: what lies on either side of the points that divide two cores."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from openmm_geomgnn.analysis.crossings import PHI_CORE_A, PHI_CORE_B, check_cores, core_crossings
+from openmm_geomgnn.analysis.free_energy import FreeEnergyDifference, delta_F
+from openmm_geomgnn.analysis.resampling import as_walkers, relative_weights
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.intervals import gaps_between, width, within
+
+# the barriers of alanine dipeptide around its C7ax basin, along phi (radians)
+PHI_DIVIDING = (0.0, 2.2)
+# of a gap between cores where the highest free energy is looked for
+_FINEST_BINS = 60
+
+
+@dataclass(frozen=True)
+class States:
+    """Two states of a variable, each a core and what is on its side of the dividing points.
+
+    core_a, core_b: (low, high) in the units of the variable. dividing: on a line the point between the cores; on a circle
+    (period given) the point where A ends and B begins on the way upwards, and the one where B ends and A begins.
+
+    Raises GeomGNNError where the cores overlap, or a dividing point does not lie between them.
+    """
+
+    core_a: tuple
+    core_b: tuple
+    dividing: tuple
+    period: float | None = None
+
+    def __post_init__(self):
+        cores = check_cores(self.core_a, self.core_b, self.period)
+        gaps = gaps_between(*cores, self.period)
+        if len(self.dividing) != len(gaps) or not all(
+            within(point, gap, self.period) for point, gap in zip(self.dividing, gaps, strict=True)
+        ):
+            raise GeomGNNError(
+                f"The states are divided at {list(self.dividing)}, but the gaps between the cores {cores[0]} and {cores[1]} "
+                f"are {', '.join(map(str, gaps))}: give one point in each."
+            )
+
+    @property
+    def intervals(self):
+        """The states A and B as (low, high); infinite ends on a line."""
+        if self.period is not None:
+            upwards, downwards = self.dividing
+            return (downwards, upwards), (upwards, downwards)
+        (point,) = self.dividing
+        below, above = (-np.inf, point), (point, np.inf)
+        return (below, above) if self.core_a < self.core_b else (above, below)
+
+    def in_words(self, name):
+        """Where the states lie, with degrees along a torsion: "B: phi 0 to 126.1 deg; A: the rest"."""
+        if self.period is not None:
+            low, high = np.degrees(self.intervals[1])
+            across = " across 180" if low > high else ""
+            return f"B: {name} from {low:.1f} to {high:.1f} deg{across}; A: the rest"
+        sign_a, sign_b = ("<", ">") if self.core_a < self.core_b else (">", "<")
+        return f"A: {name} {sign_a} {self.dividing[0]:.4g}; B: {name} {sign_b} {self.dividing[0]:.4g}"
+
+    def members(self, variable):
+        """Which frames are in A and in B: two lists of boolean (T,). variable: list of (T,)."""
+        in_b = [within(values, self.intervals[1], self.period) for values in variable]
+        return [~chosen for chosen in in_b], in_b
+
+    def crossings(self, variable):
+        """Transitions between the cores, see `core_crossings`. variable: list of (T,)."""
+        return core_crossings(variable, self.core_a, self.core_b, self.period)
+
+
+def default_phi_states(period):
+    """Those of alanine dipeptide: B is 0 < phi < 2.2 (radians), A the rest."""
+    return States(PHI_CORE_A, PHI_CORE_B, PHI_DIVIDING, period)
+
+
+def find_states(variable, logw, core_a, core_b, period=None):
+    """The states around two cores, divided where the free energy is highest between them.
+
+    The height of a barrier hardly matters for delta F, as few frames are there, and cores in any order give the same
+    dividing points. Where frames are missing in a gap, its middle, or that of the widest stretch without frames, divides.
+
+    variable, logw: (T,) or lists of (T,), frames under a bias and their log-weights. Returns States.
+    """
+    core_a, core_b = check_cores(core_a, core_b, period)
+    values = np.concatenate(as_walkers(variable, "variable"))
+    weights = np.concatenate(relative_weights(logw))
+    gaps = gaps_between(core_a, core_b, period)
+    return States(core_a, core_b, tuple(_highest(values, weights, gap, period) for gap in gaps), period)
+
+
+def _highest(values, weights, gap, period):
+    inside = within(values, gap, period)
+    offsets = (values[inside] - gap[0]) % period if period else values[inside] - gap[0]
+    length = width(gap, period)
+    # more bins than the root of the frames would put the barrier where by chance nobody was
+    bins = int(np.clip(np.sqrt(len(offsets)), 1, _FINEST_BINS))
+    population, edges = np.histogram(offsets, bins, (0.0, length), weights=weights[inside])
+    low, high = _longest_run(population == 0) if (population == 0).any() else (np.argmin(population),) * 2
+    point = gap[0] + (edges[low] + edges[high + 1]) / 2
+    return float(point if period is None else (point + period / 2) % period - period / 2)
+
+
+def _longest_run(flags):
+    """First and last index of the longest stretch that is true."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]])))
+    starts, ends = edges[::2], edges[1::2]
+    longest = np.argmax(ends - starts)
+    return starts[longest], ends[longest] - 1
+
+
+def differences(states, values, logw, times, used, kT, bootstrap):
+    """delta F of all used frames; its values in the two halves of the time; and running over time, (20, 3) rows of time,
+    value and error.
+
+    values, logw, times, used: lists of (T,), the last which frames count. bootstrap: settings of `delta_F`.
+    """
+    membership = states.members(values)
+    start = min(float(t[u][0]) for t, u in zip(times, used, strict=True) if u.any())
+    end = max(float(t[u][-1]) for t, u in zip(times, used, strict=True) if u.any())
+
+    def between(low, high, **settings):
+        chosen = [u & (t >= low) & (t <= high) for t, u in zip(times, used, strict=True)]
+        if not any(c.any() for c in chosen):
+            return FreeEnergyDifference(np.nan, np.nan, "")
+        parts = ([array[c] for array, c in zip(arrays, chosen, strict=True)] for arrays in (*membership, logw))
+        return delta_F(*parts, kT, **settings)
+
+    middle = (start + end) / 2
+    halves = tuple(between(*span, n_bootstrap=2).value for span in ((start, middle), (middle, end)))
+    running = []
+    for time in np.linspace(start, end, 21)[1:]:
+        part = between(start, time, **bootstrap)
+        running.append((time, part.value, part.error))
+    return between(start, end, **bootstrap), halves, np.array(running)

@@ -1,0 +1,178 @@
+"""What the folder of a run holds: read, counted and matched, before anything is made of it."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from openmm_geomgnn.cli.folder import COMPARISON, CV_FILE, TOPOLOGY
+from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint
+from openmm_geomgnn.sampling.colvar import column, read_colvar
+from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
+from openmm_geomgnn.selection import as_topology
+
+_COMPARISON_FRAME = 1.0  # ps between frames of the unbiased runs that crossings are compared with
+_COMPARED_FRAMES = 16  # of each walker, whose CV is computed and compared with COLVAR
+_CV_TOLERANCE = 0.05  # of the CV's standard deviation: its rounding errors are below, the motion from row to row is above
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """A run's results, of which all belong together.
+
+    cv: the CollectiveVariable. colvar: the columns of COLVAR. biased: mdtraj trajectories, one per walker, at frame_times,
+    list of (T,) in ps. unbiased: those of the comparison, comparison_step ps between frames. done, planned: ps of each
+    walker. compared, to_compare: ps of all unbiased runs.
+    """
+
+    cv: CollectiveVariable
+    colvar: dict
+    biased: list
+    frame_times: list
+    unbiased: list
+    comparison_step: float
+    done: float
+    planned: float
+    compared: float
+    to_compare: float
+
+    @property
+    def complete(self):
+        return not self.missing
+
+    @property
+    def missing(self):
+        """What of the run is not done yet, in words; "" when all is."""
+        parts = []
+        if self.done < self.planned * (1 - 1e-9):
+            parts.append(f"{self.done:g} of {self.planned:g} ps of each biased walker are done")
+        if self.compared < self.to_compare * (1 - 1e-9):
+            parts.append(f"{self.compared:g} of {self.to_compare:g} ps of the unbiased comparison are done")
+        return " and ".join(parts)
+
+
+def comparison_frame(protocol):
+    """MD steps between the frames of the unbiased runs that crossings are compared with."""
+    return max(1, protocol.md_steps(_COMPARISON_FRAME))
+
+
+def comparison_runs(folder):
+    """The trajectories of these runs: a list of paths."""
+    return sorted((folder / COMPARISON).glob("trajectory.*.dcd"))
+
+
+def read_results(protocol):
+    """The `Results` in a protocol's folder, of a run that is finished or under way.
+
+    Of a run under way, what its last checkpoint counts is taken. Raises GeomGNNError where there is nothing yet, and where
+    files do not belong together: COLVAR or a trajectory is cut, rows are missing or of another time, the CV of a frame is
+    not the one in its row.
+    """
+    folder, schedule = protocol.output, protocol.schedule
+    missing = [name for name in (CV_FILE, "COLVAR") if not (folder / name).exists()]
+    if missing:
+        raise GeomGNNError(f"There is no {missing[0]} in {folder}: the run is not done. Go on with it by `geomgnn run`.")
+    cv, topology = CollectiveVariable.load(folder / CV_FILE), as_topology(folder / TOPOLOGY)
+    colvar, step, n_frames = _rows(protocol)
+    biased = [_frames(trajectory_path(folder, k), topology, n_frames) for k in range(protocol.run.walkers)]
+    times = np.arange(1, n_frames + 1) * schedule.frame_interval * schedule.bias_step
+    _check_cv(cv, colvar, biased, schedule.frame_interval // schedule.colvar_interval, times)
+    unbiased = [_frames(path, topology) for path in comparison_runs(folder)]
+    frame = comparison_frame(protocol) * protocol.system.timestep
+    # what is left of a frame at the end of each run is not written
+    short = protocol.comparison_length - frame * sum(len(run) for run in unbiased)
+    return Results(
+        cv=cv,
+        colvar=colvar,
+        biased=biased,
+        frame_times=[times] * len(biased),
+        unbiased=unbiased,
+        comparison_step=frame,
+        done=step * schedule.bias_step,
+        planned=schedule.length * schedule.bias_step,
+        compared=protocol.comparison_length - (0.0 if short < frame * protocol.run.walkers else short),
+        to_compare=protocol.comparison_length,
+    )
+
+
+def _rows(protocol):
+    """(columns of COLVAR, outer steps done, frames that each walker has written by then)."""
+    folder, schedule, walkers = protocol.output, protocol.schedule, protocol.run.walkers
+    checkpoint = find_checkpoint(folder)
+    counted = None if checkpoint is None else load_checkpoint(checkpoint)
+    with warnings.catch_warnings():
+        # a run that goes on at this moment may have written half a line; what is missing is counted below
+        warnings.simplefilter("ignore")
+        colvar = read_colvar(folder / "COLVAR")
+    n_rows = there = len(column(colvar, "time", folder / "COLVAR"))
+    if counted is not None:
+        n_rows = counted.written.rows
+    if there < n_rows:
+        raise GeomGNNError(
+            f"{folder / 'COLVAR'} has {there} whole rows, but the run has written {n_rows}: the file was cut. Restore it, "
+            "or run the protocol again in another folder."
+        )
+    if n_rows < 2 * walkers:
+        raise GeomGNNError(f"The run in {folder} has written {n_rows} rows of COLVAR so far, too few for a report.")
+    colvar = {name: values[:n_rows] for name, values in colvar.items()}
+    _check_times(colvar, folder / "COLVAR", walkers, schedule.colvar_interval * schedule.bias_step)
+    if counted is not None:
+        return colvar, counted.step, counted.written.frames
+    step = n_rows // walkers * schedule.colvar_interval
+    # a run ends with a row, or before the next one is due
+    done = schedule.length if 0 < schedule.length - step < schedule.colvar_interval else step
+    return colvar, done, step // schedule.frame_interval
+
+
+def _check_times(colvar, path, walkers, interval):
+    """Every walker has a row at each multiple of the interval, and none twice."""
+    expected = np.repeat(np.arange(1, len(colvar["time"]) // walkers + 2) * interval, walkers)[: len(colvar["time"])]
+    numbers = np.arange(len(expected)) % walkers
+    wrong = ~np.isclose(colvar["time"], expected, rtol=1e-6, atol=1e-9) | (colvar.get("walker", numbers) != numbers)
+    if not wrong.any() and len(expected) % walkers == 0:
+        return
+    row = int(np.argmax(wrong)) if wrong.any() else len(expected) - 1
+    walker = colvar["walker"][row] if "walker" in colvar else 0
+    raise GeomGNNError(
+        f"Row {row + 1} of {path} is of walker {walker:g} at {colvar['time'][row]:g} ps, where walker {numbers[row]} at "
+        f"{expected[row]:g} ps is due, of {walkers} walkers: rows are missing, or written twice, or not of this protocol. "
+        "Restore the file, or run the protocol again in another folder."
+    )
+
+
+def _frames(path, topology, n_frames=None):
+    """The first n_frames of a trajectory; without a number, all that its header counts."""
+    frames = read_dcd(path, n_frames)
+    if frames.xyz.shape[1] != topology.n_atoms:
+        raise GeomGNNError(
+            f"{path} has {frames.xyz.shape[1]} atoms and {TOPOLOGY} {topology.n_atoms}: one of them belongs to something "
+            "else. Restore it, or run the protocol again in another folder."
+        )
+    bad = np.flatnonzero(~np.isfinite(frames.xyz).all(axis=(1, 2)))
+    if len(bad):
+        raise GeomGNNError(f"Frame {bad[0] + 1} of {path} is not finite: the file is damaged. Restore it.")
+    return frames.trajectory(topology)
+
+
+def _check_cv(cv, colvar, biased, rows_per_frame, times):
+    """The CV of some frames of each walker, computed from their coordinates, is the one in their rows."""
+    if len(times) == 0:
+        return
+    names = [f"cv.{k + 1}" for k in range(cv.dimension)]
+    written = np.stack([column(colvar, name) for name in names], axis=1).reshape(-1, len(biased), len(names))
+    picked = np.unique(np.linspace(0, len(times) - 1, _COMPARED_FRAMES).round().astype(int))
+    rows = (picked + 1) * rows_per_frame - 1
+    tolerance = _CV_TOLERANCE * written.reshape(-1, len(names)).std(axis=0) + 1e-3
+    bound = cv.bind(biased[0].topology, engine="eager")
+    for number, run in enumerate(biased):
+        off = np.abs(bound.compute(run[picked]) - written[rows, number]) - tolerance
+        worst, component = np.unravel_index(np.argmax(off), off.shape)
+        if not off[worst, component] <= 0:
+            raise GeomGNNError(
+                f"Frame {picked[worst] + 1} of trajectory.{number}.dcd, at {times[picked[worst]]:g} ps, does not belong to "
+                f"its row of COLVAR: {names[component]} is {written[rows[worst], number, component]:.4g} there, which is "
+                f"not what the CV in {CV_FILE} is for its coordinates. One of the three files is damaged or of another run: "
+                "restore it, or run the protocol again in another folder."
+            )

@@ -1,0 +1,37 @@
+"""Intervals of a variable on a line or, with a period, on a circle: plain arithmetic, for numbers and arrays alike.
+
+An interval is (low, high). On a circle it runs from low upwards to high, across the end of the period where low is the
+greater: (150, -150) degrees are the 60 degrees around 180.
+"""
+
+import math
+
+TURN = 2 * math.pi  # the period of an angle in radians
+
+
+def within(x, interval, period=None):
+    """Whether x, a number or an array, lies in the closed interval."""
+    low, high = interval
+    if period is None:
+        return (x >= low) & (x <= high)
+    return (x - low) % period <= (high - low) % period
+
+
+def width(interval, period=None):
+    """From low to high; on a circle upwards."""
+    low, high = interval
+    return high - low if period is None else (high - low) % period
+
+
+def overlap(first, second, period=None):
+    """Whether two intervals have a point in common."""
+    return bool(within(first[0], second, period) or within(second[0], first, period))
+
+
+def gaps_between(first, second, period=None):
+    """The intervals between two that do not overlap: one on a line; on a circle that from `first` upwards to `second`, then
+    that from `second` upwards to `first`."""
+    if period is None:
+        lower, upper = sorted((first, second))
+        return ((lower[1], upper[0]),)
+    return (first[1], second[0]), (second[1], first[0])
