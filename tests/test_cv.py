@@ -74,7 +74,7 @@ class TestFile:
         np.testing.assert_array_equal(again.singular_values, cv.singular_values)
 
     def test_round_trip_keeps_the_settings(self, tmp_path):
-        training = {"scores": [1.5, None], "frames": [10]}
+        training = {"scores": [1.5, None], "frames": [10], "timescales_ps": [None, 3.5]}
         options = {"selection": "protein and name CA C N", "window": "sequence", "context": 2, "pooling": "mean"}
         cv = random_cv(FRAME.topology, dimension=3, mixer="mlp", lag_time=12.5, training=training, **options)
         cv.save(tmp_path / "a.cv")

@@ -21,6 +21,7 @@ from openmm_geomgnn.cli import estimates, workflow
 from openmm_geomgnn.cli import main as cli
 from openmm_geomgnn.cli.check import check_run
 from openmm_geomgnn.cli.config import distill_settings, load_distill, load_fit, load_protocol
+from openmm_geomgnn.cli.reporting import cv_summary
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.distillation import DistillSettings, distill
 from openmm_geomgnn.errors import GeomGNNError
@@ -108,6 +109,13 @@ class TestStudent:
         np.testing.assert_allclose(facts["rate_300K_per_ps"], facts["teacher"]["rate_300K_per_ps"], rtol=0.3)
         np.testing.assert_allclose(facts["range"], teacher.training_information["range"], atol=0.3)
         assert student.lag_time == teacher.lag_time and student.molecule == teacher.molecule
+        # a report gives its own figures as those of the CV, and its teacher's by that name
+        summary, before = cv_summary(student), cv_summary(teacher)
+        assert summary["cv_r2_of_teacher"] == facts["distillation"]["held_out"]["r2"]
+        assert summary["cv_gradient_error"] == facts["distillation"]["held_out"]["gradient_error"]
+        assert summary["teacher_vamp2"] == before["cv_vamp2"]
+        assert summary["teacher_timescales_ps"] == before["cv_timescales_ps"]
+        assert "cv_vamp2" not in summary and summary["cv_rate_300K_per_ps"] != before["cv_rate_300K_per_ps"]
         json.dumps(facts)
 
     def test_the_same_seed_makes_the_same_student(self, teacher, trajectories):

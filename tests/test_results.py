@@ -17,6 +17,8 @@ from scipy.spatial.transform import Rotation
 
 from openmm_geomgnn.cli import reporting, results
 from openmm_geomgnn.cli.config import dump, load_protocol
+from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.cv_verdict import SEPARATES
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.checkpoint import Checkpoint, save_checkpoint
 from openmm_geomgnn.sampling.colvar import ColvarWriter
@@ -227,6 +229,21 @@ class TestDamage:
         with pytest.raises(GeomGNNError, match="pip install"):
             reporting.report(protocol_of(folder))
         assert (folder / "summary.json").read_text() == (folder / "report.html").read_text() == "old"
+
+
+class TestCV:
+    def test_what_the_report_says_of_the_cv(self, folder):
+        cv = CollectiveVariable.load(folder / "cv.safetensors")
+        verdict = {"grade": "weak", "reasons": ["it separates runs"]}
+        cv.training_information |= {"timescales_ps": [None], "timescale_notes": [SEPARATES], "transitions": [0]}
+        cv.training_information |= {"verdict": verdict, "vamp2_training": 1.9, "in_basin_spread": [0.1]}
+        cv.save(folder / "cv.safetensors")
+        summary = reporting.report(protocol_of(folder))
+        page = (folder / "report.html").read_text()
+        assert f'<td class="number">cv.1</td><td class="number">{SEPARATES}</td><td class="number">0</td>' in page
+        assert "Warning: verdict on the CV: weak: it separates runs." in page
+        assert summary["cv_timescales_ps"] == [None] and summary["cv_verdict"] == "weak: it separates runs"
+        assert summary["cv_vamp2"] == 1.9 and "teacher_vamp2" not in summary
 
 
 class TestPartial:

@@ -10,7 +10,7 @@ import numpy as np
 import openmm
 import torch
 
-from openmm_geomgnn.cli.reporting import comparison_frame
+from openmm_geomgnn.cli.results import comparison_frame
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError

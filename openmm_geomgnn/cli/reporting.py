@@ -5,6 +5,7 @@ from openmm_geomgnn.analysis.pipeline import analyse_biased_run
 from openmm_geomgnn.analysis.report import report_page, write_summary
 from openmm_geomgnn.cli.molecule import check_torsions, kinetic_degrees, torsion
 from openmm_geomgnn.cli.results import read_results
+from openmm_geomgnn.cv_verdict import GRADES, in_words
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 
@@ -37,7 +38,8 @@ def report(protocol, seconds=float("nan")):
     if not results.complete:
         title += f" (partial: {results.done:g} of {results.planned:g} ps)"
         notes = [f"Warning: this report is partial: {results.missing}. Go on with the run by `geomgnn run`.", *notes]
-    page = report_page(title, summary, standard_figures(analysis), notes, standard_tables(analysis))
+    tables = [*standard_tables(analysis), _cv_table(results.cv)]
+    page = report_page(title, summary, standard_figures(analysis), notes, tables)
     write_summary(folder / "summary.json", summary)
     with atomic_write(folder / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -56,7 +58,7 @@ def analyse(protocol, results, seconds=float("nan")):
         seed=protocol.seed,
         **variables,
     )
-    analysis.notes[:0] = notes
+    analysis.notes = [*notes, *analysis.notes, *_cv_notes(results.cv)]
     progress = {"complete": results.complete, "done_ps": results.done, "planned_ps": results.planned}
     if not results.complete:
         progress["missing"] = results.missing
@@ -72,13 +74,37 @@ def cv_summary(cv):
         "vamp2": facts.get("vamp2_training"),
         "vamp2_held_out": facts.get("vamp2_held_out"),
         "timescales_ps": facts.get("timescales_ps"),
+        "timescale_notes": facts.get("timescale_notes"),
+        "transitions": facts.get("transitions"),
         "in_basin_spread": facts.get("in_basin_spread"),
     }
+    if "verdict" in facts:
+        own["cv_verdict"] = in_words(facts["verdict"])
     if "distillation" not in facts:
         return {f"cv_{name}": value for name, value in learned.items()} | own
     held_out = facts["distillation"]["held_out"]
     own |= {"cv_r2_of_teacher": held_out["r2"], "cv_gradient_error": held_out["gradient_error"]}
     return own | {f"teacher_{name}": value for name, value in learned.items()}
+
+
+def _cv_notes(cv):
+    verdict = cv.training_information.get("verdict")
+    if verdict is None:  # of a file before version 4
+        return []
+    prefix = "" if verdict["grade"] == GRADES[0] else "Warning: "
+    return [f"{prefix}verdict on the CV: {in_words(verdict)}."]
+
+
+def _cv_table(cv):
+    """(title, rows): timescales of the components, or why there are none, and the transitions that they rest on."""
+    facts, n = cv.training_information, cv.dimension
+    timescales = facts.get("timescales_ps") or [None] * n
+    notes, counts = facts.get("timescale_notes") or [""] * n, facts.get("transitions") or ["not counted"] * n
+    rows = [["component", "timescale", "transitions in the training data"]]
+    for k in range(n):
+        known = "not known" if timescales[k] is None else f"{timescales[k]:.3g} ps"
+        rows.append([f"cv.{k + 1}", notes[k] or known, counts[k]])
+    return "Collective variable" + (", by its teacher" if "distillation" in facts else ""), rows
 
 
 def _variables(protocol, results):
