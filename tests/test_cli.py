@@ -18,6 +18,7 @@ from openmm_geomgnn.cli.config import load_protocol
 from openmm_geomgnn.errors import GeomGNNError
 
 DATA = Path(str(resources.files("openmm_geomgnn") / "data"))
+SLOW = ("torch", "openmm", "mdtraj", "numpy", "scipy")  # to import
 SUMMARY = {"crossings": 3, "biased_ns": 0.5, "crossings_per_ns": 6.0, "delta_F_kJ_per_mol": float("nan")}
 PROTOCOL = "system: {structures: [ala2-c7eq.pdb, ala2-c7ax.pdb], platform: Reference}\n"
 
@@ -102,16 +103,31 @@ class TestHelp:
         code, _, error = geomgnn("rn")
         assert code == 2 and "Did you mean 'run'?" in error
 
-    def test_help_does_not_load_what_takes_seconds(self):
+    @pytest.mark.parametrize(
+        "commands",
+        [
+            ["--help", "run --help"],
+            ["run x.yaml", "demo --set run.length=", "fit x.yaml", "report x"],
+            ["data build x.yaml", "data info x", "data splits x y.npz --source z"],
+            ["embed x.pdb x.xtc -o x.zarr", "distill x.cv x.pdb x.xtc -o y.safetensors"],
+        ],
+        ids=["help", "run", "data", "trajectories"],
+    )
+    def test_help_and_missing_files_do_not_load_what_takes_seconds(self, commands, tmp_path):
         program = (
-            "import sys; sys.argv = ['geomgnn', '--help']\n"
+            "import sys\n"
             "from openmm_geomgnn.cli.main import main\n"
-            "try: main()\n"
-            "except SystemExit: pass\n"
-            "print({'torch', 'openmm', 'mdtraj'} & set(sys.modules))"
+            f"for command in {commands}:\n"
+            "    sys.argv = ['geomgnn', *command.split()]\n"
+            "    try: main()\n"
+            "    except SystemExit as end: print('exit', end.code)\n"
+            f"    print(command, {set(SLOW)} & set(sys.modules))"
         )
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert done.stdout.splitlines()[-1] == "set()", done.stderr
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+        lines = [line for line in done.stdout.splitlines() if line.endswith("set()")]
+        assert lines == [f"{command} set()" for command in commands], done.stdout + done.stderr
+        codes = ["exit 0" if command.endswith("--help") else "exit 1" for command in commands]
+        assert [line for line in done.stdout.splitlines() if line.startswith("exit")] == codes, done.stderr
 
 
 # ----------------------------------------------------------------------------------------------------------- settings

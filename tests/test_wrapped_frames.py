@@ -11,7 +11,7 @@ from openmm import app, unit
 from openmm_geomgnn import GeomGNNCV
 from openmm_geomgnn.cli import reporting, workflow
 from openmm_geomgnn.cli.config import load_protocol
-from openmm_geomgnn.cli.folder import TOPOLOGY
+from openmm_geomgnn.cli.names import TOPOLOGY
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.outputs import TrajectoryWriter, read_dcd
 from openmm_geomgnn.sampling.systems import SystemSettings, build_system

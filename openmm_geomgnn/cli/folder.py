@@ -10,18 +10,13 @@ from pathlib import Path
 from openmm.app import PDBFile
 
 from openmm_geomgnn.cli.config import dump, load_protocol
+from openmm_geomgnn.cli.names import PROTOCOL, TOPOLOGY, UNBIASED, WALL_TIME
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, leftovers, remove_leftovers
 from openmm_geomgnn.locks import is_empty, locked, set_aside
 from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint, topology_hash
 from openmm_geomgnn.sampling.systems import load_structure
 
-PROTOCOL = "protocol.yaml"
-TOPOLOGY = "topology.pdb"
-CV_FILE = "cv.safetensors"
-WALL_TIME = "wall_time.json"
-UNBIASED = "unbiased"
-COMPARISON = "comparison"
 # settings that may change at any time
 _FREE = (("run", "length"), ("run", "checkpoint_interval"), ("run", "accept"), ("unbiased", "comparison_length"))
 

@@ -1,4 +1,7 @@
-"""The command `geomgnn`."""
+"""The command `geomgnn`.
+
+What takes seconds to import is imported after what a user gave has been read: a wrong name is told at once.
+"""
 
 import math
 import sys
@@ -69,11 +72,13 @@ def fit(
     settings: Settings = None,
 ):
     """Fit a collective variable to trajectories; a fit that was stopped goes on where it was."""
-    from openmm_geomgnn.cli import fit as fitting
     from openmm_geomgnn.cli.config import load_fit
 
+    chosen = load_fit(settings_file, {**_overrides(settings), **_flags(allow_truncated=allow_truncated)})
     with _interruptible("The same command goes on with what is missing."):
-        fitting.run_fit(load_fit(settings_file, {**_overrides(settings), **_flags(allow_truncated=allow_truncated)}))
+        from openmm_geomgnn.cli import fit as fitting
+
+        fitting.run_fit(chosen)
 
 
 @data.command("build")
@@ -84,12 +89,14 @@ def data_build(
     processes: Annotated[int | None, typer.Option(min=1, help="How many work side by side.")] = None,
 ):
     """Make a store of conformers for pre-training; a build that was stopped goes on where it was."""
-    from openmm_geomgnn.cli import data
     from openmm_geomgnn.cli.config import load_data_build
 
     overrides = {"processes": processes} if processes else {}
+    chosen = load_data_build(settings_file, {**_overrides(settings), **overrides})
     with _interruptible("The same command goes on from what is finished."):
-        data.run_build(load_data_build(settings_file, {**_overrides(settings), **overrides}), overwrite, settings_file)
+        from openmm_geomgnn.cli import data
+
+        data.run_build(chosen, overwrite, settings_file)
 
 
 @data.command("info")
@@ -98,6 +105,7 @@ def data_info(
     check: Annotated[bool, typer.Option("--check", help="Read every shard and compare its content with its hash.")] = False,
 ):
     """Say what a store of conformers holds."""
+    _check_there(store)
     from openmm_geomgnn.cli import data
 
     data.show_info(store, check)
@@ -110,6 +118,7 @@ def data_splits(
     sources: Annotated[list[str], typer.Option("--source", help="A source to keep; may be repeated.")],
 ):
     """Write the splits of some sources of a store, for a dataset with `sources: [...]`."""
+    _check_there(store)
     from openmm_geomgnn.cli import data
 
     data.write_splits_of(store, output, sources)
@@ -146,9 +155,9 @@ def embed(
     from openmm_geomgnn.cli.config import embed_settings
 
     settings = embed_settings(inputs, given)
-    from openmm_geomgnn.cli import embed as embedding
-
     with _interruptible("The same command goes on with what is missing."):
+        from openmm_geomgnn.cli import embed as embedding
+
         embedding.run_embed(settings, overwrite, inputs[0] if len(inputs) == 1 else None)
 
 
@@ -174,24 +183,26 @@ def distill(
     from openmm_geomgnn.cli.config import distill_settings
 
     chosen = distill_settings(inputs, {**given, **_overrides(settings)})
-    from openmm_geomgnn.cli import distill as distilling
-
     with _interruptible("The same command goes on with what is missing."):
+        from openmm_geomgnn.cli import distill as distilling
+
         distilling.run_distill(chosen)
 
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The output folder of a run.")]):
     """Analyse a run again, also one under way, and rewrite its report."""
-    from openmm_geomgnn.cli import reporting
     from openmm_geomgnn.cli.config import load_protocol
-    from openmm_geomgnn.cli.folder import PROTOCOL, wall_time
+    from openmm_geomgnn.cli.names import PROTOCOL
     from openmm_geomgnn.locks import locked
 
     path = folder / PROTOCOL
     if not path.is_file():
         raise GeomGNNError(f"{folder} holds no {PROTOCOL}, so it is not the output of `geomgnn run`.")
     protocol = load_protocol(path, {"output": str(folder)})
+    from openmm_geomgnn.cli import reporting
+    from openmm_geomgnn.cli.folder import wall_time
+
     with locked(folder):  # while a run is at work there, nothing reports on half of it
         _show(folder, reporting.report(protocol, wall_time(folder)))
 
@@ -213,10 +224,16 @@ def _run(path, overrides, overwrite, check):
 
         check_run(protocol, overwrite, path)
         return
-    from openmm_geomgnn.cli import workflow
-
     with _interruptible("The same command goes on from the last checkpoint."):
+        from openmm_geomgnn.cli import workflow
+
         _show(protocol.output, workflow.run_protocol(protocol, overwrite, path))
+
+
+def _check_there(path):
+    """Raise a GeomGNNError for what does not exist, before anything is imported that takes seconds."""
+    if not path.expanduser().exists():
+        raise GeomGNNError(f"There is no {path}. Check the path.")
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import json
 from dataclasses import asdict
 
-from openmm_geomgnn.cli.folder import CV_FILE, has_biased_steps
+from openmm_geomgnn.cli.folder import has_biased_steps
+from openmm_geomgnn.cli.names import CV_FILE
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openmm_geomgnn.cli.folder import COMPARISON, CV_FILE, TOPOLOGY
+from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, TOPOLOGY
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint

@@ -6,18 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openmm_geomgnn.cli.folder import (
-    COMPARISON,
-    CV_FILE,
-    TOPOLOGY,
-    UNBIASED,
-    add_wall_time,
-    claimed,
-    first_structure,
-    has_biased_steps,
-    settle,
-)
+from openmm_geomgnn.cli.folder import add_wall_time, claimed, first_structure, has_biased_steps, settle
 from openmm_geomgnn.cli.molecule import walker_spec
+from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, TOPOLOGY, UNBIASED
 from openmm_geomgnn.cli.preflight import examine
 from openmm_geomgnn.cli.progress import bar, progress_bars, say
 from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, made_from

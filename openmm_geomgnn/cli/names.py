@@ -1,0 +1,10 @@
+"""The files and folders of a run, by name."""
+
+PROTOCOL = "protocol.yaml"
+TOPOLOGY = "topology.pdb"
+CV_FILE = "cv.safetensors"
+WALL_TIME = "wall_time.json"
+UNBIASED = "unbiased"
+COMPARISON = "comparison"
+COLVAR = "COLVAR"
+SUMMARY = "summary.json"
