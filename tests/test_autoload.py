@@ -13,6 +13,7 @@ import torch
 from torchmdnet.models import model as upstream
 
 from torchmdnet_ext import registration
+from torchmdnet_ext.heads.noise import EquivariantNoise
 
 # settings of `torchmd-train` for the smallest network
 ARGS = {
@@ -281,6 +282,27 @@ def test_our_networks_take_the_heads_of_torchmdnet(model, head):
 def test_noise_head_on_a_network_without_vectors_is_an_error():
     with pytest.raises(ValueError, match="model: tensornet does not provide.*visnet"):
         upstream.create_model({**ARGS, "model": "tensornet"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"output_model": "Noize"}, r"output_model is 'Noize'.*Did you mean 'Noise'\?"),
+        ({"output_mlp_num_layers": 2}, "output_mlp_num_layers is 2, but the head Noise has no such layers"),
+        ({"activation": "silo"}, r"activation is 'silo'.*Did you mean 'silu'\?"),
+        ({"attn_activation": "silo", "model": "smooth-equivariant-transformer"}, "attn_activation is 'silo'"),
+        ({"rbf_type": "expnormal"}, r"rbf_type is 'expnormal'.*Did you mean 'expnorm'\?"),
+    ],
+    ids=str,
+)
+def test_settings_of_head_and_network_are_checked(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        upstream.create_model({**ARGS, **wrong})
+
+
+def test_the_noise_head_refuses_settings_that_it_does_not_have():
+    with pytest.raises(TypeError, match="no settings activatoin: it has activation"):
+        EquivariantNoise(16, activatoin="tanh")
 
 
 def test_settings_reach_the_network():

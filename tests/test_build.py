@@ -250,10 +250,10 @@ def test_whole_molecules_are_held_out():
     groups = {"one": (one, np.arange(5000) // 100), "two": (two, np.arange(3000) // 100)}
     groups |= {"frames": (frames, np.arange(400) // 20), "few": (few, np.arange(10) // 5)}
     parts, by = hold_out(groups, Splits(val=0.1, test=0.2), seed=3)
-    assert by == {"one": "molecule", "two": "molecule", "frames": "task", "few": None}
+    assert by == {"one": "molecule", "two": "molecule", "frames": "task", "few": "frames"}
     for part in parts[:3]:
         np.testing.assert_allclose(np.bincount(part) / len(part), [0.7, 0.1, 0.2], atol=0.03)
-    assert not parts[3].any()
+    assert parts[3].tolist() == [0] * 7 + [1, 2, 2]  # one molecule in two tasks: its last conformers
     # no molecule is in two parts, also across sources; no task of the trajectory is
     pairs = np.stack([np.append(one, two), np.append(parts[0], parts[1])])
     assert len(np.unique(pairs, axis=1).T) == len(np.unique(pairs[0]))
@@ -262,15 +262,18 @@ def test_whole_molecules_are_held_out():
     other, _ = hold_out(groups, Splits(val=0.1, test=0.2), seed=4)
     assert all(map(np.array_equal, parts, again)) and not np.array_equal(parts[0], other[0])
     _, by = hold_out(groups, Splits("task"), seed=3)
-    assert by == {"one": "task", "two": "task", "frames": "task", "few": None}
+    assert by == {"one": "task", "two": "task", "frames": "task", "few": "frames"}
+    (part,), by = hold_out({"two frames": (few[:2], few[:2])}, Splits(), seed=3)
+    assert by == {"two frames": None} and not part.any()
 
 
 @pytest.mark.parametrize("number", [2, FEWEST, 20])
 def test_large_groups_do_not_fill_the_splits(number):
-    """Twenty residues with a twentieth of the conformers each: one for validation, one for the test."""
+    """Twenty residues with a twentieth of the conformers each: one for validation, one for the test. Of two molecules, in
+    two tasks, it is the last conformers."""
     groups = np.repeat(np.arange(number, dtype=np.uint64), 100)
     (part,), _ = hold_out({"x": (groups, groups)}, Splits(val=0.05, test=0.05), seed=0)
-    held = 0 if number < FEWEST else 100
+    held = 10 if number < FEWEST else 100
     assert np.bincount(part, minlength=3).tolist() == [100 * number - 2 * held, held, held]
 
 

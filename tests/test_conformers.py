@@ -81,9 +81,7 @@ def test_large_molecules_have_the_same_precision(tmp_path):
 
 
 def test_which_file_is_read(store, tmp_path):
-    assert Conformers().file == shipped_file()
-    assert Conformers(tmp_path / "nowhere").file == shipped_file()
-    assert Conformers(tmp_path).file == shipped_file()
+    assert Conformers().file == Conformers("~/data").file == shipped_file()  # what the trainer says without a dataset_root
     assert Conformers(str(store)).file == store
     assert Conformers(tmp_path / "nowhere", file=str(store)).file == store
     store.rename(tmp_path / "conformers.safetensors")
@@ -91,6 +89,13 @@ def test_which_file_is_read(store, tmp_path):
     for arguments in ({"file": store}, {"root": store}):
         with pytest.raises(ValueError, match=r"no conformer file .*some\.safetensors.*geomgnn data build"):
             Conformers(**arguments)
+
+
+@pytest.mark.parametrize(("name", "what"), [("nowhere", "does not exist"), (".", "holds no store"), ("~/dat", "does not")])
+def test_a_root_without_a_store_is_refused(tmp_path, name, what):
+    """It was the user who named it, and the conformers that ship are not what was meant."""
+    with pytest.raises(ValueError, match=rf"dataset_root is .*, which {what}.*geomgnn data build.*leave dataset_root out"):
+        Conformers(name if name.startswith("~") else tmp_path / name)
 
 
 def test_truncated_and_foreign_files(store, tmp_path):
@@ -173,6 +178,16 @@ def test_several_stores_and_some_sources(folder, store):
         Conformers(folder, sources=["wlak"])
     with pytest.raises(ValueError, match="empty list"):
         Conformers(file=[])
+
+
+def test_molecules_and_elements(folder, store):
+    """Those of the conformers that are here, of one store or several, of all sources or some."""
+    for arguments in ({"file": folder}, {"file": [folder, store]}, {"file": [folder, store], "sources": ["left", "walk"]}):
+        dataset = Conformers(**arguments)
+        named = [tuple(data.z.tolist()) for data in dataset]
+        numbers = dataset.molecules().tolist()
+        assert len(set(zip(named, numbers, strict=True))) == len(set(named)) == len(set(numbers)) > 1
+        assert dataset.elements().tolist() == sorted(set().union(*named))
 
 
 def test_folders_that_are_no_stores(folder, tmp_path):

@@ -5,12 +5,13 @@ units of `sigma`. A network that predicts 0 has a loss of 1.0.
 """
 
 import copy
-import json
 import math
 
 import torch
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
+
+from torchmdnet_ext.arguments import dataset_arguments
 
 COUNTED = 2000  # conformers in which elements are counted for balanced weights
 RAREST = 10.0  # a rare element never weighs more than this many times what the commonest does
@@ -18,6 +19,9 @@ RAREST = 10.0  # a rare element never weighs more than this many times what the 
 
 class Denoising(Dataset):
     """Noisy conformers of any dataset that yields `z` (N,) and `pos` (N, 3) in angstrom.
+
+    The trainer holds out whole molecules of `Conformers`; of other datasets it holds out conformers at random, unless
+    `splits` says better.
 
     What is random is drawn anew at every access, from PyTorch's generator, until `fixed_noise()` is asked for.
 
@@ -59,19 +63,18 @@ class Denoising(Dataset):
         scales = list(sigma) if isinstance(sigma, list | tuple) else [sigma]
         if not scales or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales):
             raise ValueError(f"The noise scale sigma must be positive (in angstrom), or a list of such, but was {sigma}.")
-        if not 0 <= remove_hydrogens <= 1:
+        if not isinstance(remove_hydrogens, int | float) or not 0 <= remove_hydrogens <= 1:
             raise ValueError(
-                f"remove_hydrogens was {remove_hydrogens}; it is the share of conformers that appear without their "
+                f"remove_hydrogens was {remove_hydrogens!r}; it is the share of conformers that appear without their "
                 "hydrogens: give 0 to 1."
             )
         if dataset not in datasets.__all__ or dataset == type(self).__name__:
             known = ", ".join(name for name in datasets.__all__ if name != type(self).__name__)
             raise ValueError(f"Unknown dataset '{dataset}' in dataset_arg. Choose one of {known}.")
-        if isinstance(dataset_arg, str):
-            dataset_arg = json.loads(dataset_arg)
         self.sigma = torch.tensor(scales)
         self.remove_hydrogens = float(remove_hydrogens)
-        self.clean = getattr(datasets, dataset)(root, **(dataset_arg or {}))
+        kind = getattr(datasets, dataset)
+        self.clean = kind(root, **dataset_arguments(kind, dataset_arg))
         self.weights = None if element_weights is None else self._weights(element_weights)
         self.fixed = False
 

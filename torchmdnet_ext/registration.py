@@ -11,6 +11,8 @@ import importlib.metadata
 import sys
 import warnings
 
+from torchmdnet_ext.arguments import did_you_mean
+
 TESTED = ((3, 1), (3, 2))  # from the first, up to but not including the second
 
 # of each network: its module, its class and the settings of `torchmd-train` that not all of them have
@@ -72,6 +74,12 @@ NETWORK_SETTINGS = tuple(
 )
 
 
+def check_choice(name, value, known):
+    """Raise ValueError for a setting that is none of the names there are: a YAML file may say anything."""
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, but it must be one of {', '.join(known)}.{did_you_mean(value, known)}")
+
+
 @functools.cache
 def check_version():
     """Warn, once, about a version of TorchMD-Net that this package was not tested with."""
@@ -89,25 +97,29 @@ def check_version():
 def representation_model(args):
     """The network that `args` (the settings of `torchmd-train`) describe, one of `MODELS`.
 
-    Raises ValueError where a setting that is true or false is neither.
+    Raises ValueError where a setting that is true or false is neither, or one that is a name is none of those there are.
     """
     import torch
 
     from torchmdnet_ext.quiet import start_warp
 
     start_warp()
-    from torchmdnet.models.utils import dtype_mapping
+    from torchmdnet.models.utils import act_class_mapping, dtype_mapping, rbf_class_mapping
 
     # what checkpoints of older versions do not say
     args = {**OWN_DEFAULTS, "vector_cutoff": False, "equivariance_invariance_group": "O(3)", **args}
     for name in FLAGS:
         if args.get(name, False) not in (True, False):
             raise ValueError(f"{name} is {args[name]!r}, but it must be true or false.")
+    for name, known in (("activation", act_class_mapping), ("rbf_type", rbf_class_mapping)):
+        check_choice(name, args[name], known)
+    module, network, own = NETWORKS[args["model"]]
+    if "attn_activation" in own:
+        check_choice("attn_activation", args["attn_activation"], act_class_mapping)
     dtype = dtype_mapping[args["precision"]]
     box = args.get("box_vecs")
     settings = {ours: args[theirs] for theirs, ours in _COMMON}
     settings.update(dtype=dtype, box_vecs=None if box is None else torch.tensor(box, dtype=dtype))
-    module, network, own = NETWORKS[args["model"]]
     network = getattr(importlib.import_module(f"torchmdnet_ext.models.{module}"), network)
     return network(**settings, **{name: args[name] for name in own})
 
@@ -119,6 +131,7 @@ def create_model(args, prior_model=None, mean=None, std=None):
     from torchmdnet.models.utils import dtype_mapping
     from torchmdnet.models.wrappers import AtomFilter
 
+    check_choice("output_model", args["output_model"], output_modules.__all__)
     network = representation_model(args)
     if args["atom_filter"] > -1:
         if args["derivative"]:
@@ -192,14 +205,19 @@ def extend_datasets(module):
 
 
 def extend_data_module(module):
-    """`torchmdnet.data`: noise that stays the same in the validation and test sets of a denoising dataset."""
+    """`torchmdnet.data`: for datasets of ours, whole molecules held out, and noise that stays the same in these."""
+    from torchmdnet_ext.data_module import check_held_out, is_ours, prepared
     from torchmdnet_ext.denoising import fix_held_out_noise
 
     upstream_setup = module.DataModule.setup
 
     @functools.wraps(upstream_setup)
     def setup(self, stage):
-        upstream_setup(self, stage)
+        if not is_ours(self):
+            return upstream_setup(self, stage)
+        with prepared(self):
+            upstream_setup(self, stage)
+        check_held_out(self)
         fix_held_out_noise(self)
 
     module.DataModule.setup = setup

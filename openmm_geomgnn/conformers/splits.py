@@ -1,17 +1,12 @@
-"""Which conformers are held out from training: whole molecules or whole tasks, never single frames of a trajectory.
-
-Frames of one trajectory resemble each other, and so do conformers of one molecule: with some of them in the training set,
-the loss on the others says little about what a network makes of new molecules.
-"""
+"""Which conformers of a store are held out: whole molecules, whole tasks, or the end of a single simulation."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-TRAIN, VAL, TEST = range(3)
-NAMES = ("train", "val", "test")
-FEWEST = 3  # groups of a source, one each for training, validation and test
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from torchmdnet_ext.datasets.splits import FEWEST, NAMES, TEST, TRAIN, VAL, fill, last_frames, molecules
+
+__all__ = ["FEWEST", "NAMES", "Splits", "hold_out", "molecules", "of_some"]
 
 
 @dataclass(frozen=True)
@@ -21,29 +16,12 @@ class Splits:
 
     A molecule is what has the same elements in the same order, so that isomers may count as one; that errs on the safe
     side. Of a source with fewer than three molecules, such as one long trajectory, tasks are held out instead; of one with
-    fewer than three tasks, nothing.
+    fewer than three tasks, the last conformers of each molecule.
     """
 
     by: str = "molecule"
     val: float = 0.05
     test: float = 0.05
-
-
-def molecules(z, ptr):
-    """A number for the molecule of each conformer, from its elements in their order; uint64 (M,)."""
-    sizes = np.diff(ptr)
-    place = (np.arange(len(z)) - np.repeat(ptr[:-1], sizes)).astype(np.uint64)
-    terms = _mix(place * np.uint64(256) + z)
-    # sums of independent random numbers wrap around, which leaves them random
-    return _mix(np.add.reduceat(terms, ptr[:-1]) + sizes.astype(np.uint64)) if len(sizes) else terms
-
-
-def _mix(x):
-    """SplitMix64 of uint64 numbers."""
-    x = (x + np.uint64(1)) * _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def hold_out(sources, splits, seed):
@@ -61,7 +39,7 @@ def hold_out(sources, splits, seed):
     parts : list of (M,) uint8
         TRAIN, VAL or TEST for each conformer of each source.
     by : dict
-        Name of a source -> what was held out of it: "molecule", "task" or None.
+        Name of a source -> what was held out of it: "molecule", "task", "frames" or None.
     """
     parts, by = [], {}
     # a molecule of two sources is in the same part in both
@@ -74,11 +52,10 @@ def hold_out(sources, splits, seed):
             if len(unique) >= FEWEST:
                 break
         else:
-            kind = None
-        by[name] = kind
-        if kind is None:
-            parts.append(np.zeros(len(inverse), dtype=np.uint8))
+            parts.append(last_frames(candidates["molecule"], splits.val, splits.test))
+            by[name] = "frames" if parts[-1].any() else None
             continue
+        by[name] = kind
         part = np.full(len(unique), TRAIN, dtype=np.uint8)
         free = np.ones(len(unique), dtype=bool)
         if kind == "molecule":
@@ -87,27 +64,13 @@ def hold_out(sources, splits, seed):
         order = rng.permutation(len(unique))
         order = order[free[order]]
         for held, share in ((TEST, splits.test), (VAL, splits.val)):
-            chosen = _fill(order, counts, share * counts.sum() - counts[part == held].sum())
+            chosen = fill(order, counts, share * counts.sum() - counts[part == held].sum())
             part[chosen] = held
             order = order[part[order] == TRAIN]
         if kind == "molecule":
             known, known_parts = np.append(known, unique[free]), np.append(known_parts, part[free])
         parts.append(part[inverse])
     return parts, by
-
-
-def _fill(order, counts, target):
-    """Groups from `order` with about `target` conformers in all: those that fit, at least one if there is a target."""
-    if target <= 0 or len(order) < 2:
-        return order[:0]
-    chosen, left, room = [], order, target
-    while room >= 1 and len(left := left[counts[left] <= room]):
-        fit = np.searchsorted(np.cumsum(counts[left]), room, side="right")
-        chosen.append(left[:fit])
-        room -= counts[left[:fit]].sum()
-        left = left[fit:]
-    # the smallest group, if even that is too large
-    return np.concatenate(chosen) if chosen else order[[np.argmin(counts[order])]]
 
 
 def of_some(splits, chosen):

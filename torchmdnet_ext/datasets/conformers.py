@@ -4,16 +4,25 @@ import bisect
 import importlib.util
 import itertools
 import operator
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch_geometric.data import Data
 
-from torchmdnet_ext.datasets.conformer_store import STORE_NAME, UNIT, is_store_folder, open_store, write_conformers
+from torchmdnet_ext.arguments import did_you_mean
+from torchmdnet_ext.datasets import splits
+from torchmdnet_ext.datasets.conformer_store import (
+    HOW_TO_MAKE,
+    STORE_NAME,
+    UNIT,
+    is_store_folder,
+    open_store,
+    write_conformers,
+)
 
 __all__ = ["Conformers", "shipped_file", "write_conformers"]
+DEFAULT_ROOT = "~/data"  # what the trainer says where the user says nothing
 
 
 def shipped_file():
@@ -37,8 +46,8 @@ class Conformers(torch.utils.data.Dataset):
     ----------
     root : path, optional
         TorchMD-Net's `dataset_root`: a store (a file, or a folder that `geomgnn data build` made), or a folder with
-        `conformers.safetensors` in it. Any other folder, such as the trainer's default `~/data`, means the small store
-        that comes with openmm-geomgnn.
+        `conformers.safetensors` in it. Without one, or with the trainer's default `~/data` where no store is in that, it is
+        the small store that comes with openmm-geomgnn.
     file : path or list of paths, optional
         A store, or several whose conformers follow one another; it goes before `root`.
     sources : list of str, optional
@@ -83,19 +92,26 @@ class Conformers(torch.utils.data.Dataset):
             return [Path(file).expanduser()]
         if root is None:
             return [shipped_file()]
-        root = Path(root).expanduser()
-        # a missing file must not turn into the shipped one behind the user's back; a folder without a store may
-        if root.suffix == ".safetensors" or root.is_file() or is_store_folder(root):
-            return [root]
-        return [root / STORE_NAME if (root / STORE_NAME).is_file() else shipped_file()]
+        folder = Path(root).expanduser()
+        if folder.suffix == ".safetensors" or folder.is_file() or is_store_folder(folder):
+            return [folder]
+        if (folder / STORE_NAME).is_file():
+            return [folder / STORE_NAME]
+        if str(root) == DEFAULT_ROOT:
+            return [shipped_file()]
+        # a mistyped path must not turn into the shipped conformers behind the user's back
+        what = "holds no store" if folder.is_dir() else "does not exist"
+        raise ValueError(
+            f"dataset_root is {root}, which {what}: give a store of conformers ({HOW_TO_MAKE}), or leave dataset_root out "
+            "(null) for those that ship with openmm-geomgnn."
+        )
 
     def _choose(self, wanted):
         for name in wanted:
             if name not in self.sources:
-                near = get_close_matches(str(name), self.sources, n=1, cutoff=0.5)
-                guess = f" Did you mean '{near[0]}'?" if near else ""
                 raise ValueError(
-                    f"sources names '{name}', and {self._named()} has conformers from {', '.join(self.sources)}.{guess}"
+                    f"sources names '{name}', and {self._named()} has conformers from {', '.join(self.sources)}."
+                    + did_you_mean(name, self.sources)
                 )
         for i, shard in enumerate(self.shards):
             numbers = [k for k, name in enumerate(shard.sources) if name in wanted]
@@ -121,6 +137,27 @@ class Conformers(torch.utils.data.Dataset):
             part = numbers[shard.arrays["source"]]
             parts.append(part if chosen is None else part[chosen])
         return torch.from_numpy(np.concatenate(parts))
+
+    def _compositions(self):
+        """Of each shard (z of the conformers that are here, one after the other, and where each begins and ends)."""
+        for shard, chosen in zip(self.shards, self._chosen, strict=True):
+            z, ptr = shard.arrays["z"], shard.arrays["ptr"]
+            if chosen is not None:
+                sizes = np.diff(ptr)[chosen]
+                ends = np.cumsum(sizes)
+                z = z[np.repeat(ptr[:-1][chosen] - ends + sizes, sizes) + np.arange(sizes.sum())]
+                ptr = np.concatenate([[0], ends])
+            yield z, ptr
+
+    def molecules(self):
+        """A number for the molecule of each conformer, see `splits.molecules`; uint64 (len,)."""
+        parts = [splits.molecules(z, ptr) for z, ptr in self._compositions()]
+        return np.concatenate([np.zeros(0, np.uint64), *parts])
+
+    def elements(self):
+        """The atomic numbers that occur, ascending."""
+        found = [np.unique(z) for z, _ in self._compositions()]
+        return np.unique(np.concatenate([np.zeros(0, np.uint8), *found]))
 
     def __len__(self):
         return self._starts[-1]

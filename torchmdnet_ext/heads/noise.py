@@ -19,11 +19,25 @@ class _GatedBlock(GatedEquivariantBlock):
         return (x if self.act is None else self.act(x)), gate.unsqueeze(1) * self.vec2_proj(v)
 
 
+# what TorchMD-Net's `create_model` hands to every head, whichever of them it has
+_OF_OTHER_HEADS = {
+    "num_layers",
+    "q_dim",
+    "q_weights",
+    "coulomb_cutoff",
+    "coulomb_max_num_neighbors",
+    "coulomb_neighbor_strategy",
+}
+
+
 class EquivariantNoise(OutputModel):
     """One vector per atom from scalars (N, H) and vectors (N, 3 or 8, H): the predicted noise, (N, 3).
 
     In a configuration of `torchmd-train` it is `output_model: Noise`. Rows stay per atom (`reduce` does nothing), so with
     the noise as `batch.y` the trainer's own mean squared error per coordinate is the denoising loss.
+
+    Raises ValueError for num_hidden_layers (`output_mlp_num_layers`) other than 0, which it does not have, and TypeError for
+    settings that no head has.
     """
 
     def __init__(
@@ -34,8 +48,16 @@ class EquivariantNoise(OutputModel):
         reduce_op="sum",
         dtype=torch.float,
         static_shapes=False,
-        **unused,
+        num_hidden_layers=0,
+        **of_others,
     ):
+        unknown = ", ".join(sorted(of_others.keys() - _OF_OTHER_HEADS))
+        if unknown:
+            raise TypeError(f"The head Noise has no settings {unknown}: it has activation and reduce_op.")
+        if num_hidden_layers:
+            raise ValueError(
+                f"output_mlp_num_layers is {num_hidden_layers}, but the head Noise has no such layers: leave it out, or 0."
+            )
         super().__init__(allow_prior_model=allow_prior_model, reduce_op=reduce_op, static_shapes=static_shapes)
         half = hidden_channels // 2
         self.output_network = nn.ModuleList(

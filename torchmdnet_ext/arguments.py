@@ -1,0 +1,39 @@
+"""Arguments that users write by hand: what is misspelt is refused with a guess at what was meant."""
+
+import inspect
+from difflib import get_close_matches
+
+
+def did_you_mean(name, known):
+    """" Did you mean 'x'?", or nothing where no known name is near."""
+    near = get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def dataset_arguments(kind, given):
+    """`given`, the dataset_arg of a dataset class, as a dictionary of arguments that the class knows.
+
+    It may be None, a dictionary, or the text of one, as the command line has it.
+
+    Raises ValueError if it is anything else, or names an argument that does not exist.
+    """
+    import yaml  # TorchMD-Net's own
+
+    if isinstance(given, str):
+        try:
+            given = yaml.safe_load(given)
+        except yaml.YAMLError as error:
+            raise ValueError(f"dataset_arg is {given!r}, which cannot be read as a dictionary: write '{{a: 1}}'.") from error
+    given = {} if given is None else given
+    if not isinstance(given, dict):
+        raise ValueError(f"dataset_arg is {given!r}, but must be a dictionary of arguments of {kind.__name__}.")
+    parameters = list(inspect.signature(kind).parameters.values())[1:]  # the first is the root
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        known = [parameter.name for parameter in parameters]
+        for name in given:
+            if name not in known:
+                raise ValueError(
+                    f"dataset_arg has '{name}', which {kind.__name__} does not know: its arguments are {', '.join(known)}."
+                    + did_you_mean(name, known)
+                )
+    return given

@@ -1,0 +1,104 @@
+"""What TorchMD-Net's trainer does not ask of its data: whole molecules held out, settings that fit, a validation set."""
+
+import os
+import tempfile
+from contextlib import contextmanager
+
+import numpy as np
+
+from torchmdnet_ext.arguments import dataset_arguments
+from torchmdnet_ext.datasets.conformers import Conformers
+from torchmdnet_ext.datasets.splits import NAMES, split
+from torchmdnet_ext.denoising import Denoising
+
+KEYS = tuple(f"idx_{name}" for name in NAMES)
+
+
+def is_ours(module):
+    """Whether a `torchmdnet.data.DataModule` has, or is going to make, a dataset of ours."""
+    return module.hparams["dataset"] in ("Conformers", "Denoising") or isinstance(module.dataset, Conformers | Denoising)
+
+
+@contextmanager
+def prepared(module):
+    """Make the dataset of a DataModule, and the splits that its own `setup`, called within, reads.
+
+    Without a file of splits, whole molecules of `Conformers` are held out. Other datasets within `Denoising` are split as
+    the trainer does it.
+
+    Raises ValueError where a setting does not fit the dataset.
+    """
+    settings = module.hparams
+    if module.dataset is None:
+        kind = {"Conformers": Conformers, "Denoising": Denoising}[settings["dataset"]]
+        module.dataset = kind(settings["dataset_root"], **dataset_arguments(kind, settings["dataset_arg"]))
+    conformers = getattr(module.dataset, "clean", module.dataset)
+    given = settings["splits"]
+    if isinstance(conformers, Conformers):
+        _check_elements(conformers, settings.get("max_z"))
+    if given is not None:
+        _check_splits(given, len(conformers))
+    if given is not None or not isinstance(conformers, Conformers):
+        yield
+        return
+    sizes = [settings[f"{name}_size"] for name in NAMES]
+    *indices, whole = split(conformers.molecules(), sizes, settings["seed"])
+    if whole:
+        print("Whole molecules are held out.")
+    else:
+        print("There are fewer than three molecules: their last conformers are held out, not whole molecules.")
+    # a file of this process: several may be setting up at once, and the trainer writes that of its log folder
+    handle, path = tempfile.mkstemp(suffix=".npz")
+    os.close(handle)
+    try:
+        np.savez(path, **dict(zip(KEYS, indices, strict=True)))
+        settings["splits"] = path
+        yield
+    finally:
+        settings["splits"] = None
+        os.unlink(path)
+
+
+def _check_elements(conformers, max_z):
+    heaviest = int(conformers.elements().max(initial=0))
+    if max_z is not None and heaviest >= max_z:
+        from ase.data import chemical_symbols
+
+        raise ValueError(
+            f"max_z is {max_z}, so the network knows atomic numbers up to {max_z - 1}, but the conformers hold "
+            f"{chemical_symbols[heaviest]} ({heaviest}): set max_z to {heaviest + 1} or more, 100 for all that ship."
+        )
+
+
+def _check_splits(path, total):
+    try:
+        with np.load(path) as file:
+            indices = [file[key] for key in KEYS]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"splits is {path}, which cannot be read ({error}): give an .npz file with {', '.join(KEYS)}, as "
+            "`geomgnn data build` writes, or leave it out to hold out whole molecules."
+        ) from error
+    largest = max((int(part.max(initial=-1)) for part in indices), default=-1)
+    if largest >= total:
+        raise ValueError(
+            f"splits is {path}, which counts to conformer {largest}, but there are {total}: it is of another store, or of "
+            "all sources where only some are read. `geomgnn data splits` writes that of some sources."
+        )
+
+
+def check_held_out(module):
+    """Raise ValueError where training is to follow a validation loss, and nothing is held out, or there is no training."""
+    settings, sizes = module.hparams, [len(module.idx_train), len(module.idx_val), len(module.idx_test)]
+    shown = ", ".join(f"{name} {size}" for name, size in zip(NAMES, sizes, strict=True))
+    remedy = "use more conformers, or other values of splits, train_size, val_size, test_size"
+    if not sizes[0]:
+        raise ValueError(f"There is nothing to train on ({shown}): {remedy}.")
+    monitors = "checkpoint_monitor", "early_stopping_monitor", "lr_metric"
+    followed = [name for name in monitors if str(settings.get(name, "")).startswith("val")]
+    if not sizes[1] and followed:
+        raise ValueError(
+            f"There are no conformers for validation ({shown}), but {', '.join(followed)} follow the validation loss: "
+            f"{remedy}; or train without validation (checkpoint_monitor and early_stopping_monitor: train_total_mse_loss, "
+            "lr_metric: train)."
+        )
