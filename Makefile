@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # tests run side by side, one process for each core
 WORKERS ?= auto
 
-.PHONY: demo test test-fast test-openmm-torch lint bench pretrain clean
+.PHONY: demo test test-fast test-openmm-torch lint bench pretrain soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/geomgnn demo
@@ -23,6 +23,10 @@ test-fast: $(VENV)/.installed
 # openmm-torch's TorchForce with the released wheels, in an environment of its own: 4 GB to download, 7 GB on the disk
 test-openmm-torch: $(TORCH_VENV)/.installed
 	$(TORCH_VENV)/bin/python -m pytest -n $(WORKERS) tests/test_openmm_torch.py tests/test_backends.py $(PYTEST_ARGS)
+
+# `geomgnn run` killed at a hundred random moments and resumed each time: half an hour on two idle cores
+soak: $(VENV)/.installed
+	$(BIN)/python tests/soak.py $(SOAK_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 from protocol_texts import TINY
+from soak import differences, killed_run
 
 from openmm_geomgnn.cli import fields, molecule, preflight, reporting, results, workflow
 from openmm_geomgnn.cli import folder as folders
@@ -211,6 +213,15 @@ class TestAgain:
         summary = workflow.run_protocol(load(unbiased__comparison_length="0.5 ps", analysis={}))
         assert math.isnan(summary["unbiased_ns"]) and math.isnan(summary["crossings"])
         assert not (copied / "comparison").exists()
+
+    @pytest.mark.slow
+    def test_killed_at_any_moment(self, finished, protocol_file, tmp_path):
+        """Three of the hundred kills of `make soak`."""
+        _, whole = finished
+        # and the imports before a run begins
+        seconds = 4 + json.loads((whole / "wall_time.json").read_text())["seconds"]
+        assert killed_run(protocol_file, tmp_path / "killed", random.Random(34), seconds, 3) == 3
+        assert not differences(whole, tmp_path / "killed")
 
     def test_killed_and_prolonged(self, finished, protocol_file, tmp_path):
         """Killed half-way and asked for more, it is to the bit what the run in one go was, and longer."""
