@@ -1,5 +1,6 @@
 """Runs in their folder: going on after a stop as if there had been none, and what is said where that cannot be."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from phi_runs import ALA2, PHI, Fault, assert_same_run, biased, opes, run
 from power import Disk, restore
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.checkpoint import load_checkpoint
 from openmm_geomgnn.sampling.colvar import read_colvar
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.systems import SystemSettings
@@ -43,6 +47,25 @@ def test_walkers_are_deterministic_and_continue(tmp_path):
     again = run(tmp_path / "parts", 4.0, bias=bias, walkers=2)
     assert again.began == again.time == second.time
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+
+
+def test_a_checkpoint_of_version_1_goes_on(tmp_path):
+    """It has the most recent temperatures only, under another name."""
+    run(tmp_path / "whole", 2.0)
+    run(tmp_path / "parts", 1.0)
+    path = tmp_path / "parts" / "checkpoint.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        metadata = json.loads(file.metadata()["run"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    heat = {name: arrays.pop(name) for name in list(arrays) if name.startswith("heat.")}
+    save_file(arrays | {"temperatures": heat["heat.rows"]}, path, {"run": json.dumps(metadata | {"version": 1})})
+    again = load_checkpoint(path)
+    assert again.heat["count"] == heat["heat.count"] == 16 and (again.heat["rows"] == heat["heat.rows"]).all()
+    run(tmp_path / "parts", 2.0)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    save_file(arrays, path, {"run": json.dumps(metadata | {"version": 3})})
+    with pytest.raises(GeomGNNError, match="version 3 of the format.*up to 2.*update"):
+        run(tmp_path / "parts", 3.0)
 
 
 def test_prolonged_in_vain_it_is_what_it_was(tmp_path):

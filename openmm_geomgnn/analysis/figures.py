@@ -50,7 +50,8 @@ def standard_figures(analysis):
                 "Temperature",
                 "Dots are single values, which scatter widely in a small system; lines are running means, which have "
                 "to stay at the target. A mean that rises, or many dots above the hot line, tells that the bias pumps "
-                "heat into the molecule, and then crossings mean nothing.",
+                "heat into the molecule, and then crossings mean nothing. `geomgnn run` stops when the mean of the last 20 "
+                "ps, or of a longer time up to 10 ns, is above the target by more than 2 % and what chance explains.",
                 plots.temperature_trajectory(times, temperatures, analysis.temperature, analysis.hot_threshold),
             )
         )
