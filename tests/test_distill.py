@@ -192,7 +192,7 @@ class TestInSimulations:
         check_run(load_protocol(path))
         said = capsys.readouterr().out
         assert not run.exists() and "as in student.cv.safetensors, engine" in said and "training data" not in said
-        assert re.search(r"time +about \S+ s from the beginning, with 1 walkers on .*: biased run \S+ s, comparison", said)
+        assert re.search(r"time +about \S+ s from the beginning, with 1 walker on .*: biased run \S+ s, comparison", said)
         summary = workflow.run_protocol(load_protocol(path))
         assert (run / "cv.safetensors").read_bytes() == (files / "student.cv.safetensors").read_bytes()
         assert summary["biased_ns"] == pytest.approx(0.0012) and not (run / "unbiased").exists()

@@ -10,11 +10,12 @@ from molecules import ALA2
 from openmm import app, unit
 from protocol_texts import TINY
 
-from openmm_geomgnn.cli import check, estimates, preflight, workflow
+from openmm_geomgnn.cli import check, estimates, molecule, preflight, workflow
 from openmm_geomgnn.cli.config import load_protocol
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling import runner, unbiased
 from openmm_geomgnn.sampling.systems import load_structure
+from openmm_geomgnn.sampling.walker import Walker
 
 pytestmark = pytest.mark.filterwarnings("ignore:x.yaml")  # doubtful settings are meant here
 
@@ -165,6 +166,16 @@ def test_a_disk_that_is_too_small(load, monkeypatch):
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 10**6))
     with pytest.raises(GeomGNNError, match="will take about .* GB, but 0.001 GB are free in "):
         workflow.run_protocol(load())
+
+
+def test_threads_of_a_walker(load):
+    """On the platform CPU, and known to the System's Context; more than there are cores are slow."""
+    many = load(run__threads=1000, system__platform="CPU")
+    with pytest.warns(UserWarning, match=r"2 walkers of 1000 threads .run.threads. do not fit on \d+ cores"):
+        workflow.examined(many)
+    for threads in (1, 2):
+        walker = Walker(molecule.walker_spec(load(run__threads=threads, system__platform="CPU")))
+        assert walker._context.getPlatform().getPropertyValue(walker._context, "Threads") == str(threads)
 
 
 # ----------------------------------------------------------------------------------------------------------- estimates

@@ -269,6 +269,7 @@ def test_platforms():
     there = {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
     platform, properties = choose_platform("CPU")
     assert (platform.getName(), properties) == ("CPU", {"Threads": "1"})
+    assert choose_platform("CPU", threads=3)[1] == {"Threads": "3"}
     if not there & {"CUDA", "HIP"}:
         assert choose_platform("auto", 22)[0].getName() == "Reference"
         assert choose_platform("auto", 500)[0].getName() == "CPU"

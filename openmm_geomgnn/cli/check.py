@@ -39,20 +39,21 @@ def describe(plan):
     yield f"structures     {paths}: {len(plan.starts[0])} atoms, {len(names)} residues ({shown})"
     spec = plan.specs[0]
     system = openmm.XmlSerializer.deserialize(spec.system)
+    threads = f" with {_many(spec.threads, 'thread')}" if spec.platform == "CPU" else ""
     box = "periodic" if system.usesPeriodicBoundaryConditions() else "not periodic"
     yield (
         f"system         {' + '.join(protocol.system.forcefield)}, {box}, {degrees_of_freedom(system)} degrees of freedom, "
-        f"platform {spec.platform}"
+        f"platform {spec.platform}{threads}"
     )
     residues = len(plan.cv.molecule)
     yield f"CV             {len(bound.atoms)} atoms of {residues} residues, {_network(plan)}, engine {bound.engine_name}"
     if plan.settings is not None:
         lag = plan.settings.lag_frames()
-        yield f"training data  {len(plan.specs)} runs of {training_frames(protocol)} frames, a lag of {lag} frames"
+        yield f"training data  {_many(len(plan.specs), 'run')} of {training_frames(protocol)} frames, a lag of {lag} frames"
     schedule = protocol.schedule
     yield (
-        f"biased run     {protocol.run.walkers} walkers of {schedule.length * schedule.bias_step:g} ps, a kernel each "
-        f"{schedule.pace * schedule.bias_step:g} ps, the bias every {protocol.run.every} steps"
+        f"biased run     {_many(protocol.run.walkers, 'walker')} of {schedule.length * schedule.bias_step:g} ps, a kernel "
+        f"each {schedule.pace * schedule.bias_step:g} ps, the bias every {protocol.run.every} steps"
     )
     folder = protocol.output
     while not folder.is_dir():
@@ -76,8 +77,12 @@ def _time(plan):
         return f"not known, as the first steps failed: {error}"
     parts = ", ".join(f"{_NAMES[name]} {_duration(seconds)}" for name, seconds in stages.items())
     training = " and the training" if plan.settings is not None and plan.settings.estimator == "vampnet" else ""
-    walkers = f"{plan.protocol.run.walkers} walkers on {cores()} cores"
+    walkers = f"{_many(plan.protocol.run.walkers, 'walker')} on {_many(cores(), 'core')}"
     return f"about {_duration(sum(stages.values()))}{training} from the beginning, with {walkers}: {parts}"
+
+
+def _many(number, noun):
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _duration(seconds):

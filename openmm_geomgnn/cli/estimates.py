@@ -14,8 +14,7 @@ from openmm_geomgnn.fitting import GRADIENT_FRAMES, RATE_FRAMES, stiffness
 from openmm_geomgnn.force import GeomGNNCV
 from openmm_geomgnn.integrators import make_integrator
 from openmm_geomgnn.processes import cores
-from openmm_geomgnn.sampling.systems import choose_platform
-from openmm_geomgnn.sampling.walker import Walker
+from openmm_geomgnn.sampling.walker import Walker, platform_of
 from openmm_geomgnn.tokens import Tokenizer
 
 _MEASURED = 0.5  # seconds, at least
@@ -50,7 +49,10 @@ def stage_seconds(plan, announce=lambda: None):
 
 def _slowed(plan, walkers):
     """How much longer walkers take side by side than one alone: cores and GPUs are shared."""
-    return walkers if plan.specs[0].platform in _GPUS else max(1.0, walkers / cores())
+    spec = plan.specs[0]
+    if spec.platform in _GPUS:
+        return walkers
+    return max(1.0, walkers / max(1, cores() // (spec.threads if spec.platform == "CPU" else 1)))
 
 
 def _step_seconds(plan, announce):
@@ -93,7 +95,7 @@ def _without_overlaps(plan):
     """The first start, minimised so far that steps can be done."""
     spec = plan.specs[0]
     system = openmm.XmlSerializer.deserialize(spec.system)
-    platform = choose_platform(spec.platform, system.getNumParticles(), spec.platform_precision)
+    platform = platform_of(spec, system.getNumParticles())
     context = openmm.Context(system, make_integrator(spec.temperature, spec.friction, spec.timestep), *platform)
     context.setPositions(plan.starts[0])
     openmm.LocalEnergyMinimizer.minimize(context, maxIterations=_MINIMISATION)

@@ -18,7 +18,10 @@ from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint,
 from openmm_geomgnn.sampling.systems import load_structure
 
 # settings that may change at any time
-_FREE = (("run", "length"), ("run", "checkpoint_interval"), ("run", "accept"), ("unbiased", "comparison_length"))
+_FREE = (
+    *(("run", name) for name in ("length", "checkpoint_interval", "accept", "threads")),
+    ("unbiased", "comparison_length"),
+)
 
 
 @contextmanager

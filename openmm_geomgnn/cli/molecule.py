@@ -27,6 +27,7 @@ def walker_spec(protocol, index=0, **changes):
         friction=system.friction,
         timestep=system.timestep,
         platform=system.platform,
+        threads=protocol.run.threads,
         seed=protocol.seed,
         index=index,
         equilibration=protocol.unbiased.equilibration,

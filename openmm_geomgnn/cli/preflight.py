@@ -18,11 +18,12 @@ from openmm_geomgnn.fitting import FitSettings, check_data, fitted_windows
 from openmm_geomgnn.force import GeomGNNCV
 from openmm_geomgnn.integrators import make_integrator
 from openmm_geomgnn.mixers import make_mixer
+from openmm_geomgnn.processes import cores
 from openmm_geomgnn.sampling.geometry import check_geometry
 from openmm_geomgnn.sampling.relaxation import check_energy
 from openmm_geomgnn.sampling.runner import prepare, whole_steps
-from openmm_geomgnn.sampling.systems import choices_made, choose_platform, load_structure
-from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.sampling.systems import choices_made, load_structure
+from openmm_geomgnn.sampling.walker import WalkerSpec, platform_of
 from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.whole import SelectedMolecule
@@ -77,7 +78,7 @@ def examine(protocol, specs, settings, given):
         starts.append(load_structure(path)[1])
         for remark in (*choices_made(path), *check_geometry(topology, starts[-1], str(path))):
             warnings.warn(remark, UserWarning, stacklevel=2)
-    system = _check_dynamics(prepared, starts)
+    system = _check_dynamics(protocol, prepared, starts)
     if settings is not None:
         _check_frames(protocol, settings)
     cv = _untrained(settings, topology, starts) if given is None else given
@@ -88,11 +89,11 @@ def examine(protocol, specs, settings, given):
     return plan
 
 
-def _check_dynamics(specs, starts):
+def _check_dynamics(protocol, specs, starts):
     """Make a Context and evaluate the energy of each start; returns the System."""
     spec = specs[0]
     system = openmm.XmlSerializer.deserialize(spec.system)
-    platform, properties = choose_platform(spec.platform, system.getNumParticles(), spec.platform_precision)
+    platform, properties = platform_of(spec, system.getNumParticles())
     integrator = make_integrator(spec.temperature, spec.friction, spec.timestep)
     try:
         context = openmm.Context(system, integrator, platform, properties)
@@ -104,6 +105,13 @@ def _check_dynamics(specs, starts):
             f"OpenMM's platform {platform.getName()} cannot simulate this system: {error}. Choose another with "
             "system.platform; `geomgnn doctor` says which ones work here."
         ) from error
+    if platform.getName() == "CPU" and 1 < spec.threads > cores() // protocol.run.walkers:
+        warnings.warn(
+            f"{protocol.run.walkers} walkers of {spec.threads} threads (run.threads) do not fit on {cores()} cores: threads "
+            "that wait for a core make all of them slow.",
+            UserWarning,
+            stacklevel=3,
+        )
     return system
 
 

@@ -281,6 +281,9 @@ class RunSection(Section):
 
     length: Picoseconds = Field(1000.0, gt=0, description="of each walker, ps; rounded to whole times of pace")
     walkers: Whole = Field(2, ge=1, le=1000, description="simulations at the same time that share one bias")
+    threads: Whole = Field(
+        1, ge=1, description="of each walker on OpenMM's platform CPU; all walkers' together no more than there are cores"
+    )
     every: Whole = Field(
         3, ge=1, description="MD steps from one evaluation of the CV and its bias to the next (multiple time stepping)"
     )

@@ -27,8 +27,8 @@ from openmm_geomgnn.sampling.geometry import check_geometry
 from openmm_geomgnn.sampling.heating import HeatGuard
 from openmm_geomgnn.sampling.outputs import Outputs, Written, cut_back, trajectory_path
 from openmm_geomgnn.sampling.pool import WalkerPool
-from openmm_geomgnn.sampling.systems import choose_platform, load_structure, system_topology
-from openmm_geomgnn.sampling.walker import make_system
+from openmm_geomgnn.sampling.systems import load_structure, system_topology
+from openmm_geomgnn.sampling.walker import make_system, platform_of
 from openmm_geomgnn.units import positive
 
 UNBIASED_BLOCK = 1000  # outer steps between reports of walkers without a bias
@@ -336,7 +336,7 @@ def prepare(specs):
         else:
             check_geometry(topology, spec.positions, f"The start of walker {spec.index}")
     xml = openmm.XmlSerializer.serialize(system)
-    platform = choose_platform(first.platform, system.getNumParticles(), first.platform_precision)[0].getName()
+    platform = platform_of(first, system.getNumParticles())[0].getName()
     prints = fingerprint(specs, topology, xml, platform)
     return [replace(spec, system=xml, platform=platform) for spec in specs], topology, prints
 

@@ -300,12 +300,12 @@ def degrees_of_freedom(system):
     return 3 * sum(massive) - constrained - 3 * removed
 
 
-def choose_platform(name="auto", n_particles=None, precision="mixed"):
+def choose_platform(name="auto", n_particles=None, precision="mixed", threads=1):
     """The OpenMM platform and its properties, by name.
 
     "auto" is CUDA, else HIP, where a context can be made on them; else Reference for fewer than 60 particles, and CPU
-    for more. CPU runs one thread: walkers are the parallelism here, and more threads than free cores are ruinous.
-    OpenCL only when asked for. precision: of a GPU platform, "single", "mixed" or "double".
+    for more. OpenCL only when asked for. precision: of a GPU platform, "single", "mixed" or "double". threads: of CPU; one
+    by default, as walkers are the parallelism here, and more threads than free cores are ruinous.
 
     Returns (openmm.Platform, dict). Raises GeomGNNError, listing what there is, when the platform is not there.
     """
@@ -322,7 +322,7 @@ def choose_platform(name="auto", n_particles=None, precision="mixed"):
     if precision not in ("single", "mixed", "double"):
         raise GeomGNNError(f"The precision of a platform is 'single', 'mixed' or 'double', but was {precision!r}.")
     if name == "CPU":
-        properties = {"Threads": "1"}
+        properties = {"Threads": str(threads)}
     else:
         properties = {} if name == "Reference" else {"Precision": precision}
     return openmm.Platform.getPlatformByName(name), properties

@@ -20,6 +20,9 @@ from openmm_geomgnn.sampling.systems import (
 )
 from openmm_geomgnn.units import positive
 
+# fields that are whole numbers, and the lowest
+_WHOLE = (("every", 1), ("seed", 0), ("index", 0), ("threads", 1), ("colvar_interval", 0), ("frame_interval", 0))
+
 
 @dataclass(frozen=True, eq=False)
 class WalkerSpec:
@@ -38,7 +41,7 @@ class WalkerSpec:
     bias : a bias of openmm_geomgnn.sampling, or None.
     temperature : K. friction : 1/ps. timestep : ps.
     every : time steps per evaluation of the bias (multiple time steps).
-    platform : of OpenMM, or "auto" (see `choose_platform`). platform_precision : of a GPU.
+    platform : of OpenMM, or "auto" (see `choose_platform`). platform_precision : of a GPU. threads : of the platform CPU.
     precision, engine : of the network (see `GeomGNNCV`).
     seed, index : the noise and the first velocities follow from both. index counts the walkers of a run from 0.
     positions : (N, 3) in nm, or None.
@@ -64,6 +67,7 @@ class WalkerSpec:
     every: int = 1
     platform: str = "auto"
     platform_precision: str = "mixed"
+    threads: int = 1
     precision: str = "single"
     engine: str = "auto"
     seed: int = 0
@@ -81,7 +85,7 @@ class WalkerSpec:
             object.__setattr__(self, name, positive(getattr(self, name), name, of))
         for name, of in (("friction", "1/ps"), ("equilibration", "ps")):
             object.__setattr__(self, name, positive(getattr(self, name), name, of, zero=True))
-        for name, lowest in (("every", 1), ("seed", 0), ("index", 0), ("colvar_interval", 0), ("frame_interval", 0)):
+        for name, lowest in _WHOLE:
             value = getattr(self, name)
             if isinstance(value, bool) or int(value) != value or value < lowest:
                 raise GeomGNNError(f"{name} is {value!r}, but must be a whole number, {lowest} or more.")
@@ -160,7 +164,7 @@ class Walker:
         self._masses = np.array([self._system.getParticleMass(i)._value for i in range(len(positions))])
         self._degrees_of_freedom = degrees_of_freedom(self._system)
         self._periodic = self._system.usesPeriodicBoundaryConditions()
-        self._platform = choose_platform(spec.platform, len(positions), spec.platform_precision)
+        self._platform = platform_of(spec, len(positions))
         self._last_frames = LastFrames(spec.failures, spec.index, self._topology)
         self._handle = None
         self._dimension = 0
@@ -352,6 +356,11 @@ class Walker:
                 )
                 + self._last_frames.save()
             ) from cause
+
+
+def platform_of(spec, n_particles):
+    """The openmm.Platform of a WalkerSpec and its properties."""
+    return choose_platform(spec.platform, n_particles, spec.platform_precision, spec.threads)
 
 
 def make_system(spec, topology):
