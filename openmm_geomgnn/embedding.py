@@ -119,7 +119,7 @@ def embed_trajectories(
         elif found:
             _check_readable(trajectories, topology)
             files = (topology_path, *trajectories, settings.encoder, settings.reference, settings_file)
-            set_aside(output, [file for file in files if file is not None and os.path.exists(file)])
+            set_aside(output, [file for file in files if file is not None])
             stack.enter_context(locked(output))
         elif found is not None:
             shutil.rmtree(output)

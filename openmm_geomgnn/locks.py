@@ -104,7 +104,8 @@ def set_aside(path, inputs=()):
 
 def check_outside(path, inputs):
     """Raise a GeomGNNError that names those of `inputs`, paths, that are `path` or in it, which is to be moved aside."""
-    within = [str(one) for one in inputs if Path(os.path.realpath(one)).is_relative_to(os.path.realpath(path))]
+    there = [one for one in map(str, inputs) if os.path.exists(one)]
+    within = [one for one in there if Path(os.path.realpath(one)).is_relative_to(os.path.realpath(path))]
     if within:
         raise GeomGNNError(
             f"--overwrite would move {path} aside, but what is made now needs {', '.join(dict.fromkeys(within))} in it. "

@@ -144,12 +144,20 @@ def test_another_run_is_not_continued(tmp_path):
         run(tmp_path, 1.0)
 
 
-def test_output_that_does_not_fit_the_checkpoint(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("trajectory.0.dcd", "shorter than the 6 frames"), ("KERNELS", "KERNELS has .* complete"), ("COLVAR", "COLVAR has")],
+)
+def test_output_that_does_not_fit_the_checkpoint(name, message, tmp_path):
     run(tmp_path, 0.9)
-    dcd = tmp_path / "trajectory.0.dcd"
-    os.truncate(dcd, dcd.stat().st_size // 2)
-    with pytest.raises(GeomGNNError, match="shorter than the 6 frames"):
+    colvar = tmp_path / "COLVAR"  # with a row that was written after the checkpoint
+    colvar.write_text(colvar.read_text() + colvar.read_text().splitlines(True)[-1])
+    damaged = tmp_path / name
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(GeomGNNError, match=message):
         run(tmp_path, 2.0)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 # ---------------------------------------------------------------------------------------------------------- what goes wrong

@@ -239,6 +239,8 @@ class TestAgain:
             if colvar.exists() and colvar.read_bytes().count(b"\n") > ROWS / 2:
                 break
             time.sleep(0.01)
+        with pytest.raises(GeomGNNError, match=f"killed is in use by process {process.pid} on"):
+            claim(load_protocol(protocol_file, {"output": str(killed)}))
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert ROWS / 2 <= len(read_colvar(colvar)["time"]) < ROWS

@@ -173,15 +173,27 @@ def truncate_colvar(path, time=None, rows=None):
             kept.append(line)
             n_kept += 1
     if rows is not None and n_kept < rows:
-        raise GeomGNNError(
-            f"{path} has {n_kept} complete rows, but {rows} had been written at the checkpoint: the file was cut, or "
-            "belongs to another run. Restore it, or start the run anew in another folder."
-        )
+        raise _too_short(path, n_kept, rows)
     if kept != there:
         with atomic_write(path) as temporary:
             with temporary.open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(kept)
     return n_kept
+
+
+def check_rows(path, rows):
+    """Raise a GeomGNNError for a COLVAR file that has fewer rows than a checkpoint counts on, or does not exist."""
+    complete = [line for line in _read_lines(Path(path)) if line.endswith("\n")]
+    there = sum(not line.startswith("#") and bool(line.strip()) for line in complete)
+    if there < rows:
+        raise _too_short(path, there, rows)
+
+
+def _too_short(path, there, rows):
+    return GeomGNNError(
+        f"{path} has {there} complete rows, but {rows} had been written at the checkpoint: the file was cut, or belongs to "
+        "another run. Restore it, or start the run anew in another folder."
+    )
 
 
 def _parse(path):

@@ -13,7 +13,7 @@ from openmm.app import DCDFile
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing, sync_folder
-from openmm_geomgnn.sampling.colvar import ColvarWriter, truncate_colvar
+from openmm_geomgnn.sampling.colvar import ColvarWriter, check_rows, truncate_colvar
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 _DCD_HEADER = 92  # bytes of the first record, with its two length marks
@@ -211,20 +211,39 @@ def truncate_dcd(path, frames):
     """
     with _open_dcd(path, "r+b") as file:
         layout = _layout(file, path)
-        size = layout.start + frames * layout.frame
-        there = file.seek(0, os.SEEK_END)
-        if there == size and layout.n_frames == frames:
+        size = _size(file, path, layout, frames)
+        if file.seek(0, os.SEEK_END) == size and layout.n_frames == frames:
             return
-        if there < size:
-            raise GeomGNNError(
-                f"{path} is shorter than the {frames} frames that the checkpoint counts: it was cut, or belongs to another "
-                "run. Restore it, or start the run anew in another folder."
-            )
         file.truncate(size)
         file.seek(_DCD_COUNT)
         file.write(struct.pack("<i", frames))
         file.seek(_DCD_LAST_STEP)
         file.write(struct.pack("<i", layout.first + (frames - 1) * layout.interval))
+
+
+def check_outputs(folder, written, n_walkers):
+    """Raise a GeomGNNError where a file of a run holds less than a checkpoint counts on, before any of them is cut back.
+
+    folder: of the run. written: a `Written`. n_walkers: how many of them write trajectories.
+    """
+    for name, rows in (("COLVAR", written.rows), ("KERNELS", written.kernels)):
+        if rows:
+            check_rows(Path(folder) / name, rows)
+    for walker in range(n_walkers if written.frames else 0):
+        path = trajectory_path(folder, walker)
+        with _open_dcd(path) as file:
+            _size(file, path, _layout(file, path), written.frames)
+
+
+def _size(file, path, layout, frames):
+    """How long a DCD file is up to the end of a number of frames. Raises GeomGNNError when it is shorter."""
+    size = layout.start + frames * layout.frame
+    if file.seek(0, os.SEEK_END) < size:
+        raise GeomGNNError(
+            f"{path} is shorter than the {frames} frames that the checkpoint counts: it was cut, or belongs to another run. "
+            "Restore it, or start the run anew in another folder."
+        )
+    return size
 
 
 class _Layout(NamedTuple):

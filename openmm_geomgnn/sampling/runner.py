@@ -25,7 +25,7 @@ from openmm_geomgnn.sampling.checkpoint import (
 )
 from openmm_geomgnn.sampling.geometry import check_geometry
 from openmm_geomgnn.sampling.heating import HeatGuard
-from openmm_geomgnn.sampling.outputs import Outputs, Written, cut_back, trajectory_path
+from openmm_geomgnn.sampling.outputs import Outputs, Written, check_outputs, cut_back, trajectory_path
 from openmm_geomgnn.sampling.pool import WalkerPool
 from openmm_geomgnn.sampling.systems import load_structure, system_topology
 from openmm_geomgnn.sampling.walker import make_system, platform_of
@@ -161,6 +161,7 @@ class Runner:
             # a run that failed in its first block holds nothing to go on with, so it may be begun with better settings
             return None
         check_fingerprint(checkpoint.fingerprint, prints, self._path)
+        check_outputs(self.folder, checkpoint.written, len(self._specs) if self._specs[0].frame_interval else 0)
         return checkpoint
 
     def _result(self, step, state, began):
