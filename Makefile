@@ -7,6 +7,7 @@ TORCH_VENV ?= .venv-openmm-torch
 export OMP_NUM_THREADS ?= 1
 # tests run side by side, one process for each core
 WORKERS ?= auto
+PYTEST = -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast test-openmm-torch lint bench pretrain soak clean
 
@@ -14,15 +15,15 @@ demo: $(VENV)/.installed
 	$(BIN)/geomgnn demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
 # for people who change code: the tests that are not marked slow
 test-fast: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # openmm-torch's TorchForce with the released wheels, in an environment of its own: 4 GB to download, 7 GB on the disk
 test-openmm-torch: $(TORCH_VENV)/.installed
-	$(TORCH_VENV)/bin/python -m pytest -n $(WORKERS) tests/test_openmm_torch.py tests/test_backends.py $(PYTEST_ARGS)
+	$(TORCH_VENV)/bin/python $(PYTEST) tests/test_openmm_torch.py tests/test_backends.py $(PYTEST_ARGS)
 
 # `geomgnn run` killed at a hundred random moments and resumed each time: half an hour on two idle cores
 soak: $(VENV)/.installed

@@ -14,6 +14,17 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 pytest.register_assert_rewrite("physics", "phi_runs", "protocol_texts", "force_systems")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# each file is run by one process, for its tests share what is slow to make; those that take longest (20 to 60 s) begin, so
+# that no process is left alone with one at the end
+LONGEST_FIRST = (
+    *("test_readout", "test_workflow", "test_force_physics", "test_training", "test_cv", "test_tensornet_numba"),
+    *("test_fitting", "test_runner", "test_distill", "test_backends", "test_autoload", "test_embed", "test_packaging"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"{name}.py": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")

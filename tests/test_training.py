@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from torchmdnet.models.model import create_model, load_model
+from torchmdnet.scripts import train as trainer
 from torchmdnet.scripts.train import get_argparse
 
 from openmm_geomgnn import Encoder
@@ -47,11 +48,21 @@ CONFIGURATION = {
 
 
 def torchmd_train(*arguments):
+    """The console script, as users call it."""
     script = Path(sys.executable).parent / "torchmd-train"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([script, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def torchmd_train_here(*arguments):
+    """What the console script calls, in this process: its imports alone take five seconds."""
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        patch.setattr(sys, "argv", ["torchmd-train", *map(str, arguments)])
+        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # the trainer sets them
+            patch.setenv(name, "0")
+        trainer.main()
 
 
 class Run:
@@ -79,7 +90,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def train(tmp_path_factory, store):
-    def train(*arguments, **changes):
+    def train(*arguments, by=torchmd_train_here, **changes):
         folder = tmp_path_factory.mktemp("training")
         configuration = {
             **CONFIGURATION,
@@ -88,7 +99,7 @@ def train(tmp_path_factory, store):
             **changes,
         }
         (folder / "conf.yaml").write_text(yaml.safe_dump(configuration))
-        torchmd_train("--conf", folder / "conf.yaml", *arguments)
+        by("--conf", folder / "conf.yaml", *arguments)
         return Run(folder / "log")
 
     return train
@@ -101,7 +112,7 @@ def visnet_run(train):
 
 @pytest.fixture(scope="session")
 def transformer_run(train):
-    return train(model="smooth-equivariant-transformer")
+    return train(model="smooth-equivariant-transformer", by=torchmd_train)
 
 
 @pytest.fixture(scope="session", params=["visnet_run", "transformer_run"])
@@ -170,7 +181,7 @@ def test_resume_with_load_model(transformer_run, tmp_path):
 
 
 def test_two_processes_train_together(train):
-    run = train(ngpus=2, num_epochs=1)
+    run = train(ngpus=2, num_epochs=1, by=torchmd_train)
     assert run.epochs == [0] and np.isfinite(run.training + run.validation).all()
     steps = torch.load(run.checkpoints[0], weights_only=True)["global_step"]
     assert steps == SIZES["train_size"] // (2 * CONFIGURATION["batch_size"])  # each process sees half of the data
