@@ -287,6 +287,11 @@ def test_unbiased_walkers_go_on_where_they_were(tmp_path):
     assert (seen[-1].started, seen[-1].time, seen[-1].length) == pytest.approx((4.0, 7.0, 7.0))
     assert_same_trajectories(tmp_path / "whole", there)
     assert begun_length(there, 1) == pytest.approx(7.0) and begun_length(there, 2) is None
+    with pytest.raises(Stop):
+        run_unbiased(unbiased_specs(seed=3), 7.0, tmp_path / "cut", **options, progress=stop_after(4.5))
+    os.truncate(tmp_path / "cut" / ".trajectory.0.partial.dcd", 5000)
+    with pytest.raises(GeomGNNError, match="shorter than the 40 frames"):
+        run_unbiased(unbiased_specs(seed=3), 7.0, tmp_path / "cut")
     (there / "trajectory.1.json").write_text("{")
     with pytest.raises(GeomGNNError, match=r"trajectory\.1\.json cannot be read"):
         run_unbiased(specs, 7.0, there)

@@ -230,9 +230,13 @@ def check_outputs(folder, written, n_walkers):
         if rows:
             check_rows(Path(folder) / name, rows)
     for walker in range(n_walkers if written.frames else 0):
-        path = trajectory_path(folder, walker)
-        with _open_dcd(path) as file:
-            _size(file, path, _layout(file, path), written.frames)
+        check_frames(trajectory_path(folder, walker), written.frames)
+
+
+def check_frames(path, frames):
+    """Raise a GeomGNNError where a DCD file holds fewer frames than a checkpoint counts on."""
+    with _open_dcd(path) as file:
+        _size(file, path, _layout(file, path), frames)
 
 
 def _size(file, path, layout, frames):

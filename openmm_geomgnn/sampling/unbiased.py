@@ -14,7 +14,7 @@ from openmm_geomgnn.files import Closing, atomic_write, remove_leftovers, replac
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.sampling.checkpoint import Checkpoint, check_fingerprint, load_checkpoint, save_checkpoint
 from openmm_geomgnn.sampling.heating import HeatGuard
-from openmm_geomgnn.sampling.outputs import Frames, TrajectoryWriter, Written, read_dcd, trajectory_path
+from openmm_geomgnn.sampling.outputs import Frames, TrajectoryWriter, Written, check_frames, read_dcd, trajectory_path
 from openmm_geomgnn.sampling.pool import WalkerPool
 from openmm_geomgnn.sampling.runner import UNBIASED_BLOCK, DelayedInterrupt, Progress, prepare, whole_steps
 from openmm_geomgnn.units import positive
@@ -148,10 +148,14 @@ class _Files:
             ) from error
 
     def check(self, prints):
-        """Raise a GeomGNNError where it depends on something else than `prints` says."""
-        found = self.fingerprint()
-        if found is not None:
-            check_fingerprint(found, prints, self.trajectory if self.complete else self.checkpoint)
+        """Raise a GeomGNNError where it depends on something else than `prints` says, or lacks frames."""
+        if self.complete:
+            check_fingerprint(self.described()["fingerprint"], prints, self.trajectory)
+        elif self.checkpoint.exists():
+            saved = load_checkpoint(self.checkpoint)
+            check_fingerprint(saved.fingerprint, prints, self.checkpoint)
+            if saved.written.frames:
+                check_frames(self.partial, saved.written.frames)
 
     def finish(self, prints, mean_temperature):
         """Give a partial trajectory that has its length its name."""
