@@ -50,29 +50,40 @@ def whole_run(protocol, folder):
 
 
 def killed_run(protocol, folder, rng, seconds, kills, note=lambda *words: None):
-    """A run that is killed up to `kills` times, at moments up to `seconds` after each (re)start, and resumed until it ends.
+    """A run that is killed up to `kills` times, and resumed until it ends.
 
-    note: called with the stage, the moment, and whether the whole group was killed. Returns the number of kills.
+    Half of the kills come up to `seconds` after the (re)start, the others up to a tenth of that after the next stage begins,
+    so that the short stages get their share. note: called with the stage, the seconds since the start, and whether the whole
+    group was killed. Returns the number of kills.
     """
     done, groups = 0, []
     while True:
-        process = _start(protocol, folder)
+        process, began = _start(protocol, folder), time.monotonic()
         groups.append(process.pid)
-        moment = rng.uniform(0, seconds) if done < kills else None
-        try:
-            output, _ = process.communicate(timeout=moment)
-        except subprocess.TimeoutExpired:
-            group = rng.random() < 0.5
-            note(stage(folder), moment, group)
-            (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
-            process.wait()
-            process.stdout.close()
-            done += 1
-            continue
-        _check_end(process, output)
-        break
-    _check_gone(groups)
-    return done
+        if done == kills or not _moment_came(process, folder, rng, seconds):
+            _check_end(process, process.communicate()[0])
+            _check_gone(groups)
+            return done
+        group = rng.random() < 0.5
+        note(stage(folder), time.monotonic() - began, group)
+        (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        done += 1
+
+
+def _moment_came(process, folder, rng, seconds):
+    """Wait for a random moment; whether it came before the process ended."""
+    if rng.random() < 0.5:
+        moment = time.monotonic() + rng.uniform(0, seconds)
+    else:
+        first = stage(folder)
+        while stage(folder) == first and process.poll() is None:
+            time.sleep(0.02)
+        moment = time.monotonic() + rng.uniform(0, 0.1 * seconds)
+    while process.poll() is None and time.monotonic() < moment:
+        time.sleep(0.02)
+    return process.poll() is None
 
 
 def stage(folder):
