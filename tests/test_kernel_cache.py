@@ -1,8 +1,11 @@
 """The folder of compiled kernels: processes that start on an empty one together, and what is known to be in it."""
 
+import ast
+import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,10 @@ pytest.importorskip("numba")
 
 from molecules import ala2, random_cv
 
+from openmm_geomgnn.engines import kernel_cache
 from openmm_geomgnn.engines.readout_kernels import read_out
+from openmm_geomgnn.students import kernels as student_kernels
+from torchmdnet_ext.kernels import message_kernels
 from torchmdnet_ext.kernels.cache import signatures
 
 READ_OUT = """
@@ -50,3 +56,46 @@ def test_signatures_of_what_is_compiled():
     assert announced in ([], [True])  # the folder may have the kernels already
     assert signatures(read_out) and not bound._engine.needs_compiling
     bound.warm_up(lambda: pytest.fail("compiled twice"))
+
+
+OURS = "openmm_geomgnn", "torchmdnet_ext"
+# modules that keep what they compile in a folder, and the sources that its key is made of
+KEPT = {message_kernels: message_kernels.SOURCES, student_kernels: student_kernels._SOURCES}
+KERNELS = "openmm_geomgnn.engines.", "torchmdnet_ext.kernels."
+KEEPERS = {"openmm_geomgnn.engines.kernel_cache", "torchmdnet_ext.kernels.cache"}  # no code of theirs is compiled
+
+
+def modules_that(call):
+    for package in OURS:
+        for file in Path(importlib.util.find_spec(package).origin).parent.rglob("*.py"):
+            if call in file.read_text():
+                parts = file.relative_to(Path(importlib.util.find_spec(package).origin).parents[1]).with_suffix("").parts
+                yield ".".join(parts)
+
+
+def code_of(name, found=()):
+    """The files of a module of ours and of all others that its compiled code, or a constant in it, comes from."""
+    file = importlib.util.find_spec(name).origin
+    if file in found or file.endswith("__init__.py"):
+        return set(found)
+    found = {*found, file}
+    nodes = [node for node in ast.walk(ast.parse(Path(file).read_text())) if isinstance(node, ast.ImportFrom)]
+    if not name.startswith(KERNELS) and not any(node.module == "numba" for node in nodes):
+        return found  # constants only
+    for node in nodes:
+        if node.module.split(".")[0] in OURS and node.module not in KEEPERS:
+            submodules = (f"{node.module}.{alias.name}" for alias in node.names)
+            for other in (node.module, *(name for name in submodules if name in sys.modules)):
+                found = code_of(other, found)
+    return found
+
+
+def test_the_key_of_a_kernel_sees_all_of_its_code():
+    """A change in a file that is not named would not make the kernels be compiled again."""
+    names = set(modules_that("keep_compiled(")) - KEEPERS
+    assert {module.__name__ for module in KEPT} < names and len(names) > 6
+    sources = {module.__name__: files for module, files in KEPT.items()}
+    for name in names:
+        needed, named = code_of(name), set(map(str, sources.get(name, kernel_cache.SOURCES)))
+        assert needed <= named, f"the code of {name} also comes from {', '.join(sorted(needed - named))}"
+    assert max(len(code_of(name)) for name in names) > 6
