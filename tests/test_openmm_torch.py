@@ -4,6 +4,7 @@ The same tests for both of its forces: the released wheels have `TorchForce`, it
 """
 
 import copy
+import re
 import subprocess
 import sys
 
@@ -340,7 +341,12 @@ def test_values_are_those_of_a_file(make, cv_file):
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_can_be_used(name):
-    """A line in the summary for each backend that was not tested."""
-    if REASONS[name] is not None:
-        pytest.skip(f"{name}: {REASONS[name]}")
+def test_is_made_or_refused(name, cv_file):
+    """Where it cannot be used, asking for it says why, and so does a line in the summary of the tests."""
+    if REASONS[name] is None:
+        force = GeomGNNCV(cv_file, PDB.topology, backend=name)
+        assert force.backend == name and name in [kind.__name__ for kind in type(force).__mro__]
+        return
+    with pytest.raises(GeomGNNError, match=re.escape(REASONS[name])):
+        GeomGNNCV(cv_file, PDB.topology, backend=name)
+    pytest.skip(f"{name}: {REASONS[name]}")

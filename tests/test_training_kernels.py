@@ -34,10 +34,14 @@ def batch(sizes=(20, 1, 17, 2, 22), dtype=torch.float64):
     return z, pos.to(dtype), torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
 
 
+def scalar(x, v):
+    return (x * randn(*x.shape, seed=3).to(x)).sum() + (v * randn(*v.shape, seed=4).to(v)).sum()
+
+
 def gradients(network, z, pos, graphs):
     """Features, and the gradients of a scalar of them with respect to all parameters."""
     x, v, *_ = network(z, pos, graphs)
-    energy = (x * randn(*x.shape, seed=3).to(x)).sum() + (v * randn(*v.shape, seed=4).to(v)).sum()
+    energy = scalar(x, v)
     names, parameters = zip(*((name, p) for name, p in network.named_parameters() if p.requires_grad), strict=True)
     return {"x": x, "v": v, **dict(zip(names, torch.autograd.grad(energy, parameters), strict=True))}
 
@@ -202,8 +206,25 @@ def test_the_same_batch_gives_the_same_bits():
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def check_by_differences(network, h=1e-5):
+    """The gradient by each parameter, along a random direction, against central differences of the scalar."""
+    arguments = batch((10, 1, 8))
+    found, largest = gradients(network, *arguments), 0.0
+    for k, (name, parameter) in enumerate(network.named_parameters()):
+        direction, values = randn(*parameter.shape, seed=k).to(parameter), []
+        with torch.no_grad():
+            for step in (h, -2 * h):
+                parameter += step * direction
+                values.append(float(scalar(*network(*arguments)[:2])))
+            parameter += h * direction
+        slope = float((found[name] * direction).sum())
+        assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-5, abs=1e-6), name
+        largest = max(largest, abs(slope))
+    assert largest > 1.0
+
+
 class TestPlainPath:
-    """Whatever the kernels do not cover runs in plain PyTorch."""
+    """Whatever the kernels do not cover runs in plain PyTorch, whose gradients are those of differences."""
 
     @pytest.fixture(autouse=True)
     def no_kernels(self, monkeypatch):
@@ -215,31 +236,51 @@ class TestPlainPath:
     def test_without_numba(self, monkeypatch):
         monkeypatch.setattr(fused_attention, "numba_is_there", lambda: False)
         assert "numba" in reason_against(make(), batch()[1], None)
-        gradients(make(), *batch())
+        check_by_differences(make())
 
     def test_positions_with_a_gradient(self):
-        z, pos, graphs = batch()
-        x, v, *_ = make()(z, pos.requires_grad_(), graphs)
-        (force,) = torch.autograd.grad(x.square().sum() + v.square().sum(), pos, create_graph=True)
-        force.square().sum().backward()
-        assert torch.isfinite(pos.grad).all() and pos.grad.any()
+        """Forces, and the gradient of their length by the positions."""
+        network, (z, pos, graphs) = make(), batch((10, 1, 8))
+        pos[7] += 0.6  # not at the place of another atom, where there is a kink
+        direction, h = randn(*pos.shape, seed=9), 1e-5
+
+        def energy_and_squared_force(pos):
+            pos = pos.clone().requires_grad_()
+            energy = scalar(*network(z, pos, graphs)[:2])
+            (force,) = torch.autograd.grad(energy, pos, create_graph=True)
+            squared = force.square().sum()
+            slopes = force, torch.autograd.grad(squared, pos)[0]
+            return torch.stack([energy, squared]).detach(), [float((slope.detach() * direction).sum()) for slope in slopes]
+
+        _, found = energy_and_squared_force(pos)
+        up, down = (energy_and_squared_force(pos + step * direction)[0] for step in (h, -h))
+        assert found == pytest.approx(((up - down) / (2 * h)).tolist(), rel=1e-5)
+        assert min(map(abs, found)) > 1e-3
 
     def test_evaluation(self):
-        make().eval()(*batch())
+        network, arguments = make(), batch()
+        expected = plain(network)(*arguments)[:2]
         with torch.no_grad():
-            make()(*batch())
+            found = [network(*arguments)[:2]]
+        found.append(network.eval()(*arguments)[:2])
+        for values in found:
+            torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
+        assert all(float(part.detach().abs().max()) > 0.1 for part in expected)
 
     def test_switched_off(self):
-        gradients(plain(make()), *batch())
+        check_by_differences(plain(make()))
 
     def test_mixed_precision(self):
+        network, arguments = make(torch.float32), batch(dtype=torch.float32)
+        expected = gradients(plain(network), *arguments)
         with torch.autocast("cpu", torch.bfloat16):
-            x, v, *_ = make(torch.float32)(*batch(dtype=torch.float32))
-            (x.float().square().sum() + v.float().square().sum()).backward()
+            found = gradients(network, *arguments)
+        # bfloat16 has 8 bits
+        assert 1e-4 < largest_difference(found, expected) < 0.1
 
     @pytest.mark.parametrize("settings", [{"num_heads": 8}, {"attn_activation": "tanh"}])
     def test_settings_without_kernels(self, settings):
-        gradients(make(**settings), *batch())
+        check_by_differences(make(**settings))
 
 
 def test_second_derivatives_are_refused():
