@@ -12,7 +12,7 @@ from openmm_geomgnn.files import atomic_write
 from torchmdnet_ext.tensor_files import CHECKSUM, DamagedFile, is_as_written, read_tensor_file, with_checksum
 
 FORMAT = "openmm-geomgnn collective variable"
-VERSION = 4
+VERSION = 5
 RADIUS_BEFORE_2 = 0.45  # nm; that of all windows by space then
 LAST_WITHOUT_CHECKSUM = 3  # version; in files of later ones nothing can change unseen, training information included
 # what stands in the file of every kind, and of which type it is; each kind has more, see `check_fields`
@@ -42,6 +42,11 @@ def _scores_that_chose_the_epoch(metadata):
     return metadata
 
 
+def _bonds_in_the_file(metadata):
+    """Version 5 has bonds and stereocentres in `molecule`; in older files only residue names and elements are compared."""
+    return {**metadata, "version": 5}
+
+
 def _has_a_trained_mixer(metadata, training):
     """Whether a CV, or the teacher of a student, is a VAMPnet."""
     teacher = training.get("teacher")
@@ -50,7 +55,7 @@ def _has_a_trained_mixer(metadata, training):
 
 
 # metadata of version k -> metadata of version k + 1; a step for every change of the format
-MIGRATIONS = {1: _windows_in_the_file, 2: _kind_in_the_file, 3: _scores_that_chose_the_epoch}
+MIGRATIONS = {1: _windows_in_the_file, 2: _kind_in_the_file, 3: _scores_that_chose_the_epoch, 4: _bonds_in_the_file}
 
 
 class SavedCV(nn.Module):

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from openmm_geomgnn.bond_graph import record_centres
 from openmm_geomgnn.cv_verdict import judge_student
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.fitting import stiffness
 from openmm_geomgnn.koopman.validation import hold_out_blocks
-from openmm_geomgnn.selection import as_topology, residue_table
+from openmm_geomgnn.selection import as_topology, bonds_of, residue_table
 from openmm_geomgnn.students.augmentation import Moves
 from openmm_geomgnn.students.coordinates import InternalCoordinates, nearest_pairs, proper_torsions
 from openmm_geomgnn.students.cv import StudentCV, named_atoms
@@ -90,6 +91,10 @@ def distill(cv, topology, trajectories, settings=None, progress=None, unfinished
     teacher = cv.bind(topology)
     atoms = named_atoms(topology, teacher.atoms)
     whole = [teacher.molecule.positions(trajectory) for trajectory in trajectories]
+    table = residue_table(topology, teacher.atoms)
+    record_centres(bonds_of(table), whole)
+    for part in whole:
+        teacher.check_handedness(part)
     gap = _frames_in_a_lag(cv, trajectories)
     split = _split([frames.numpy() for frames in whole], gap, settings.seed)
     bonds = _bonds(topology, teacher.atoms)
@@ -127,7 +132,7 @@ def distill(cv, topology, trajectories, settings=None, progress=None, unfinished
         network,
         coordinates,
         atoms,
-        residue_table(topology, teacher.atoms),
+        table,
         selection=cv.selection,
         near=teacher.tokenizer.windows.contacts,
         lag_time=cv.lag_time,

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 
+from openmm_geomgnn.bond_graph import record_centres
 from openmm_geomgnn.contacts import first_frame, read_reference
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.cv_verdict import judge, timescale_notes
@@ -21,7 +22,7 @@ from openmm_geomgnn.koopman import (
 )
 from openmm_geomgnn.koopman.vampnet import TEST_FRACTION, VALIDATION_FRACTION
 from openmm_geomgnn.mixers import make_mixer
-from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
+from openmm_geomgnn.selection import as_topology, bonds_of, residue_table, select_atoms
 from openmm_geomgnn.store import Embeddings, encoder_identity
 from openmm_geomgnn.token_settings import TokenSettings
 from openmm_geomgnn.tokens import Tokenizer
@@ -35,6 +36,7 @@ ESTIMATORS = ("linear", "vampnet")
 FOLDS = 4  # of the cross-validation of a linear CV
 PIECE_FRAMES = 250  # whose tokens are kept as one, about
 RATE_FRAMES = 500  # at which the velocity of the features is sampled, for the softening
+CENTRE_FRAMES = 20  # of each trajectory, in which the stereocentres are looked at
 GRADIENT_FRAMES = 200  # at which the gradient of a CV is taken
 SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one basin
 
@@ -127,10 +129,13 @@ def fit_cv(trajectories, topology, settings, progress=None, unfinished=None):
     molecule = SelectedMolecule(topology, atoms, windows.contacts)
     if store:
         positions = [StoredPositions(store.positions(k)) for k in range(len(store))]
+    else:
+        positions = [molecule.positions(trajectory) for trajectory in trajectories]
+    record_centres(bonds_of(table), [evenly([part], CENTRE_FRAMES) for part in positions])
+    if store:
         tokens = [store.tokens(k) for k in range(len(store))]
         tokens = in_memory(tokens) if settings.estimator == "vampnet" else tokens
     else:
-        positions = [molecule.positions(trajectory) for trajectory in trajectories]
         tokens = _embed(tokenizer, positions, progress, unfinished)
     if settings.estimator == "linear":
         rates = None

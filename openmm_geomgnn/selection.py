@@ -6,6 +6,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 
+from openmm_geomgnn.bond_graph import contradiction, describe_bonds
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formats import check_format, reason
 
@@ -188,10 +189,11 @@ def _in_full(topology, text):
 
 
 def residue_table(topology, atoms):
-    """Per residue that has selected atoms: [chain number, residue name, {element symbol: count}], JSON-able.
+    """Per residue that has selected atoms: [chain number, residue name, {element symbol: count}, bonds], JSON-able.
 
-    This is all the network can see of a topology, so it is what must agree between the molecule a CV was trained on and
-    the one it is used on. Names of one residue are unified; the order of atoms in a residue does not matter.
+    This is what must agree between the molecule a CV was trained on and the one it is used on. The first three are all that
+    the network can see of a topology; the last is what `bond_graph.describe_bonds` says of the residue. Names of one residue
+    are unified; the order of atoms in a residue does not matter.
     """
     table, last, chains = [], None, {}
     for index in atoms:
@@ -203,11 +205,16 @@ def residue_table(topology, atoms):
             last = residue.index
         elements = table[-1][2]
         elements[atom.element.symbol] = elements.get(atom.element.symbol, 0) + 1
-    return table
+    return [[*row, part] for row, part in zip(table, describe_bonds(topology, atoms), strict=True)]
+
+
+def bonds_of(table):
+    """What a residue table says of the bonds of each residue; None in tables that are older than it."""
+    return [row[3] if len(row) > 3 else None for row in table]
 
 
 def check_same_molecule(expected, found, what="the CV file"):
-    """Raise a GeomGNNError at the first residue in which two residue tables differ."""
+    """Raise a GeomGNNError at the first residue in which two residue tables differ, in bonds as far as both know them."""
     advice = (
         "Use the topology the CV was trained on (solvent and ions may differ), or fit a new CV for this molecule with "
         "`geomgnn fit`."
@@ -229,4 +236,11 @@ def check_same_molecule(expected, found, what="the CV file"):
         raise GeomGNNError(
             f"This topology is not that of {what}: the selection has {len(found)} residues here and had {len(expected)} "
             f"there. {advice}"
+        )
+    difference = contradiction(bonds_of(expected), bonds_of(found))
+    if difference is not None:
+        number, how = difference
+        raise GeomGNNError(
+            f"This topology is not that of {what}: residue {number + 1} of the selection, {found[number][1]}, has the same "
+            f"atoms, but other bonds: {how}. {advice}"
         )

@@ -124,4 +124,5 @@ def test_table_of_a_complex_is_of_what_the_network_sees():
     topology.residue(2).name = "LIG"
     atoms = select_atoms(topology, "(protein or resname LIG) and not element H")
     counts = {"N": 1, "C": 2, "O": 1}
-    assert residue_table(topology, atoms) == [[0, "GLY", counts], [0, "GLY", counts], [1, "LIG", counts]]
+    table = [row[:3] for row in residue_table(topology, atoms)]
+    assert table == [[0, "GLY", counts], [0, "GLY", counts], [1, "LIG", counts]]

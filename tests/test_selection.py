@@ -38,8 +38,8 @@ class TestSelection:
             topology = as_topology(source)
             atoms = select_atoms(topology)
             assert atoms.tolist() == [0, 4, 5, 6, 8, 10, 11, 12, 16, 18]
-            assert residue_table(topology, atoms) == residue_table(expected, atoms)
-        assert residue_table(expected, atoms) == [
+            assert [row[:3] for row in residue_table(topology, atoms)] == [row[:3] for row in residue_table(expected, atoms)]
+        assert [row[:3] for row in residue_table(expected, atoms)] == [
             [0, "ACE", {"C": 2, "O": 1}],
             [0, "ALA", {"N": 1, "C": 3, "O": 1}],
             [0, "NME", {"N": 1, "C": 1}],
@@ -120,7 +120,7 @@ class TestSelection:
         assert same_residue(name) == unified
         assert same_residue(unified) == unified
         table = residue_table(residues(name), np.arange(3))
-        assert table == [[0, unified, {"C": 1, "O": 1, "H": 1}]]
+        assert [row[:3] for row in table] == [[0, unified, {"C": 1, "O": 1, "H": 1}]]
         check_same_molecule([[0, name, {"C": 1, "O": 1, "H": 1}]], table)  # a file from before the name was known
 
     @pytest.mark.parametrize("name", ["MSE", "SEP", "TPO", "HYP", "NALA", "CLYS", "LYSH", "FOR", "CT3"])

@@ -114,6 +114,8 @@ class Evaluation:
         # from the first atom: a molecule that has diffused far from the origin loses digits in single precision
         angstrom = pos - pos[0]
         angstrom *= NM_TO_ANGSTROM
+        if self.last is None:
+            self.bound.check_handedness(angstrom[None])
         s, vjp = self.bound.value_and_vjp(angstrom)
         frame["s"] = s
         if not _few_finite(s.tolist()):

@@ -69,7 +69,10 @@ class Callback:
             pos = pos.to(torch.float64, copy=True)  # OpenMM's own memory is written to at the next step
             if box is not None:
                 pos = self._made_whole(pos, box)
-            s, vjp = evaluation.bound.value_and_vjp((pos - pos[:1]) * NM_TO_ANGSTROM)
+            angstrom = (pos - pos[:1]) * NM_TO_ANGSTROM
+            if evaluation.last is None:
+                evaluation.bound.check_handedness(angstrom[None].cpu().numpy())
+            s, vjp = evaluation.bound.value_and_vjp(angstrom)
             if not np.isfinite(s).all():
                 return None, f"s = {s} on the GPU"
             energy, slope = evaluation.energy_and_slope(s)
