@@ -19,7 +19,7 @@ from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
 from openmm_geomgnn.store import DTYPES, Embeddings, encoder_identity, import_zarr
 from openmm_geomgnn.token_settings import TokenSettings
 from openmm_geomgnn.tokens import Tokenizer
-from openmm_geomgnn.trajectory_files import TrajectoryFile, fingerprint
+from openmm_geomgnn.trajectory_files import TrajectoryFile, fingerprint, has_content, has_stamp
 from openmm_geomgnn.units import did_you_mean
 from openmm_geomgnn.windows import make_windows
 
@@ -247,20 +247,27 @@ def _shown(name, settings):
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _enter(store, topology, path, settings, shape, matcher):
-    """The number of a trajectory in a store, with room made for it where it is new.
+def _entered(store, path):
+    """(number of a trajectory that a store has already or None, its fingerprint where that had to be made).
 
-    Raises GeomGNNError where it is there, but has changed, or where it does not have the selected atoms.
+    Raises GeomGNNError where the file is not what it was.
     """
-    path = Path(os.path.abspath(path))
-    if not path.is_file():
-        raise GeomGNNError(f"There is no trajectory {path}. Check the path.")
+    for k, entry in enumerate(store.trajectories):
+        if entry["path"] == str(path) and has_stamp(path, entry):
+            return k, None
     now = fingerprint(path)
     for k, entry in enumerate(store.trajectories):
-        if {name: entry[name] for name in now} == now:
-            if entry["path"] != str(path) and not Path(entry["path"]).is_file():
-                store.relocate(k, path)
-            return k
+        if has_content(path, entry, now):
+            if entry.get("sampled"):
+                warnings.warn(
+                    f"{store.path} is of an older version, which knows {path.name} by parts of it only: these are as they "
+                    "were. From now on all of it counts.",
+                    UserWarning,
+                    stacklevel=4,
+                )
+            if entry["path"] == str(path) or not Path(entry["path"]).is_file():
+                store.update(k, path=str(path), **now)
+            return k, now
     for entry in store.trajectories:
         if entry["path"] == str(path):
             grown = entry["size"] != now["size"]
@@ -269,6 +276,20 @@ def _enter(store, topology, path, settings, shape, matcher):
                 f"The trajectory {path} is not the file any more that {store.path} has the embeddings of: it {how}. If it "
                 "was continued, put what is new into a file of its own; otherwise use another output, or --overwrite."
             )
+    return None, now
+
+
+def _enter(store, topology, path, settings, shape, matcher):
+    """The number of a trajectory in a store, with room made for it where it is new.
+
+    Raises GeomGNNError where it is there, but has changed, or where it does not have the selected atoms.
+    """
+    path = Path(os.path.abspath(path))
+    if not path.is_file():
+        raise GeomGNNError(f"There is no trajectory {path}. Check the path.")
+    k, now = _entered(store, path)
+    if k is not None:
+        return k
     with TrajectoryFile(path, topology, settings.allow_truncated) as file:
         frames = len(range(0, len(file), settings.stride))
         if frames == 0:

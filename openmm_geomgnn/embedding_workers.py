@@ -17,7 +17,7 @@ from openmm_geomgnn.processes import cores
 from openmm_geomgnn.selection import as_topology, select_atoms
 from openmm_geomgnn.store import Embeddings
 from openmm_geomgnn.tokens import Tokenizer
-from openmm_geomgnn.trajectory_files import WITH_TIMES, TrajectoryFile, fingerprint
+from openmm_geomgnn.trajectory_files import WITH_TIMES, TrajectoryFile, has_content, has_stamp
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import make_windows
@@ -127,8 +127,7 @@ class _Worker:
             if file is not None:
                 file.close()
             entry = self.store.trajectories[k]
-            now = fingerprint(entry["path"])
-            if any(entry[name] != value for name, value in now.items()):
+            if not (has_stamp(entry["path"], entry) or has_content(entry["path"], entry)):
                 raise GeomGNNError(f"The trajectory {entry['path']} changed while it was being embedded. Start again later.")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of a truncated file, when it was entered

@@ -1,6 +1,7 @@
 """Residue tokens of whole trajectories on disk: a Zarr store that parallel writers fill and that is read lazily."""
 
 import json
+import warnings
 import zlib
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import numpy as np
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formats import reason
 from openmm_geomgnn.locks import is_empty
-from openmm_geomgnn.selection import check_same_molecule
+from openmm_geomgnn.selection import bonds_of, check_same_molecule
 
 FORMAT = "openmm-geomgnn embeddings"
-VERSION = 1
+VERSION = 2
 DTYPES = ("float32", "float16")
 CHUNK_BYTES = 4 << 20  # of tokens in one chunk: seconds to write on one core, and read at once by whoever needs a frame
 # what the settings of every store have, a line in the list of trajectories, and the number of dimensions of each array
@@ -20,6 +21,15 @@ _SETTINGS = {"dtype": str, "molecule": list, "atoms": list, "topology": str, "en
 _ENTRY = {"name": str, "path": str, "size": int, "sha256": str, "frames": int}
 _DIMENSIONS = {"tokens": 4, "positions": 3, "times": 1, "checksums": 1}
 _PENDING = -1  # in place of a chunk's checksum: it was not written, or not to its end
+
+
+def _sampled_fingerprints(trajectories):
+    """Version 2 has fingerprints of all bytes; before, they were of 16 blocks of each file, and there was no time."""
+    return [{**entry, "mtime_ns": None, "sampled": True} for entry in trajectories]
+
+
+# list of trajectories of version k -> that of version k + 1; written when something is added to the store
+MIGRATIONS = {1: _sampled_fingerprints}
 
 
 class Embeddings:
@@ -37,7 +47,8 @@ class Embeddings:
         pooling, the topology file, the residue table (`selection.residue_table`), names of the atoms, stride, frame_interval
         (ps, of the files) and dtype.
     trajectories : list of dict
-        For each its name, path, size, sha256 (`trajectory_files.fingerprint`) and number of embedded frames.
+        For each its name, path, size, mtime_ns and sha256 (`trajectory_files.fingerprint`), number of embedded frames, and
+        `truncated` where the file ends too early.
     """
 
     def __init__(self, group, path):
@@ -72,13 +83,17 @@ class Embeddings:
         attributes = group.attrs.asdict()
         if attributes.get("format") != FORMAT:
             raise GeomGNNError(f"{path} is a Zarr store, but not one of `geomgnn embed`. Give the folder that it wrote.")
-        if attributes.get("version") != VERSION:
+        version = attributes.get("version")
+        if type(version) is not int or not 1 <= version <= VERSION:
             raise GeomGNNError(
-                f"{path} has version {attributes.get('version')} of the format and this code reads version {VERSION}. "
-                "Update openmm-geomgnn, or embed the trajectories again."
+                f"{path} has version {version} of the format and this code reads up to version {VERSION}. Update "
+                "openmm-geomgnn, or embed the trajectories again."
             )
         _check_attributes(path, attributes)
-        return cls(group, path)
+        store = cls(group, path)
+        for step in range(version, VERSION):
+            store.trajectories = MIGRATIONS[step](store.trajectories)
+        return store
 
     def __len__(self):
         return len(self.trajectories)
@@ -149,6 +164,13 @@ class Embeddings:
     def check_molecule(self, table, atoms):
         """Raise a GeomGNNError unless a residue table and names of atoms are those of the store."""
         check_same_molecule(self.settings["molecule"], table, f"the store {self.path.name}")
+        if None in bonds_of(self.settings["molecule"]):
+            warnings.warn(
+                f"The store {self.path.name} is of an older version, which says nothing of bonds: that this is its molecule "
+                "is seen by the names of residues and atoms only.",
+                UserWarning,
+                stacklevel=4,
+            )
         if self.settings["atoms"] != atoms:
             raise GeomGNNError(
                 f"The atoms of the topology are not in the order of those in {self.path}. Use the topology that it was made "
@@ -235,12 +257,13 @@ class Embeddings:
         group.create_array("checksums", shape=(-(-frames // chunk),), chunks=(1,), dtype=np.int64, fill_value=_PENDING)
         self._write_list([*self.trajectories, entry])
 
-    def relocate(self, k, path):
-        """Note that the file of trajectory k is now at another path."""
-        self._write_list([{**e, "path": str(path)} if i == k else e for i, e in enumerate(self.trajectories)])
+    def update(self, k, **facts):
+        """Note what is new of the file of trajectory k: another path, or fingerprint."""
+        entry = {name: value for name, value in {**self.trajectories[k], **facts}.items() if name != "sampled"}
+        self._write_list([entry if i == k else e for i, e in enumerate(self.trajectories)])
 
     def _write_list(self, trajectories):
-        self._group.update_attributes({"trajectories": trajectories})
+        self._group.update_attributes({"trajectories": trajectories, "version": VERSION})
         self.trajectories = trajectories
 
     def write(self, k, number, tokens, positions, times):

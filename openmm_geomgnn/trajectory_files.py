@@ -17,7 +17,7 @@ WITH_TIMES = (".xtc", ".trr", ".h5")  # formats that always hold the times of th
 WITH_TOPOLOGY = (".pdb", ".gro", ".cif", ".mmcif", ".pdbx", ".mol2", ".h5", ".lh5", ".hdf5", ".gsd", ".hoomdxml", ".arc")
 BLOCK_BYTES = 64 << 20  # of the coordinates of all atoms, read at a time
 _DCD_LINES = ("dcdplugin)", " frames of size (")  # what mdtraj's reader of DCD files says
-_SAMPLES, _SAMPLE_BYTES = 16, 64 << 10  # of a file, in its fingerprint
+_SAMPLES, _SAMPLE_BYTES = 16, 64 << 10  # of a file, in fingerprints of stores of version 1
 
 
 class TrajectoryFile(Closing):
@@ -168,12 +168,32 @@ def _explained(path, topology):
 
 
 def fingerprint(path):
-    """Size of a file and a hash of 16 blocks of it, evenly spaced from its first to its last byte: {"size", "sha256"}.
+    """Size, time of the last change, and the hash of all bytes of a file: {"size", "mtime_ns", "sha256"}."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {**_stamp(path), "sha256": digest[:32]}
 
-    Small files are hashed as a whole. A file that has grown, was cut, or was written again has another fingerprint.
-    """
-    size = os.path.getsize(path)
-    digest = hashlib.sha256()
+
+def _stamp(path):
+    status = os.stat(path)
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def has_stamp(path, known):
+    """Whether a file has the size and time of a fingerprint, so that it need not be read again."""
+    return _stamp(path) == {name: known.get(name) for name in ("size", "mtime_ns")}
+
+
+def has_content(path, known, now=None):
+    """Whether a file has the content of a fingerprint; `now` is its own, where it is known already."""
+    if os.path.getsize(path) != known["size"]:
+        return False
+    return (_sampled(path) if known.get("sampled") else (now or fingerprint(path))["sha256"]) == known["sha256"]
+
+
+def _sampled(path):
+    """The hash of 16 blocks of a file, which is all that stores of version 1 have."""
+    size, digest = os.path.getsize(path), hashlib.sha256()
     with open(path, "rb") as file:
         if size <= _SAMPLES * _SAMPLE_BYTES:
             digest.update(file.read())
@@ -181,4 +201,4 @@ def fingerprint(path):
             for k in range(_SAMPLES):
                 file.seek(k * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
                 digest.update(file.read(_SAMPLE_BYTES))
-    return {"size": size, "sha256": digest.hexdigest()[:32]}
+    return digest.hexdigest()[:32]

@@ -1,5 +1,6 @@
 """Trajectories of every format become the tokens that they would have in memory, however often that was interrupted."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.selection import select_atoms
 from openmm_geomgnn.store import Embeddings
 from openmm_geomgnn.tokens import Tokenizer
-from openmm_geomgnn.trajectory_files import TrajectoryFile, fingerprint
+from openmm_geomgnn.trajectory_files import TrajectoryFile, fingerprint, has_content, has_stamp
 from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import make_windows
 from torchmdnet_ext.checkpoints import write_encoder
@@ -404,15 +405,54 @@ class TestErrors:
             embed(xtc, folder, settings, overwrite=True)
         assert (folder / "thesis.tex").exists()
 
-    def test_fingerprint(self, tmp_path):
-        path = tmp_path / "a.bin"
-        content = np.random.default_rng(1).bytes(3 << 20)
+    def test_fingerprint_sees_every_byte(self, tmp_path):
+        path, content = tmp_path / "a.bin", bytearray(np.random.default_rng(1).bytes(3 << 20))
         path.write_bytes(content)
         first = fingerprint(path)
-        assert first["size"] == 3 << 20 and first == fingerprint(path)
-        for changed in (content + b"1", b"1" + content[1:], content[:-1] + b"1"):
-            path.write_bytes(changed)
-            assert fingerprint(path) != first or changed == content
+        assert first["size"] == 3 << 20 and has_content(path, first) and has_stamp(path, first)
+        for place in (0, 70 << 10, 1 << 20, len(content) - 1):
+            content[place] ^= 1
+            path.write_bytes(content)
+            os.utime(path, ns=(0, first["mtime_ns"] + 1))
+            assert not has_content(path, first) and not has_stamp(path, first)
+            content[place] ^= 1
+
+    def test_a_long_trajectory_that_changed_in_one_byte(self, settings, tmp_path):
+        path, settings = tmp_path / "a.dcd", replace(settings, stride=1000)
+        frames(5000).save(str(path))
+        assert path.stat().st_size > 20 * (64 << 10)
+        store = embed(path, tmp_path / "a.zarr", settings)
+        assert store.lengths == [5]
+        known = path.stat()
+        os.utime(path, ns=(0, known.st_mtime_ns + 10**9))  # touched, not changed
+        assert embed(path, tmp_path / "a.zarr", settings).lengths == [5]
+        content = bytearray(path.read_bytes())
+        content[70 << 10] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(GeomGNNError, match="it has other content"):
+            embed(path, tmp_path / "a.zarr", settings)
+
+    def test_a_store_of_version_1(self, xtc, settings, tmp_path):
+        import zarr
+
+        expected = everything(embed(xtc, tmp_path / "a.zarr", settings))
+        group = zarr.open_group(tmp_path / "a.zarr", mode="r+", zarr_format=3)
+        old = {**group.attrs.asdict(), "version": 1}
+        del old["settings_checksum"]
+        old["settings"]["molecule"] = [row[:3] for row in old["settings"]["molecule"]]
+        del old["trajectories"][0]["mtime_ns"]  # the hash of a small file is the same
+        group.attrs.put(old)
+        assert Embeddings.open(tmp_path / "a.zarr").lengths == [FRAMES]
+        with pytest.warns(UserWarning) as warned:
+            store = embed(xtc, tmp_path / "a.zarr", settings)
+        texts = [str(warning.message) for warning in warned]
+        assert any("knows a.xtc by parts of it only" in text for text in texts)
+        assert any("which says nothing of bonds" in text for text in texts)
+        for found, part in zip(everything(store), expected, strict=True):
+            np.testing.assert_array_equal(found, part)
+        again = zarr.open_group(tmp_path / "a.zarr", mode="r", zarr_format=3).attrs.asdict()
+        assert again["version"] == 2 and "sampled" not in again["trajectories"][0]
+        assert again["trajectories"][0]["mtime_ns"] == xtc.stat().st_mtime_ns
 
 
 class TestCommand:

@@ -147,7 +147,7 @@ class TestErrors:
         text = json.loads(path.read_text())
         text["attributes"]["version"] = 99
         path.write_text(json.dumps(text))
-        with pytest.raises(GeomGNNError, match="version 99 of the format and this code reads version 1"):
+        with pytest.raises(GeomGNNError, match="version 99 of the format and this code reads up to version 2"):
             Embeddings.open(full.path)
 
     @pytest.mark.parametrize(
