@@ -128,8 +128,10 @@ def _owner(file):
     """The key of `_held` for a lock file, a path or a descriptor, as far as this thread is concerned; None without one."""
     try:
         found = os.stat(file)
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return None
+        raise
     return found.st_dev, found.st_ino, os.getpid(), threading.get_ident()
 
 
@@ -146,7 +148,8 @@ def _acquire(file, path):
             if not _flock(handle, path):
                 raise GeomGNNError(_refusal(file, path))
             # whoever had it until now may have removed the file in between
-            if _owner(file) == _owner(handle):
+            owner = _owner(handle)
+            if owner is not None and _owner(file) == owner:
                 _sign(handle)
                 return handle
         except BaseException:

@@ -1,5 +1,6 @@
 """One process at a time writes to a folder: the lock itself, and that whatever writes takes it."""
 
+import errno
 import os
 import signal
 import socket
@@ -95,26 +96,28 @@ def test_a_folder_that_stays_empty_is_removed(tmp_path):
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["result"]
 
 
-def test_a_lock_file_removed_while_it_was_waited_for(tmp_path, monkeypatch):
-    """Its holder ends between our opening it and our locking it: what we have locked is no file any more."""
-    from openmm_geomgnn import locks
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_lock_file_removed_while_it_was_waited_for(stale, tmp_path, monkeypatch):
+    """Its holder, on a network file system one on another machine, ends between our opening it and our locking it: what we
+    have locked is no file any more."""
+    import fcntl
 
-    real, opened = locks._flock, []
+    real, calls = fcntl.flock, []
 
-    def flock(handle, path):
-        opened.append(handle)
-        if len(opened) == 1:
+    def flock(handle, operation):
+        calls.append(handle)
+        if len(calls) == 1:
             (tmp_path / ".lock").unlink()
-        return real(handle, path)
+            if stale:
+                raise OSError(errno.ESTALE, "Stale file handle")
+        real(handle, operation)
 
-    monkeypatch.setattr(locks, "_flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with locked(tmp_path):
-        assert len(opened) == 2
-        monkeypatch.undo()
-        thread = threading.Thread(target=lambda: opened.append(refusal(enter, tmp_path)))
-        thread.start()
-        thread.join()
-    assert "another thread" in opened[-1]
+        assert len(calls) == 2
+        program = f"from openmm_geomgnn.locks import locked\nwith locked({str(tmp_path)!r}): pass"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert f"in use by process {os.getpid()} on" in done.stderr
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
