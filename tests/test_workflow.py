@@ -296,7 +296,7 @@ class TestFolder:
 
     def test_what_is_not_used_yet_may_change(self, load, copied):
         """The advice that a fit or a stiff CV gives can be followed without losing the training data."""
-        (copied / "checkpoint.safetensors").unlink()
+        not_biased_yet(copied)
         claim(load(run__every=1, bias__barrier=20, cv__softening=0.1))
         with pytest.raises(GeomGNNError, match="system.temperature, unbiased.frame_interval differ"):
             claim(load(system__temperature=310, unbiased__frame_interval=0.4))
@@ -460,8 +460,9 @@ class TestProvenance:
             (lambda mine, folder: change_cv(folder / "cv.safetensors", lag="?"), "another collective variable"),
             (lambda mine, folder: change_cv(folder / "cv.safetensors", rate_300K_per_ps=[500.0]), "too stiff to bias"),
             (lambda mine, folder: (folder / "cv.safetensors").write_bytes(b"x"), "cannot be read as a collective variable"),
+            (lambda mine, folder: (folder / "checkpoint.safetensors").unlink(), "COLVAR file, but no checkpoint"),
         ],
-        ids=["structure", "structure, unbiased runs gone", "encoder", "CV", "stiffness", "damaged CV"],
+        ids=["structure", "structure, unbiased runs gone", "encoder", "CV", "stiffness", "damaged CV", "no checkpoint"],
     )
     def test_nothing_changes_in_a_folder_that_refuses(self, damage, message, load, copied, mine):
         damage(mine, copied)

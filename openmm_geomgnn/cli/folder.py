@@ -117,6 +117,11 @@ def _check_unchanged(protocol, settled):
         warnings.simplefilter("ignore")  # said when it was begun
         old = _identity(load_protocol(settled))
     changed = sorted(name for name, value in _identity(protocol).items() if value != old[name])
+    if find_checkpoint(folder) is None and (folder / "COLVAR").exists():
+        raise GeomGNNError(
+            f"{folder} holds a COLVAR file, but no checkpoint to go on from. Restore it, choose another output, or start "
+            "anew with --overwrite."
+        )
     if not has_biased_steps(folder):
         has_data = any((folder / UNBIASED).glob("trajectory.*.dcd"))
         changed = [name for name in changed if has_data and not name.startswith(("cv.", "bias.", "run."))]
