@@ -110,8 +110,9 @@ class TestHelp:
             ["run x.yaml", "demo --set run.length=", "fit x.yaml", "report x"],
             ["data build x.yaml", "data info x", "data splits x y.npz --source z"],
             ["embed x.pdb x.xtc -o x.zarr", "distill x.cv x.pdb x.xtc -o y.safetensors"],
+            ["info x", "compute x.cv x.pdb x.xtc -o COLVAR"],
         ],
-        ids=["help", "run", "data", "trajectories"],
+        ids=["help", "run", "data", "trajectories", "a CV"],
     )
     def test_help_and_missing_files_do_not_load_what_takes_seconds(self, commands, tmp_path):
         program = (

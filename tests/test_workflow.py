@@ -21,7 +21,7 @@ import yaml
 from protocol_texts import TINY
 from soak import differences, killed_run
 
-from openmm_geomgnn.cli import fields, molecule, preflight, reporting, results, workflow
+from openmm_geomgnn.cli import fields, info, molecule, preflight, reporting, results, workflow
 from openmm_geomgnn.cli import folder as folders
 from openmm_geomgnn.cli.config import load_protocol
 from openmm_geomgnn.cli.provenance import current_cv
@@ -123,6 +123,25 @@ class TestRun:
         for name in ("crossings", "temperature", "free energy", "report"):
             assert sum(line.startswith(name) for line in lines) == 1
         assert lines[-1].split()[-1] == str(folder / "report.html")
+
+    def test_info(self, finished, capsys):
+        _, folder = finished
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        info.show_info(folder)
+        text = capsys.readouterr().out
+        for part in (
+            "output folder of `geomgnn run`",
+            "ala2-c7eq.pdb, ala2-c7ax.pdb",
+            "2 of 2 runs of 30 ps are done",
+            "CV: VAMP-2",
+            "Verdict: ",
+            "12 of 12 ps of each of 2 walkers",
+            "report.html",
+        ):
+            assert part in text
+        info.show_info(folder / "checkpoint.safetensors")
+        assert "checkpoint of a run of 2 walkers, at outer step 2000" in capsys.readouterr().out
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
     def test_files(self, finished, protocol_file):
         _, folder = finished

@@ -8,6 +8,7 @@ from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
+from openmm_geomgnn.cli.compute_settings import Compute
 from openmm_geomgnn.cli.data_settings import DataBuild
 from openmm_geomgnn.cli.distill_settings import Distill
 from openmm_geomgnn.cli.fields import find_file
@@ -17,11 +18,13 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import did_you_mean
 
 __all__ = [
+    "Compute",
     "Distill",
     "Embed",
     "Fit",
     "Protocol",
     "Schedule",
+    "compute_settings",
     "distill_settings",
     "dump",
     "embed_settings",
@@ -38,6 +41,7 @@ COMMANDS = {
     Fit: "geomgnn fit",
     Embed: "geomgnn embed",
     Distill: "geomgnn distill",
+    Compute: "geomgnn compute",
     DataBuild: "geomgnn data build",
 }
 COMMAND_LINE = "the command line"  # where settings are that are in no file
@@ -111,6 +115,12 @@ def distill_settings(inputs, options):
     example = "geomgnn distill a.cv.safetensors a.pdb a.xtc -o student.cv.safetensors"
     missing = f"The file for the student is missing: give it, as in `{example}`."
     return _from_command_line(Distill, ("cv", "topology"), inputs, options, missing)
+
+
+def compute_settings(inputs, options):
+    """The `Compute` of a command line, as in `distill_settings`."""
+    missing = "The file for the values is missing: give it, as in `geomgnn compute a.cv.safetensors a.pdb a.xtc -o COLVAR`."
+    return _from_command_line(Compute, ("cv", "topology"), inputs, options, missing)
 
 
 def _from_command_line(model, names, inputs, options, missing):

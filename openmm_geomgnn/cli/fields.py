@@ -298,6 +298,7 @@ def _file(what, endings):
 
 OutputFolder = _output("runs/{name}")
 OutputCV = _output("{name}.cv.safetensors", ".safetensors", "a CV is a .safetensors file")
+OutputFile = _output("{name}.colvar")
 OutputStore = _output("{name}.zarr", ".zarr", "embeddings are a .zarr folder")
 Structures = Annotated[tuple[_file("structure", STRUCTURES), ...], BeforeValidator(_listed)]
 Structure = _file("structure", (*STRUCTURES, ".gro", ".h5"))

@@ -190,6 +190,41 @@ def distill(
 
 
 @app.command()
+def compute(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="CV TOPOLOGY TRAJECTORY...", help="A CV file, files that mdtraj reads; or one YAML file."),
+    ],
+    output: Annotated[str | None, typer.Option("--output", "-o", help="File for the values, such as COLVAR.")] = None,
+    stride: Annotated[str | None, typer.Option(help="Use every stride-th frame.")] = None,
+    frame_interval: Annotated[str | None, typer.Option(help="Time between frames, for files that do not hold it.")] = None,
+    allow_truncated: AllowTruncated = False,
+):
+    """Write the values of a collective variable along trajectories as a COLVAR file, as PLUMED reads it."""
+    given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
+    from openmm_geomgnn.cli.config import compute_settings
+
+    chosen = compute_settings(inputs, given)
+    with _interruptible("Nothing was written."):
+        from openmm_geomgnn.cli import compute as computing
+
+        computing.run_compute(chosen)
+
+
+@app.command()
+def info(
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A CV, an encoder, a checkpoint, or the folder of a store or run.")
+    ],
+):
+    """Say what a file or folder is and holds; nothing in it changes."""
+    _check_there(path)
+    from openmm_geomgnn.cli import info as describing
+
+    describing.show_info(path)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The output folder of a run.")]):
     """Analyse a run again, also one under way, and rewrite its report."""
     from openmm_geomgnn.cli.config import load_protocol

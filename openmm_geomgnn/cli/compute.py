@@ -1,0 +1,72 @@
+"""`geomgnn compute`: the values of a collective variable along trajectories, as a COLVAR file."""
+
+import numpy as np
+
+from openmm_geomgnn.cli.progress import bar, say
+from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.frame_times import frame_interval
+from openmm_geomgnn.sampling.colvar import ColvarWriter
+from openmm_geomgnn.selection import as_topology
+from openmm_geomgnn.trajectory_files import TrajectoryFile
+
+
+def run_compute(settings):
+    """Write the COLVAR that a `Compute` describes; nothing is written before all trajectories have been read.
+
+    Returns the rows, (n, 1 + d) of the time in ps and the components, for several trajectories (n, 2 + d) with the number
+    of the trajectory, counted from 0, between them: it is the column `walker`, as in a run.
+    """
+    topology = as_topology(settings.topology)
+    bound = CollectiveVariable.load(settings.cv).bind(topology)
+    several = len(settings.trajectories) > 1
+    # all of them, before any is computed: a wrong one is told at once
+    lengths = []
+    for path in settings.trajectories:
+        with TrajectoryFile(path, topology, settings.allow_truncated) as file:
+            _times(file, settings)
+            lengths.append(len(range(0, len(file), settings.stride)))
+    rows = []
+    with bar("Computing", "frames") as update:
+        for number, path in enumerate(settings.trajectories):
+            done = sum(map(len, rows))
+            times, values = _values(bound, path, topology, settings, lambda n, d=done: update(d + n, sum(lengths)))
+            rows.append(np.column_stack([times, *[np.full(len(times), number)] * several, values]))
+    rows = np.concatenate(rows)
+    fields = ["time", *["walker"] * several, *(f"cv.{k}" for k in range(1, bound.dimension + 1))]
+    with atomic_write(settings.output) as temporary, ColvarWriter(temporary, fields) as colvar:
+        colvar.write(rows)
+    for number, (path, length) in enumerate(zip(settings.trajectories, lengths, strict=True)):
+        say(f"{f'walker {number}: ' * several}{length} frames of {path}")
+    for k, name in enumerate(fields[-bound.dimension :]):
+        column = rows[:, len(fields) - bound.dimension + k]
+        say(f"{name}: {column.min():.4g} to {column.max():.4g}, mean {column.mean():.4g}")
+    say(f"written to {settings.output}")
+    return rows
+
+
+def _values(bound, path, topology, settings, progress):
+    """Times (F,) in ps and values (F, d) of every stride-th frame of a trajectory file, read a bounded part at a time."""
+    values = []
+    with TrajectoryFile(path, topology, settings.allow_truncated) as file:
+        times = _times(file, settings)
+        for piece in file.blocks(0, len(file), settings.stride):
+            try:
+                values.append(bound.compute(piece))
+            except GeomGNNError as error:
+                raise GeomGNNError(f"{path}: {error}") from error
+            progress(sum(map(len, values)))
+    return times, np.concatenate(values)
+
+
+def _times(file, settings):
+    """(F,) times of every stride-th frame in ps: those in the file, else from the first frame at 0."""
+    if not len(file):
+        raise GeomGNNError(f"The trajectory {file.path} has no frames. Leave it out.")
+    times, given = file.times(), settings.frame_interval
+    if times is None:
+        times = given * np.arange(len(file))
+    elif given is not None:
+        frame_interval(file.path.name, times, given)  # refuses what they contradict
+    return times[:: settings.stride]

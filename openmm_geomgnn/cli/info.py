@@ -1,0 +1,197 @@
+"""`geomgnn info`: what a file or folder is, and what it holds."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+
+from openmm_geomgnn import cv_file
+from openmm_geomgnn.cli import data
+from openmm_geomgnn.cli.config import load_protocol
+from openmm_geomgnn.cli.folder import wall_time
+from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, PROTOCOL, SUMMARY, UNBIASED
+from openmm_geomgnn.cli.progress import say
+from openmm_geomgnn.cli.results import comparison_runs
+from openmm_geomgnn.cli.workflow import NEEDED_TO_BIAS, describe
+from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.encoder import Encoder
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint
+from openmm_geomgnn.sampling.outputs import read_dcd
+from openmm_geomgnn.store import Embeddings
+from torchmdnet_ext.checkpoints import READERS
+from torchmdnet_ext.datasets.conformer_store import FORMAT as CONFORMERS
+from torchmdnet_ext.datasets.conformer_store import is_store_folder
+from torchmdnet_ext.tensor_files import DamagedFile, read_tensor_file
+
+_MOST_RESIDUES = 12  # that are named
+_TORCH_FILES = tuple(ending for ending in READERS if ending != ".safetensors")
+
+
+def show_info(path):
+    """Say what a file or folder is and holds.
+
+    Raises
+    ------
+    GeomGNNError
+        If it is nothing that this package has written or reads, or is damaged.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        kind = next((show for holds, show in _FOLDERS if holds(path)), None)
+    elif path.suffix in _TORCH_FILES:
+        kind = _show_encoder
+    else:
+        kind = _kind_of_file(path)
+    if kind is None:
+        raise GeomGNNError(
+            f"{path} is none of what `geomgnn info` knows: a CV, an encoder, a store of embeddings or of conformers, or the "
+            "output folder of a run."
+        )
+    kind(path)
+
+
+def _kind_of_file(path):
+    """What shows a safetensors file, by the name of its header."""
+    found = {"cv": _show_cv, "encoder": _show_encoder, CONFORMERS: data.show_info, "run": _show_checkpoint}
+    for name, show in found.items():
+        try:
+            header, _ = read_tensor_file(path, name)
+        except DamagedFile as error:
+            raise GeomGNNError(
+                f"{path} cannot be read ({error}): it is damaged, or none of what `geomgnn info` knows (a CV, an encoder, a "
+                "store of embeddings or of conformers, or the output folder of a run)."
+            ) from error
+        if header is not None:
+            return show
+    return None
+
+
+def _line(name, value):
+    say(f"{name:<14} {value}")
+
+
+def _show_cv(path):
+    cv = CollectiveVariable.load(path)
+    metadata, _ = cv_file.read(path)
+    facts = cv.training_information
+    student = metadata["kind"] == "student"
+    _line("kind", f"collective variable, {'a student' if student else 'a network'}, {_count(cv.dimension, 'component')}")
+    if student:
+        teacher = facts.get("teacher", {})
+        made = (f"{name.replace('_', ' ')} {teacher.get(name)}" for name in ("encoder", "mixer", "content_hash"))
+        _line("teacher", ", ".join(made))
+    else:
+        _line("encoder", _encoder(cv.encoder))
+        _line("mixer", ", ".join(f"{name} {value}" for name, value in cv.mixer.settings.items()).removeprefix("name "))
+        extent = {"sequence": f", context {cv.context}", "space": f", radius {cv.radius:g} nm"}.get(cv.window, "")
+        _line("windows", f"{cv.window}{extent}; pooling {cv.pooling}")
+    atoms = sum(sum(elements.values()) for _, _, elements in cv.molecule)
+    _line("selection", f"{cv.selection or 'the default'}: {atoms} atoms of {_count(len(cv.molecule), 'residue')}")
+    _line("molecule", _residues(cv.molecule))
+    _line("lag", "unknown" if math.isnan(cv.lag_time) else f"{cv.lag_time:g} ps")
+    if "frames" in facts:
+        _line("trained on", f"{sum(facts['frames'])} frames of {_count(len(facts['frames']), 'trajectory', 'trajectories')}")
+    if all(name in facts for name in NEEDED_TO_BIAS):
+        for line in describe(cv):
+            say(line)
+    else:
+        say("It says nothing of its scores and its stiffness, so it cannot be biased by a protocol.")
+    _line("hash", metadata["content_hash"])
+    _line("file", f"{path}, {_megabytes(path)}")
+
+
+def _show_encoder(path):
+    encoder = Encoder.load(path)
+    _line("kind", f"encoder{'' if encoder.head is None else ' with its noise head'}")
+    _line("network", _encoder(encoder))
+    for name, value in encoder.training_information.items():
+        _line(name, json.dumps(value) if isinstance(value, (dict, list)) else value)
+    _line("file", f"{path}, {_megabytes(path)}")
+
+
+def _encoder(encoder):
+    settings = encoder.settings
+    layers, envelope = settings.get("num_layers"), "" if encoder.network.smooth_cutoff else ", no envelope"
+    parameters = sum(parameter.numel() for parameter in encoder.network.parameters())
+    return (
+        f"{encoder.name} ({settings['model']}, {layers} layers of {encoder.hidden_channels} channels, cutoff "
+        f"{encoder.cutoff:g} angstrom{envelope}, {parameters} parameters), hash {encoder.content_hash()}"
+    )
+
+
+def _show_embeddings(path):
+    store = Embeddings.open(path)
+    settings = store.settings
+    _line("kind", f"store of embeddings: {sum(store.lengths)} frames of {_count(len(store), 'trajectory', 'trajectories')}")
+    _line("encoder", f"{settings.get('encoder')}, hash {settings.get('encoder_hash')}")
+    _line("selection", f"{settings['selection'] or 'the default'}: {len(settings['atoms'])} atoms")
+    _line("molecule", _residues(settings["molecule"]))
+    _line("windows", f"{settings['window']}; pooling {settings['pooling']}")
+    _line("tokens", f"{settings['dtype']}, stride {settings.get('stride', 1)}")
+    for k, entry in enumerate(store.trajectories):
+        chunks = store.chunks(k)
+        missing = sum(len(chunks[number]) for number in store.missing(k))
+        state = f", {missing} not embedded yet: the same `geomgnn embed` goes on" if missing else ""
+        _line(f"trajectory {k}", f"{entry['frames']} frames of {entry['path']}{state}")
+    _line("folder", f"{path}, {_megabytes(path)}")
+
+
+def _show_checkpoint(path):
+    checkpoint = load_checkpoint(path)
+    _line("kind", f"checkpoint of a run of {_count(len(checkpoint.walkers), 'walker')}, at outer step {checkpoint.step}")
+    for name, value in checkpoint.fingerprint.items():
+        say(f"  {name}: {value}")
+
+
+def _show_run(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when it was begun
+        protocol = load_protocol(path / PROTOCOL, {"output": str(path)})
+    system, run = protocol.system, protocol.run
+    _line("kind", "output folder of `geomgnn run`")
+    _line("structures", ", ".join(structure.name for structure in system.structures))
+    _line("system", f"{' + '.join(system.forcefield)}, {system.temperature:g} K, steps of {1000 * system.timestep:g} fs")
+    if protocol.cv.file is None:
+        made = len(list((path / UNBIASED).glob("trajectory.*.dcd")))
+        _line("unbiased", f"{made} of {_count(len(system.structures), 'run')} of {protocol.unbiased.length:g} ps are done")
+    if (path / CV_FILE).is_file():
+        _line("CV", path / CV_FILE)
+        for line in describe(CollectiveVariable.load(path / CV_FILE)):
+            say(f"  {line}")
+    else:
+        _line("CV", "not yet")
+    checkpoint = find_checkpoint(path)
+    done = 0.0 if checkpoint is None else load_checkpoint(checkpoint).step * protocol.schedule.bias_step
+    _line("biased", f"{done:g} of {run.length:g} ps of each of {_count(run.walkers, 'walker')}")
+    frames = sum(len(read_dcd(trajectory)) for trajectory in comparison_runs(path))
+    _line(COMPARISON, f"{frames} frames without a bias")
+    seconds = wall_time(path)
+    if not math.isnan(seconds):
+        _line("time", f"{seconds:.0f} s of all sessions")
+    if (path / SUMMARY).is_file():
+        _line("report", path / "report.html")
+    else:
+        _line("report", "not yet: `geomgnn run` goes on, `geomgnn report` analyses what is there")
+
+
+_FOLDERS = (
+    (lambda folder: (folder / PROTOCOL).is_file(), _show_run),
+    (lambda folder: (folder / "zarr.json").is_file(), _show_embeddings),
+    (is_store_folder, data.show_info),
+)
+
+
+def _residues(table):
+    names = [name for _, name, _ in table]
+    more = f" and {len(names) - _MOST_RESIDUES} more" if len(names) > _MOST_RESIDUES else ""
+    return " ".join(names[:_MOST_RESIDUES]) + more
+
+
+def _count(number, name, plural=None):
+    return f"{number} {name if number == 1 else plural or name + 's'}"
+
+
+def _megabytes(path):
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.4g} MB"
