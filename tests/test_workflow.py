@@ -263,11 +263,15 @@ class TestAgain:
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert ROWS / 2 <= len(read_colvar(colvar)["time"]) < ROWS
-        assert 0 < load_checkpoint(killed / "checkpoint.safetensors").step * 0.006 < 12
+        done = load_checkpoint(killed / "checkpoint.safetensors").step * 0.006
+        assert 0 < done < 12
+        partial = reporting.report(load_protocol(protocol_file, {"output": str(killed)}))
+        assert not partial["complete"] and partial["done_ps"] == pytest.approx(done) and partial["planned_ps"] == 12
         longer = load_protocol(
             protocol_file, {"output": str(killed), "run.length": 13.2, "unbiased.comparison_length": "10 ps"}
         )
         summary = workflow.run_protocol(longer)
+        assert summary["complete"]
         for name, more in (("COLVAR", 20), ("KERNELS", 4)):
             old, new = (folder / name for folder in (whole, killed))
             assert new.read_bytes().startswith(old.read_bytes())
