@@ -117,7 +117,7 @@ def embed_trajectories(
         if old:
             _check_same(old, common)
         elif found:
-            _check_readable(trajectories, topology)
+            _check_readable(trajectories, topology, settings)
             files = (topology_path, *trajectories, settings.encoder, settings.reference, settings_file)
             set_aside(output, [file for file in files if file is not None])
             stack.enter_context(locked(output))
@@ -145,11 +145,19 @@ def _fill(store, topology, topology_path, trajectories, tokenizer, settings, wor
         report(done, total, resumed)
 
 
-def _check_readable(trajectories, topology):
+def _check_readable(trajectories, topology, settings):
     """Raise a GeomGNNError for the first of the trajectories that cannot be read."""
     for path in trajectories:
-        with TrajectoryFile(path, topology) as file:
-            next(file.blocks(0, 1))
+        _first(path, topology, settings)
+
+
+def _first(path, topology, settings):
+    """The first frame of a trajectory file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it is truncated is said when it is entered
+        file = TrajectoryFile(path, topology, settings.allow_truncated)
+    with file:
+        return next(file.blocks(0, 1))
 
 
 def _check(settings, trajectories, workers):
@@ -220,11 +228,7 @@ def _reference(topology, atoms, trajectories, settings):
         return None
     if settings.reference is not None:
         return read_reference(settings.reference, topology, atoms, settings.selection)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a truncated file, when it is entered
-        file = TrajectoryFile(trajectories[0], topology, settings.allow_truncated)
-    with file:
-        return first_frame(next(file.blocks(0, 1)), topology, atoms)
+    return first_frame(_first(trajectories[0], topology, settings), topology, atoms)
 
 
 def _check_same(store, common):

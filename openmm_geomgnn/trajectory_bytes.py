@@ -67,8 +67,9 @@ def _dcd(path, handle, n_atoms):
 
 def _xtc(path, handle, n_atoms):
     def size(head):
-        if n_atoms <= 9:  # not compressed
-            return 56 + 12 * n_atoms
+        (atoms,) = struct.unpack_from(">i", head, 4)
+        if atoms <= 9:  # not compressed
+            return 56 + 12 * atoms
         wide = struct.unpack_from(">i", head)[0] == 2023  # of files with more than 2^31 bytes in a frame
         (packed,) = struct.unpack_from(">q" if wide else ">i", head, 88)
         return 88 + (8 if wide else 4) + -(-packed // 4) * 4
@@ -78,15 +79,15 @@ def _xtc(path, handle, n_atoms):
 
 def _trr(path, handle, n_atoms):
     def size(head):
-        sizes = struct.unpack_from(">10i", head, 24)
-        return 76 + 2 * _real(sizes, n_atoms) + sum(sizes)
+        sizes = struct.unpack_from(">11i", head, 24)
+        return 76 + 2 * _real(sizes) + sum(sizes[:10])
 
-    return _by_last_frame(path, handle, 64, size)
+    return _by_last_frame(path, handle, 68, size)
 
 
-def _real(sizes, n_atoms):
-    """Bytes of a number in a frame of a TRR file, from the sizes of its parts: the box, else one for the atoms."""
-    return sizes[2] // 9 or max(sizes[7:10]) // (3 * n_atoms)
+def _real(sizes):
+    """Bytes of a number in a frame of a TRR file, from the sizes of its parts, box and atoms, and the number of these."""
+    return sizes[2] // 9 or max(sizes[7:10]) // (3 * sizes[10])
 
 
 def times_at(path, offsets):
@@ -103,7 +104,7 @@ def times_at(path, offsets):
     if path.suffix.lower() == ".xtc":
         return numbers(12, ">f4")
     sizes = struct.unpack_from(">11i", content, 24 + int(offsets[0]))
-    return numbers(76, f">f{_real(sizes, sizes[10])}")
+    return numbers(76, f">f{_real(sizes)}")
 
 
 def _by_last_frame(path, handle, head, frame_size):
@@ -115,7 +116,10 @@ def _by_last_frame(path, handle, head, frame_size):
     with open(path, "rb") as file:
         file.seek(last)
         content = file.read(head)
-    over = end - last - (frame_size(content) if len(content) >= head else end)
+    try:
+        over = end - last - frame_size(content)
+    except struct.error:  # it ends in its head
+        over = -1
     return Extent(len(offsets), None, over) if over >= 0 else Extent(len(offsets) - 1, None, end - last)
 
 

@@ -61,7 +61,7 @@ class TestTruncated:
     """A file that is cut anywhere but between two frames, or has fewer frames than its header says."""
 
     @pytest.mark.parametrize("ending", ["dcd", "xtc", "trr", "nc", "xyz"])
-    @pytest.mark.parametrize("n_atoms", [22, 5])  # fewer than ten are not compressed in an XTC file
+    @pytest.mark.parametrize("n_atoms", [22, 5, 1])  # fewer than ten are not compressed in an XTC file
     @pytest.mark.parametrize("periodic", [True, False])
     def test_every_cut_is_seen(self, ending, n_atoms, periodic, tmp_path):
         whole, cut = tmp_path / f"a.{ending}", tmp_path / f"cut.{ending}"
@@ -107,6 +107,9 @@ class TestTruncated:
             assert code == 1 and says in error and "dcdplugin" not in output and "of size" not in output
             code, output, error = geomgnn(*command, "--allow-truncated")
             assert code == 0 and says in output + error and "63 frames" in output and " of size" not in output
+        more = ["--allow-truncated", "--overwrite", "--window", "space"]
+        code, output, error = geomgnn("embed", ALA2, "a.dcd", *options, *more)
+        assert code == 0 and (output + error).count(says) == 1
         store = Embeddings.open(tmp_path / "a.zarr")
         store.check(content=True)
         assert store.lengths == [63] and store.trajectories[0]["truncated"]
