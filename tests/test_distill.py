@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import warnings
+from types import SimpleNamespace
 
 import mdtraj
 import numpy as np
@@ -23,7 +24,7 @@ from openmm_geomgnn.cli.check import check_run
 from openmm_geomgnn.cli.config import distill_settings, load_distill, load_fit, load_protocol
 from openmm_geomgnn.cli.reporting import cv_summary
 from openmm_geomgnn.cv import CollectiveVariable
-from openmm_geomgnn.distillation import DistillSettings, distill
+from openmm_geomgnn.distillation import DistillSettings, _frames_in_a_lag, _split, distill
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.fitting import FitSettings, fit_cv
 from openmm_geomgnn.students.cv import StudentCV
@@ -122,6 +123,26 @@ class TestStudent:
         short = DistillSettings(hidden=8, labels=200, epochs=2)
         found = [distill(teacher, ALA2, trajectories, short).content_hash() for _ in range(2)]
         assert found[0] == found[1]
+
+    @pytest.mark.parametrize(("lengths", "gap"), [([300, 300], 10), ([300, 40, 25], 10), ([60] * 12, 50), ([30, 30], 0)])
+    def test_frames_that_errors_are_reported_on_are_a_lag_away_from_others(self, lengths, gap):
+        parts = [np.stack([np.full(n, k), np.arange(n)], axis=1)[:, None] for k, n in enumerate(lengths)]
+        split = [part[:, 0] for part in _split(parts, gap, seed=3)]
+        assert len(np.concatenate(split)) == len(np.unique(np.concatenate(split), axis=0)) <= sum(lengths)
+        for k, part in enumerate(split):
+            others = np.concatenate(split[:k] + split[k + 1 :])
+            same = part[:, None, 0] == others[None, :, 0]
+            assert np.abs(part[:, None, 1] - others[None, :, 1])[same].min(initial=10**6) > gap
+        assert all(abs(len(part) - sum(lengths) / 10) < 30 for part in split[1:]) and len(split[0]) > 0.4 * sum(lengths)
+
+    def test_a_lag_in_frames(self, trajectories):
+        """By the frames' times; a format without any claims 1 ps, where those of the teacher's own frames count."""
+        teacher = SimpleNamespace(lag_time=5.0, training_information={"frame_interval_ps": 0.2})
+        claimed = mdtraj.Trajectory(trajectories[0].xyz, trajectories[0].topology)  # as a DCD is read
+        for parts, frames in (([trajectories[0]], 50), ([claimed], 25), ([trajectories[0], claimed], 50)):
+            assert _frames_in_a_lag(teacher, parts) == frames
+        assert _frames_in_a_lag(SimpleNamespace(lag_time=5.0, training_information={}), [claimed]) == 5
+        assert _frames_in_a_lag(SimpleNamespace(lag_time=float("nan"), training_information={}), [claimed]) == 0
 
     def test_windows_of_residues(self, teacher, trajectories):
         """The student sees the distances that the teacher's windows hold, and no others."""

@@ -8,15 +8,18 @@ import pytest
 import torch
 from molecules import ALA2, BOXES, ala2, random_encoder, wrapped
 
+from openmm_geomgnn import fitting
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.fitting import FitSettings, _feature_rates, fit_cv, stiffness
+from openmm_geomgnn.koopman import fit_linear
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.sampling.unbiased import run_unbiased
 from openmm_geomgnn.sampling.walker import WalkerSpec
 from openmm_geomgnn.selection import select_atoms
 from openmm_geomgnn.tokens import Tokenizer
+from openmm_geomgnn.training_data import even_frames
 from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import make_windows
 from torchmdnet_ext.checkpoints import write_encoder
@@ -163,6 +166,30 @@ class TestStiffness:
             cv = fit_cv([part for part, _ in data], ALA2, settings)
             rates.append(cv.training_information["rate_300K_per_ps"][0])
         assert rates[1] < rates[0]
+
+
+    def test_a_fold_is_softened_by_rates_at_its_training_frames(self, monkeypatch):
+        """Features and rates are marked with the number of their frame."""
+        lengths, fits = [300, 500], []
+        marks = np.split(np.arange(sum(lengths), dtype=float), np.cumsum(lengths)[:-1])
+        rng = np.random.default_rng(0)
+        scalars = [np.c_[mark, rng.normal(size=(len(mark), 3))] for mark in marks]
+        tokens = [torch.from_numpy(np.repeat(rows, 4, 0).reshape(-1, 1, 4, 4)) for rows in scalars]
+        mixer = make_mixer("none", 1, 4)
+        rates = np.concatenate([m[frames.numpy()] for m, frames in zip(marks, even_frames(lengths, 500), strict=True)])
+        column = int(np.argmax(np.asarray(mixer(tokens[1].float()))[7] == 307))
+
+        def watched(training, *arguments, **options):
+            fits.append((np.concatenate(training)[:, column], options["rates"][:, 0]))
+            return fit_linear(training, *arguments, **options)
+
+        monkeypatch.setattr(fitting, "fit_linear", watched)
+        n = mixer.out_features
+        fitting._fit_linear(mixer, tokens, np.tile(rates[:, None], n), 5, FitSettings(10.0, INTERVAL, softening=1e-9))
+        (whole, every), *folds = fits
+        assert len(folds) == 4 and len(whole) == 800 and len(every) == 500
+        for training, softened in folds:
+            assert len(softened) > 200 and set(softened) == set(every) & set(training)
 
 
 class TestErrors:
