@@ -82,7 +82,7 @@ class TestParts:
 
 
 class TestVAMPNet:
-    @pytest.mark.parametrize("epoch", [0, 3])
+    @pytest.mark.parametrize("epoch", [0, 3, -1])
     def test_goes_on_as_if_nothing_had_happened(self, epoch):
         """Optimiser, shuffling, probes, dropout and the best weights; early stopping too."""
         _, tokens = sqrt_data(1000)
@@ -92,7 +92,7 @@ class TestVAMPNet:
         settings = {"epochs": 12, "batch_size": 200, "lr": 0.1, "patience": 2, "gradient_penalty": 0.01}
         whole = train_vampnet(model, tokens, 1, 1, **settings)
         assert whole.best_epoch < len(whole.history["train"]) - 1
-        kept = []
+        kept, epoch = [], epoch % len(whole.history["train"])
 
         def progress(done, *scores):
             if done == epoch:

@@ -240,6 +240,14 @@ def test_trajectories_are_not_stitched():
     assert joined.model.singular_values[0] < 0.9995
 
 
+def test_error_of_a_score_that_one_block_alone_does_not_have():
+    """A test block in each of two basins: the error is that of either's frames, not of leaving out a basin."""
+    rng = np.random.default_rng(0)
+    runs = [as_tokens(0.1 * rng.normal(size=(800, 2)) + shift) for shift in (-1, 1)]
+    result = small(runs, lag=20, epochs=2)
+    assert result.test_score > 1.95 and 0 < result.test_error < 0.02
+
+
 def test_plain_lobe_and_no_validation():
     _, tokens = sqrt_data(3000)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))

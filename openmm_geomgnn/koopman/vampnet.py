@@ -38,8 +38,8 @@ class VAMPNetResult:
         Index into the history of the weights that were kept.
     test_score, test_error : float or None
         VAMP-2 of the same functions, after training, on blocks that had no part in it, and its standard error (jackknife
-        over the blocks; None for fewer than two). The best of the validation scores is not that of fresh data: it was
-        chosen.
+        over parts of the blocks; None for a single short one). The best of the validation scores is not that of fresh
+        data: it was chosen.
     """
 
     lobe: nn.Module
@@ -335,6 +335,7 @@ class _Scores:
         if not all(np.isfinite(x).all() for x in chi):
             raise GeomGNNError(f"The network's outputs are not finite after epoch {epoch}: take a lower learning rate or "
                                "a larger batch.")
+        self._lag = lag
         self._moments = lambda segments: covariances([s.take(chi) for s in segments], lag, data.segment_weights(segments),
                                                      reversible)
         self._model = vamp(self._moments(training), epsilon=epsilon).truncate(dim)
@@ -345,13 +346,29 @@ class _Scores:
         return vamp_score(self._model, self._moments(segments)) if segments else None
 
     def error(self, segments) -> float | None:
-        """Its standard error (jackknife over up to _JACKKNIFE groups of segments); None for fewer than two segments."""
-        n = min(_JACKKNIFE, len(segments))
+        """Its standard error, by a jackknife: one part of each segment is left out at a time, or, where they are too short
+        to be cut into parts of 1.5 lags, segments in turn. None where neither leaves two groups.
+
+        Without a part of each, the rest still is of all basins, which a segment by itself need not be.
+        """
+        shortest = max(self._lag + 1, 3 * self._lag // 2)
+        count = min(((s.stop - s.start) // shortest for s in segments), default=0)
+        groups = [[s] for s in segments]
+        if count > 1:
+            cut = [_cut(s, min(count, _JACKKNIFE)) for s in segments]
+            groups = [list(group) for group in zip(*cut, strict=True)]
+        elif len(groups) > _JACKKNIFE:
+            groups = [segments[k::_JACKKNIFE] for k in range(_JACKKNIFE)]
+        n = len(groups)
         if n < 2:
             return None
-        kept = [[s for i, s in enumerate(segments) if i % n != group] for group in range(n)]
-        scores = np.array([self.of(rest) for rest in kept])
+        scores = np.array([self.of([s for other in groups if other is not group for s in other]) for group in groups])
         return float(np.sqrt((n - 1) / n * np.sum((scores - scores.mean()) ** 2)))
+
+
+def _cut(segment: Segment, count: int) -> list[Segment]:
+    edges = np.linspace(segment.start, segment.stop, count + 1).astype(int).tolist()
+    return [Segment(segment.trajectory, *ends) for ends in zip(edges[:-1], edges[1:], strict=True)]
 
 
 def _final_model(lobe, data: _Data, lag, dim, reversible, epsilon) -> KoopmanModel:
