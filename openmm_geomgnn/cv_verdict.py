@@ -42,11 +42,17 @@ def judge(facts):
 def judge_student(facts, r2):
     """The verdict on a student: that on its teacher, whose `facts` are known, and how well it reproduces it (R2)."""
     teacher = facts.get("verdict")
-    reasons = [(teacher["grade"], f"its teacher: {reason}") for reason in teacher["reasons"]] if teacher else []
+    reasons = [(teacher["grade"], _of_the_teacher(reason)) for reason in teacher["reasons"]] if teacher else []
     if min(r2) < GOOD_R2:
         grade = "not usable" if min(r2) < LEAST_R2 else "weak"
         reasons.append((grade, f"it reproduces its teacher with an R2 of {min(r2):.3f} on held-out frames only"))
     return _verdict(reasons)
+
+
+def _of_the_teacher(reason):
+    if reason.startswith("it "):
+        return f"its teacher {reason[3:]}"
+    return f"its teacher's {reason}" if reason.startswith("cv.") else f"for its teacher, {reason}"
 
 
 def in_words(verdict):

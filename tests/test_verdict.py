@@ -109,7 +109,9 @@ class TestVerdict:
     def test_a_student_is_no_better_than_its_teacher(self):
         teacher = {"verdict": judge({**self.GOOD, "transitions": [2]})}
         inherited = judge_student(teacher, [0.999])
-        assert inherited["grade"] == "weak" and inherited["reasons"][0].startswith("its teacher: it has 2 transitions")
+        assert inherited["grade"] == "weak" and inherited["reasons"][0].startswith("its teacher has 2 transitions between")
+        poor = {"verdict": judge({**self.GOOD, "vamp2_held_out": 1.01})}
+        assert judge_student(poor, [1.0])["reasons"][0].startswith("for its teacher, the held-out VAMP-2 score is 1.010")
         assert judge_student({}, [0.999, 0.99]) == {"grade": "usable", "reasons": []}
         assert judge_student({}, [0.999, 0.9])["grade"] == "weak" and judge_student({}, [0.3])["grade"] == "not usable"
 
