@@ -94,6 +94,14 @@ class TestTruncated:
             found = load_trajectory(cut, TOPOLOGY, stride=2, allow_truncated=True)
         np.testing.assert_array_equal(found.xyz, expected.xyz[:7:2])
 
+    def test_a_dcd_file_cut_between_two_frames(self, tmp_path):
+        """There is no part of another frame: only the header tells."""
+        path = tmp_path / "a.dcd"
+        frames(4, box=None).save(str(path))
+        path.write_bytes(path.read_bytes()[: -3 * (8 + 4 * 22)])
+        with pytest.raises(GeomGNNError, match="it holds 3 whole frames of the 4 that its header counts. Copy"):
+            TrajectoryFile(path, TOPOLOGY)
+
     def test_commands(self, geomgnn, encoder, tmp_path):
         pytest.importorskip("zarr")
         frames(80).save(str(tmp_path / "whole.dcd"))
