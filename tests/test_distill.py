@@ -217,7 +217,7 @@ class TestInSimulations:
         summary = workflow.run_protocol(load_protocol(path))
         assert (run / "cv.safetensors").read_bytes() == (files / "student.cv.safetensors").read_bytes()
         assert summary["biased_ns"] == pytest.approx(0.0012) and not (run / "unbiased").exists()
-        assert len(summary["cv_in_basin_spread"]) == 2
+        assert len(summary["teacher_in_basin_spread"]) == 2
         for settings, message in [
             ({"cv.components": 1}, "has 2 components, but cv.components is 1: set cv.components to 2"),
             ({"cv.lag": "2 ps"}, "file says what the CV is, so lag would change nothing"),

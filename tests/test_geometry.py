@@ -1,14 +1,17 @@
 """Coordinates that cannot be those of the molecule are refused before anything runs; those that can be are not."""
 
+import warnings
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
+import mdtraj
 import numpy as np
 import openmm
 import pytest
 from openmm import app, unit
 
+from openmm_geomgnn.cli.first_frames import check_first_frames
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.geometry import check_geometry
 from openmm_geomgnn.sampling.relaxation import hottest_start
@@ -228,6 +231,38 @@ def test_bonds_of_which_nothing_is_known():
     water = [[0, 0, 0], [0.096, 0, 0], [-0.024, 0.093, 0], [0, 0, 0]]
     positions = np.array([*water, [1, 0, 0], [1.38, 0, 0], [1.6, 0.3, 0], [0, 0.24, 0]])
     assert check_geometry(topology, positions) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- trajectories
+
+
+def test_first_frames_of_trajectories(shared_data, tmp_path):
+    """Data that exist may be strange, but not in the wrong unit: mdtraj takes the numbers in a DCD file for angstrom."""
+    topology = mdtraj.load(str(ALA2)).topology
+    frames = np.tile(mdtraj.load(str(ALA2)).xyz, (3, 1, 1))
+    paths = {}
+    for name, factor in (("good", 1.0), ("small", 0.1)):
+        paths[name] = tmp_path / f"{name}.dcd"
+        mdtraj.Trajectory(factor * frames, topology).save_dcd(str(paths[name]))
+    box = np.array([1.2, 1.3, 1.4])
+    cut = mdtraj.Trajectory(frames - np.floor(frames / box) * box, topology)
+    assert np.abs(cut.xyz - frames).max() > 1
+    cut.save_dcd(str(tmp_path / "torn.dcd"))
+    cut.unitcell_lengths, cut.unitcell_angles = np.tile(box, (3, 1)), np.full((3, 3), 90.0)
+    cut.save_dcd(str(tmp_path / "cut.dcd"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_first_frames([paths["good"], tmp_path / "cut.dcd"], topology)
+        for name in ("ala2_plumed_masterclass", "chignolin"):
+            folder = shared_data / "trajectories" / name
+            pdb = next(path for path in sorted(folder.rglob("*.pdb")))
+            files_ = [path for ending in ("xtc", "dcd") for path in sorted(folder.rglob(f"*.{ending}"))]
+            assert files_
+            check_first_frames(files_, mdtraj.load(str(pdb)).topology)
+    with pytest.warns(UserWarning, match="torn.dcd has bonds that no molecule has.*needs its box"):
+        check_first_frames([tmp_path / "torn.dcd"], topology)
+    with pytest.raises(GeomGNNError, match="The first frame of .*small.dcd has bonds that are 10 times too short"):
+        check_first_frames([paths["good"], paths["small"]], topology)
 
 
 # ------------------------------------------------------------------------------------------------------- after relaxation

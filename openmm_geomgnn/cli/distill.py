@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import numpy as np
 
+from openmm_geomgnn.cli.first_frames import check_first_frame
 from openmm_geomgnn.cli.progress import progress_bars, say
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.cv_verdict import GOOD_R2, in_words
@@ -43,6 +44,8 @@ def _distill(settings):
     trajectories = [
         load_trajectory(path, topology, settings.stride, settings.allow_truncated) for path in settings.trajectories
     ]
+    for path, trajectory in zip(settings.trajectories, trajectories, strict=True):
+        check_first_frame(trajectory, path, cv.selection)
     chosen = {field.name: getattr(settings, field.name) for field in fields(DistillSettings)}
     chosen["displacement"] *= NM_TO_ANGSTROM
     say(f"teacher {settings.cv.name}; {sum(map(len, trajectories))} frames in {len(trajectories)} trajectories")

@@ -2,8 +2,10 @@
 
 import time
 
+from openmm_geomgnn.cli.first_frames import check_first_frames
 from openmm_geomgnn.cli.progress import bar, say
 from openmm_geomgnn.embedding import EmbedSettings, embed_trajectories
+from openmm_geomgnn.selection import as_topology
 
 
 def run_embed(embed, overwrite=False, source=None):
@@ -16,6 +18,7 @@ def run_embed(embed, overwrite=False, source=None):
         chunk=embed.chunk,
         allow_truncated=embed.allow_truncated,
     )
+    check_first_frames(embed.trajectories, as_topology(embed.topology), embed.selection, embed.allow_truncated)
     with bar("Embedding", "frames") as update:
         speed = _Speed()
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 
 from openmm_geomgnn.cli.config import lag_in_frames
+from openmm_geomgnn.cli.first_frames import check_first_frame
 from openmm_geomgnn.cli.folder import input_files
 from openmm_geomgnn.cli.progress import say
 from openmm_geomgnn.cli.workflow import describe, fit_settings, fit_with_progress
@@ -31,6 +32,8 @@ def _fit(fit):
     topology = as_topology(fit.topology)
     if fit.embeddings is None:
         trajectories = [load_trajectory(path, topology, fit.stride, fit.allow_truncated) for path in fit.trajectories]
+        for path, trajectory in zip(fit.trajectories, trajectories, strict=True):
+            check_first_frame(trajectory, path, fit.cv.selection)
         lengths = [len(trajectory) for trajectory in trajectories]
         times = [
             (path.name, part.time if path.suffix.lower() in WITH_TIMES else None)

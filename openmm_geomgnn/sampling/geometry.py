@@ -39,7 +39,7 @@ _L_AMINO_ACIDS = frozenset(
 _CENTRES = [(None, ("CA", "N", "C", "CB")), ("ILE", ("CB", "CA", "CG1", "CG2")), ("THR", ("CB", "CA", "OG1", "CG2"))]
 
 
-def check_geometry(topology, positions, where="The structure"):
+def check_geometry(topology, positions, where="The structure", strict=True):
     """Remarks on the coordinates of a topology: a list of sentences, empty where all is as expected.
 
     Parameters
@@ -51,6 +51,8 @@ def check_geometry(topology, positions, where="The structure"):
         nm
     where : str
         What the coordinates are, as the beginning of a sentence.
+    strict : bool
+        If False, of data that exist, broken bonds and molecules out of reach are remarks as well.
 
     Raises
     ------
@@ -59,9 +61,17 @@ def check_geometry(topology, positions, where="The structure"):
         long or short, two atoms in one place, molecules out of reach of one another.
     """
     frame = _Frame(topology, np.asarray(positions, dtype=np.float64), where)
-    for check in (_check_finite, _check_one_point, _check_unit, _check_bonds, _check_coincidence):
+    for check in (_check_finite, _check_one_point, _check_unit):
         check(frame)
-    return [*_far_apart(frame), *_strained(frame), *_clashes(frame), *_inverted(frame)]
+    try:
+        _check_bonds(frame)
+        _check_coincidence(frame)
+        remarks = _far_apart(frame)
+    except GeomGNNError as error:
+        if strict:
+            raise
+        return [str(error)]
+    return [*remarks, *_strained(frame), *_clashes(frame), *_inverted(frame)]
 
 
 class _Frame:
@@ -194,12 +204,11 @@ def _check_bonds(frame):
     broken = frame.bonds_outside(*BROKEN)
     if not len(broken):
         return
-    gaps = [k for k in broken if _is_link(frame, k) and frame.ratios[k] > 1]
     shown = [
         f"{frame.name(i)} and {frame.name(j)} over {10 * frame.lengths[k]:.1f} A"
-        for k, (i, j) in zip(gaps or broken, frame.bonds[gaps or broken], strict=True)
+        for k, (i, j) in zip(broken, frame.bonds[broken], strict=True)
     ]
-    if gaps:
+    if all(_is_link(frame, k) and frame.ratios[k] > 1 for k in broken):
         raise GeomGNNError(
             f"{frame.where} has a gap in its chain. Residues that follow each other in a chain are bonded, here "
             f"{_listed(shown)}. Build the missing residues (PDBFixer), or make two chains of it (a TER record, and capped "
