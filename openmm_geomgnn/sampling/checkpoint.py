@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import openmm
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from openmm_geomgnn.errors import GeomGNNError
@@ -16,6 +15,7 @@ from openmm_geomgnn.files import atomic_write, sha256
 from openmm_geomgnn.integrators import has_virtual_sites
 from openmm_geomgnn.sampling.outputs import Written
 from openmm_geomgnn.sampling.systems import SystemSettings
+from torchmdnet_ext.tensor_files import CHECKSUM, DamagedFile, is_as_written, read_tensor_file, with_checksum
 
 FORMAT = "openmm-geomgnn run"
 VERSION = 2
@@ -53,37 +53,45 @@ def save_checkpoint(path, checkpoint):
         "fingerprint": checkpoint.fingerprint,
     }
     with atomic_write(path) as temporary:
-        save_file(arrays, temporary, metadata={"run": json.dumps(metadata)})
+        save_file(arrays, temporary, metadata={"run": json.dumps(with_checksum(metadata, arrays))})
 
 
 def load_checkpoint(path):
     """Read what `save_checkpoint` wrote. Raises GeomGNNError for a damaged file, another kind or a later version."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {}).get("run", "null"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        metadata, arrays = read_tensor_file(path, "run", framework="numpy")
+    except (FileNotFoundError, DamagedFile) as error:
         raise GeomGNNError(
             f"The checkpoint {path} cannot be read ({error}): it is damaged. Restore it, or start the run anew in "
             "another folder."
         ) from error
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+    if metadata is None or metadata.get("format") != FORMAT:
         raise GeomGNNError(f"{path} is not the checkpoint of a run. Start the run in another folder.")
-    if metadata["version"] > VERSION:
+    version = metadata.get("version")
+    if type(version) is int and version > VERSION:
         raise GeomGNNError(
-            f"{path} has version {metadata['version']} of the format, and this code reads up to {VERSION}: update "
+            f"{path} has version {version} of the format, and this code reads up to {VERSION}: update "
             "openmm-geomgnn, or start the run anew in another folder."
         )
-    for version in range(metadata["version"], VERSION):
-        metadata, arrays = _MIGRATIONS[version](metadata, arrays)
-    return Checkpoint(
-        step=metadata["step"],
-        bias=_part(arrays, "bias."),
-        walkers=[arrays[f"walker.{i}"].tobytes() for i in range(metadata["n_walkers"])],
-        heat=_part(arrays, "heat."),
-        written=Written(**metadata["written"]),
-        fingerprint=metadata["fingerprint"],
-    )
+    try:
+        # those of version 2 that were written first have no checksum
+        if CHECKSUM in metadata and not is_as_written(metadata, arrays):
+            raise ValueError("its content does not have the checksum that it states")
+        for older in range(version, VERSION):
+            metadata, arrays = _MIGRATIONS[older](metadata, arrays)
+        return Checkpoint(
+            step=int(metadata["step"]),
+            bias=_part(arrays, "bias."),
+            walkers=[arrays[f"walker.{i}"].tobytes() for i in range(metadata["n_walkers"])],
+            heat=_part(arrays, "heat."),
+            written=Written(**metadata["written"]),
+            fingerprint=dict(metadata["fingerprint"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise GeomGNNError(
+            f"The checkpoint {path} cannot be used ({error}): it is damaged. Restore it, or start the run anew in another "
+            "folder."
+        ) from error
 
 
 def _part(arrays, prefix):

@@ -272,12 +272,19 @@ def _open_dcd(path, mode="rb"):
 def _layout(file, path):
     """Read the header; the file is left at its first frame."""
     head = file.read(_DCD_HEADER)
+    damaged = GeomGNNError(f"{path} is not a DCD trajectory: it was damaged or replaced. Restore it, or start anew.")
     if len(head) < _DCD_HEADER or head[4:8] != b"CORD" or struct.unpack_from("<i", head)[0] != 84:
-        raise GeomGNNError(f"{path} is not a DCD trajectory: it was damaged or replaced. Restore it, or start anew.")
+        raise damaged
     n_frames, first, interval = struct.unpack_from("<iii", head, _DCD_COUNT)
     box = 56 if struct.unpack_from("<i", head, _DCD_BOX)[0] == 1 else 0
-    (comments,) = struct.unpack("<i", file.read(4))
-    file.seek(comments + 8, os.SEEK_CUR)
-    (n_atoms,) = struct.unpack("<i", file.read(4))
-    start = file.seek(4, os.SEEK_CUR)
+    try:
+        (comments,) = struct.unpack("<i", file.read(4))
+        file.seek(comments + 8, os.SEEK_CUR)
+        (n_atoms,) = struct.unpack("<i", file.read(4))
+        start = file.seek(4, os.SEEK_CUR)
+    except (struct.error, OSError, ValueError) as error:  # it ends there, or points before its beginning
+        raise damaged from error
+    size = os.fstat(file.fileno()).st_size
+    if comments < 0 or n_frames < 0 or n_atoms < 1 or start > size or (n_frames and 12 * n_atoms > size):
+        raise damaged
     return _Layout(start, box + 3 * (8 + 4 * n_atoms), box, n_frames, n_atoms, first, interval)
