@@ -124,6 +124,10 @@ class TestHeatGuard:
         assert temperatures.var() == pytest.approx(2 / self.degrees, rel=0.05)
         time, guard = self.stopped(temperatures)
         assert time is None and guard.overall_mean == pytest.approx(300 * temperatures.mean(), rel=1e-12)
+        # which a checkpoint keeps, though not every row
+        arrays = guard.to_arrays()
+        again = HeatGuard(300.0, self.degrees, self.friction, self.interval, n_walkers, state=arrays)
+        assert len(arrays["rows"]) < temperatures.size and again.overall_mean == guard.overall_mean
         # nor does what is tolerated
         assert self.stopped(1.02 * temperatures)[0] is None
 
