@@ -9,7 +9,7 @@ from molecules import ALA2, random_cv
 from openmm import app, unit
 
 from openmm_geomgnn import GeomGNNCV
-from openmm_geomgnn.cli import reporting, workflow
+from openmm_geomgnn.cli import results, workflow
 from openmm_geomgnn.cli.config import load_protocol
 from openmm_geomgnn.cli.names import TOPOLOGY
 from openmm_geomgnn.errors import GeomGNNError
@@ -131,7 +131,7 @@ def test_damaged_dcd(tmp_path):
 def test_the_report_reads_the_same(dimer):
     protocol, trajectory = dimer
     (path,) = (protocol.output / "unbiased").glob("*.dcd")
-    again = reporting._frames(path, trajectory.topology)
+    again = results._frames(path, trajectory.topology)
     np.testing.assert_array_equal(again.xyz, trajectory.xyz)
     np.testing.assert_allclose(again.unitcell_vectors, BOX * np.tile(np.eye(3), (10, 1, 1)), atol=1e-6)
     loaded = mdtraj.load(str(path), top=trajectory.topology)
