@@ -186,7 +186,10 @@ def test_damaged_files(name, damage, whole, tmp_path, monkeypatch):
     path.write_bytes(content)
     found = told(KINDS[name][1], path)
     assert contents(tmp_path) == {Path(name): content}
-    if KINDS[name][2]:
+    if name == "index.json" and found is not None:  # as text it may look different
+        expected = json.loads(whole[name])
+        assert all(found[key] == value for key, value in expected.items() if key != "checksum")
+    elif KINDS[name][2]:
         assert found is None or content == whole[name]
 
 

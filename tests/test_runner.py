@@ -57,6 +57,7 @@ def test_a_checkpoint_of_version_1_goes_on(tmp_path):
     with safe_open(path, framework="numpy") as file:
         metadata = json.loads(file.metadata()["run"])
         arrays = {name: file.get_tensor(name) for name in file.keys()}
+    del metadata["checksum"]
     heat = {name: arrays.pop(name) for name in list(arrays) if name.startswith("heat.")}
     save_file(arrays | {"temperatures": heat["heat.rows"]}, path, {"run": json.dumps(metadata | {"version": 1})})
     again = load_checkpoint(path)
