@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -232,6 +233,28 @@ class TestAgain:
         summary = workflow.run_protocol(load(unbiased__comparison_length="0.5 ps", analysis={}))
         assert math.isnan(summary["unbiased_ns"]) and math.isnan(summary["crossings"])
         assert not (copied / "comparison").exists()
+
+    def test_a_comparison_that_was_stopped_keeps_its_length(self, load, copied, monkeypatch):
+        class Stop(BaseException):
+            pass
+
+        @contextmanager
+        def stopping(*words):
+            def update(done, *more):
+                if done > 7:
+                    raise Stop
+
+            yield update
+
+        shutil.rmtree(copied / "comparison")
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(workflow, "bar", stopping)
+            workflow._comparison(load(unbiased__comparison_length="12 ps"))
+        # less is wanted now, then more
+        for wanted, lengths in (("8 ps", [6, 6]), ("16 ps", [6, 6, 2, 2])):
+            workflow._comparison(load(unbiased__comparison_length=wanted))
+            paths = sorted((copied / "comparison").glob("trajectory.*.dcd"))
+            assert [len(read_dcd(path)) for path in paths] == lengths
 
     @pytest.mark.slow
     def test_killed_at_any_moment(self, finished, protocol_file, tmp_path):
