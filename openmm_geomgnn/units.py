@@ -2,10 +2,10 @@
 
 import math
 import re
-from difflib import get_close_matches
 from numbers import Real
 
 from openmm_geomgnn.errors import GeomGNNError
+from torchmdnet_ext.arguments import did_you_mean
 
 BOLTZMANN = 0.00831446261815324  # kJ/mol/K
 NM_TO_ANGSTROM = 10.0
@@ -132,16 +132,6 @@ def parse_unit(text):
     if tokens:
         raise GeomGNNError(f"'{text.strip()}' is not a unit: it has a ')' too many.")
     return result
-
-
-def did_you_mean(word, known):
-    """The question "Did you mean 'x'?", after a space, with the known word nearest to `word`; "" where none is near."""
-    known = list(known)
-    lowered = {name.lower(): name for name in reversed(known)}
-    if str(word).lower() in lowered:
-        return f" Did you mean '{lowered[str(word).lower()]}'?"
-    near = get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.5)
-    return f" Did you mean '{lowered[near[0]]}'?" if near else ""
 
 
 def _read(text, wanted, shown, name):

@@ -1,13 +1,16 @@
 """Arguments that users write by hand: what is misspelt is refused with a guess at what was meant."""
 
-import inspect
 from difflib import get_close_matches
 
 
-def did_you_mean(name, known):
-    """" Did you mean 'x'?", or nothing where no known name is near."""
-    near = get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else ""
+def did_you_mean(word, known):
+    """The question "Did you mean 'x'?", after a space, with the known word nearest to `word`; "" where none is near."""
+    known = list(known)
+    lowered = {name.lower(): name for name in reversed(known)}
+    if str(word).lower() in lowered:
+        return f" Did you mean '{lowered[str(word).lower()]}'?"
+    near = get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.5)
+    return f" Did you mean '{lowered[near[0]]}'?" if near else ""
 
 
 def dataset_arguments(kind, given):
@@ -17,6 +20,8 @@ def dataset_arguments(kind, given):
 
     Raises ValueError if it is anything else, or names an argument that does not exist.
     """
+    import inspect
+
     import yaml  # TorchMD-Net's own
 
     if isinstance(given, str):
