@@ -10,6 +10,7 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing
 from openmm_geomgnn.formats import check_format, reason
 from openmm_geomgnn.trajectory_bytes import extent, times_at
+from openmm_geomgnn.trajectory_heads import check_heads, check_streams
 from torchmdnet_ext.quiet import without_lines
 
 WITH_TIMES = (".xtc", ".trr", ".h5")  # formats that always hold the times of their frames
@@ -42,7 +43,7 @@ class TrajectoryFile(Closing):
     Raises
     ------
     GeomGNNError
-        If the file cannot be read, does not have the atoms of the topology, or ends too early.
+        If the file cannot be read, is damaged, does not have the atoms of the topology, or ends too early.
     """
 
     def __init__(self, path, topology, allow_truncated=False):
@@ -53,6 +54,7 @@ class TrajectoryFile(Closing):
         check_format(self.path)
         try:
             with _explained(self.path, topology):
+                check_heads(self.path)
                 self._open()
                 found = None if self._handle is None else extent(self.path, self._handle, topology.n_atoms)
             if found is not None and found.truncated:
@@ -93,14 +95,19 @@ class TrajectoryFile(Closing):
     def __len__(self):
         return self._frames
 
-    def blocks(self, start, stop, stride=1):
+    def blocks(self, start, stop, stride=1, finite=True):
         """Yield mdtraj.Trajectory pieces, a bounded amount of memory each, with the frames range(start, stop, stride).
+
+        finite : bool
+            Refuse frames with coordinates that are not finite numbers.
 
         Raises
         ------
         GeomGNNError
             If the file is damaged there or has other atoms.
         """
+        import numpy as np
+
         frames = range(start, stop, stride)
         size = max(1, BLOCK_BYTES // (12 * max(1, self.topology.n_atoms)))
         for first in range(0, len(frames), size):
@@ -112,11 +119,20 @@ class TrajectoryFile(Closing):
                     f"{self.path.name} ends before frame {numbers[-1]}, although it is said to have {len(self)} frames: it "
                     "is truncated or damaged. Copy it again from where it was made."
                 )
+            if finite and not np.isfinite(piece.xyz).all():
+                bad = numbers[int(np.flatnonzero(~np.isfinite(piece.xyz).all(axis=(1, 2)))[0])]
+                raise GeomGNNError(
+                    f"Frame {bad} of {self.path.name} has coordinates that are not finite numbers: the file is damaged, or "
+                    "the simulation failed there. Copy it again from where it was made, or leave those frames out."
+                )
             yield piece
 
     def _read(self, numbers):
         if self._whole is not None:
             return self._whole[numbers.start : numbers.stop : numbers.step]
+        if self.path.suffix.lower() == ".xtc":
+            offsets = self._handle.offsets[numbers.start : numbers.stop : numbers.step]
+            check_streams(self.path, offsets, numbers.start, numbers.step)
         self._handle.seek(numbers.start)
         arguments = {"n_frames": len(numbers), "stride": None if numbers.step == 1 else numbers.step}
         if hasattr(self._handle, "topology"):  # a format that holds it

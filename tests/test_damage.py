@@ -7,10 +7,14 @@ import json
 import math
 import os
 import shutil
+import struct
+import subprocess
+import sys
 import warnings
 from datetime import timedelta
 from pathlib import Path
 
+import mdtraj
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -235,6 +239,76 @@ def test_damaged_stores_of_embeddings(damage, number, tmp_path_factory):
     if found is not None:
         for array, expected in zip(found, read(folder / "whole.zarr"), strict=True):
             np.testing.assert_array_equal(array, expected)
+
+
+# --------------------------------------------------------------------------------------------------------- trajectories
+
+# name of the file -> number of atoms: ten or more are compressed in an XTC file
+TRAJECTORIES = {"a.xtc": 22, "small.xtc": 5, "a.trr": 22, "a.dcd": 22, "fixed.dcd": 22}
+WORDS = (0, 1, -1, 2, 8, 9, 73, 2**31 - 1, -(2**31), 1 << 24, -92, -96)
+
+
+def write_trajectory(path, n_frames=6):
+    molecule = ala2().atom_slice(range(TRAJECTORIES[path.name]))
+    xyz = molecule.xyz + 0.02 * np.random.default_rng(0).normal(size=(n_frames, molecule.n_atoms, 3))
+    made = mdtraj.Trajectory(xyz, molecule.topology, time=2.0 * np.arange(n_frames))
+    made.unitcell_vectors = np.tile(3 * np.eye(3), (n_frames, 1, 1))
+    made.save(str(path))
+    if path.name == "fixed.dcd":
+        path.write_bytes(with_fixed_atoms(path.read_bytes(), molecule.n_atoms, 4))
+
+
+def with_fixed_atoms(content, n_atoms, fixed):
+    """A DCD file in which the first atoms do not move: frames after the first have the others only, which the head lists."""
+    free, head = n_atoms - fixed, bytearray(content[: len(content) % (80 + 12 * n_atoms) or None])
+    frames = np.frombuffer(content[len(head) :], np.uint8).reshape(-1, 80 + 12 * n_atoms)
+    struct.pack_into("<i", head, 40, fixed)
+    head += struct.pack(f"<{free + 2}i", 4 * free, *range(fixed + 1, n_atoms + 1), 4 * free) + frames[0].tobytes()
+    mark = struct.pack("<i", 4 * free)
+    for frame in frames[1:]:
+        axes = frame[56:].reshape(3, 8 + 4 * n_atoms)[:, 4 + 4 * fixed : -4]
+        head += frame[:56].tobytes() + b"".join(mark + axis.tobytes() + mark for axis in axes)
+    return bytes(head)
+
+
+def any_damage(content, rng):
+    """As `damaged`, or another number in one of the heads of frames, where C code believes it."""
+    if rng.random() < 0.5:
+        kinds = ["flip", "flip", "set", "cut", "remove", "repeat"]
+        once = [([60, HEADER, None][rng.integers(3)], rng.random(), kinds[rng.integers(6)], int(rng.integers(256)))]
+        return damaged(content, once * rng.integers(1, 3))
+    content = bytearray(content)
+    place = 4 * int(rng.integers([30, len(content) // 4][rng.integers(2)]))
+    struct.pack_into([">i", "<i"][rng.integers(2)], content, min(place, len(content) - 4), WORDS[rng.integers(len(WORDS))])
+    return bytes(content)
+
+
+def outcomes(paths, topology):
+    """What became of reading each of these files, in a process that may crash: [(name, outcome)]."""
+    child = Path(__file__).with_name("read_trajectories.py")
+    done = subprocess.run([sys.executable, child, topology, *paths], capture_output=True, text=True, timeout=300)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    if done.returncode != 0:
+        lines.append([paths[len(lines)].name, f"ended with {done.returncode}: {done.stderr[-1500:]}"])
+    return lines
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of memory is set as Linux does it")
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_damaged_trajectories(name, tmp_path):
+    """C code reads these: here a crash, a file without end, memory without end and NaN are errors as well."""
+    topology = tmp_path / "topology.pdb"
+    ala2().atom_slice(range(TRAJECTORIES[name])).save(str(topology))
+    write_trajectory(tmp_path / name)
+    whole, rng = (tmp_path / name).read_bytes(), np.random.default_rng(0)
+    paths = [tmp_path / name]
+    for number in range(12 * EXAMPLES // 5):
+        paths.append(tmp_path / f"{number}.{name}")
+        paths[-1].write_bytes(any_damage(whole, rng))
+    found = outcomes(paths, topology)
+    assert found[0] == [name, "read"]
+    assert [line for line in found if line[1] not in ("read", "refused")] == []
+    assert len(found) == len(paths) and "refused" in dict(found).values()
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

@@ -1,5 +1,6 @@
 """Trajectory files that end too early, and times that are not those of one continuous trajectory, are not taken silently."""
 
+import struct
 import sys
 import warnings
 from dataclasses import replace
@@ -14,6 +15,7 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.frame_times import frame_interval
 from openmm_geomgnn.store import Embeddings
 from openmm_geomgnn.trajectory_files import TrajectoryFile, load_trajectory
+from openmm_geomgnn.trajectory_heads import _bits, _compiled, _xtc_stream
 from torchmdnet_ext.checkpoints import write_encoder
 
 TOPOLOGY = ala2().topology
@@ -121,6 +123,56 @@ class TestTruncated:
         store = Embeddings.open(tmp_path / "a.zarr")
         store.check(content=True)
         assert store.lengths == [63] and store.trajectories[0]["truncated"]
+
+
+class TestDamaged:
+    """test_damage.py tries many more, in a process that may crash."""
+
+    @pytest.mark.parametrize("ending", ["dcd", "xtc", "trr", "nc"])
+    def test_not_finite(self, ending, tmp_path):
+        broken = frames(9)
+        broken.xyz[6, 3] = np.nan if ending != "xtc" else 0
+        broken.save(str(tmp_path / f"a.{ending}"))
+        if ending == "xtc":  # its coordinates are integers, divided by one number
+            content = bytearray((tmp_path / "a.xtc").read_bytes())
+            struct.pack_into(">f", content, int(mdtraj.open(str(tmp_path / "a.xtc")).offsets[6]) + 56, 0.0)
+            (tmp_path / "a.xtc").write_bytes(content)
+        with pytest.raises(GeomGNNError, match=f"^Frame 6 of a.{ending} has coordinates that are not finite numbers"):
+            load_trajectory(tmp_path / f"a.{ending}", TOPOLOGY, stride=3)
+        with TrajectoryFile(tmp_path / f"a.{ending}", TOPOLOGY) as file:
+            assert [len(piece) for piece in file.blocks(0, 6)] == [6]
+            assert [len(piece) for piece in file.blocks(0, 9, finite=False)] == [9]
+
+    def test_frames_without_coordinates(self, tmp_path):
+        """Of a TRR file, which may hold velocities more often: mdtraj gives what was in memory."""
+        path = tmp_path / "a.trr"
+        frames(4).save(str(path))
+        content = bytearray(path.read_bytes())
+        struct.pack_into(">2i", content, len(content) // 2 + 24 + 4 * 7, 0, 12 * 22)
+        path.write_bytes(content)
+        with pytest.raises(GeomGNNError, match="^Frame 2 of the trajectory .*a.trr holds no coordinates"):
+            TrajectoryFile(path, TOPOLOGY)
+
+    @pytest.mark.parametrize("n_atoms", [10, 22, 600])
+    @pytest.mark.parametrize("spread", [0, 1e-4, 0.1, 30])
+    def test_compressed_frames(self, n_atoms, spread, tmp_path):
+        """The atoms of an XTC frame end with its last byte, however they are spread and whoever counts."""
+        topology = mdtraj.Topology()
+        residue = topology.add_residue("X", topology.add_chain())
+        for _ in range(n_atoms):
+            topology.add_atom("H", mdtraj.element.hydrogen, residue)
+        xyz = spread * np.random.default_rng(0).normal(size=(3, n_atoms, 3))
+        xyz[1] += np.repeat(np.random.default_rng(1).uniform(0, 5, (n_atoms // 2, 3)), 2, axis=0)
+        path = tmp_path / "a.xtc"
+        mdtraj.Trajectory(xyz, topology).save(str(path))
+        np.testing.assert_allclose(load_trajectory(path, topology).xyz, xyz, atol=1e-3)
+        content = path.read_bytes()
+        for offset in mdtraj.open(str(path)).offsets:
+            atoms, big, small, size = _xtc_stream(content[offset : offset + 92])
+            stream = content[offset + 92 : offset + 92 + size]
+            bits = _bits(stream, size, atoms, big, small)
+            assert atoms == n_atoms and -(-bits // 8) == size
+            assert _compiled()(stream, size, atoms, big, small) == bits
 
 
 class TestTimes:

@@ -15,7 +15,7 @@ LAYERS = (
     ("torchmdnet_ext",),
     ("openmm_geomgnn.__init__", "openmm_geomgnn.errors"),
     ("openmm_geomgnn.units", "openmm_geomgnn.files", "openmm_geomgnn.locks", "openmm_geomgnn.processes"),
-    ("openmm_geomgnn.formats", "openmm_geomgnn.intervals"),
+    ("openmm_geomgnn.formats", "openmm_geomgnn.intervals", "openmm_geomgnn.trajectory_heads"),
     ("openmm_geomgnn.cv_file", "openmm_geomgnn.cv_verdict", "openmm_geomgnn.frame_times", "openmm_geomgnn.trajectory_bytes"),
     ("openmm_geomgnn.bond_graph", "openmm_geomgnn.unfinished"),
     ("openmm_geomgnn.engines", "openmm_geomgnn.selection", "openmm_geomgnn.trajectory_files"),

@@ -55,7 +55,7 @@ class Trajectory(Source):
         for path in files:
             topology, _ = self._system(path)
             with TrajectoryFile(path, topology) as file:
-                for frame in file.blocks(0, min(len(file), 1)):
+                for frame in file.blocks(0, min(len(file), 1), finite=False):
                     self._rows(path, frame)  # an error now if it has other atoms than the topology
                 bounds.append(np.arange(len(range(0, len(file), self.stride)) + 1) * topology.n_atoms)
         drawn = draw_from([np.arange(len(where) - 1) for where in bounds], self.number, seed)
@@ -75,7 +75,8 @@ class Trajectory(Source):
             make_whole = MoleculeMaker(topology, atoms)
             number, wanted = 0, None if chosen is None else set(chosen)
             with TrajectoryFile(path, topology) as file:
-                for frames in file.blocks(first * self.stride, (stop - 1) * self.stride + 1, self.stride):
+                # frames that are not finite are left out and counted below
+                for frames in file.blocks(first * self.stride, (stop - 1) * self.stride + 1, self.stride, finite=False):
                     for xyz, box in zip(frames.xyz[:, self._rows(path, frames)], _boxes(frames), strict=True):
                         if wanted is None or number in wanted:
                             if np.isfinite(xyz).all():
