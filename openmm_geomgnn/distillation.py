@@ -10,9 +10,9 @@ import torch
 from openmm_geomgnn.bond_graph import record_centres
 from openmm_geomgnn.cv_verdict import judge_student
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.fitting import stiffness
 from openmm_geomgnn.koopman.validation import hold_out_blocks
 from openmm_geomgnn.selection import as_topology, bonds_of, residue_table
+from openmm_geomgnn.stiffness import stiffness
 from openmm_geomgnn.students.augmentation import Moves
 from openmm_geomgnn.students.coordinates import InternalCoordinates, nearest_pairs, proper_torsions
 from openmm_geomgnn.students.cv import StudentCV, named_atoms
@@ -98,35 +98,9 @@ def distill(cv, topology, trajectories, settings=None, progress=None, unfinished
     gap = _frames_in_a_lag(cv, trajectories)
     split = _split([frames.numpy() for frames in whole], gap, settings.seed)
     bonds = _bonds(topology, teacher.atoms)
-    distances = nearest_pairs(_evenly(split[0], 100), bonds, _pairs(teacher.tokenizer.windows), settings.distances)
-    coordinates = InternalCoordinates(proper_torsions(bonds, len(atoms)), distances)
-    if len(coordinates) == 0:
-        raise GeomGNNError(
-            "The student would see nothing: its topology has no three bonds in a row, and distances is 0. Raise distances."
-        )
+    coordinates = _coordinates(split[0], bonds, teacher, settings.distances)
     labels = _ask_all(teacher, cv.content_hash(), _conformations(split, bonds, settings), progress, unfinished)
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        network = StudentNetwork(len(coordinates), settings.hidden, cv.dimension)
-    seen = coordinates.torsions, coordinates.distances
-    part, made_from = "student", fingerprint(*labels["training"], *labels["stopping"], *seen, asdict(settings))
-    result = train(
-        network,
-        coordinates,
-        labels["training"],
-        labels["stopping"],
-        gradient_weight=settings.gradient_weight,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        patience=settings.patience,
-        seed=settings.seed,
-        progress=lambda epoch, epochs, loss: progress("train", epoch, epochs),
-        resume=unfinished.load(part, made_from),
-        keep=lambda state: unfinished.save_now_and_then(part, made_from, state),
-    )
-    network.double()
+    network, result = _trained(coordinates, labels, cv.dimension, settings, progress, unfinished)
     facts = cv.training_information
     student = StudentCV(
         network,
@@ -138,26 +112,16 @@ def distill(cv, topology, trajectories, settings=None, progress=None, unfinished
         lag_time=cv.lag_time,
         training={name: facts[name] for name in _INHERITED if name in facts},
     )
-    student.training_information |= {
-        "teacher": {
-            "content_hash": cv.content_hash(),
-            "encoder": cv.encoder.name,
-            "mixer": cv.mixer.settings["name"],
-            "rate_300K_per_ps": facts.get("rate_300K_per_ps"),
-        },
-        "distillation": {
-            **{name: errors(network, coordinates, labels[name]) for name in REPORTED if len(labels[name].pos) > 1},
-            **{name: len(labels[name].pos) for name in ("training", "stopping")},
-            "frames": [len(frames) for frames in whole],
-            "largest": network.largest.tolist(),
-            "epochs": result["epochs"],
-            "best_epoch": result["best_epoch"],
-            "seed": settings.seed,
-        },
+    distillation = {
+        **_quality(network, coordinates, labels),
+        "frames": [len(frames) for frames in whole],
+        "largest": network.largest.tolist(),
+        "epochs": result["epochs"],
+        "best_epoch": result["best_epoch"],
+        "seed": settings.seed,
     }
-    student.training_information["verdict"] = judge_student(
-        facts, student.training_information["distillation"]["held_out"]["r2"]
-    )
+    student.training_information |= {"teacher": _teacher_facts(cv), "distillation": distillation}
+    student.training_information["verdict"] = judge_student(facts, distillation["held_out"]["r2"])
     figures = stiffness(student, topology, whole, 1.0, progress=lambda done, total: progress("stiffness", done, total))
     # the spread within a basin takes frames at even times: it is that of the teacher
     student.training_information |= {name: figures[name] for name in ("rate_300K_per_ps", "range")}
@@ -223,6 +187,17 @@ def _split(parts, gap, seed):
     return tuple(np.concatenate([segment.take(parts) for segment in part]) for part in split)
 
 
+def _coordinates(frames, bonds, teacher, number):
+    """The `InternalCoordinates` that a student sees: torsions, and at most `number` distances that are short in `frames`."""
+    distances = nearest_pairs(_evenly(frames, 100), bonds, _pairs(teacher.tokenizer.windows), number)
+    coordinates = InternalCoordinates(proper_torsions(bonds, len(teacher.atoms)), distances)
+    if len(coordinates) == 0:
+        raise GeomGNNError(
+            "The student would see nothing: its topology has no three bonds in a row, and distances is 0. Raise distances."
+        )
+    return coordinates
+
+
 def _conformations(split, bonds, settings):
     """What the teacher is asked about, (K, n, 3) each: to train on, to stop by, and what errors are reported on."""
     training, stopping, held_out = split
@@ -271,6 +246,49 @@ def _ask_all(teacher, teacher_hash, sets, progress, unfinished):
             pieces.append(Labels(*found))
         labels[name] = Labels(*map(torch.cat, zip(*pieces, strict=True)))
     return labels
+
+
+def _trained(coordinates, labels, dimension, settings, progress, unfinished):
+    """A student's network, in double precision, and what `students.training.train` says of its training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = StudentNetwork(len(coordinates), settings.hidden, dimension)
+    seen = coordinates.torsions, coordinates.distances
+    part, made_from = "student", fingerprint(*labels["training"], *labels["stopping"], *seen, asdict(settings))
+    result = train(
+        network,
+        coordinates,
+        labels["training"],
+        labels["stopping"],
+        gradient_weight=settings.gradient_weight,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        patience=settings.patience,
+        seed=settings.seed,
+        progress=lambda epoch, epochs, loss: progress("train", epoch, epochs),
+        resume=unfinished.load(part, made_from),
+        keep=lambda state: unfinished.save_now_and_then(part, made_from, state),
+    )
+    return network.double(), result
+
+
+def _teacher_facts(cv):
+    """What a student's file says of its teacher."""
+    return {
+        "content_hash": cv.content_hash(),
+        "encoder": cv.encoder.name,
+        "mixer": cv.mixer.settings["name"],
+        "rate_300K_per_ps": cv.training_information.get("rate_300K_per_ps"),
+    }
+
+
+def _quality(network, coordinates, labels):
+    """Errors on each set of frames that they are reported on, and how many frames it was trained on and stopped by."""
+    return {
+        **{name: errors(network, coordinates, labels[name]) for name in REPORTED if len(labels[name].pos) > 1},
+        **{name: len(labels[name].pos) for name in ("training", "stopping")},
+    }
 
 
 def _evenly(frames, number):

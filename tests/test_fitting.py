@@ -12,12 +12,13 @@ from openmm_geomgnn import fitting
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.fitting import FitSettings, _feature_rates, fit_cv, stiffness
+from openmm_geomgnn.fitting import FitSettings, _feature_rates, fit_cv
 from openmm_geomgnn.koopman import fit_linear
 from openmm_geomgnn.mixers import make_mixer
 from openmm_geomgnn.sampling.unbiased import run_unbiased
 from openmm_geomgnn.sampling.walker import WalkerSpec
 from openmm_geomgnn.selection import select_atoms
+from openmm_geomgnn.stiffness import stiffness
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.training_data import even_frames
 from openmm_geomgnn.whole import SelectedMolecule

@@ -27,7 +27,7 @@ LAYERS = (
     ("openmm_geomgnn.embedding_workers", "openmm_geomgnn.koopman", "openmm_geomgnn.mixers"),
     ("openmm_geomgnn.mixer_readout",),
     ("openmm_geomgnn.readout",),
-    ("openmm_geomgnn.cv", "openmm_geomgnn.embedding"),
+    ("openmm_geomgnn.cv", "openmm_geomgnn.embedding", "openmm_geomgnn.stiffness"),
     ("openmm_geomgnn.backends", "openmm_geomgnn.fitting", "openmm_geomgnn.integrators"),
     ("openmm_geomgnn.distillation", "openmm_geomgnn.force"),
     ("openmm_geomgnn.sampling",),

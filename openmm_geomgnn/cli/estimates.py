@@ -10,11 +10,12 @@ import torch
 
 from openmm_geomgnn.cli.preflight import training_frames
 from openmm_geomgnn.encoder import Encoder
-from openmm_geomgnn.fitting import GRADIENT_FRAMES, RATE_FRAMES, stiffness
+from openmm_geomgnn.fitting import RATE_FRAMES
 from openmm_geomgnn.force import GeomGNNCV
 from openmm_geomgnn.integrators import make_integrator
 from openmm_geomgnn.processes import cores
 from openmm_geomgnn.sampling.walker import Walker, platform_of
+from openmm_geomgnn.stiffness import GRADIENT_FRAMES, stiffness
 from openmm_geomgnn.tokens import Tokenizer
 
 _MEASURED = 0.5  # seconds, at least

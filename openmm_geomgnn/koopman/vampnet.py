@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import GeomGNNError
 from .covariance import check_finite, check_lag, check_lengths, covariances, pair_weights
 from .loss import vamp2, whitened_probe
+from .training import Trainer
 from .validation import Segment, hold_out
 from .vamp import EPSILON, KoopmanModel, check_dim, vamp, vamp_score, with_sign
 
@@ -120,98 +121,20 @@ def train_vampnet(lobe: nn.Module, tokens, lag: int, dim: int, *, reversible: bo
     reversible one.
     """
     data = _Data(tokens, lag, weights)
-    _check_settings(epochs=epochs, batch_size=batch_size, patience=patience)
-    if not (lr > 0 and weight_decay >= 0 and gradient_penalty >= 0 and ridge > 0):
-        raise GeomGNNError("lr and ridge must be positive, weight_decay and gradient_penalty not negative, but they "
-                           f"were lr={lr!r}, ridge={ridge!r}, weight_decay={weight_decay!r}, "
-                           f"gradient_penalty={gradient_penalty!r}.")
-    parameters = [p for p in lobe.parameters() if p.requires_grad]
-    if not parameters:
-        raise GeomGNNError("The lobe has no parameters to train: use fit_linear on its outputs.")
-    device, dtype = parameters[0].device, parameters[0].dtype
+    _check_whole_numbers(epochs=epochs, batch_size=batch_size, patience=patience)
+    _check_real_numbers(lr, weight_decay, gradient_penalty, ridge)
+    like = _first_trainable(lobe)
     training, validation, test = hold_out(data.lengths, lag, (validation_fraction, test_fraction), seed=seed)
-    lobe = copy.deepcopy(lobe)
-    if hasattr(lobe, "set_statistics") and not lobe.has_statistics:
-        lobe.set_statistics([s.take(data.tokens) for s in training])
-    _check_outputs(lobe, data.tokens[0][:2].to(device, dtype), dim)
-    scale = _spread([s.take(data.tokens) for s in training]).to(device, dtype) if gradient_penalty else None
-
-    optimiser = torch.optim.AdamW([p for p in lobe.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay)
-    generator = torch.Generator().manual_seed(seed)
-    first_frames = torch.cat([torch.arange(s.start, s.stop - lag) + data.offsets[s.trajectory] for s in training])
-    run = _Run(lobe, optimiser, generator)
-    loss_of = partial(_loss, lobe, scale=scale, reversible=reversible, gradient_penalty=gradient_penalty, ridge=ridge,
-                      generator=generator)
-
-    def scores_of(epoch):
-        return _Scores([_evaluate(lobe, x) for x in data.tokens], data, training, lag, dim, reversible, epsilon, epoch)
-
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)  # for a lobe with dropout
-        if resume is not None:
-            run.go_on_from(resume)
-        while run.epoch < epochs and run.epoch - run.best_epoch <= patience:
-            shuffled = first_frames[torch.randperm(len(first_frames), generator=generator)]
-            batches = shuffled.tensor_split(max(1, round(len(shuffled) / batch_size)))
-            run.history["loss"].append(_epoch(lobe, data, batches, lag, optimiser, loss_of, run.epoch))
-            lobe.eval()
-            scores = scores_of(run.epoch)
-            rated = scores.training, scores.of(validation)
-            run.note(*rated)
-            if keep is not None:
-                keep(run.state)
-            if progress is not None:
-                progress(run.epoch - 1, epochs, *rated)
-    lobe.load_state_dict(run.best)
-    lobe.eval()
-    scores = scores_of(run.best_epoch)
-    return VAMPNetResult(lobe, _final_model(lobe, data, lag, dim, reversible, epsilon), run.history, run.best_epoch,
-                         scores.of(test), scores.error(test))
-
-
-class _Run:
-    """All that changes from epoch to epoch."""
-
-    def __init__(self, lobe: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator):
-        self._lobe, self._optimiser, self._generator = lobe, optimiser, generator
-        self.epoch = 0  # that comes next
-        self.best_epoch = 0
-        self.best: dict | None = None
-        self.history: dict[str, list[float]] = {"loss": [], "train": [], "validation": []}
-
-    def note(self, train_score: float, validation_score: float | None) -> None:
-        """The scores after an epoch; its weights are kept if they are the best, or if nothing chooses."""
-        earlier = self.history["validation"]
-        if validation_score is None or not earlier or validation_score > earlier[self.best_epoch]:
-            self.best_epoch, self.best = self.epoch, copy.deepcopy(self._lobe.state_dict())
-        self.history["train"].append(train_score)
-        if validation_score is not None:
-            self.history["validation"].append(validation_score)
-        self.epoch += 1
-
-    def state(self) -> dict:
-        device = next(self._lobe.parameters()).device
-        return {
-            "epoch": self.epoch,
-            "best_epoch": self.best_epoch,
-            "history": self.history,
-            "lobe": self._lobe.state_dict(),
-            "best": self.best,
-            "optimiser": self._optimiser.state_dict(),
-            "generator": self._generator.get_state(),
-            "default_generator": torch.default_generator.get_state(),
-            "device_generator": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        }
-
-    def go_on_from(self, state: dict) -> None:
-        self.epoch, self.best_epoch, self.history = state["epoch"], state["best_epoch"], state["history"]
-        self.best = state["best"]
-        self._lobe.load_state_dict(state["lobe"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._generator.set_state(state["generator"])
-        torch.default_generator.set_state(state["default_generator"])
-        if state["device_generator"] is not None:
-            torch.cuda.set_rng_state(state["device_generator"], next(self._lobe.parameters()).device)
+    lobe = _prepared_copy(lobe, data, training, dim, like)
+    scale = _spread([s.take(data.tokens) for s in training]).to(like) if gradient_penalty else None
+    loss_of = partial(_loss, lobe, data, scale=scale, reversible=reversible, gradient_penalty=gradient_penalty, ridge=ridge)
+    scores_of = partial(_Scores, lobe, data, training, dim, reversible, epsilon)
+    trainer = Trainer(lobe, data.first_frames(training), loss_of, batch_size=batch_size, lr=lr, weight_decay=weight_decay,
+                      seed=seed)
+    trainer.train(lambda epoch: scores_of(epoch).training_and(validation), epochs=epochs, patience=patience,
+                  resume=resume, keep=keep, progress=progress)
+    scores, model = scores_of(trainer.best_epoch), _final_model(lobe, data, dim, reversible, epsilon)
+    return VAMPNetResult(lobe, model, trainer.history, trainer.best_epoch, scores.of(test), scores.error(test))
 
 
 class _Data:
@@ -219,6 +142,7 @@ class _Data:
 
     def __init__(self, tokens, lag: int, weights):
         check_lag(lag)
+        self.lag = lag
         self.tokens = [torch.as_tensor(t).detach() for t in (tokens if isinstance(tokens, (list, tuple)) else [tokens])]
         if not self.tokens:
             raise GeomGNNError("There are no trajectories: pass a list of token arrays of shape (frames, tokens, 4, "
@@ -242,6 +166,15 @@ class _Data:
             self.frame_weights = [np.asarray(w, dtype=np.float64) for w in weights]
             self.weights = torch.as_tensor(np.concatenate(self.frame_weights))
 
+    def first_frames(self, segments: Sequence[Segment]) -> Tensor:
+        """Where in the joined tensor each pair of these segments begins."""
+        return torch.cat([torch.arange(s.start, s.stop - self.lag) + self.offsets[s.trajectory] for s in segments])
+
+    def pairs(self, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """First and second frames (B, ...) of the pairs that begin at `index`, as `like` is, and the pairs' weights (B,)."""
+        first, second = (self.joined[i].to(like) for i in (index, index + self.lag))
+        return first, second, None if self.weights is None else self.weights[index].to(like.device)
+
     def segment_weights(self, segments: Sequence[Segment]) -> list[np.ndarray] | None:
         return None if self.frame_weights is None else [s.take(self.frame_weights) for s in segments]
 
@@ -255,10 +188,34 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
-def _check_settings(**settings) -> None:
+def _check_whole_numbers(**settings) -> None:
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise GeomGNNError(f"{name} must be a whole number of at least 1 but was {value!r}.")
+
+
+def _check_real_numbers(lr, weight_decay, gradient_penalty, ridge) -> None:
+    if not (lr > 0 and weight_decay >= 0 and gradient_penalty >= 0 and ridge > 0):
+        raise GeomGNNError("lr and ridge must be positive, weight_decay and gradient_penalty not negative, but they "
+                           f"were lr={lr!r}, ridge={ridge!r}, weight_decay={weight_decay!r}, "
+                           f"gradient_penalty={gradient_penalty!r}.")
+
+
+def _first_trainable(lobe: nn.Module) -> Tensor:
+    """The parameter whose device and dtype the tokens get."""
+    trainable = next((p for p in lobe.parameters() if p.requires_grad), None)
+    if trainable is None:
+        raise GeomGNNError("The lobe has no parameters to train: use fit_linear on its outputs.")
+    return trainable
+
+
+def _prepared_copy(lobe: nn.Module, data: _Data, training: Sequence[Segment], dim: int, like: Tensor) -> nn.Module:
+    """A copy of the lobe to train, with statistics of the training segments where it has none; its outputs are checked."""
+    lobe = copy.deepcopy(lobe)
+    if hasattr(lobe, "set_statistics") and not lobe.has_statistics:
+        lobe.set_statistics([s.take(data.tokens) for s in training])
+    _check_outputs(lobe, data.tokens[0][:2].to(like), dim)
+    return lobe
 
 
 def _check_outputs(lobe: nn.Module, tokens: Tensor, dim: int) -> None:
@@ -270,26 +227,9 @@ def _check_outputs(lobe: nn.Module, tokens: Tensor, dim: int) -> None:
     check_dim(dim, chi.shape[1], chi.shape[1])
 
 
-def _epoch(lobe, data: _Data, batches: Sequence[Tensor], lag: int, optimiser, loss_of, epoch: int) -> float:
-    """One step for each batch of first frames; the mean loss."""
-    lobe.train()
-    p = next(lobe.parameters())
-    total = 0.0
-    for index in batches:
-        first, second = (data.joined[i].to(p.device, p.dtype) for i in (index, index + lag))
-        weights = None if data.weights is None else data.weights[index].to(p.device)
-        loss = loss_of(first, second, weights)
-        if not torch.isfinite(loss):
-            raise GeomGNNError(f"The loss became {loss.item()} in epoch {epoch}: take a lower learning rate or a "
-                               "larger batch, and check that the tokens are of ordinary size.")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        total += loss.item()
-    return total / len(batches)
-
-
-def _loss(lobe, first, second, weights, *, scale, reversible, gradient_penalty, ridge, generator) -> Tensor:
+def _loss(lobe, data: _Data, index: Tensor, generator, *, scale, reversible, gradient_penalty, ridge) -> Tensor:
+    """-VAMP-2 of the pairs that begin at `index`, and the penalty on its gradients by the tokens."""
+    first, second, weights = data.pairs(index, next(lobe.parameters()))
     if not gradient_penalty:
         chi_0, chi_t = lobe(torch.cat([first, second])).tensor_split(2)
         return -vamp2(chi_0, chi_t, weights, reversible, ridge)
@@ -331,15 +271,20 @@ def _evaluate(lobe: nn.Module, tokens: Tensor) -> np.ndarray:
 class _Scores:
     """VAMP-2 of the leading functions of a lobe's outputs chi, estimated on the training segments, there and elsewhere."""
 
-    def __init__(self, chi, data: _Data, training, lag, dim, reversible, epsilon, epoch):
+    def __init__(self, lobe, data: _Data, training, dim, reversible, epsilon, epoch):
+        chi = [_evaluate(lobe, x) for x in data.tokens]
         if not all(np.isfinite(x).all() for x in chi):
             raise GeomGNNError(f"The network's outputs are not finite after epoch {epoch}: take a lower learning rate or "
                                "a larger batch.")
-        self._lag = lag
-        self._moments = lambda segments: covariances([s.take(chi) for s in segments], lag, data.segment_weights(segments),
-                                                     reversible)
+        self._lag = data.lag
+        self._moments = lambda segments: covariances([s.take(chi) for s in segments], data.lag,
+                                                     data.segment_weights(segments), reversible)
         self._model = vamp(self._moments(training), epsilon=epsilon).truncate(dim)
         self.training = vamp_score(self._model)
+
+    def training_and(self, segments) -> tuple[float, float | None]:
+        """The score of the training segments, and that of others."""
+        return self.training, self.of(segments)
 
     def of(self, segments) -> float | None:
         """The score of held-out segments; None without any."""
@@ -371,8 +316,8 @@ def _cut(segment: Segment, count: int) -> list[Segment]:
     return [Segment(segment.trajectory, *ends) for ends in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def _final_model(lobe, data: _Data, lag, dim, reversible, epsilon) -> KoopmanModel:
+def _final_model(lobe, data: _Data, dim, reversible, epsilon) -> KoopmanModel:
     double = copy.deepcopy(lobe).double()
     chi = [_evaluate(double, x) for x in data.tokens]
-    model = vamp(covariances(chi, lag, data.frame_weights, reversible), dim, epsilon)
+    model = vamp(covariances(chi, data.lag, data.frame_weights, reversible), dim, epsilon)
     return with_sign(model, np.concatenate([model.transform(x) for x in chi]))
