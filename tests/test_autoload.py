@@ -15,6 +15,8 @@ from torchmdnet.models import model as upstream
 from torchmdnet_ext import registration
 from torchmdnet_ext.heads.noise import EquivariantNoise
 
+pytestmark = pytest.mark.slow
+
 # settings of `torchmd-train` for the smallest network
 ARGS = {
     "model": "visnet",

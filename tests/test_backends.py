@@ -20,6 +20,8 @@ from openmm_geomgnn.backends.versions import PACKAGES, RULES, UNRELEASED, instal
 from openmm_geomgnn.cli import doctor
 from openmm_geomgnn.errors import GeomGNNError
 
+pytestmark = pytest.mark.slow
+
 WHEELS = {"torch": "2.9.1+cu128", "openmm": "8.4.0", "openmmtorch": "1.5"}
 NEWEST = {"torch": "2.13.0+cpu", "openmm": "8.6.1"}
 COMMAND = "from openmm_geomgnn.cli.main import main; main()"

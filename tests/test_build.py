@@ -24,6 +24,8 @@ from openmm_geomgnn.errors import GeomGNNError
 from torchmdnet_ext.datasets.conformer_store import Shard
 from torchmdnet_ext.datasets.conformers import Conformers
 
+pytestmark = pytest.mark.slow
+
 
 def contents(folder):
     files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())

@@ -333,6 +333,7 @@ class TestTrainerCheckpoint:
         assert same(Encoder.load(tmp_path / "a.ckpt").head.state_dict(), make_head())
         assert checkpoints.read_denoiser(tmp_path / "a.ckpt")(torch.tensor(Z), torch.rand(5, 3), torch.zeros(5).long()).any()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("model", "upstream"), [("smooth-equivariant-transformer", TorchMD_ET), ("smooth-tensornet", TensorNet)]
     )

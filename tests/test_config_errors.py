@@ -43,6 +43,7 @@ def test_wrong_kind_of_file(refusal):
     assert "file for `geomgnn run`" in refusal(FULL, load_fit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
@@ -226,6 +227,7 @@ def test_overrides_are_checked_too(refusal):
     assert "(overridden when it was loaded): length is '5 K'" in refusal(FULL, overrides={"run.length": "5 K"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

@@ -263,6 +263,7 @@ def test_elements_that_are_none(store):
         Conformers(file=store)[5]
 
 
+@pytest.mark.slow
 def test_import_needs_no_openmm():
     code = """
 import sys
@@ -278,6 +279,7 @@ def shipped():
     return Conformers()
 
 
+@pytest.mark.slow
 def test_shipped_file_is_sane(shipped):
     assert shipped.file.stat().st_size <= 3_000_000
     assert shipped.sources == ["qm9", "peptide"]

@@ -356,6 +356,7 @@ class TestValue:
         assert all(torch.equal(before[name], tensor) for name, tensor in cv.state_dict().items())
 
 
+@pytest.mark.slow
 def test_engines_agree():
     """The compiled and the plain engine, with the encoder that ships."""
     pytest.importorskip("numba")

@@ -100,11 +100,13 @@ class TestFit:
     trajectory = mdtraj.Trajectory(xyz, topology)
     settings = FitSettings(1.0, 1.0, window="space", radius=0.2, pca=5, softening=0.0)
 
+    @pytest.mark.slow
     def test_the_first_frame_is_the_reference(self):
         cv = fit_cv([self.trajectory], self.topology, self.settings)
         assert cv.neighbours == [[0, 1], [0, 1, 2], [1, 2]] and (cv.window, cv.radius) == ("space", 0.2)
         assert np.isfinite(cv.bind(self.topology).compute(self.xyz)).all()
 
+    @pytest.mark.slow
     def test_a_structure_may_be_the_reference(self, tmp_path):
         far = mdtraj.Trajectory(self.xyz[:1].copy(), self.topology)
         far.xyz[0, 16:] += 1.0  # NME is carried away

@@ -39,6 +39,8 @@ from torchmdnet_ext.datasets.conformer_store import INDEX_FORMAT, INDEX_VERSION
 from torchmdnet_ext.datasets.conformers import Conformers, write_conformers
 from torchmdnet_ext.tensor_files import with_checksum
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("GEOMGNN_EXAMPLES", 25))
 FEW = settings(
     max_examples=EXAMPLES,

@@ -29,6 +29,8 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.fitting import FitSettings, fit_cv
 from openmm_geomgnn.students.cv import StudentCV
 
+pytestmark = pytest.mark.slow
+
 BASINS = [ALA2, ALA2.parent / "ala2-c7ax.pdb"]
 INTERVAL = 0.1  # ps between frames
 SMALL = {"hidden": 48, "labels": 1600, "epochs": 25, "batch_size": 32, "learning_rate": 1e-2}

@@ -26,6 +26,8 @@ from openmm_geomgnn.whole import SelectedMolecule
 from openmm_geomgnn.windows import make_windows
 from torchmdnet_ext.checkpoints import write_encoder
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("zarr")
 FRAMES = 50
 NEEDS = {"h5": "tables", "nc": "scipy", "dcd": None, "xtc": None, "trr": None, "pdb": None, "xyz": None, "lammpstrj": None}

@@ -18,6 +18,8 @@ from openmm_geomgnn.store import Embeddings
 from openmm_geomgnn.training_data import Features, evenly, in_memory
 from torchmdnet_ext.checkpoints import write_encoder
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("zarr")
 INTERVAL = 2.0  # ps
 LENGTHS = 260, 180

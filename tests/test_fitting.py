@@ -26,6 +26,8 @@ from openmm_geomgnn.windows import make_windows
 from torchmdnet_ext.checkpoints import write_encoder
 from torchmdnet_ext.quiet import without_lines
 
+pytestmark = pytest.mark.slow
+
 TIMESCALE = 40.0  # ps, of the slow motion
 INTERVAL = 2.0  # ps
 

@@ -50,6 +50,7 @@ class TestForces:
         assert energy_and_forces(context)[0] == pytest.approx(BIAS.bias(state, force.compute(POSITIONS)[0])[0], rel=1e-9)
         check_forces(context, POSITIONS, force.atoms)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("model", [TRANSFORMER, "visnet"])
     def test_of_chignolin_in_windows(self, shared_data, model):
         pdb = app.PDBFile(str(shared_data / "structures" / "CLN025_ready.pdb"))
@@ -62,6 +63,7 @@ class TestForces:
         positions = np.array(pdb.getPositions(asNumpy=True).value_in_unit(NM))
         check_forces(make_context(system, positions), positions, force.atoms)
 
+    @pytest.mark.slow
     def test_single_precision_is_close(self, cv_file):
         found = []
         for precision in ("single", "double"):

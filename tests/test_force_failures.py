@@ -233,6 +233,7 @@ class TestWalkers:
         settings = SystemSettings(("amber14-all.xml", "amber14/tip3p.xml"), nonbonded_cutoff=0.7, hydrogen_mass=None)
         return {"structure": path, "system": settings, "platform": "CPU", "seed": 1, "colvar_interval": 5}
 
+    @pytest.mark.slow
     def test_save_all_atoms_next_to_those_of_the_cv(self, cv_file, water, tmp_path):
         spec = WalkerSpec(**water, cv_path=cv_file, engine="eager", minimise=False, timestep=0.0005)
         with pytest.raises(GeomGNNError, match="Walker 0 .* The bias is not finite at step 0") as caught:
@@ -247,6 +248,7 @@ class TestWalkers:
             assert mdtraj.load(str(folder / name)).n_atoms == n_atoms
         assert "Of all atoms: the last good frame and failing frame are models 1 and 2" in message
 
+    @pytest.mark.slow
     def test_without_a_cv(self, water, tmp_path):
         """Atoms are named that OpenMM does not name."""
         spec = WalkerSpec(**water, minimise=False, timestep=0.0099, frame_interval=10)

@@ -23,6 +23,8 @@ from openmm_geomgnn.mixers import MIXERS
 from openmm_geomgnn.sampling.opes import OPES
 from torchmdnet_ext import registration
 
+pytestmark = pytest.mark.slow
+
 TOPOLOGY = mdtraj.Topology.from_openmm(PDB.topology)
 # every network that is registered, and the ways a network can differ in what it computes
 ENCODERS = {

@@ -115,6 +115,7 @@ class TestPeriodic:
             for positions in (cut, cut + rng.integers(-2, 3, size=(22, 3)) @ box):
                 agree(energy_and_forces(context, positions, groups={31}), expected, max(10 * tolerance, 1e-10))
 
+    @pytest.mark.slow
     def test_in_water(self, cv_file, platform, properties, tolerance):
         """Hundreds of steps, in which a platform reorders and wraps its atoms, from a molecule at a corner of the box."""
         system, topology, positions = water_system()

@@ -87,6 +87,7 @@ class TestCopies:
         sizes = [len(xml) for xml in forces.values()]
         assert max(sizes) < 10_000 and abs(sizes[0] - sizes[1]) < 50
 
+    @pytest.mark.slow
     def test_in_another_process(self, cv_file, tmp_path):
         system, positions, _ = both_biases(cv_file, "water", precision="double", engine="eager")
         (tmp_path / "system.xml").write_text(openmm.XmlSerializer.serialize(system))

@@ -14,6 +14,8 @@ from openmm import app
 from openmm_geomgnn import GeomGNNCV
 from openmm_geomgnn.errors import GeomGNNError
 
+pytestmark = pytest.mark.slow
+
 of_cv = partial(GeomGNNCV, engine="eager")  # which compiles nothing
 
 

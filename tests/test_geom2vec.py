@@ -72,6 +72,7 @@ def test_architecture_comes_from_the_tensors(encoder, name):
     assert encoder[torch.float32].training_information == {"program": "geom2vec", "sigma": 0.2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "precision", "tolerance"), PRECISIONS)
 @pytest.mark.parametrize("system", ["ala2", "chignolin"])
 @pytest.mark.parametrize("atoms", ["heavy", "all"])
@@ -102,6 +103,7 @@ def test_the_envelope_costs_no_accuracy(encoder, file, reference):
     assert losses[1] < 0.4 and losses[0] < losses[1] + 0.01
 
 
+@pytest.mark.slow
 def test_that_it_is_not_smooth_is_said_once(file, tmp_path):
     other = shutil.copy(file, tmp_path / "other.pth")
     with pytest.warns(UserWarning, match=r"not smooth.*atoms crosses .* angstrom.*smooth_cutoff=True.*\.save\(\)") as said:

@@ -18,6 +18,8 @@ from openmm_geomgnn import GeomGNNCV
 from openmm_geomgnn.sampling import OPES
 from openmm_geomgnn.sampling.systems import SystemSettings, build_system
 
+pytestmark = pytest.mark.slow
+
 KJ = unit.kilojoule_per_mole
 BIAS = OPES(barrier=20, pace=10, temperature=300, sigma=0.2)
 PHI = mdtraj.compute_phi(ala2())[0][0].tolist()

@@ -20,6 +20,8 @@ from openmm_geomgnn.students import kernels as student_kernels
 from torchmdnet_ext.kernels import message_kernels
 from torchmdnet_ext.kernels.cache import signatures
 
+pytestmark = pytest.mark.slow
+
 READ_OUT = """
 import numpy as np
 from openmm_geomgnn.engines.readout_kernels import read_out

@@ -112,6 +112,7 @@ def test_pure_modules(source):
             assert called not in READERS | WRITERS, f"line {node.lineno}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [

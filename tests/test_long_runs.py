@@ -14,6 +14,8 @@ from openmm_geomgnn import GeomGNNCV
 from openmm_geomgnn.sampling.opes import OPES
 from openmm_geomgnn.sampling.systems import SystemSettings, build_system, degrees_of_freedom
 
+pytestmark = pytest.mark.slow
+
 BIAS = OPES(barrier=30, pace=10, sigma=0.2)
 TIMESTEP = 0.0005  # ps
 

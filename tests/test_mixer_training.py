@@ -20,6 +20,8 @@ from openmm_geomgnn.selection import residue_table, select_atoms
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.windows import make_windows
 
+pytestmark = pytest.mark.slow
+
 CHANNELS = 4
 EQUIVARIANT = ("equivariant-attention", "message-passing")
 

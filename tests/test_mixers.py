@@ -159,6 +159,7 @@ class TestEveryMixer:
         for a, b in zip(twin.parameters(), make_mixer(**mixer.settings).parameters(), strict=True):
             assert torch.equal(a, b)
 
+    @pytest.mark.slow
     def test_shapes_that_do_not_fit_are_refused(self, mixer):
         tokens = raw_tokens()
         for bad in (tokens[:, :0], tokens[..., :5], tokens[:, :, :3], tokens[0]):

@@ -183,6 +183,7 @@ def test_vectors_of_degree_2_features_are_the_first_three():
     assert vectors(v).flatten().tolist() == [0.0, 1.0, 2.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("neighbor_embedding", [False, True])
 @pytest.mark.parametrize("vector_cutoff", [False, True])
 @pytest.mark.parametrize("distance_influence", ["both", "keys", "values", "none"])

@@ -23,6 +23,8 @@ from openmm_geomgnn.sampling.systems import SystemSettings, build_system, degree
 from openmm_geomgnn.sampling.walker import Walker
 from openmm_geomgnn.units import BOLTZMANN
 
+pytestmark = pytest.mark.slow
+
 KT = 300 * BOLTZMANN
 STEP = 0.002  # ps
 BIAS_GROUP = 31

@@ -329,6 +329,7 @@ def check_free_energy(opes, potential, s, V, edges, in_a, barrier, tolerance=1.0
     assert rms < tolerance and abs(delta - expected) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("explore", [False, True])
 def test_double_well(explore):
     """A barrier of 8 kT, which these walkers would not cross otherwise, all started on one side."""
@@ -349,6 +350,7 @@ def test_double_well(explore):
     check_free_energy(opes, potential, s, V, np.linspace(-1.4, 1.4, 29), lambda x: x < 0, barrier=9 * KT)
 
 
+@pytest.mark.slow
 def test_double_well_with_adaptive_sigma():
     height = 8 * KT
 
@@ -374,6 +376,7 @@ def test_double_well_with_adaptive_sigma():
     check_free_energy(opes, potential, s, V, np.linspace(-1.4, 1.4, 29), lambda x: x < 0, barrier=8 * KT, tolerance=2.0)
 
 
+@pytest.mark.slow
 def test_periodic_torsion():
     """Wells at 0 and at +-pi: the second straddles the boundary, and both ways around are open."""
     height, tilt = 8 * KT, 1.5

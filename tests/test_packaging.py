@@ -23,6 +23,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = ("openmm_geomgnn", "torchmdnet_ext")
 DATA = (".safetensors", ".pdb", ".yaml")
 

@@ -68,6 +68,7 @@ class TestCheck:
         stages = r"unbiased runs [\d.]+ \w+, fit [\d.]+ \w+, biased run [\d.]+ \w+, comparison [\d.]+ \w+"
         assert re.match(rf"about [\d.]+ \w+ from the beginning, with 2 walkers on \d+ cores: {stages}$", said["time"])
 
+    @pytest.mark.slow
     def test_the_state_of_the_folder(self, load, tmp_path, monkeypatch):
         monkeypatch.setattr(check, "stage_seconds", lambda plan, announce: {"fit": 1.0})
         protocol = load()
@@ -122,6 +123,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("message", REFUSED)
 def test_refused_before_anything_runs(message, load, tmp_path, shared_data):
     shutil.copy(shared_data / "structures" / "capped" / "G_cap.pdb", tmp_path / "other.pdb")

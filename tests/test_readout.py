@@ -16,6 +16,8 @@ from openmm_geomgnn.mixer_readout import POOLS, AttentionReadout, MLPReadout
 from openmm_geomgnn.readout import LinearReadout, TorchReadout, make_readout
 from torchmdnet_ext.kernels.lanes import load16, store
 
+pytestmark = pytest.mark.slow
+
 FRAME = ala2()
 MIXED = ("none", "mlp", "attention")
 

@@ -75,6 +75,7 @@ def drawn(figure):
     return float(np.mean(np.asarray(figure.canvas.buffer_rgba())[..., :3].min(axis=-1) < 250))
 
 
+@pytest.mark.slow
 def test_report_of_a_run_is_one_file_that_needs_nothing_else(tmp_path, analysis):
     path = tmp_path / "deep" / "report.html"
     figures = standard_figures(analysis)

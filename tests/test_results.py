@@ -232,6 +232,7 @@ class TestDamage:
 
 
 class TestCV:
+    @pytest.mark.slow
     def test_what_the_report_says_of_the_cv(self, folder):
         cv = CollectiveVariable.load(folder / "cv.safetensors")
         verdict = {"grade": "weak", "reasons": ["it separates runs"]}
@@ -247,6 +248,7 @@ class TestCV:
 
 
 class TestPartial:
+    @pytest.mark.slow
     def test_of_a_run_that_was_killed(self, folder, monkeypatch, capsys):
         """Half-way through writing what came after its checkpoint at 6 ps."""
         from openmm_geomgnn.cli.main import main

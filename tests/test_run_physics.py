@@ -21,6 +21,8 @@ from openmm_geomgnn.sampling.walker import Walker, WalkerSpec
 from openmm_geomgnn.selection import residue_table, select_atoms
 from openmm_geomgnn.units import BOLTZMANN
 
+pytestmark = pytest.mark.slow
+
 # ---------------------------------------------------------------------------------------------------------------- physics
 
 

@@ -24,6 +24,8 @@ from openmm_geomgnn.sampling.systems import SystemSettings
 from openmm_geomgnn.sampling.unbiased import begun_length, run_unbiased
 from openmm_geomgnn.sampling.walker import WalkerSpec
 
+pytestmark = pytest.mark.slow
+
 # ------------------------------------------------------------------------------------------------------------- going on
 
 

@@ -357,6 +357,7 @@ def test_hdf5_names_units_and_faults(tmp_path, shaken):
         source.check()
 
 
+@pytest.mark.slow
 def test_torchmdnet_data_sets(tmp_path, shaken):
     h5py = pytest.importorskip("h5py")
     path = tmp_path / "some.h5"

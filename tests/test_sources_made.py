@@ -189,6 +189,7 @@ def test_plan_adds_up(number):
         assert {len(s) for s, _ in replace(source, shares=[0, 0, 1]).plan(1)} == {3}
 
 
+@pytest.mark.slow
 def test_peptides_are_whole_and_repeatable():
     pytest.importorskip("PeptideBuilder")
     source = SOURCES["peptides"](temperatures=[350.0])

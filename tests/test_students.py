@@ -29,6 +29,8 @@ from openmm_geomgnn.students.cv import StudentCV, named_atoms
 from openmm_geomgnn.students.network import StudentNetwork
 from openmm_geomgnn.students.training import Labels, errors, train, values_and_gradients
 
+pytestmark = pytest.mark.slow
+
 FRAME = ala2()
 HEAVY = select_atoms(FRAME.topology)
 

@@ -108,6 +108,7 @@ def test_the_native_implicit_solvent_of_a_charged_peptide(shared_data):
     np.testing.assert_allclose(forces, expected_forces, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["obc1", "gbn2", "hct"])
 def test_other_implicit_solvents_stay_as_they_are(model):
     topology, positions = load_structure(ALA2)

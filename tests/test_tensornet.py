@@ -28,6 +28,8 @@ from torchmdnet_ext.models.tensornet import (
     spread,
 )
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"hidden_channels": 16, "num_layers": 2, "num_rbf": 8, "cutoff_upper": CUTOFF, "max_z": 40}
 
 

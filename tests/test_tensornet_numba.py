@@ -10,6 +10,8 @@ from compiled_suite import CUTOFF, CompiledSuite, ready
 from openmm_geomgnn.engines.tensornet_numba import NumbaTensorNet
 from torchmdnet_ext.models.tensornet import SmoothTensorNet
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [
     {"hidden_channels": 64, "num_layers": 3, "num_rbf": 32, "cutoff_upper": 7.5},
     {"hidden_channels": 40},  # channels that do not fill the lanes

@@ -21,6 +21,8 @@ from torchmdnet_ext.denoising import Denoising
 from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
 from torchmdnet_ext.models.visnet import ViSNet
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"train_size": 24, "val_size": 8, "test_size": 6}
 CONFIGURATION = {
     "seed": 1,

@@ -13,6 +13,8 @@ from torchmdnet_ext.models import fused_attention
 from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
 from torchmdnet_ext.models.fused_attention import LANES, TOLERANCE, FusedMessages, RadialGrid, reason_against
 
+pytestmark = pytest.mark.slow
+
 # every number of heads and of their channels is compiled anew, so most tests share theirs
 SIZES = {"hidden_channels": 16, "num_heads": 2}
 SETTINGS = {**SIZES, "num_layers": 3, "num_rbf": 16, "cutoff_upper": 5.0, "max_z": 40}

@@ -21,6 +21,8 @@ from openmm_geomgnn.koopman import train_vampnet
 from openmm_geomgnn.tokens import Tokenizer
 from openmm_geomgnn.unfinished import Unfinished, fingerprint
 
+pytestmark = pytest.mark.slow
+
 
 class Stopped(KeyboardInterrupt):
     """As by Ctrl-C."""

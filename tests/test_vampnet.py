@@ -112,6 +112,7 @@ def test_probe_has_the_inverse_covariance():
 
 # --- training --------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reversible", [False, True])
 def test_sqrt_model(reversible):
     """Linear 1.281, VAMPnet 1.788 (10,000 frames); what the hidden states themselves would score is the bound."""
@@ -129,6 +130,7 @@ def test_sqrt_model(reversible):
     assert abs(np.corrcoef(psi, fresh_states)[0, 1]) > 0.98
 
 
+@pytest.mark.slow
 def test_four_well_eigenfunctions():
     """A state-free reversible VAMPnet on x alone recovers the three slow processes."""
     x = prinz_potential(h=1e-3, n_steps=10).trajectory(np.array([[0.2]]), 60_000, seed=3)

@@ -11,6 +11,8 @@ from openmm_geomgnn.engines import visnet_numba
 from openmm_geomgnn.engines.visnet_numba import NumbaViSNet
 from torchmdnet_ext.models.visnet import ViSNet
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [
     {"hidden_channels": 64, "num_layers": 6, "num_rbf": 64, "cutoff_upper": 7.5},
     {"vecnorm_type": "max_min", "trainable_vecnorm": True},

@@ -39,7 +39,7 @@ ROWS, FRAMES = 2 * 100, 50  # of COLVAR, of each trajectory
 SCRIPT = Path(sys.executable).with_name("geomgnn")
 COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-c", "from openmm_geomgnn.cli.main import main; main()"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:tiny.yaml")  # doubtful settings are meant here
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:tiny.yaml")]  # doubtful settings are meant here
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,6 @@ class TestAgain:
             paths = sorted((copied / "comparison").glob("trajectory.*.dcd"))
             assert [len(read_dcd(path)) for path in paths] == lengths
 
-    @pytest.mark.slow
     def test_killed_at_any_moment(self, finished, protocol_file, tmp_path):
         """Three of the hundred kills of `make soak`."""
         _, whole = finished
