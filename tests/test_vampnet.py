@@ -43,6 +43,7 @@ def as_tokens(x):
 
 @cache
 def sqrt_data(n=10_000, seed=2):
+    np.random.seed(seed)  # deeptime draws the first state from numpy's own generator, whatever its seed
     states, x = sqrt_model(n, seed=seed)
     return states, as_tokens(x)
 
@@ -263,12 +264,12 @@ def test_weights_reach_loss_scores_and_model():
     _, tokens = sqrt_data(2000)
     spoiled = np.concatenate([tokens, np.full_like(tokens[:50], 3.0)])
     weights = np.r_[np.ones(1999), np.zeros(51)]
-    result = small(spoiled, weights=weights, epochs=2, validation_fraction=0.0)
+    result = small(spoiled, weights=weights, epochs=6, validation_fraction=0.0)
     inner = covariances(result.transform(spoiled), 1, weights)
     np.testing.assert_allclose(inner.c00, 1, atol=1e-9)
     assert inner.n_pairs == 2049 and inner.effective_pairs == pytest.approx(1999)
-    clean = small(tokens, epochs=2, validation_fraction=0.0)
-    assert vamp_score(result.model) == pytest.approx(vamp_score(clean.model), abs=0.05)
+    clean = small(tokens, epochs=6, validation_fraction=0.0)
+    assert vamp_score(result.model) == pytest.approx(vamp_score(clean.model), abs=0.02)
 
 
 def test_gradient_penalty_softens():
