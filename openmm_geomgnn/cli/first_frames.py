@@ -28,6 +28,9 @@ def check_first_frame(trajectory, path, selection=None):
 def check_first_frames(paths, topology, selection=None, allow_truncated=False):
     """`check_first_frame` of trajectory files. topology: of mdtraj."""
     for path in paths:
-        with TrajectoryFile(path, topology, allow_truncated) as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # whoever reads all of it says where it ends too early
+            file = TrajectoryFile(path, topology, allow_truncated)
+        with file:
             for frame in file.blocks(0, min(1, len(file)), 1):
                 check_first_frame(frame, path, selection)

@@ -86,7 +86,7 @@ def _show_cv(path):
         _line("mixer", ", ".join(f"{name} {value}" for name, value in cv.mixer.settings.items()).removeprefix("name "))
         extent = {"sequence": f", context {cv.context}", "space": f", radius {cv.radius:g} nm"}.get(cv.window, "")
         _line("windows", f"{cv.window}{extent}; pooling {cv.pooling}")
-    atoms = sum(sum(elements.values()) for _, _, elements in cv.molecule)
+    atoms = sum(sum(elements.values()) for _, _, elements, *_ in cv.molecule)
     _line("selection", f"{cv.selection or 'the default'}: {atoms} atoms of {_count(len(cv.molecule), 'residue')}")
     _line("molecule", _residues(cv.molecule))
     _line("lag", "unknown" if math.isnan(cv.lag_time) else f"{cv.lag_time:g} ps")
@@ -183,7 +183,7 @@ _FOLDERS = (
 
 
 def _residues(table):
-    names = [name for _, name, _ in table]
+    names = [row[1] for row in table]
     more = f" and {len(names) - _MOST_RESIDUES} more" if len(names) > _MOST_RESIDUES else ""
     return " ".join(names[:_MOST_RESIDUES]) + more
 
