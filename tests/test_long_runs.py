@@ -70,7 +70,7 @@ class TestEnergy:
         assert wrong > 5 * (1.5 * drift + 0.1)
 
 
-@pytest.mark.parametrize("engine, steps", [("numba", 10_000), ("eager", 600)])
+@pytest.mark.parametrize("engine, steps", [("numba", 5_000), ("eager", 600)])
 def test_memory_does_not_grow(engine, steps, cv_file, repository):
     """In a process of its own: what others allocated and freed would hide it."""
     if engine == "numba":

@@ -114,7 +114,7 @@ def visnet_run(train):
 
 @pytest.fixture(scope="session")
 def transformer_run(train):
-    return train(model="smooth-equivariant-transformer", by=torchmd_train)
+    return train(model="smooth-equivariant-transformer")
 
 
 @pytest.fixture(scope="session", params=["visnet_run", "transformer_run"])
@@ -173,7 +173,7 @@ def test_load_weights_and_fixed_validation_noise(visnet_run, train):
 
 def test_resume_with_load_model(transformer_run, tmp_path):
     run = transformer_run
-    torchmd_train("--load-model", run.checkpoints[1], "--num-epochs", 3, "--log-dir", tmp_path / "log")
+    torchmd_train_here("--load-model", run.checkpoints[1], "--num-epochs", 3, "--log-dir", tmp_path / "log")
     resumed = Run(tmp_path / "log")
     assert resumed.epochs == [2] and np.isfinite(resumed.validation).all()
     before, after = (torch.load(path, weights_only=True) for path in (run.checkpoints[1], resumed.checkpoints[2]))
