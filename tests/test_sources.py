@@ -1,6 +1,7 @@
 """What all sources of conformers share: tasks, draws, settings, byte ranges of plain and compressed files."""
 
 import gzip
+import inspect
 import json
 import os
 import re
@@ -238,7 +239,7 @@ def test_every_source_says_what_its_settings_are():
         assert kind.name == name
         settings = {setting.name for setting in fields(kind)}
         for key in settings:
-            assert re.search(rf"^    (\w+, )*{key}\b.*", kind.__doc__.split("Attributes")[1], re.MULTILINE), (name, key)
+            assert re.search(rf"^(\w+, )*{key}\b.*", inspect.getdoc(kind).split("Attributes")[1], re.MULTILINE), (name, key)
         assert set(kind.paths) <= settings
 
 
