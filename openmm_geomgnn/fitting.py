@@ -153,22 +153,8 @@ def fit_cv(trajectories, topology, settings, progress=None, unfinished=None):
         "frame_interval_ps": settings.frame_interval,
         "seed": settings.seed,
     }
-    cv = CollectiveVariable(
-        encoder,
-        mixer,
-        model.mean,
-        model.projection,
-        model.singular_values,
-        table,
-        selection=settings.selection,
-        window=settings.window,
-        context=settings.context,
-        radius=settings.radius,
-        neighbours=windows.neighbours,
-        pooling=settings.pooling,
-        lag_time=settings.lag_time,
-        training=information,
-    )
+    koopman = model.mean, model.projection, model.singular_values
+    cv = make_cv(settings, encoder, mixer, koopman, table, windows, information)
     values = [np.concatenate([cv.project(chi).numpy() for chi in Features(cv.mixer, part).pieces()]) for part in tokens]
     facts = cv.training_information
     facts |= _slow_motions(values, lag, model.singular_values, settings.lag_time)
@@ -177,6 +163,24 @@ def fit_cv(trajectories, topology, settings, progress=None, unfinished=None):
     )
     facts["verdict"] = judge(facts)
     return cv
+
+
+def make_cv(settings, encoder, mixer, koopman, table, windows, training=None):
+    """The CollectiveVariable of FitSettings; koopman: mean, projection and singular values. table: of the residues."""
+    return CollectiveVariable(
+        encoder,
+        mixer,
+        *koopman,
+        table,
+        selection=settings.selection,
+        window=settings.window,
+        context=settings.context,
+        radius=settings.radius,
+        neighbours=windows.neighbours,
+        pooling=settings.pooling,
+        lag_time=settings.lag_time,
+        training=training,
+    )
 
 
 def _check_estimator(settings):

@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -101,3 +102,20 @@ def refusal(load_text):
         return str(error.value)
 
     return refusal
+
+
+@pytest.fixture
+def geomgnn(monkeypatch, capfd, tmp_path):
+    """Run the command in this process, in an empty folder: (exit code, standard output, standard error)."""
+    from openmm_geomgnn.cli import main as cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command replaces it
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["geomgnn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capfd.readouterr()
+
+    return run

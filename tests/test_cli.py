@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-import warnings
 from importlib import resources
 from pathlib import Path
 
@@ -21,21 +20,6 @@ DATA = Path(str(resources.files("openmm_geomgnn") / "data"))
 SLOW = ("torch", "openmm", "mdtraj", "numpy", "scipy")  # to import
 SUMMARY = {"crossings": 3, "biased_ns": 0.5, "crossings_per_ns": 6.0, "delta_F_kJ_per_mol": float("nan")}
 PROTOCOL = "system: {structures: [ala2-c7eq.pdb, ala2-c7ax.pdb], platform: Reference}\n"
-
-
-@pytest.fixture
-def geomgnn(monkeypatch, capfd, tmp_path):
-    """Run the command in this process, in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command replaces it
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["geomgnn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Trajectory files that end too early, and times that are not those of one continuous trajectory, are not taken silently."""
 
 import struct
-import sys
 import warnings
 from dataclasses import replace
 
@@ -36,20 +35,6 @@ def encoder(tmp_path_factory):
     path, random = tmp_path_factory.mktemp("encoder") / "random.safetensors", random_encoder(seed=8)
     write_encoder(path, random.settings, random.network)
     return str(path)
-
-
-@pytest.fixture
-def geomgnn(monkeypatch, capfd, tmp_path):
-    from openmm_geomgnn.cli import main as cli
-
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["geomgnn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code, *capfd.readouterr()
-
-    return run
 
 
 def write_fit(folder, encoder, more):

@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import sys
 import warnings
 from types import SimpleNamespace
 
@@ -19,7 +18,6 @@ from openmm import app
 from openmm_geomgnn import GeomGNNCV
 from openmm_geomgnn.cli import distill as command
 from openmm_geomgnn.cli import estimates, workflow
-from openmm_geomgnn.cli import main as cli
 from openmm_geomgnn.cli.check import check_run
 from openmm_geomgnn.cli.config import distill_settings, load_distill, load_fit, load_protocol
 from openmm_geomgnn.cli.reporting import cv_summary
@@ -237,19 +235,6 @@ class TestInSimulations:
 
 
 class TestCommand:
-    @pytest.fixture
-    def geomgnn(self, monkeypatch, capfd, tmp_path):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command replaces it
-
-        def run(*arguments):
-            monkeypatch.setattr(sys, "argv", ["geomgnn", *map(str, arguments)])
-            with pytest.raises(SystemExit) as end:
-                cli.main()
-            return end.value.code, *capfd.readouterr()
-
-        return run
-
     def test_on_the_command_line(self, geomgnn, files, tmp_path):
         inputs = [files / "teacher.cv.safetensors", ALA2, files / "0.xtc", files / "1.xtc"]
         small = ["--hidden", 32, "--labels", 800, "--stride", 2, "--set", "epochs=10", "--set", "batch_size=32"]

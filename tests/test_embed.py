@@ -458,19 +458,6 @@ class TestErrors:
 
 
 class TestCommand:
-    @pytest.fixture
-    def geomgnn(self, monkeypatch, capfd, tmp_path):
-        from openmm_geomgnn.cli import main as cli
-
-        def run(*arguments):
-            monkeypatch.chdir(tmp_path)
-            monkeypatch.setattr(sys, "argv", ["geomgnn", *map(str, arguments)])
-            with pytest.raises(SystemExit) as end:
-                cli.main()
-            return end.value.code, *capfd.readouterr()
-
-        return run
-
     def test_files_and_options(self, geomgnn, xtc, encoders, tmp_path, settings):
         options = ["--encoder", encoders["one"], "--window", "sequence", "--context", 0, "--stride", 2, "--chunk", 10]
         code, output, error = geomgnn("embed", ALA2, "a.xtc", "-o", "out.zarr", "--workers", 1, *options)

@@ -207,19 +207,6 @@ class TestParts:
 
 
 class TestCommand:
-    @pytest.fixture
-    def geomgnn(self, monkeypatch, capfd, tmp_path):
-        from openmm_geomgnn.cli import main as cli
-
-        def run(*arguments):
-            monkeypatch.chdir(tmp_path)
-            monkeypatch.setattr("sys.argv", ["geomgnn", *map(str, arguments)])
-            with pytest.raises(SystemExit) as end:
-                cli.main()
-            return end.value.code, *capfd.readouterr()
-
-        return run
-
     def write(self, folder, data, cv="{lag: 10 ps}", more=""):
         (folder / "fit.yaml").write_text(f"topology: ala2-c7eq.pdb\n{data}\noutput: a.cv.safetensors\ncv: {cv}\n{more}")
 

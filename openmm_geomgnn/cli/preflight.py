@@ -11,10 +11,9 @@ import openmm
 import torch
 
 from openmm_geomgnn.cli.results import comparison_frame
-from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.encoder import Encoder
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.fitting import FitSettings, check_data, fitted_windows
+from openmm_geomgnn.fitting import FitSettings, check_data, fitted_windows, make_cv
 from openmm_geomgnn.force import GeomGNNCV
 from openmm_geomgnn.integrators import make_integrator
 from openmm_geomgnn.mixers import make_mixer
@@ -168,21 +167,9 @@ def _untrained(settings, topology, starts):
         pos = SelectedMolecule(topology, atoms, windows.contacts).positions(first)
         noise = torch.randn((4, *pos.shape[1:]), generator=torch.Generator().manual_seed(settings.seed), dtype=pos.dtype)
         mixer.set_statistics(Tokenizer(encoder, windows, settings.pooling).embed(pos[0] + _TREMBLE * noise))
-    return CollectiveVariable(
-        encoder,
-        mixer,
-        np.zeros(mixer.out_features),
-        np.full((mixer.out_features, settings.components), 1 / mixer.out_features),
-        np.full(settings.components, 0.5),
-        residue_table(topology, atoms),
-        selection=settings.selection,
-        window=settings.window,
-        context=settings.context,
-        radius=settings.radius,
-        neighbours=windows.neighbours,
-        pooling=settings.pooling,
-        lag_time=settings.lag_time,
-    )
+    projection = np.full((mixer.out_features, settings.components), 1 / mixer.out_features)
+    koopman = np.zeros(mixer.out_features), projection, np.full(settings.components, 0.5)
+    return make_cv(settings, encoder, mixer, koopman, residue_table(topology, atoms), windows)
 
 
 # ---------------------------------------------------------------------------------------------------------------- disk
