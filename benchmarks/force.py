@@ -308,8 +308,7 @@ def main():
     if "encoders" in arguments.only:
         print("forward + gradient, ms of one processor, median / least; ratio: published / ours")
         print(
-            f"{'':38s}{'atoms':>5s}{'published':>19s}{'plain':>19s}{'ours':>19s}{'ratio':>17s}"
-            f"{'value':>9s}{'gradient':>10s}"
+            f"{'':38s}{'atoms':>5s}{'published':>19s}{'plain':>19s}{'ours':>19s}{'ratio':>17s}{'value':>9s}{'gradient':>10s}"
         )
         for kind in arguments.encoders:
             for layers in arguments.layers or LAYERS[kind]:

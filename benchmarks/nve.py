@@ -148,9 +148,7 @@ def main():
     starts, frames = equilibrated(topology, structure.xyz[0], platform, arguments.equilibration, arguments.starts)
 
     cv = random_cv(structure, window)
-    forces = {
-        engine: GeomGNNCV(cv, topology, engine=engine, precision=ENGINES[engine]) for engine in arguments.engines
-    }
+    forces = {engine: GeomGNNCV(cv, topology, engine=engine, precision=ENGINES[engine]) for engine in arguments.engines}
     force = next(iter(forces.values()))
     values = force.compute(frames)
     sigma = float(values.std())

@@ -122,8 +122,7 @@ def read(path):
     version = metadata.get("version")
     if type(version) is int and version > VERSION:
         raise GeomGNNError(
-            f"{path} has version {version} of the format and this code reads up to version {VERSION}. Update "
-            "openmm-geomgnn."
+            f"{path} has version {version} of the format and this code reads up to version {VERSION}. Update openmm-geomgnn."
         )
     if type(version) is not int or version < 1:
         raise _changed(path, f"it does not say of which version it is, but {version!r}")

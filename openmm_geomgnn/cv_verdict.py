@@ -75,9 +75,12 @@ def _scores(facts):
     error = facts.get("vamp2_held_out_error") or 0.0
     score = f"the held-out VAMP-2 score is {held_out:.3f} +- {error:.3f}"
     if held_out - 1 < LEAST_ABOVE_CONSTANT:
-        yield "not usable", (
-            f"{score}, hardly more than a constant's 1 ({training:.3f} in training): it learned nothing slow that other "
-            "data show as well. Use more data, fewer principal components or a smaller network"
+        yield (
+            "not usable",
+            (
+                f"{score}, hardly more than a constant's 1 ({training:.3f} in training): it learned nothing slow that other "
+                "data show as well. Use more data, fewer principal components or a smaller network"
+            ),
         )
     elif held_out - 1 < 2 * error:
         yield "weak", f"{score}, within two errors of a constant's 1: the data are too few, or show a slow event once"
@@ -91,20 +94,26 @@ def _timescales(facts):
     for number, (note, count) in enumerate(zip(notes, counts, strict=True), start=1):
         name = f"cv.{number}" if len(notes) > 1 else "it"
         if note == SEPARATES:
-            yield "weak", (
-                f"{name} separates runs: no trajectory crosses between its extremes, so it has no timescale, and a barrier "
-                "cannot be told from a difference between runs"
-                if count == 0
-                else f"{name} separates runs: their averages are further apart than its relaxation explains, so it has no "
-                "timescale"
+            yield (
+                "weak",
+                (
+                    f"{name} separates runs: no trajectory crosses between its extremes, so it has no timescale, and a barrier "
+                    "cannot be told from a difference between runs"
+                    if count == 0
+                    else f"{name} separates runs: their averages are further apart than its relaxation explains, so it has no "
+                    "timescale"
+                ),
             )
         elif note:
             advice = "; nothing slow was found. Use a shorter lag or more data" if number == 1 else ""
             yield "not usable" if number == 1 else "weak", f"{name} relaxes within the lag{advice}"
         elif count < FEW_TRANSITIONS:
-            yield "weak", (
-                f"{name} has {count} transition{'s' * (count != 1)} between its extremes in the data, so its timescale is a "
-                "guess"
+            yield (
+                "weak",
+                (
+                    f"{name} has {count} transition{'s' * (count != 1)} between its extremes in the data, so its timescale is a "
+                    "guess"
+                ),
             )
 
 
@@ -114,7 +123,10 @@ def _stiffness(facts):
         width = rate * STIFF_STEP / LARGEST_PHASE
         if not math.isfinite(rate) or width > WIDEST_KERNEL * spread:
             name = f"cv.{number}" if len(facts["in_basin_spread"]) > 1 else "it"
-            yield "weak", (
-                f"{name} is stiff: even evaluated at every step of 2 fs it needs kernels {width:.3g} wide, and fluctuates "
-                f"by {spread:.3g} within a basin. Use a longer softening, or a gradient_penalty"
+            yield (
+                "weak",
+                (
+                    f"{name} is stiff: even evaluated at every step of 2 fs it needs kernels {width:.3g} wide, and fluctuates "
+                    f"by {spread:.3g} within a basin. Use a longer softening, or a gradient_penalty"
+                ),
             )

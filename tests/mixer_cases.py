@@ -6,8 +6,15 @@ from openmm_geomgnn.mixers import MIXERS, make_mixer, mixer_settings
 
 R, H, F = 5, 6, 7
 SMALL = {
-    "width": 12, "vector_channels": 6, "heads": 3, "feedforward": 16, "readout": 10, "out_features": 4, "layers": 2,
-    "merged": 3, "neighbours": 1,
+    "width": 12,
+    "vector_channels": 6,
+    "heads": 3,
+    "feedforward": 16,
+    "readout": 10,
+    "out_features": 4,
+    "layers": 2,
+    "merged": 3,
+    "neighbours": 1,
 }
 EXTRA = {
     "mlp, one layer": ("mlp", R, {"layers": 1, "seed": 3}),

@@ -198,9 +198,7 @@ def test_trajectories_of_a_fit(load_text, tmp_path):
     [
         MINIMAL,
         FULL,
-        changed(
-            ("pace: 1 ps", "pace: 0.7 ps\n  sigma: 0.1\n  biasfactor: .inf"), ("friction: 1/ps", "friction: 0.3/ps")
-        ),
+        changed(("pace: 1 ps", "pace: 0.7 ps\n  sigma: 0.1\n  biasfactor: .inf"), ("friction: 1/ps", "friction: 0.3/ps")),
         changed(
             ("pace: 1 ps", "pace: 1 ps\n  sigma_min: [0.1, 0.2]\n  adaptive_stride: 0.1 ns"),
             ("components: 1", "components: 2"),
@@ -267,11 +265,7 @@ def test_every_setting_is_described():
         assert field.description, name
         # quantities, and nothing else, are written with a unit
         unit = next(
-            (
-                m.func(1.0).split("1", 1)[1].strip()
-                for m in field.metadata
-                if hasattr(m, "func") and hasattr(m, "when_used")
-            ),
+            (m.func(1.0).split("1", 1)[1].strip() for m in field.metadata if hasattr(m, "func") and hasattr(m, "when_used")),
             None,
         )
         if unit:

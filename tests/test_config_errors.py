@@ -37,9 +37,7 @@ def test_unknown_key(refusal):
 
 
 def test_wrong_kind_of_file(refusal):
-    assert "file for `geomgnn fit`; this one was read for `geomgnn run`" in refusal(
-        "topology: a.pdb\ntrajectories: a.xtc"
-    )
+    assert "file for `geomgnn fit`; this one was read for `geomgnn run`" in refusal("topology: a.pdb\ntrajectories: a.xtc")
     assert "file for `geomgnn run`" in refusal(FULL, load_fit)
 
 

@@ -284,7 +284,6 @@ class TestDevice:
                 make()
             assert "\n" not in str(error.value)
 
-
     @pytest.mark.parametrize(
         ("engine", "name", "kind"),
         [("auto", "cuda", GraphedFunction), ("cuda", "cuda", GraphedFunction), ("eager", "eager", EagerFunction)],

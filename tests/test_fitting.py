@@ -142,9 +142,7 @@ class TestFit:
             cut.append(mdtraj.Trajectory(wrapped(part.xyz.astype(np.float64), box), part.topology))
             cut[-1].unitcell_vectors = np.tile(box, (len(part), 1, 1))
         assert np.ptp(cut[0].xyz, axis=1).max() > 2.0
-        expected, found = (
-            fit_cv(parts, ALA2, settings).training_information for parts in ([part for part, _ in data], cut)
-        )
+        expected, found = (fit_cv(parts, ALA2, settings).training_information for parts in ([part for part, _ in data], cut))
         assert found["singular_values"] == pytest.approx(expected["singular_values"], rel=1e-2)
 
 
@@ -169,7 +167,6 @@ class TestStiffness:
             cv = fit_cv([part for part, _ in data], ALA2, settings)
             rates.append(cv.training_information["rate_300K_per_ps"][0])
         assert rates[1] < rates[0]
-
 
     def test_a_fold_is_softened_by_rates_at_its_training_frames(self, monkeypatch):
         """Features and rates are marked with the number of their frame."""

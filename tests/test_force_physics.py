@@ -96,9 +96,7 @@ def harmonic(case):
 def metadynamics(case, n_variables=1):
     """openmm.app.Metadynamics with Gaussians around here, at frames that are put in its way."""
     system = make_system()
-    variables = [
-        BiasVariable(case.force(k), case.here[k] - 2, case.here[k] + 2, 0.3) for k in range(n_variables)
-    ]
+    variables = [BiasVariable(case.force(k), case.here[k] - 2, case.here[k] + 2, 0.3) for k in range(n_variables)]
     sampler = Metadynamics(system, variables, 300 * unit.kelvin, 5.0, 2.0 * unit.kilojoule_per_mole, 1)
     integrator = openmm.VerletIntegrator(0.001)
     integrator.setIntegrationForceGroups(0)  # no group: nothing moves

@@ -54,8 +54,12 @@ def subspace_gap(a, b):
 def four_well_chain(n_bins=100, step=1e-3):
     """Euler-Maruyama chain in the Prinz potential on [-1, 1]: bin centres, transition matrix, stationary weights."""
     x = np.linspace(-1, 1, n_bins)
-    slope = 4 * (8 * x**7 - 128 * x * np.exp(-80 * x**2)
-                 - 32 * (x - 0.5) * np.exp(-80 * (x - 0.5) ** 2) - 40 * (x + 0.5) * np.exp(-40 * (x + 0.5) ** 2))
+    slope = 4 * (
+        8 * x**7
+        - 128 * x * np.exp(-80 * x**2)
+        - 32 * (x - 0.5) * np.exp(-80 * (x - 0.5) ** 2)
+        - 40 * (x + 0.5) * np.exp(-40 * (x + 0.5) ** 2)
+    )
     p = np.exp(-((x[None] - (x - step * slope)[:, None]) ** 2) / (4 * step))
     p /= p.sum(1, keepdims=True)
     values, vectors = np.linalg.eig(p.T)
@@ -65,12 +69,20 @@ def four_well_chain(n_bins=100, step=1e-3):
 
 # --- covariances -----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("reversible", [False, True])
 def test_covariances_match_deeptime(reversible):
     trajs, lag = autoregressive(), 7
     ours = covariances(trajs, lag, reversible=reversible)
-    estimator = Covariance(lag, compute_c00=True, compute_c0t=True, compute_ctt=not reversible, remove_data_mean=True,
-                           reversible=reversible, bessels_correction=False)
+    estimator = Covariance(
+        lag,
+        compute_c00=True,
+        compute_c0t=True,
+        compute_ctt=not reversible,
+        remove_data_mean=True,
+        reversible=reversible,
+        bessels_correction=False,
+    )
     for x in trajs:
         estimator.partial_fit((x[:-lag], x[lag:]))
     theirs = estimator.fetch_model()
@@ -128,6 +140,7 @@ def test_float32_trajectories_are_summed_in_float64():
 
 
 # --- VAMP and TICA ---------------------------------------------------------------------------------------------------
+
 
 def test_vamp_is_deeptimes():
     trajs, lag = autoregressive(), 3
@@ -232,6 +245,7 @@ def test_linear_vamp_on_sqrt_model():
 
 # --- sign ------------------------------------------------------------------------------------------------------------
 
+
 def test_sign_is_that_of_the_skewness_and_survives_a_flipped_feature():
     trajs = autoregressive()
     flip = np.array([1.0, -1, 1, 1, -1, 1])
@@ -249,6 +263,7 @@ def test_sign_is_that_of_the_skewness_and_survives_a_flipped_feature():
 
 
 # --- linear CVs ------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("reversible", [False, True])
 def test_fit_linear_without_truncation_is_vamp(reversible):
@@ -340,6 +355,7 @@ def test_errors_say_what_and_where():
 
 
 # --- validation ------------------------------------------------------------------------------------------------------
+
 
 def distance(segment, others):
     """Frames between a segment and the nearest of others in its trajectory."""

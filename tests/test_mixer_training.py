@@ -94,8 +94,15 @@ def test_mixers_of_vectors_see_residues_turn(name):
 def test_trained_twice_with_a_gradient_penalty_is_the_same(name):
     tokens = [scalars_that_move(60, seed)[0] for seed in (1, 2)]
     twins = [
-        train_vampnet(make_mixer(name, R, CHANNELS, **small(name, chirality=True)), tokens, 2, 1, epochs=2, batch_size=50,
-                      gradient_penalty=0.05)
+        train_vampnet(
+            make_mixer(name, R, CHANNELS, **small(name, chirality=True)),
+            tokens,
+            2,
+            1,
+            epochs=2,
+            batch_size=50,
+            gradient_penalty=0.05,
+        )
         for _ in range(2)
     ]
     assert twins[0].history == twins[1].history
@@ -118,8 +125,9 @@ def test_collective_variable(name, chirality, molecule, tmp_path):
     frames = torch.tensor(ala2().xyz[:, atoms]).double() * 10 + 0.1 * random(12, len(atoms), 3)
     mixer.set_statistics(Tokenizer(encoder, windows).embed(frames))
     projection = np.random.default_rng(1).normal(size=(mixer.out_features, 2)) / np.sqrt(mixer.out_features)
-    cv = CollectiveVariable(encoder, mixer, np.zeros(mixer.out_features), projection, [0.9, 0.5],
-                            residue_table(topology, atoms))
+    cv = CollectiveVariable(
+        encoder, mixer, np.zeros(mixer.out_features), projection, [0.9, 0.5], residue_table(topology, atoms)
+    )
     cv.save(tmp_path / "cv")
     again = CollectiveVariable.load(tmp_path / "cv")
     assert json.loads(json.dumps(mixer.settings)) == again.mixer.settings
@@ -145,7 +153,11 @@ def test_published_trajectories(name, shared_data):
     folder = shared_data / "trajectories" / "ala2_plumed_masterclass"
     parts = [mdtraj.load(str(folder / f"unbiased_{k}.xtc"), top=str(folder / "ala2.pdb"), stride=20) for k in "AB"]
     settings = FitSettings(
-        20.0, 20.0, estimator="vampnet", mixer=name, mixer_settings={"width": 16, "readout": 16, "chirality": True},
+        20.0,
+        20.0,
+        estimator="vampnet",
+        mixer=name,
+        mixer_settings={"width": 16, "readout": 16, "chirality": True},
         training={"epochs": 20, "batch_size": 40, "lr": 3e-3, "validation_fraction": 0.0},
     )
     cv = fit_cv(parts, folder / "ala2.pdb", settings)

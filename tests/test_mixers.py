@@ -71,8 +71,7 @@ class TestEveryMixer:
         mask[1, 2:] = False
         batch = mixer(tokens, mask)
         for k in range(F):
-            torch.testing.assert_close(mixer(tokens[k : k + 1], mask[k : k + 1]), batch[k : k + 1], atol=1e-12,
-                                       rtol=1e-12)
+            torch.testing.assert_close(mixer(tokens[k : k + 1], mask[k : k + 1]), batch[k : k + 1], atol=1e-12, rtol=1e-12)
         assert mixer(tokens[:0]).shape == (0, mixer.out_features)
 
     def test_float32_is_float64_to_its_precision(self, mixer):
@@ -266,11 +265,19 @@ def test_unknown_names_get_a_suggestion():
         make_mixer("mlp", R, H, pool="flaten")
 
 
-@pytest.mark.parametrize(("settings", "match"), [
-    ({"width": 0}, "width must be"), ({"layers": 1.5}, "layers must be"), ({"heads": 5}, "multiple of heads"),
-    ({"out_features": True}, "out_features must be"), ({"readout": -1}, "readout must be"),
-    ({"seed": "one"}, "seed must be a whole number"), ({"seed": -1}, "seed must be"), ({"pool": ["mean"]}, "is unknown"),
-])
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"width": 0}, "width must be"),
+        ({"layers": 1.5}, "layers must be"),
+        ({"heads": 5}, "multiple of heads"),
+        ({"out_features": True}, "out_features must be"),
+        ({"readout": -1}, "readout must be"),
+        ({"seed": "one"}, "seed must be a whole number"),
+        ({"seed": -1}, "seed must be"),
+        ({"pool": ["mean"]}, "is unknown"),
+    ],
+)
 def test_bad_settings_are_refused(settings, match):
     with pytest.raises(GeomGNNError, match=match):
         make_mixer("attention", R, H, **settings)
@@ -278,17 +285,23 @@ def test_bad_settings_are_refused(settings, match):
         make_mixer("none", 0, H)
 
 
-@pytest.mark.parametrize(("name", "tokens", "settings", "match"), [
-    ("none", R, {"pool": "attention"}, "nothing that trains them"), ("none", None, {}, "flatten is for a fixed number"),
-    ("none", R, {"pool": 3}, "pool 3 is unknown. Known: attention, flatten, mean, sum"),
-    ("mlp", None, {}, "use pool: mean, sum or attention"), ("mlp", R, {"chirality": 1}, "must be true or false but was 1"),
-    ("equivariant-attention", R, {"vector_channels": 10}, "vector_channels must be a multiple of heads"),
-    ("message-passing", R, {"neighbours": 0}, "neighbours .where it is not 'all'. must be a whole number"),
-    ("message-passing", R, {"neighbours": "al"}, "was 'al'"), ("message-passing", R, {"neighbours": [2]}, "was .2."),
-    ("token-merging", R, {"assignment": "block"}, "Did you mean 'blocks'"),
-    ("token-merging", R, {"merged": 0}, "merged must be a whole number"),
-    ("token-merging", None, {"assignment": "blocks"}, "use assignment: learned"),
-])
+@pytest.mark.parametrize(
+    ("name", "tokens", "settings", "match"),
+    [
+        ("none", R, {"pool": "attention"}, "nothing that trains them"),
+        ("none", None, {}, "flatten is for a fixed number"),
+        ("none", R, {"pool": 3}, "pool 3 is unknown. Known: attention, flatten, mean, sum"),
+        ("mlp", None, {}, "use pool: mean, sum or attention"),
+        ("mlp", R, {"chirality": 1}, "must be true or false but was 1"),
+        ("equivariant-attention", R, {"vector_channels": 10}, "vector_channels must be a multiple of heads"),
+        ("message-passing", R, {"neighbours": 0}, "neighbours .where it is not 'all'. must be a whole number"),
+        ("message-passing", R, {"neighbours": "al"}, "was 'al'"),
+        ("message-passing", R, {"neighbours": [2]}, "was .2."),
+        ("token-merging", R, {"assignment": "block"}, "Did you mean 'blocks'"),
+        ("token-merging", R, {"merged": 0}, "merged must be a whole number"),
+        ("token-merging", None, {"assignment": "blocks"}, "use assignment: learned"),
+    ],
+)
 def test_settings_of_one_mixer_that_do_not_fit(name, tokens, settings, match):
     with pytest.raises(GeomGNNError, match=match):
         make_mixer(name, tokens, H, **settings)

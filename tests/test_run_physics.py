@@ -214,9 +214,7 @@ def test_a_learned_cv_at_work(tmp_path):
     mixer = make_mixer("none", 3, 64)
     projection = 0.05 * np.random.default_rng(1).normal(size=(mixer.out_features, 2))
     molecule = residue_table(topology, select_atoms(topology))
-    cv = CollectiveVariable(
-        Encoder.load("et-64"), mixer, np.zeros(mixer.out_features), projection, np.ones(2), molecule
-    )
+    cv = CollectiveVariable(Encoder.load("et-64"), mixer, np.zeros(mixer.out_features), projection, np.ones(2), molecule)
     cv.save(tmp_path / "cv.safetensors")
     changes = {"make_cv": None, "cv_path": str(tmp_path / "cv.safetensors"), "engine": "eager"}
     bias = OPES(barrier=30.0, pace=20, sigma=(0.02, 0.02))

@@ -63,6 +63,7 @@ def random(*shape, seed=0):
 
 # --- the loss --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("reversible", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_loss_is_the_numpy_score(reversible, weighted):
@@ -96,7 +97,8 @@ def test_loss_does_not_depend_on_the_basis_or_scale_of_the_outputs():
     x = torch.cumsum(random(200, 3), 0)
     transformed = 1e-4 * x @ random(3, 3, seed=4) + 7
     assert vamp2(transformed[:-2], transformed[2:], ridge=1e-12).item() == pytest.approx(
-        vamp2(x[:-2], x[2:], ridge=1e-12).item(), abs=1e-6)
+        vamp2(x[:-2], x[2:], ridge=1e-12).item(), abs=1e-6
+    )
 
 
 def test_constant_or_broken_outputs_are_an_error():
@@ -112,6 +114,7 @@ def test_probe_has_the_inverse_covariance():
 
 
 # --- training --------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reversible", [False, True])
@@ -307,6 +310,7 @@ def test_attention_lobe_trains():
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
+
 
 def test_errors_say_what_and_where():
     _, tokens = sqrt_data(1500)

@@ -1,6 +1,5 @@
 """What the data say of a CV: transitions between its extremes, timescales where there are any, and a verdict in words."""
 
-
 import numpy as np
 import pytest
 from molecules import ala2, random_cv

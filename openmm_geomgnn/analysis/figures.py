@@ -117,9 +117,7 @@ def _crossings(analysis, times):
         f"{name} over time, with and without bias" if len(columns) > 1 else f"{name} over time",
         "The shaded stripes are the two cores, A and B. A crossing is counted when a walker that was in one arrives in the "
         "other; turning back half-way does not count. Each panel is one walker.",
-        plots.trajectories(
-            columns, _axis(variable, is_torsion), degrees=is_torsion, cores=(states.core_a, states.core_b)
-        ),
+        plots.trajectories(columns, _axis(variable, is_torsion), degrees=is_torsion, cores=(states.core_a, states.core_b)),
     )
 
 

@@ -14,9 +14,7 @@ def checked_walkers(walkers):
     for number, walker in enumerate(walkers):
         times = column(walker, "time")
         if len(times) < 2:
-            raise GeomGNNError(
-                f"Walker {number} has {len(times)} rows in the COLVAR data, too few to analyse. Run longer."
-            )
+            raise GeomGNNError(f"Walker {number} has {len(times)} rows in the COLVAR data, too few to analyse. Run longer.")
         back = np.flatnonzero(np.diff(times) <= 0)
         if len(back):
             raise GeomGNNError(

@@ -87,9 +87,7 @@ def free_energy_1d(s, logw, kT, edges=60, periodic=False, *, inefficiency=None, 
     return _histogram([s], logw, kT, [edges], [periodic], inefficiency, n_bootstrap, rng)
 
 
-def free_energy_2d(
-    x, y, logw, kT, edges=50, periodic=(False, False), *, inefficiency=None, n_bootstrap=100, rng=0
-):
+def free_energy_2d(x, y, logw, kT, edges=50, periodic=(False, False), *, inefficiency=None, n_bootstrap=100, rng=0):
     """F(x, y) on bins, as `free_energy_1d`. edges: a number of bins, or a pair of numbers or arrays of edges.
 
     The density is per bin area. Returns a FreeEnergy whose values and error have the shape (bins of x, bins of y).

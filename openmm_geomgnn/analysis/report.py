@@ -160,7 +160,7 @@ def _notes(notes):
         return ""
     # warnings first: they change how everything below is read
     ordered = sorted(notes, key=lambda note: not _is_warning(note))
-    items = (f'<li{" class=warning" if _is_warning(note) else ""}>{_escape(note)}</li>' for note in ordered)
+    items = (f"<li{' class=warning' if _is_warning(note) else ''}>{_escape(note)}</li>" for note in ordered)
     return f'<ul class="notes">{"".join(items)}</ul>'
 
 
@@ -175,7 +175,7 @@ def _figure(title, caption, figure):
     encoded = base64.b64encode(picture.getvalue()).decode("ascii")
     width = round(figure.get_size_inches()[0] * 96)
     return (
-        f'<figure><h3>{_escape(title)}</h3>'
+        f"<figure><h3>{_escape(title)}</h3>"
         f'<img alt="{_escape(title)}" style="width: {width}px" src="data:image/png;base64,{encoded}">'
         f"<figcaption><b>How to read:</b> {_escape(caption)}</figcaption></figure>"
     )
@@ -187,8 +187,7 @@ def _table(rows, title):
         return ""
     if len({len(row) for row in rows}) > 1:
         raise GeomGNNError(
-            f"The rows of the table {title!r} have {[len(row) for row in rows]} cells. Give every row as many as the "
-            "head."
+            f"The rows of the table {title!r} have {[len(row) for row in rows]} cells. Give every row as many as the head."
         )
     head = "".join(f"<th>{_escape(cell)}</th>" for cell in rows[0])
     body = "".join(

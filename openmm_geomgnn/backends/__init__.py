@@ -18,7 +18,6 @@ BACKENDS = {"PythonForce": "python_force", "PythonTorchForce": "python_torch_for
 PREFERENCE = ("PythonForce", "TorchForce", "PythonTorchForce")
 
 
-
 def backend(name):
     """The module of a backend.
 

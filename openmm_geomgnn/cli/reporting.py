@@ -119,9 +119,7 @@ def _variables(protocol, results):
             arguments |= {"along": None, "cores": None}
         return arguments, ["Warning: there are fewer than two frames of each walker yet, too few for torsions."]
     if torsions:
-        arguments["torsions"] = {
-            name: [torsion(run, name, atoms) for run in biased] for name, atoms in torsions.items()
-        }
+        arguments["torsions"] = {name: [torsion(run, name, atoms) for run in biased] for name, atoms in torsions.items()}
         arguments["frame_times"] = results.frame_times
     if results.unbiased and along in torsions:
         arguments["unbiased"] = [torsion(run, along, torsions[along]) for run in results.unbiased]

@@ -131,9 +131,7 @@ class TokenSection(Section):
         "space of a reference structure",
     )
     context: Whole = Field(1, ge=0, description="neighbours on each side of a residue, with window: sequence")
-    radius: Nanometres = Field(
-        0.45, gt=0, le=2, description="how near a neighbour is, atom to atom, with window: space, nm"
-    )
+    radius: Nanometres = Field(0.45, gt=0, le=2, description="how near a neighbour is, atom to atom, with window: space, nm")
     reference: Structure | None = Field(
         None,
         description="structure file of the molecule, with window: space; null is the first frame of the training data",

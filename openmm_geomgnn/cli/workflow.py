@@ -368,9 +368,7 @@ def _comparison(protocol):
 def _compare(protocol, indices, frame, length):
     structures = protocol.system.structures
     specs = [
-        walker_spec(
-            protocol, index, structure=structures[k % len(structures)], frame_interval=frame, colvar_interval=frame
-        )
+        walker_spec(protocol, index, structure=structures[k % len(structures)], frame_interval=frame, colvar_interval=frame)
         for k, index in enumerate(indices)
     ]
     with bar("Unbiased comparison") as update:

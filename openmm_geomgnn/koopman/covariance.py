@@ -50,8 +50,17 @@ class Covariances:
     def project(self, left: np.ndarray, right: np.ndarray | None = None) -> "Covariances":
         """Moments of x_t @ left and x_{t+lag} @ right, both (n, m); right is left by default."""
         right = left if right is None else right
-        return Covariances(self.mean_0 @ left, self.mean_t @ right, left.T @ self.c00 @ left, left.T @ self.c0t @ right,
-                           right.T @ self.ctt @ right, self.n_pairs, self.effective_pairs, self.lag, self.reversible)
+        return Covariances(
+            self.mean_0 @ left,
+            self.mean_t @ right,
+            left.T @ self.c00 @ left,
+            left.T @ self.c0t @ right,
+            right.T @ self.ctt @ right,
+            self.n_pairs,
+            self.effective_pairs,
+            self.lag,
+            self.reversible,
+        )
 
 
 def as_trajectories(trajs, lag: int = 0) -> list[np.ndarray]:
@@ -73,11 +82,15 @@ def as_trajectories(trajs, lag: int = 0) -> list[np.ndarray]:
     arrays = [_as_array(x) for x in trajs]
     for k, x in enumerate(arrays):
         if x.ndim != 2:
-            raise GeomGNNError(f"Trajectory {k} must have the shape (frames, features) but has {x.shape}: reshape "
-                               "it, for one feature with x[:, None].")
+            raise GeomGNNError(
+                f"Trajectory {k} must have the shape (frames, features) but has {x.shape}: reshape "
+                "it, for one feature with x[:, None]."
+            )
         if x.shape[1] != arrays[0].shape[1]:
-            raise GeomGNNError(f"Trajectory {k} has {x.shape[1]} features but trajectory 0 has {arrays[0].shape[1]}: "
-                               "all must come from the same selection and encoder.")
+            raise GeomGNNError(
+                f"Trajectory {k} has {x.shape[1]} features but trajectory 0 has {arrays[0].shape[1]}: "
+                "all must come from the same selection and encoder."
+            )
     check_lengths([len(x) for x in arrays], lag)
     check_finite(arrays)
     return arrays
@@ -99,9 +112,11 @@ def check_lengths(lengths: Sequence[int], lag: int) -> None:
     short = [k for k, length in enumerate(lengths) if length <= lag]
     if short:
         k = short[0]
-        raise GeomGNNError(f"Trajectory {k} has {lengths[k]} frames, which is not more than the lag of {lag} frames "
-                           f"({len(short)} of {len(lengths)} trajectories are so short): leave them out or take a "
-                           "shorter lag. Trajectories are never joined, since a pair across a joint is not dynamics.")
+        raise GeomGNNError(
+            f"Trajectory {k} has {lengths[k]} frames, which is not more than the lag of {lag} frames "
+            f"({len(short)} of {len(lengths)} trajectories are so short): leave them out or take a "
+            "shorter lag. Trajectories are never joined, since a pair across a joint is not dynamics."
+        )
 
 
 def check_finite(arrays: Sequence[np.ndarray]) -> None:
@@ -112,9 +127,11 @@ def check_finite(arrays: Sequence[np.ndarray]) -> None:
             part = np.isfinite(np.asarray(x[start : start + size]))
             if not part.all():
                 bad = np.flatnonzero(~part.reshape(len(part), -1).all(1))
-                raise GeomGNNError(f"Trajectory {k} has a feature that is NaN or infinite in frame {start + bad[0]}: "
-                                   "look at that frame (broken coordinates, a molecule split by the box) and leave "
-                                   "it out.")
+                raise GeomGNNError(
+                    f"Trajectory {k} has a feature that is NaN or infinite in frame {start + bad[0]}: "
+                    "look at that frame (broken coordinates, a molecule split by the box) and leave "
+                    "it out."
+                )
 
 
 def static_weights(log_weights: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -140,14 +157,18 @@ def pair_weights(lengths: Sequence[int], lag: int, weights: Sequence[np.ndarray]
         weights = [weights]
     weights = [np.asarray(w, dtype=np.float64) for w in weights]
     if [w.shape for w in weights] != [(length,) for length in lengths]:
-        raise GeomGNNError("Weights must be one array (frames,) for each trajectory: expected lengths "
-                           f"{list(lengths)} but got shapes {[w.shape for w in weights]}.")
+        raise GeomGNNError(
+            "Weights must be one array (frames,) for each trajectory: expected lengths "
+            f"{list(lengths)} but got shapes {[w.shape for w in weights]}."
+        )
     for k, w in enumerate(weights):
         bad = np.flatnonzero(~(np.isfinite(w) & (w >= 0)))
         if len(bad):
-            raise GeomGNNError(f"The weight of frame {bad[0]} of trajectory {k} is {w[bad[0]]}: weights must be "
-                               "finite and not negative. From log-weights use static_weights(), which cannot "
-                               "overflow.")
+            raise GeomGNNError(
+                f"The weight of frame {bad[0]} of trajectory {k} is {w[bad[0]]}: weights must be "
+                "finite and not negative. From log-weights use static_weights(), which cannot "
+                "overflow."
+            )
     total = sum(w[: len(w) - lag].sum() for w in weights)
     if not total > 0:
         raise GeomGNNError("All weights are zero: nothing is left to estimate from.")

@@ -14,8 +14,17 @@ from .vamp import EPSILON, KoopmanModel, check_dim, fix_sign, project, vamp
 FLOOR_OF_MEAN, FLOOR_OF_WIDEST = 1e-5, 1e-6
 
 
-def fit_linear(features, lag: int, dim: int, pca: int | None = 50, reversible: bool = True, weights=None,
-               epsilon: float = EPSILON, rates=None, softening: float = 0.0) -> KoopmanModel:
+def fit_linear(
+    features,
+    lag: int,
+    dim: int,
+    pca: int | None = 50,
+    reversible: bool = True,
+    weights=None,
+    epsilon: float = EPSILON,
+    rates=None,
+    softening: float = 0.0,
+) -> KoopmanModel:
     """The slowest linear combinations of features, as one map from the raw features.
 
     Standardise, keep the `pca` principal components of largest variance, then TICA (reversible) or VAMP on them. Few
@@ -64,8 +73,10 @@ def fit_linear(features, lag: int, dim: int, pca: int | None = 50, reversible: b
     frames = _frame_weights([len(x) for x in trajs], lag, weights)
     mean, std, flat = _standardisation(trajs, frames)
     if flat == len(mean):
-        raise GeomGNNError(f"None of the {flat} features varies by more than the noise of float32 numbers: check "
-                           "that the frames differ and that the selection moves.")
+        raise GeomGNNError(
+            f"None of the {flat} features varies by more than the noise of float32 numbers: check "
+            "that the frames differ and that the selection moves."
+        )
     variances, components = _principal_components(trajs, frames, mean, std)
     n = len(mean)
     rank = int(np.count_nonzero(variances > epsilon * variances[0]))
@@ -77,21 +88,32 @@ def fit_linear(features, lag: int, dim: int, pca: int | None = 50, reversible: b
     cov = covariances(reduced, lag, weights, reversible)
     if softening > 0:
         if rates is None or not reversible:
-            raise GeomGNNError("softening needs the features' rates and the reversible estimator: set reversible: true, or "
-                               "softening: 0.")
+            raise GeomGNNError(
+                "softening needs the features' rates and the reversible estimator: set reversible: true, or softening: 0."
+            )
         soft = _soft_directions(cov, np.float64(rates) @ to_components, softening, dim)
         to_components = to_components @ soft
         cov = covariances([x @ soft for x in reduced], lag, weights, reversible)
     inner = vamp(cov, dim, epsilon)
-    info = {**inner.info, "n_features": n, "rank": rank, "flat_features": flat, "pca_components": kept,
-            "explained_variance": float(variances[:kept].sum() / variances.sum())}
-    model = KoopmanModel(mean, to_components @ inner.projection, inner.singular_values, n - rank + inner.dropped, lag,
-                         reversible, info=info)
+    info = {
+        **inner.info,
+        "n_features": n,
+        "rank": rank,
+        "flat_features": flat,
+        "pca_components": kept,
+        "explained_variance": float(variances[:kept].sum() / variances.sum()),
+    }
+    model = KoopmanModel(
+        mean, to_components @ inner.projection, inner.singular_values, n - rank + inner.dropped, lag, reversible, info=info
+    )
     if not reversible:
         pairs = pair_weights([len(x) for x in trajs], lag, weights)
-        model = replace(model, mean=_mean([x[:-lag] for x in trajs], pairs),
-                        right_mean=_mean([x[lag:] for x in trajs], pairs),
-                        right_projection=to_components @ inner.right_projection)
+        model = replace(
+            model,
+            mean=_mean([x[:-lag] for x in trajs], pairs),
+            right_mean=_mean([x[lag:] for x in trajs], pairs),
+            right_projection=to_components @ inner.right_projection,
+        )
     return fix_sign(model, trajs)
 
 

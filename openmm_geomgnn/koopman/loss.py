@@ -5,12 +5,15 @@ from torch import Tensor
 
 from ..errors import GeomGNNError
 
-_BROKEN = ("The covariance of the network's outputs over a batch is not finite and positive: the outputs diverged or "
-           "do not vary. Take a lower learning rate, a larger batch or a larger ridge, and look at the tokens.")
+_BROKEN = (
+    "The covariance of the network's outputs over a batch is not finite and positive: the outputs diverged or "
+    "do not vary. Take a lower learning rate, a larger batch or a larger ridge, and look at the tokens."
+)
 
 
-def vamp2(chi_0: Tensor, chi_t: Tensor, weights: Tensor | None = None, reversible: bool = True,
-          ridge: float = 1e-6) -> Tensor:
+def vamp2(
+    chi_0: Tensor, chi_t: Tensor, weights: Tensor | None = None, reversible: bool = True, ridge: float = 1e-6
+) -> Tensor:
     """VAMP-2 score 1 + tr(C00^-1 C0t Ctt^-1 Ct0) of a batch of pairs, differentiable, in float64.
 
     Parameters

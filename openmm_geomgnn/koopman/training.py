@@ -24,8 +24,17 @@ class Trainer:
         Of the shuffling, the loss and the lobe's dropout; torch's own generators are left as they were.
     """
 
-    def __init__(self, lobe: nn.Module, samples: Tensor, loss_of: Callable[[Tensor, torch.Generator], Tensor], *,
-                 batch_size: int, lr: float, weight_decay: float, seed: int):
+    def __init__(
+        self,
+        lobe: nn.Module,
+        samples: Tensor,
+        loss_of: Callable[[Tensor, torch.Generator], Tensor],
+        *,
+        batch_size: int,
+        lr: float,
+        weight_decay: float,
+        seed: int,
+    ):
         self._lobe, self._samples, self._loss_of = lobe, samples, loss_of
         self._batches = max(1, round(len(samples) / batch_size))
         self._seed = seed
@@ -38,8 +47,16 @@ class Trainer:
         self.best: dict | None = None
         self.history: dict[str, list[float]] = {"loss": [], "train": [], "validation": []}
 
-    def train(self, rate: Callable[[int], tuple[float, float | None]], *, epochs: int, patience: int,
-              resume: dict | None, keep, progress) -> None:
+    def train(
+        self,
+        rate: Callable[[int], tuple[float, float | None]],
+        *,
+        epochs: int,
+        patience: int,
+        resume: dict | None,
+        keep,
+        progress,
+    ) -> None:
         """Train until the validation score has not risen for `patience` epochs; the lobe ends with the best weights.
 
         `rate` is called after each epoch with its index and the lobe in evaluation mode. It returns the training and the
@@ -70,8 +87,10 @@ class Trainer:
         for batch in shuffled.tensor_split(self._batches):
             loss = self._loss_of(batch, self._generator)
             if not torch.isfinite(loss):
-                raise GeomGNNError(f"The loss became {loss.item()} in epoch {self.epoch}: take a lower learning rate or a "
-                                   "larger batch, and check that the tokens are of ordinary size.")
+                raise GeomGNNError(
+                    f"The loss became {loss.item()} in epoch {self.epoch}: take a lower learning rate or a "
+                    "larger batch, and check that the tokens are of ordinary size."
+                )
             self._optimiser.zero_grad(set_to_none=True)
             loss.backward()
             self._optimiser.step()

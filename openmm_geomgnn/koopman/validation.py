@@ -22,8 +22,9 @@ class Segment(NamedTuple):
         return arrays[self.trajectory][self.start : self.stop]
 
 
-def hold_out(lengths: Sequence[int], lag: int, fraction: float | Sequence[float], blocks: int = 4,
-             seed: int = 0) -> tuple[list[Segment], ...]:
+def hold_out(
+    lengths: Sequence[int], lag: int, fraction: float | Sequence[float], blocks: int = 4, seed: int = 0
+) -> tuple[list[Segment], ...]:
     """Split trajectories into training segments and one or several held-out parts, each segment longer than the lag.
 
     Every trajectory that is long enough gives up to `blocks` contiguous blocks at random places to each part, so every
@@ -58,21 +59,25 @@ def hold_out(lengths: Sequence[int], lag: int, fraction: float | Sequence[float]
         if not 0 <= one < 1:
             raise GeomGNNError(f"The validation fraction must be at least 0 and less than 1 but was {one!r}.")
     if sum(fractions) >= 1:
-        raise GeomGNNError(f"The fractions {fractions} that are held out leave nothing to train on: they must sum to less "
-                           "than 1.")
+        raise GeomGNNError(
+            f"The fractions {fractions} that are held out leave nothing to train on: they must sum to less than 1."
+        )
     parts = hold_out_blocks(lengths, fractions, lag, 2 * lag, blocks, seed)
     parts = [[s for s in part if s.stop - s.start > lag] for part in parts]
     if not all(part for part, wanted in zip(parts, (1, *fractions), strict=True) if wanted):
         wanted = " and ".join(f"{one:g}" for one in fractions if one)
-        raise GeomGNNError(f"The trajectories ({sum(lengths)} frames in {len(lengths)}, longest {max(lengths)}) are "
-                           f"too short to hold out a fraction of {wanted} at a lag of {lag} frames: a held-out "
-                           "block needs two lags, and a lag on either side. Use more data, a shorter lag, other "
-                           "fractions, or fractions of 0.")
+        raise GeomGNNError(
+            f"The trajectories ({sum(lengths)} frames in {len(lengths)}, longest {max(lengths)}) are "
+            f"too short to hold out a fraction of {wanted} at a lag of {lag} frames: a held-out "
+            "block needs two lags, and a lag on either side. Use more data, a shorter lag, other "
+            "fractions, or fractions of 0."
+        )
     return tuple(parts)
 
 
-def hold_out_blocks(lengths: Sequence[int], fractions: Sequence[float], gap: int, shortest: int, blocks: int = 4,
-                    seed: int = 0) -> list[list[Segment]]:
+def hold_out_blocks(
+    lengths: Sequence[int], fractions: Sequence[float], gap: int, shortest: int, blocks: int = 4, seed: int = 0
+) -> list[list[Segment]]:
     """[training, *held out] segments as `hold_out` chooses them, for a gap and a shortest block of any number of frames."""
     rng = np.random.default_rng(seed)
     parts: list[list[Segment]] = [[] for _ in (0, *fractions)]
@@ -138,8 +143,17 @@ def held_out_score(model, trajs, lag: int, r: float = 2, reversible: bool = True
     return subspace_score(covariances([transform(x) for x in trajs], lag, weights, reversible), r, EPSILON)
 
 
-def cross_validate(fit: Callable, trajs, lag: int, folds: int = 5, r: float = 2, reversible: bool = True, weights=None,
-                   blocks: int = 4, options: Callable[[list[Segment]], dict] | None = None) -> np.ndarray:
+def cross_validate(
+    fit: Callable,
+    trajs,
+    lag: int,
+    folds: int = 5,
+    r: float = 2,
+    reversible: bool = True,
+    weights=None,
+    blocks: int = 4,
+    options: Callable[[list[Segment]], dict] | None = None,
+) -> np.ndarray:
     """Held-out VAMP-r score of each fold, (folds,).
 
     Every trajectory is cut into ``folds * blocks`` contiguous blocks (fewer where a block would be shorter than 4
@@ -181,10 +195,12 @@ def check_folds(lengths: Sequence[int], lag: int, folds: int, blocks: int = 4) -
     if folds < 2:
         raise GeomGNNError(f"Cross-validation needs at least 2 folds but folds was {folds!r}.")
     if not all(training and validation for training, validation in _folds(lengths, lag, folds, blocks)):
-        raise GeomGNNError(f"The trajectories ({sum(lengths)} frames in {len(lengths)}) are too short for {folds} folds, in "
-                           f"which a CV is scored on data it was not fitted to, at a lag of {lag} frames: a fold needs "
-                           "blocks of two lags, a lag away from the rest. Use a shorter lag, or more or longer "
-                           "trajectories.")
+        raise GeomGNNError(
+            f"The trajectories ({sum(lengths)} frames in {len(lengths)}) are too short for {folds} folds, in "
+            f"which a CV is scored on data it was not fitted to, at a lag of {lag} frames: a fold needs "
+            "blocks of two lags, a lag away from the rest. Use a shorter lag, or more or longer "
+            "trajectories."
+        )
 
 
 def _folds(lengths, lag, folds, blocks):

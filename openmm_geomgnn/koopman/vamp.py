@@ -61,8 +61,9 @@ class KoopmanModel:
     def truncate(self, dim: int) -> "KoopmanModel":
         """The model of the `dim` leading components."""
         right = None if self.right_projection is None else self.right_projection[:, :dim]
-        return replace(self, projection=self.projection[:, :dim], singular_values=self.singular_values[:dim],
-                       right_projection=right)
+        return replace(
+            self, projection=self.projection[:, :dim], singular_values=self.singular_values[:dim], right_projection=right
+        )
 
 
 def project(chi, mean, projection) -> np.ndarray:
@@ -106,8 +107,10 @@ def vamp(cov: Covariances, dim: int | None = None, epsilon: float = EPSILON) -> 
     Wu & Noé, J. Nonlinear Sci. 30, 23 (2020).
     """
     if not cov.varies:
-        raise GeomGNNError("No feature varies over the trajectories, so there is nothing to project on: check that "
-                           "the frames differ and that the selection moves.")
+        raise GeomGNNError(
+            "No feature varies over the trajectories, so there is nothing to project on: check that "
+            "the frames differ and that the selection moves."
+        )
     left = whiten(cov.c00, epsilon)
     right = left if cov.reversible else whiten(cov.ctt, epsilon)
     n, rank = len(cov.c00), min(left.shape[1], right.shape[1])
@@ -130,8 +133,10 @@ def check_dim(dim: int | None, rank: int, n_features: int) -> None:
     if isinstance(dim, bool) or not isinstance(dim, Integral) or dim < 1:
         raise GeomGNNError(f"dim must be a whole number of at least 1 but was {dim!r}.")
     if dim > rank:
-        raise GeomGNNError(f"dim is {dim} but only {rank} of the {n_features} features' directions vary "
-                           "independently: take a smaller dim, or more features or data.")
+        raise GeomGNNError(
+            f"dim is {dim} but only {rank} of the {n_features} features' directions vary "
+            "independently: take a smaller dim, or more features or data."
+        )
 
 
 def singular_score(singular_values: np.ndarray, r: float = 2) -> float:
@@ -139,8 +144,7 @@ def singular_score(singular_values: np.ndarray, r: float = 2) -> float:
     return 1.0 + float(np.sum(np.asarray(singular_values, dtype=np.float64) ** r))
 
 
-def vamp_score(model: KoopmanModel, held_out: Covariances | None = None, r: float = 2,
-               epsilon: float = EPSILON) -> float:
+def vamp_score(model: KoopmanModel, held_out: Covariances | None = None, r: float = 2, epsilon: float = EPSILON) -> float:
     """VAMP-r score of the model: on its own data, or of its fixed functions on held-out data.
 
     Parameters

@@ -56,13 +56,29 @@ class VAMPNetResult:
         return self.model.transform(_evaluate(double, torch.as_tensor(tokens)))
 
 
-def train_vampnet(lobe: nn.Module, tokens, lag: int, dim: int, *, reversible: bool = True, epochs: int = 100,
-                  batch_size: int = 1000, lr: float = 1e-3, weight_decay: float = 1e-4,
-                  validation_fraction: float = VALIDATION_FRACTION, test_fraction: float = TEST_FRACTION,
-                  patience: int = 10, seed: int = 0, gradient_penalty: float = 0.0, ridge: float = 1e-6, weights=None,
-                  epsilon: float = EPSILON,
-                  progress: Callable[[int, int, float, float | None], None] | None = None,
-                  resume: dict | None = None, keep: Callable[[Callable[[], dict]], None] | None = None) -> VAMPNetResult:
+def train_vampnet(
+    lobe: nn.Module,
+    tokens,
+    lag: int,
+    dim: int,
+    *,
+    reversible: bool = True,
+    epochs: int = 100,
+    batch_size: int = 1000,
+    lr: float = 1e-3,
+    weight_decay: float = 1e-4,
+    validation_fraction: float = VALIDATION_FRACTION,
+    test_fraction: float = TEST_FRACTION,
+    patience: int = 10,
+    seed: int = 0,
+    gradient_penalty: float = 0.0,
+    ridge: float = 1e-6,
+    weights=None,
+    epsilon: float = EPSILON,
+    progress: Callable[[int, int, float, float | None], None] | None = None,
+    resume: dict | None = None,
+    keep: Callable[[Callable[[], dict]], None] | None = None,
+) -> VAMPNetResult:
     """Train a copy of `lobe` so that its outputs span the slowest functions of the tokens.
 
     Each epoch passes over all pairs once in shuffled batches (AdamW on -VAMP-2), then estimates the projection on the
@@ -129,10 +145,17 @@ def train_vampnet(lobe: nn.Module, tokens, lag: int, dim: int, *, reversible: bo
     scale = _spread([s.take(data.tokens) for s in training]).to(like) if gradient_penalty else None
     loss_of = partial(_loss, lobe, data, scale=scale, reversible=reversible, gradient_penalty=gradient_penalty, ridge=ridge)
     scores_of = partial(_Scores, lobe, data, training, dim, reversible, epsilon)
-    trainer = Trainer(lobe, data.first_frames(training), loss_of, batch_size=batch_size, lr=lr, weight_decay=weight_decay,
-                      seed=seed)
-    trainer.train(lambda epoch: scores_of(epoch).training_and(validation), epochs=epochs, patience=patience,
-                  resume=resume, keep=keep, progress=progress)
+    trainer = Trainer(
+        lobe, data.first_frames(training), loss_of, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed
+    )
+    trainer.train(
+        lambda epoch: scores_of(epoch).training_and(validation),
+        epochs=epochs,
+        patience=patience,
+        resume=resume,
+        keep=keep,
+        progress=progress,
+    )
     scores, model = scores_of(trainer.best_epoch), _final_model(lobe, data, dim, reversible, epsilon)
     return VAMPNetResult(lobe, model, trainer.history, trainer.best_epoch, scores.of(test), scores.error(test))
 
@@ -145,13 +168,16 @@ class _Data:
         self.lag = lag
         self.tokens = [torch.as_tensor(t).detach() for t in (tokens if isinstance(tokens, (list, tuple)) else [tokens])]
         if not self.tokens:
-            raise GeomGNNError("There are no trajectories: pass a list of token arrays of shape (frames, tokens, 4, "
-                               "channels).")
+            raise GeomGNNError(
+                "There are no trajectories: pass a list of token arrays of shape (frames, tokens, 4, channels)."
+            )
         for k, t in enumerate(self.tokens):
             if t.ndim < 2 or t.shape[1:] != self.tokens[0].shape[1:] or not t.is_floating_point():
-                raise GeomGNNError(f"The tokens of trajectory {k} are {t.dtype} of shape {tuple(t.shape)}: they must "
-                                   "be floating, of shape (frames, ...), and alike in all trajectories (trajectory "
-                                   f"0: {tuple(self.tokens[0].shape)}).")
+                raise GeomGNNError(
+                    f"The tokens of trajectory {k} are {t.dtype} of shape {tuple(t.shape)}: they must "
+                    "be floating, of shape (frames, ...), and alike in all trajectories (trajectory "
+                    f"0: {tuple(self.tokens[0].shape)})."
+                )
         self.lengths = [len(t) for t in self.tokens]
         check_lengths(self.lengths, lag)
         check_finite([t.cpu().numpy() for t in self.tokens])
@@ -196,9 +222,11 @@ def _check_whole_numbers(**settings) -> None:
 
 def _check_real_numbers(lr, weight_decay, gradient_penalty, ridge) -> None:
     if not (lr > 0 and weight_decay >= 0 and gradient_penalty >= 0 and ridge > 0):
-        raise GeomGNNError("lr and ridge must be positive, weight_decay and gradient_penalty not negative, but they "
-                           f"were lr={lr!r}, ridge={ridge!r}, weight_decay={weight_decay!r}, "
-                           f"gradient_penalty={gradient_penalty!r}.")
+        raise GeomGNNError(
+            "lr and ridge must be positive, weight_decay and gradient_penalty not negative, but they "
+            f"were lr={lr!r}, ridge={ridge!r}, weight_decay={weight_decay!r}, "
+            f"gradient_penalty={gradient_penalty!r}."
+        )
 
 
 def _first_trainable(lobe: nn.Module) -> Tensor:
@@ -222,8 +250,9 @@ def _check_outputs(lobe: nn.Module, tokens: Tensor, dim: int) -> None:
     with torch.no_grad():
         chi = lobe(tokens)
     if chi.ndim != 2 or len(chi) != len(tokens):
-        raise GeomGNNError(f"The lobe must return (frames, outputs) but returned {tuple(chi.shape)} for "
-                           f"{len(tokens)} frames.")
+        raise GeomGNNError(
+            f"The lobe must return (frames, outputs) but returned {tuple(chi.shape)} for {len(tokens)} frames."
+        )
     check_dim(dim, chi.shape[1], chi.shape[1])
 
 
@@ -264,8 +293,9 @@ def _evaluate(lobe: nn.Module, tokens: Tensor) -> np.ndarray:
     """chi (T, k) float64, evaluated in the lobe's dtype on the lobe's device."""
     p = next(lobe.parameters())
     with torch.no_grad():
-        return np.concatenate([lobe(part.to(p.device, p.dtype)).double().cpu().numpy()
-                               for part in tokens.split(_EVALUATION_BATCH)])
+        return np.concatenate(
+            [lobe(part.to(p.device, p.dtype)).double().cpu().numpy() for part in tokens.split(_EVALUATION_BATCH)]
+        )
 
 
 class _Scores:
@@ -274,11 +304,13 @@ class _Scores:
     def __init__(self, lobe, data: _Data, training, dim, reversible, epsilon, epoch):
         chi = [_evaluate(lobe, x) for x in data.tokens]
         if not all(np.isfinite(x).all() for x in chi):
-            raise GeomGNNError(f"The network's outputs are not finite after epoch {epoch}: take a lower learning rate or "
-                               "a larger batch.")
+            raise GeomGNNError(
+                f"The network's outputs are not finite after epoch {epoch}: take a lower learning rate or a larger batch."
+            )
         self._lag = data.lag
-        self._moments = lambda segments: covariances([s.take(chi) for s in segments], data.lag,
-                                                     data.segment_weights(segments), reversible)
+        self._moments = lambda segments: covariances(
+            [s.take(chi) for s in segments], data.lag, data.segment_weights(segments), reversible
+        )
         self._model = vamp(self._moments(training), epsilon=epsilon).truncate(dim)
         self.training = vamp_score(self._model)
 

@@ -56,9 +56,22 @@ def _check_names(name: str, settings: Iterable[str]) -> None:
     known = sorted(mixer_settings(name))
     for setting in settings:
         if setting not in known:
-            raise GeomGNNError(f"{setting} is no setting of mixer {name!r}.{did_you_mean(setting, known)} Known: "
-                               f"{', '.join(known)}.")
+            raise GeomGNNError(
+                f"{setting} is no setting of mixer {name!r}.{did_you_mean(setting, known)} Known: {', '.join(known)}."
+            )
 
 
-__all__ = ["MIXERS", "AttentionMixer", "EquivariantAttentionMixer", "MLPMixer", "MessagePassingMixer", "Mixer", "NoMixer",
-           "TokenMergingMixer", "check_settings", "invariants", "make_mixer", "mixer_settings"]
+__all__ = [
+    "MIXERS",
+    "AttentionMixer",
+    "EquivariantAttentionMixer",
+    "MLPMixer",
+    "MessagePassingMixer",
+    "Mixer",
+    "NoMixer",
+    "TokenMergingMixer",
+    "check_settings",
+    "invariants",
+    "make_mixer",
+    "mixer_settings",
+]

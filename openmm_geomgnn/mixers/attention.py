@@ -85,18 +85,42 @@ class AttentionMixer(LearnedMixer):
 
     name = "attention"
 
-    def __init__(self, n_tokens: int | None, hidden_channels: int, *, width: int = 64, heads: int = 4, layers: int = 2,
-                 feedforward: int = 128, pool: str = "flatten", readout: int = 64, out_features: int = 6,
-                 chirality: bool = False, seed: int = 0):
-        super().__init__(n_tokens, hidden_channels, width=width, heads=heads, layers=layers, feedforward=feedforward,
-                         pool=pool, readout=readout, out_features=out_features, chirality=chirality, seed=seed)
+    def __init__(
+        self,
+        n_tokens: int | None,
+        hidden_channels: int,
+        *,
+        width: int = 64,
+        heads: int = 4,
+        layers: int = 2,
+        feedforward: int = 128,
+        pool: str = "flatten",
+        readout: int = 64,
+        out_features: int = 6,
+        chirality: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(
+            n_tokens,
+            hidden_channels,
+            width=width,
+            heads=heads,
+            layers=layers,
+            feedforward=feedforward,
+            pool=pool,
+            readout=readout,
+            out_features=out_features,
+            chirality=chirality,
+            seed=seed,
+        )
         multiple_of_heads("width", width, heads)
         positive_int("feedforward", feedforward)
         with initialisation(seed):
             self.embed = nn.Linear(self.n_features, width)
             self.position = learned_positions(n_tokens, width)
-            self.encoder = nn.ModuleList(EncoderLayer(width, heads, feedforward)
-                                         for _ in range(positive_int("layers", layers)))
+            self.encoder = nn.ModuleList(
+                EncoderLayer(width, heads, feedforward) for _ in range(positive_int("layers", layers))
+            )
             self.norm = nn.LayerNorm(width)
             self.readout = Readout(n_tokens, width, pool, readout, out_features)
 

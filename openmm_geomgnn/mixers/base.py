@@ -51,8 +51,13 @@ class Mixer(nn.Module):
         if chirality and hidden_channels < 3:
             raise GeomGNNError(f"chirality needs three vector channels or more, but the tokens have {hidden_channels}.")
         self.chirality = chirality
-        self.settings = {"name": self.name, "n_tokens": n_tokens, "hidden_channels": hidden_channels,
-                         "chirality": chirality, **settings}
+        self.settings = {
+            "name": self.name,
+            "n_tokens": n_tokens,
+            "hidden_channels": hidden_channels,
+            "chirality": chirality,
+            **settings,
+        }
         self.standardise: Standardiser | None = None
         self.scale: VectorScale | None = None
 
@@ -84,14 +89,15 @@ class Mixer(nn.Module):
         if self.standardise is None:
             return
         if self.has_statistics:
-            raise GeomGNNError("The mixer's statistics are set already, and changing them would move a trained CV: "
-                               "make a new mixer with make_mixer(**mixer.settings).")
+            raise GeomGNNError(
+                "The mixer's statistics are set already, and changing them would move a trained CV: "
+                "make a new mixer with make_mixer(**mixer.settings)."
+            )
         single = not isinstance(tokens, (list, tuple))
         arrays = [torch.as_tensor(t) for t in ([tokens] if single else tokens)]
         masks = [None] * len(arrays) if mask is None else [torch.as_tensor(m) for m in ([mask] if single else mask)]
         if len(masks) != len(arrays):
-            raise GeomGNNError(f"There are {len(arrays)} token arrays but {len(masks)} masks: give one mask for "
-                               "each.")
+            raise GeomGNNError(f"There are {len(arrays)} token arrays but {len(masks)} masks: give one mask for each.")
         for array, m in zip(arrays, masks, strict=True):
             self._check(array, m)
         if sum(len(array) for array in arrays) == 0:
@@ -122,12 +128,13 @@ class Mixer(nn.Module):
         """
         self._check(tokens, mask)
         if self.standardise is not None and tokens.dtype != self.standardise.mean.dtype:
-            raise GeomGNNError(f"The tokens are {tokens.dtype} but the mixer is {self.standardise.mean.dtype}: "
-                               "convert one of them, e.g. mixer.double().")
+            raise GeomGNNError(
+                f"The tokens are {tokens.dtype} but the mixer is {self.standardise.mean.dtype}: "
+                "convert one of them, e.g. mixer.double()."
+            )
         if mask is not None:
             if not bool(mask.any(1).all()):
-                raise GeomGNNError("A frame has no token at all: its mask is false everywhere. Leave such frames "
-                                   "out.")
+                raise GeomGNNError("A frame has no token at all: its mask is false everywhere. Leave such frames out.")
             tokens = tokens.masked_fill(~mask[..., None, None], 0.0)
         features, vectors = invariants(tokens, self.chirality), tokens[:, :, 1:]
         if self.standardise is not None:
@@ -148,11 +155,15 @@ class Mixer(nn.Module):
         count, channels = self.n_tokens, self.hidden_channels
         fits = tokens.ndim == 4 and tuple(tokens.shape[2:]) == (4, channels) and tokens.shape[1] > 0
         if not fits or (count is not None and tokens.shape[1] != count):
-            raise GeomGNNError(f"The mixer was made for tokens of shape (frames, {count or 'any'}, 4, {channels}) "
-                               f"but got {tuple(tokens.shape)}: pass the tokens of the same selection and encoder.")
+            raise GeomGNNError(
+                f"The mixer was made for tokens of shape (frames, {count or 'any'}, 4, {channels}) "
+                f"but got {tuple(tokens.shape)}: pass the tokens of the same selection and encoder."
+            )
         if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != tuple(tokens.shape[:2])):
-            raise GeomGNNError(f"The mask must be bool of shape {tuple(tokens.shape[:2])} but was {mask.dtype} of "
-                               f"shape {tuple(mask.shape)}.")
+            raise GeomGNNError(
+                f"The mask must be bool of shape {tuple(tokens.shape[:2])} but was {mask.dtype} of "
+                f"shape {tuple(mask.shape)}."
+            )
 
 
 class LearnedMixer(Mixer):

@@ -81,12 +81,36 @@ class EquivariantAttentionMixer(LearnedMixer):
 
     name = "equivariant-attention"
 
-    def __init__(self, n_tokens: int | None, hidden_channels: int, *, width: int = 64, vector_channels: int = 16,
-                 heads: int = 4, layers: int = 2, feedforward: int = 128, pool: str = "flatten", readout: int = 64,
-                 out_features: int = 6, chirality: bool = False, seed: int = 0):
-        super().__init__(n_tokens, hidden_channels, width=width, vector_channels=vector_channels, heads=heads,
-                         layers=layers, feedforward=feedforward, pool=pool, readout=readout, out_features=out_features,
-                         chirality=chirality, seed=seed)
+    def __init__(
+        self,
+        n_tokens: int | None,
+        hidden_channels: int,
+        *,
+        width: int = 64,
+        vector_channels: int = 16,
+        heads: int = 4,
+        layers: int = 2,
+        feedforward: int = 128,
+        pool: str = "flatten",
+        readout: int = 64,
+        out_features: int = 6,
+        chirality: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(
+            n_tokens,
+            hidden_channels,
+            width=width,
+            vector_channels=vector_channels,
+            heads=heads,
+            layers=layers,
+            feedforward=feedforward,
+            pool=pool,
+            readout=readout,
+            out_features=out_features,
+            chirality=chirality,
+            seed=seed,
+        )
         multiple_of_heads("width", width, heads)
         multiple_of_heads("vector_channels", vector_channels, heads)
         check_chirality(vector_channels, chirality)
@@ -96,8 +120,10 @@ class EquivariantAttentionMixer(LearnedMixer):
             self.embed = nn.Linear(self.n_features, width)
             self.embed_vectors = nn.Linear(hidden_channels, vector_channels, bias=False)
             self.position = learned_positions(n_tokens, width)
-            self.encoder = nn.ModuleList(EquivariantLayer(width, vector_channels, heads, feedforward, chirality)
-                                         for _ in range(positive_int("layers", layers)))
+            self.encoder = nn.ModuleList(
+                EquivariantLayer(width, vector_channels, heads, feedforward, chirality)
+                for _ in range(positive_int("layers", layers))
+            )
             self.invariants = InvariantRows(width, vector_channels, chirality)
             self.readout = Readout(n_tokens, self.invariants.width, pool, readout, out_features)
 

@@ -52,8 +52,9 @@ class MessageLayer(nn.Module):
         self.vectors_out = nn.Linear(vector_channels, vector_channels, bias=False)
         self.feedforward = FeedForward(width, vector_channels, feedforward, chirality)
 
-    def forward(self, scalars: Tensor, vectors: Tensor, sender: Tensor, offsets: Tensor,
-                weights: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, scalars: Tensor, vectors: Tensor, sender: Tensor, offsets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
         own, arrows = self.norm(scalars, vectors)
         (own, theirs), (arrows, their_arrows) = ends(own, sender), ends(arrows, sender)
         products = (arrows * their_arrows).sum(-2)  # of each channel's two vectors: how they are turned
@@ -97,12 +98,36 @@ class MessagePassingMixer(LearnedMixer):
 
     name = "message-passing"
 
-    def __init__(self, n_tokens: int | None, hidden_channels: int, *, width: int = 64, vector_channels: int = 16,
-                 neighbours: int | str = 3, layers: int = 2, feedforward: int = 128, pool: str = "flatten",
-                 readout: int = 64, out_features: int = 6, chirality: bool = False, seed: int = 0):
-        super().__init__(n_tokens, hidden_channels, width=width, vector_channels=vector_channels, neighbours=neighbours,
-                         layers=layers, feedforward=feedforward, pool=pool, readout=readout, out_features=out_features,
-                         chirality=chirality, seed=seed)
+    def __init__(
+        self,
+        n_tokens: int | None,
+        hidden_channels: int,
+        *,
+        width: int = 64,
+        vector_channels: int = 16,
+        neighbours: int | str = 3,
+        layers: int = 2,
+        feedforward: int = 128,
+        pool: str = "flatten",
+        readout: int = 64,
+        out_features: int = 6,
+        chirality: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(
+            n_tokens,
+            hidden_channels,
+            width=width,
+            vector_channels=vector_channels,
+            neighbours=neighbours,
+            layers=layers,
+            feedforward=feedforward,
+            pool=pool,
+            readout=readout,
+            out_features=out_features,
+            chirality=chirality,
+            seed=seed,
+        )
         if neighbours != "all":
             positive_int("neighbours (where it is not 'all')", neighbours)
         positive_int("width", width)
@@ -114,8 +139,9 @@ class MessagePassingMixer(LearnedMixer):
         with initialisation(seed):
             self.embed = nn.Linear(self.n_features, width)
             self.embed_vectors = nn.Linear(hidden_channels, vector_channels, bias=False)
-            self.layers = nn.ModuleList(MessageLayer(width, vector_channels, feedforward, chirality)
-                                        for _ in range(positive_int("layers", layers)))
+            self.layers = nn.ModuleList(
+                MessageLayer(width, vector_channels, feedforward, chirality) for _ in range(positive_int("layers", layers))
+            )
             self.invariants = InvariantRows(width, vector_channels, chirality)
             self.readout = Readout(n_tokens, self.invariants.width, pool, readout, out_features)
 

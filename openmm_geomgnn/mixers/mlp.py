@@ -32,11 +32,30 @@ class MLPMixer(LearnedMixer):
 
     name = "mlp"
 
-    def __init__(self, n_tokens: int | None, hidden_channels: int, *, width: int = 64, layers: int = 2,
-                 pool: str = "flatten", readout: int = 64, out_features: int = 6, chirality: bool = False,
-                 seed: int = 0):
-        super().__init__(n_tokens, hidden_channels, width=width, layers=layers, pool=pool, readout=readout,
-                         out_features=out_features, chirality=chirality, seed=seed)
+    def __init__(
+        self,
+        n_tokens: int | None,
+        hidden_channels: int,
+        *,
+        width: int = 64,
+        layers: int = 2,
+        pool: str = "flatten",
+        readout: int = 64,
+        out_features: int = 6,
+        chirality: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(
+            n_tokens,
+            hidden_channels,
+            width=width,
+            layers=layers,
+            pool=pool,
+            readout=readout,
+            out_features=out_features,
+            chirality=chirality,
+            seed=seed,
+        )
         positive_int("width", width)
         with initialisation(seed):
             blocks: list[nn.Module] = []

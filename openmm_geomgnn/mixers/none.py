@@ -26,8 +26,10 @@ class NoMixer(Mixer):
         super().__init__(n_tokens, hidden_channels, chirality=chirality, pool=pool)
         self.pool = make_pool(pool, n_tokens, self.n_features)
         if list(self.pool.parameters()):
-            raise GeomGNNError(f"pool: {pool} has weights and mixer: none has nothing that trains them: use pool: mean "
-                               "or sum, or another mixer.")
+            raise GeomGNNError(
+                f"pool: {pool} has weights and mixer: none has nothing that trains them: use pool: mean "
+                "or sum, or another mixer."
+            )
         self.out_features = self.pool.width
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:

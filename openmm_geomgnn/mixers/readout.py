@@ -18,8 +18,9 @@ class FlattenPool(nn.Module):
     def __init__(self, n_tokens: int | None, width: int):
         super().__init__()
         if n_tokens is None:
-            raise GeomGNNError("pool: flatten is for a fixed number of tokens, but n_tokens is None: use pool: mean, "
-                               "sum or attention.")
+            raise GeomGNNError(
+                "pool: flatten is for a fixed number of tokens, but n_tokens is None: use pool: mean, sum or attention."
+            )
         self.width = n_tokens * width
 
     def forward(self, rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -64,7 +65,10 @@ class AttentionPool(nn.Module):
 
 
 POOLS: dict[str, type[nn.Module]] = {
-    "flatten": FlattenPool, "mean": MeanPool, "sum": SumPool, "attention": AttentionPool,
+    "flatten": FlattenPool,
+    "mean": MeanPool,
+    "sum": SumPool,
+    "attention": AttentionPool,
 }
 
 

@@ -15,8 +15,9 @@ T = TypeVar("T")
 def lookup(what: str, name: object, options: dict[str, T]) -> T:
     """The option called `name`; GeomGNNError, with the nearest known one, where there is none."""
     if not isinstance(name, str) or name not in options:
-        raise GeomGNNError(f"{what} {name!r} is unknown.{did_you_mean(str(name), options)} Known: "
-                           f"{', '.join(sorted(options))}.")
+        raise GeomGNNError(
+            f"{what} {name!r} is unknown.{did_you_mean(str(name), options)} Known: {', '.join(sorted(options))}."
+        )
     return options[name]
 
 

@@ -51,8 +51,7 @@ class Standardiser(nn.Module):
         std = torch.where(seen, torch.maximum(std, floor), 1.0)
         std[std == 0] = 1.0
         if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
-            raise GeomGNNError("The tokens for the mixer's statistics are not finite: remove the frames with NaN or "
-                               "inf.")
+            raise GeomGNNError("The tokens for the mixer's statistics are not finite: remove the frames with NaN or inf.")
         self.mean.copy_(mean)
         self.std.copy_(std)
         self.fitted.fill_(True)

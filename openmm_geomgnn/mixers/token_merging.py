@@ -26,8 +26,9 @@ class BlockAssignment(nn.Module):
     def __init__(self, n_tokens: int | None, width: int, merged: int):
         super().__init__()
         if n_tokens is None:
-            raise GeomGNNError("assignment: blocks is for a fixed number of tokens, but n_tokens is None: use "
-                               "assignment: learned.")
+            raise GeomGNNError(
+                "assignment: blocks is for a fixed number of tokens, but n_tokens is None: use assignment: learned."
+            )
         self.register_buffer("share", sequence_blocks(n_tokens, merged), persistent=False)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -90,12 +91,38 @@ class TokenMergingMixer(LearnedMixer):
 
     name = "token-merging"
 
-    def __init__(self, n_tokens: int | None, hidden_channels: int, *, merged: int = 8, assignment: str = "learned",
-                 width: int = 64, heads: int = 4, layers: int = 1, feedforward: int = 128, pool: str = "flatten",
-                 readout: int = 64, out_features: int = 6, chirality: bool = False, seed: int = 0):
-        super().__init__(n_tokens, hidden_channels, merged=merged, assignment=assignment, width=width, heads=heads,
-                         layers=layers, feedforward=feedforward, pool=pool, readout=readout, out_features=out_features,
-                         chirality=chirality, seed=seed)
+    def __init__(
+        self,
+        n_tokens: int | None,
+        hidden_channels: int,
+        *,
+        merged: int = 8,
+        assignment: str = "learned",
+        width: int = 64,
+        heads: int = 4,
+        layers: int = 1,
+        feedforward: int = 128,
+        pool: str = "flatten",
+        readout: int = 64,
+        out_features: int = 6,
+        chirality: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(
+            n_tokens,
+            hidden_channels,
+            merged=merged,
+            assignment=assignment,
+            width=width,
+            heads=heads,
+            layers=layers,
+            feedforward=feedforward,
+            pool=pool,
+            readout=readout,
+            out_features=out_features,
+            chirality=chirality,
+            seed=seed,
+        )
         make_assignment = lookup("assignment", assignment, ASSIGNMENTS)
         positive_int("merged", merged)
         multiple_of_heads("width", width, heads)
@@ -106,8 +133,9 @@ class TokenMergingMixer(LearnedMixer):
             self.token_network = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width))
             self.assignment = make_assignment(n_tokens, width, merged)
             self.place = learned_positions(merged, width)
-            self.encoder = nn.ModuleList(EncoderLayer(width, heads, feedforward)
-                                         for _ in range(positive_int("layers", layers)))
+            self.encoder = nn.ModuleList(
+                EncoderLayer(width, heads, feedforward) for _ in range(positive_int("layers", layers))
+            )
             self.norm = nn.LayerNorm(width)
             self.readout = Readout(merged, width, pool, readout, out_features)
 

@@ -277,9 +277,7 @@ def _check_fields(fields, where=""):
 
 
 def _no_header(path):
-    return GeomGNNError(
-        f"{path} has no '{_FIELDS}' line before its first row, so it is not a COLVAR file. Check the path."
-    )
+    return GeomGNNError(f"{path} has no '{_FIELDS}' line before its first row, so it is not a COLVAR file. Check the path.")
 
 
 def _hint(name, fields):

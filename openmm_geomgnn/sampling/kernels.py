@@ -104,9 +104,7 @@ class KernelSum:
     def _scaled_differences(self, s):
         """Per component (c_i - s_i)/sigma_i as (F, K) ndarrays, and r^2 (F, K)."""
         scaled, r2 = [], None
-        for i, (centres, inverse, length) in enumerate(
-            zip(self._centres, self._inverse_sigmas, self._lengths, strict=True)
-        ):
+        for i, (centres, inverse, length) in enumerate(zip(self._centres, self._inverse_sigmas, self._lengths, strict=True)):
             z = centres - s[:, i, None]
             if length:
                 z -= length * np.rint(z * (1.0 / length))

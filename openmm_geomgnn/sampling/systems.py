@@ -59,9 +59,7 @@ class SystemSettings:
         files = (self.forcefield,) if isinstance(self.forcefield, str) else tuple(str(name) for name in self.forcefield)
         object.__setattr__(self, "forcefield", files)
         if not files:
-            raise GeomGNNError(
-                "No force field is named: give XML files, as in ('amber14-all.xml', 'implicit/obc2.xml')."
-            )
+            raise GeomGNNError("No force field is named: give XML files, as in ('amber14-all.xml', 'implicit/obc2.xml').")
         if self.constraints not in CONSTRAINTS:
             raise GeomGNNError(
                 f"constraints is {self.constraints!r}, but it must be None, 'HBonds', 'AllBonds' or 'HAngles'."
@@ -170,9 +168,7 @@ def build_system(topology, settings=None):
     box = topology.getPeriodicBoxVectors()
     periodic = (box is not None and not settings.implicit) if settings.periodic is None else settings.periodic
     if periodic and box is None:
-        raise GeomGNNError(
-            "The system is to be periodic, but the structure has no box. Add one (CRYST1 in a PDB file)."
-        )
+        raise GeomGNNError("The system is to be periodic, but the structure has no box. Add one (CRYST1 in a PDB file).")
     cutoff = settings.nonbonded_cutoff
     options = {"constraints": CONSTRAINTS[settings.constraints]}
     if periodic:
