@@ -23,11 +23,11 @@ test-fast: $(VENV)/.installed
 
 # openmm-torch's TorchForce with the released wheels, in an environment of its own: 4 GB to download, 7 GB on the disk
 test-openmm-torch: $(TORCH_VENV)/.installed
-	$(TORCH_VENV)/bin/python $(PYTEST) tests/test_openmm_torch.py tests/test_backends.py $(PYTEST_ARGS)
+	$(TORCH_VENV)/bin/python $(PYTEST) tests/force/test_openmm_torch.py tests/force/test_backends.py $(PYTEST_ARGS)
 
 # `geomgnn run` killed at a hundred random moments and resumed each time: half an hour on two idle cores
 soak: $(VENV)/.installed
-	$(BIN)/python tests/soak.py $(SOAK_ARGS)
+	$(BIN)/python tests/helpers/soak.py $(SOAK_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

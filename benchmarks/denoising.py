@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Subset
 from torch_geometric.loader import DataLoader
 
-from openmm_geomgnn.encoder import encoder_file, shipped_encoders
+from openmm_geomgnn.representation.encoder import encoder_file, shipped_encoders
 from torchmdnet_ext.checkpoints import read_denoiser
 from torchmdnet_ext.datasets.conformers import shipped_file
 from torchmdnet_ext.denoising import Denoising

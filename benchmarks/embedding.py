@@ -23,12 +23,12 @@ import mdtraj
 import numpy as np
 import torch
 
-from openmm_geomgnn.encoder import Encoder
-from openmm_geomgnn.engines import compiled_forward
-from openmm_geomgnn.selection import select_atoms
-from openmm_geomgnn.tokens import Tokenizer
-from openmm_geomgnn.windows import make_windows
+from openmm_geomgnn.representation.encoder import Encoder
+from openmm_geomgnn.representation.selection import select_atoms
+from openmm_geomgnn.representation.tokens import Tokenizer
+from openmm_geomgnn.representation.windows import make_windows
 from torchmdnet_ext import registration
+from torchmdnet_ext.compiled import compiled_forward
 from torchmdnet_ext.models.neighbours import all_pairs, connect
 
 SIZE = {"embedding_dimension": 64, "num_layers": 6, "num_rbf": 64, "num_heads": 8, "cutoff_upper": 7.5, "max_z": 100}

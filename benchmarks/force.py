@@ -31,16 +31,16 @@ import numpy as np
 import torch
 from mdtraj.core import element
 
-from openmm_geomgnn.backends.evaluation import Evaluation
-from openmm_geomgnn.cv import CollectiveVariable
-from openmm_geomgnn.encoder import Encoder
-from openmm_geomgnn.engines import compiled_class
-from openmm_geomgnn.mixers import make_mixer
-from openmm_geomgnn.sampling.opes import OPES
-from openmm_geomgnn.selection import residue_table, select_atoms
+from openmm_geomgnn.cv.mixers import make_mixer
+from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.force.evaluation import Evaluation
+from openmm_geomgnn.representation.encoder import Encoder
+from openmm_geomgnn.representation.selection import residue_table, select_atoms
+from openmm_geomgnn.representation.windows import make_windows
+from openmm_geomgnn.sampling.opes.method import OPES
 from openmm_geomgnn.units import NM_TO_ANGSTROM
-from openmm_geomgnn.windows import make_windows
 from torchmdnet_ext import registration
+from torchmdnet_ext.compiled import compiled_class
 from torchmdnet_ext.models.neighbours import connect
 
 SIZE = {"embedding_dimension": 64, "num_rbf": 64, "cutoff_upper": 7.5, "max_z": 100}

@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from embedding import chignolin
 
-from openmm_geomgnn.cv import CollectiveVariable
-from openmm_geomgnn.encoder import Encoder
-from openmm_geomgnn.mixers import make_mixer
-from openmm_geomgnn.sampling.opes import OPES
+from openmm_geomgnn.cv.mixers import make_mixer
+from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.representation.encoder import Encoder
+from openmm_geomgnn.representation.selection import residue_table, select_atoms
+from openmm_geomgnn.representation.tokens import Tokenizer
+from openmm_geomgnn.representation.windows import make_windows
+from openmm_geomgnn.sampling.opes.method import OPES
 from openmm_geomgnn.sampling.systems import SystemSettings
 from openmm_geomgnn.sampling.walker import Walker, WalkerSpec
-from openmm_geomgnn.selection import residue_table, select_atoms
-from openmm_geomgnn.tokens import Tokenizer
-from openmm_geomgnn.windows import make_windows
 
 EVERY = (1, 2, 4, 8)
 COLVAR, FRAME = 96, 480  # time steps between rows of COLVAR and between frames

@@ -21,8 +21,8 @@ import torch
 from md import random_cv
 
 from openmm_geomgnn import GeomGNNCV
-from openmm_geomgnn.integrators import make_integrator
-from openmm_geomgnn.sampling.opes import OPES
+from openmm_geomgnn.force.integrators import make_integrator
+from openmm_geomgnn.sampling.opes.method import OPES
 from openmm_geomgnn.sampling.systems import build_system, choose_platform, load_structure
 
 ALA2 = resources.files("openmm_geomgnn") / "data" / "ala2-c7eq.pdb"

@@ -31,8 +31,8 @@ from md import random_cv
 from openmm import unit
 
 from openmm_geomgnn import GeomGNNCV
-from openmm_geomgnn.integrators import make_integrator
-from openmm_geomgnn.sampling.opes import OPES
+from openmm_geomgnn.force.integrators import make_integrator
+from openmm_geomgnn.sampling.opes.method import OPES
 from openmm_geomgnn.sampling.systems import SystemSettings, build_system, choose_platform, degrees_of_freedom
 from openmm_geomgnn.units import BOLTZMANN
 

@@ -4,17 +4,9 @@
 are first used.
 """
 
-_HOME = {"Encoder": "openmm_geomgnn.encoder", "GeomGNNCV": "openmm_geomgnn.force"}
-__all__ = ["Encoder", "GeomGNNCV"]
+from openmm_geomgnn._lazy import lazy
 
-
-def __getattr__(name):
-    if name not in _HOME:
-        raise AttributeError(f"module 'openmm_geomgnn' has no attribute '{name}'")
-    import importlib
-
-    return getattr(importlib.import_module(_HOME[name]), name)
-
-
-def __dir__():
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {"Encoder": "openmm_geomgnn.representation.encoder", "GeomGNNCV": "openmm_geomgnn.force.geomgnncv"},
+)

@@ -12,14 +12,14 @@ import torch
 torch.set_num_threads(1)
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
-pytest.register_assert_rewrite("physics", "phi_runs", "protocol_texts", "force_systems")
+pytest.register_assert_rewrite("physics", "phi_runs", "protocol_texts", "force_systems", "turning_phi")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # each file is run by one process, for its tests share what is slow to make; those that take longest (20 to 60 s) begin, so
 # that no process is left alone with one at the end
 LONGEST_FIRST = (
     *("test_readout", "test_workflow", "test_force_physics", "test_training", "test_cv", "test_tensornet_numba"),
-    *("test_fitting", "test_runner", "test_distill", "test_backends", "test_autoload", "test_embed", "test_packaging"),
+    *("test_fit", "test_runner", "test_distill", "test_backends", "test_autoload", "test_embed", "test_packaging"),
 )
 
 
@@ -58,7 +58,7 @@ def shipped_files(tmp_path_factory, monkeypatch):
     """Stand-ins for the files that the package ships: settings only need them to be there. Returns their folder."""
     from protocol_texts import SHIPPED
 
-    from openmm_geomgnn.cli import fields
+    from openmm_geomgnn.cli.settings import fields
 
     folder = tmp_path_factory.mktemp("data")
     for name in SHIPPED:
@@ -70,7 +70,7 @@ def shipped_files(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def load_text(tmp_path, monkeypatch):
     """Loads a text as a file of settings, in a folder with a.pdb, b.pdb and some trajectories; warnings are errors."""
-    from openmm_geomgnn.cli.config import load_protocol
+    from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "input"

@@ -193,7 +193,7 @@ def test_embeddings_are_locked(tmp_path, rival):
     zarr = pytest.importorskip("zarr")
     from molecules import ALA2
 
-    from openmm_geomgnn.embedding import EmbedSettings, embed_trajectories
+    from openmm_geomgnn.representation.embed_trajectories import EmbedSettings, embed_trajectories
 
     attempt, messages = rival
     store = tmp_path / "a.zarr"
@@ -213,7 +213,7 @@ def test_fits_and_distillations_are_locked(tmp_path, cv_file):
     from molecules import ALA2
 
     from openmm_geomgnn.cli import distill, fit
-    from openmm_geomgnn.cli.config import distill_settings, load_fit
+    from openmm_geomgnn.cli.settings.yaml_files import distill_settings, load_fit
 
     output = tmp_path / "a.safetensors"
     (tmp_path / "fit.yaml").write_text(f"{{topology: {ALA2}, trajectories: {ALA2}, frame_interval: 1 ps, output: {output}}}")

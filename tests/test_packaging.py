@@ -130,7 +130,7 @@ def test_install_use_and_remove(wheel, tmp_path):
                 from torchmdnet.scripts.train import get_argparse
                 import openmm_geomgnn, torchmdnet_ext
                 from openmm_geomgnn import Encoder
-                from openmm_geomgnn.encoder import shipped_encoders
+                from openmm_geomgnn.representation.encoder import shipped_encoders
             print(json.dumps({
                 "files": [openmm_geomgnn.__file__, torchmdnet_ext.__file__, Encoder.load.__func__.__code__.co_filename],
                 "models": __all_models__,

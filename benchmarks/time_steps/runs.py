@@ -17,7 +17,7 @@ from time_steps.systems import (
 )
 
 from openmm_geomgnn.files import atomic_write
-from openmm_geomgnn.integrators import make_integrator
+from openmm_geomgnn.force.integrators import make_integrator
 from openmm_geomgnn.sampling.systems import degrees_of_freedom
 from openmm_geomgnn.units import BOLTZMANN
 

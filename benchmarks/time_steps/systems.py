@@ -8,14 +8,14 @@ import mdtraj
 import numpy as np
 import openmm
 
-from openmm_geomgnn.backends.evaluation import Evaluation
-from openmm_geomgnn.backends.python_force import make_force
-from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.cv.fit import FitSettings, fit_cv
+from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.files import atomic_write
-from openmm_geomgnn.fitting import FitSettings, fit_cv
-from openmm_geomgnn.force import BiasHandle, GeomGNNCV
-from openmm_geomgnn.integrators import make_integrator
-from openmm_geomgnn.sampling.opes import OPES
+from openmm_geomgnn.force.backends.python_force import make_force
+from openmm_geomgnn.force.evaluation import Evaluation
+from openmm_geomgnn.force.geomgnncv import BiasHandle, GeomGNNCV
+from openmm_geomgnn.force.integrators import make_integrator
+from openmm_geomgnn.sampling.opes.method import OPES
 from openmm_geomgnn.sampling.systems import build_system, load_structure
 from openmm_geomgnn.sampling.unbiased import run_unbiased
 from openmm_geomgnn.sampling.walker import WalkerSpec

@@ -6,9 +6,9 @@ al., J. Chem. Phys. 134, 204105, 2011). Recrossings of the barrier's top that re
 
 import numpy as np
 
+from openmm_geomgnn.analysis.intervals import overlap, width, within
 from openmm_geomgnn.analysis.resampling import as_walkers
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.intervals import overlap, width, within
 
 # alanine dipeptide's two basins along phi, in radians: C5/C7eq (left) and C7ax (right)
 PHI_CORE_A = (-2.8, -0.5)

@@ -26,11 +26,11 @@ from openmm_geomgnn.analysis.free_energy import (
     log_weights,
     slowest_inefficiency,
 )
+from openmm_geomgnn.analysis.intervals import TURN
+from openmm_geomgnn.analysis.notes import reading_notes
 from openmm_geomgnn.analysis.resampling import as_walkers
 from openmm_geomgnn.analysis.states import States, default_phi_states, differences, find_states
-from openmm_geomgnn.analysis.verdict import reading_notes
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.intervals import TURN
 from openmm_geomgnn.sampling.colvar import column, split_walkers
 from openmm_geomgnn.units import BOLTZMANN
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from openmm_geomgnn.analysis.crossings import PHI_CORE_A, PHI_CORE_B, check_cores, core_crossings
 from openmm_geomgnn.analysis.free_energy import FreeEnergyDifference, delta_F
+from openmm_geomgnn.analysis.intervals import gaps_between, width, within
 from openmm_geomgnn.analysis.resampling import as_walkers, relative_weights
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.intervals import gaps_between, width, within
 
 # the barriers of alanine dipeptide around its C7ax basin, along phi (radians)
 PHI_DIVIDING = (0.0, 2.2)

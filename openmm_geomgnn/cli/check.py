@@ -5,10 +5,10 @@ import shutil
 import openmm
 
 from openmm_geomgnn.cli.estimates import stage_seconds
-from openmm_geomgnn.cli.folder import input_files
 from openmm_geomgnn.cli.preflight import disk_bytes, training_frames
 from openmm_geomgnn.cli.progress import say
-from openmm_geomgnn.cli.workflow import check_folder, examined
+from openmm_geomgnn.cli.run import check_folder, examined
+from openmm_geomgnn.cli.run_folder import input_files
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.locks import check_outside
 from openmm_geomgnn.processes import cores
@@ -18,7 +18,7 @@ _NAMES = {"unbiased": "unbiased runs", "fit": "fit", "biased": "biased run", "co
 
 
 def check_run(protocol, overwrite=False, source=None):
-    """Check a protocol and say what it comes to; arguments and errors as of `workflow.run_protocol`."""
+    """Check a protocol and say what it comes to; arguments and errors as of `run.run_protocol`."""
     beginning = examined(protocol)
     if overwrite:
         check_outside(protocol.output, input_files(protocol, source))

@@ -3,13 +3,13 @@
 import numpy as np
 
 from openmm_geomgnn.cli.progress import bar, say
-from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
-from openmm_geomgnn.frame_times import frame_interval
+from openmm_geomgnn.representation.selection import as_topology
+from openmm_geomgnn.representation.trajectory_files import TrajectoryFile
+from openmm_geomgnn.representation.trajectory_times import frame_interval
 from openmm_geomgnn.sampling.colvar import ColvarWriter
-from openmm_geomgnn.selection import as_topology
-from openmm_geomgnn.trajectory_files import TrajectoryFile
 
 
 def run_compute(settings):

@@ -12,7 +12,7 @@ from openmm_geomgnn.conformers.splits import NAMES, Splits, of_some
 from openmm_geomgnn.conformers.statistics import summarise
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
-from openmm_geomgnn.formats import reason
+from openmm_geomgnn.representation.formats import reason
 from torchmdnet_ext.datasets.conformers import Conformers
 
 _MOST_ELEMENTS = 12  # in a line of the table

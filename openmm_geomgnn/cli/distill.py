@@ -7,12 +7,12 @@ import numpy as np
 
 from openmm_geomgnn.cli.first_frames import check_first_frame
 from openmm_geomgnn.cli.progress import progress_bars, say
-from openmm_geomgnn.cv import CollectiveVariable
-from openmm_geomgnn.cv_verdict import GOOD_R2, in_words
-from openmm_geomgnn.distillation import DistillSettings, costs, distill
+from openmm_geomgnn.cv.distillation import DistillSettings, costs, distill
+from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.cv.verdict import GOOD_R2, in_words
 from openmm_geomgnn.locks import locked
-from openmm_geomgnn.selection import as_topology
-from openmm_geomgnn.trajectory_files import load_trajectory
+from openmm_geomgnn.representation.selection import as_topology
+from openmm_geomgnn.representation.trajectory_files import load_trajectory
 from openmm_geomgnn.unfinished import Unfinished
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 

@@ -10,9 +10,9 @@ from pathlib import PurePath
 
 from rich.table import Table
 
-from openmm_geomgnn.backends import BACKENDS, PREFERENCE
-from openmm_geomgnn.backends.versions import installed_versions
 from openmm_geomgnn.cli.progress import console, say
+from openmm_geomgnn.force.backends import BACKENDS, PREFERENCE
+from openmm_geomgnn.force.backends.versions import installed_versions
 
 PACKAGE = "openmm-geomgnn"
 # what is named in the table of versions though our own metadata does not ask for it

@@ -4,8 +4,8 @@ import time
 
 from openmm_geomgnn.cli.first_frames import check_first_frames
 from openmm_geomgnn.cli.progress import bar, say
-from openmm_geomgnn.embedding import EmbedSettings, embed_trajectories
-from openmm_geomgnn.selection import as_topology
+from openmm_geomgnn.representation.embed_trajectories import EmbedSettings, embed_trajectories
+from openmm_geomgnn.representation.selection import as_topology
 
 
 def run_embed(embed, overwrite=False, source=None):

@@ -9,14 +9,14 @@ import openmm
 import torch
 
 from openmm_geomgnn.cli.preflight import training_frames
-from openmm_geomgnn.encoder import Encoder
-from openmm_geomgnn.fitting import RATE_FRAMES
-from openmm_geomgnn.force import GeomGNNCV
-from openmm_geomgnn.integrators import make_integrator
+from openmm_geomgnn.cv.fit import RATE_FRAMES
+from openmm_geomgnn.cv.stiffness import GRADIENT_FRAMES, stiffness
+from openmm_geomgnn.force.geomgnncv import GeomGNNCV
+from openmm_geomgnn.force.integrators import make_integrator
 from openmm_geomgnn.processes import cores
+from openmm_geomgnn.representation.encoder import Encoder
+from openmm_geomgnn.representation.tokens import Tokenizer
 from openmm_geomgnn.sampling.walker import Walker, platform_of
-from openmm_geomgnn.stiffness import GRADIENT_FRAMES, stiffness
-from openmm_geomgnn.tokens import Tokenizer
 
 _MEASURED = 0.5  # seconds, at least
 _MINIMISATION = 100  # iterations: without overlaps a few steps can be done

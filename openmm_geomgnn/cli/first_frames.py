@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 from openmm import unit
 
+from openmm_geomgnn.representation.selection import select_atoms
+from openmm_geomgnn.representation.trajectory_files import TrajectoryFile
 from openmm_geomgnn.sampling.geometry import check_geometry
-from openmm_geomgnn.selection import select_atoms
-from openmm_geomgnn.trajectory_files import TrajectoryFile
 
 
 def check_first_frame(trajectory, path, selection=None):

@@ -3,17 +3,17 @@
 import os
 from dataclasses import replace
 
-from openmm_geomgnn.cli.config import lag_in_frames
 from openmm_geomgnn.cli.first_frames import check_first_frame
-from openmm_geomgnn.cli.folder import input_files
 from openmm_geomgnn.cli.progress import say
-from openmm_geomgnn.cli.workflow import describe, fit_settings, fit_with_progress
+from openmm_geomgnn.cli.run import describe, fit_settings, fit_with_progress
+from openmm_geomgnn.cli.run_folder import input_files
+from openmm_geomgnn.cli.settings.yaml_files import lag_in_frames
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.frame_times import frame_interval
 from openmm_geomgnn.locks import locked
-from openmm_geomgnn.selection import as_topology
-from openmm_geomgnn.store import Embeddings
-from openmm_geomgnn.trajectory_files import WITH_TIMES, load_trajectory
+from openmm_geomgnn.representation.selection import as_topology
+from openmm_geomgnn.representation.store import Embeddings
+from openmm_geomgnn.representation.trajectory_files import WITH_TIMES, load_trajectory
+from openmm_geomgnn.representation.trajectory_times import frame_interval
 from openmm_geomgnn.unfinished import Unfinished
 
 

@@ -5,20 +5,20 @@ import math
 import warnings
 from pathlib import Path
 
-from openmm_geomgnn import cv_file
 from openmm_geomgnn.cli import data
-from openmm_geomgnn.cli.config import load_protocol
-from openmm_geomgnn.cli.folder import wall_time
 from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, PROTOCOL, SUMMARY, UNBIASED
 from openmm_geomgnn.cli.progress import say
 from openmm_geomgnn.cli.results import comparison_runs
-from openmm_geomgnn.cli.workflow import NEEDED_TO_BIAS, describe
-from openmm_geomgnn.cv import CollectiveVariable
-from openmm_geomgnn.encoder import Encoder
+from openmm_geomgnn.cli.run import NEEDED_TO_BIAS, describe
+from openmm_geomgnn.cli.run_folder import wall_time
+from openmm_geomgnn.cli.settings.yaml_files import load_protocol
+from openmm_geomgnn.cv import file as cv_file
+from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.representation.encoder import Encoder
+from openmm_geomgnn.representation.store import Embeddings
 from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint
 from openmm_geomgnn.sampling.outputs import read_dcd
-from openmm_geomgnn.store import Embeddings
 from torchmdnet_ext.checkpoints import READERS
 from torchmdnet_ext.datasets.conformer_store import FORMAT as CONFORMERS
 from torchmdnet_ext.datasets.conformer_store import is_store_folder

@@ -72,7 +72,7 @@ def fit(
     settings: Settings = None,
 ):
     """Fit a collective variable to trajectories; a fit that was stopped goes on where it was."""
-    from openmm_geomgnn.cli.config import load_fit
+    from openmm_geomgnn.cli.settings.yaml_files import load_fit
 
     chosen = load_fit(settings_file, {**_overrides(settings), **_flags(allow_truncated=allow_truncated)})
     with _interruptible("The same command goes on with what is missing."):
@@ -89,7 +89,7 @@ def data_build(
     processes: Annotated[int | None, typer.Option(min=1, help="How many work side by side.")] = None,
 ):
     """Make a store of conformers for pre-training; a build that was stopped goes on where it was."""
-    from openmm_geomgnn.cli.config import load_data_build
+    from openmm_geomgnn.cli.settings.yaml_files import load_data_build
 
     overrides = {"processes": processes} if processes else {}
     chosen = load_data_build(settings_file, {**_overrides(settings), **overrides})
@@ -152,7 +152,7 @@ def embed(
 ):
     """Embed trajectories into a store of residue tokens; what was stopped goes on where it was."""
     given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
-    from openmm_geomgnn.cli.config import embed_settings
+    from openmm_geomgnn.cli.settings.yaml_files import embed_settings
 
     settings = embed_settings(inputs, given)
     with _interruptible("The same command goes on with what is missing."):
@@ -180,7 +180,7 @@ def distill(
 ):
     """Train a small student to reproduce a collective variable, at a hundredth of the cost; what was stopped goes on."""
     given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
-    from openmm_geomgnn.cli.config import distill_settings
+    from openmm_geomgnn.cli.settings.yaml_files import distill_settings
 
     chosen = distill_settings(inputs, {**given, **_overrides(settings)})
     with _interruptible("The same command goes on with what is missing."):
@@ -202,7 +202,7 @@ def compute(
 ):
     """Write the values of a collective variable along trajectories as a COLVAR file, as PLUMED reads it."""
     given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
-    from openmm_geomgnn.cli.config import compute_settings
+    from openmm_geomgnn.cli.settings.yaml_files import compute_settings
 
     chosen = compute_settings(inputs, given)
     with _interruptible("Nothing was written."):
@@ -227,16 +227,16 @@ def info(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The output folder of a run.")]):
     """Analyse a run again, also one under way, and rewrite its report."""
-    from openmm_geomgnn.cli.config import load_protocol
     from openmm_geomgnn.cli.names import PROTOCOL
+    from openmm_geomgnn.cli.settings.yaml_files import load_protocol
     from openmm_geomgnn.locks import locked
 
     path = folder / PROTOCOL
     if not path.is_file():
         raise GeomGNNError(f"{folder} holds no {PROTOCOL}, so it is not the output of `geomgnn run`.")
     protocol = load_protocol(path, {"output": str(folder)})
-    from openmm_geomgnn.cli import reporting
-    from openmm_geomgnn.cli.folder import wall_time
+    from openmm_geomgnn.cli import report as reporting
+    from openmm_geomgnn.cli.run_folder import wall_time
 
     with locked(folder):  # while a run is at work there, nothing reports on half of it
         _show(folder, reporting.report(protocol, wall_time(folder)))
@@ -251,7 +251,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
 
 
 def _run(path, overrides, overwrite, check):
-    from openmm_geomgnn.cli.config import load_protocol
+    from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 
     protocol = load_protocol(path, overrides)
     if check:
@@ -260,7 +260,7 @@ def _run(path, overrides, overwrite, check):
         check_run(protocol, overwrite, path)
         return
     with _interruptible("The same command goes on from the last checkpoint."):
-        from openmm_geomgnn.cli import workflow
+        from openmm_geomgnn.cli import run as workflow
 
         _show(protocol.output, workflow.run_protocol(protocol, overwrite, path))
 
@@ -287,7 +287,7 @@ def _flags(**flags):
 
 
 def _overrides(settings):
-    from openmm_geomgnn.cli.yaml_text import read_value
+    from openmm_geomgnn.cli.settings.yaml_text import read_value
 
     pairs = {}
     for text in settings or []:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import mdtraj
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.sampling.systems import SystemSettings, build_system, degrees_of_freedom, load_structure
 from openmm_geomgnn.sampling.walker import WalkerSpec
-from openmm_geomgnn.selection import as_topology
 
 
 def walker_spec(protocol, index=0, **changes):

@@ -11,21 +11,21 @@ import openmm
 import torch
 
 from openmm_geomgnn.cli.results import comparison_frame
-from openmm_geomgnn.encoder import Encoder
+from openmm_geomgnn.cv.fit import FitSettings, check_data, fitted_windows, make_cv
+from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.fitting import FitSettings, check_data, fitted_windows, make_cv
-from openmm_geomgnn.force import GeomGNNCV
-from openmm_geomgnn.integrators import make_integrator
-from openmm_geomgnn.mixers import make_mixer
+from openmm_geomgnn.force.geomgnncv import GeomGNNCV
+from openmm_geomgnn.force.integrators import make_integrator
 from openmm_geomgnn.processes import cores
+from openmm_geomgnn.representation.encoder import Encoder
+from openmm_geomgnn.representation.periodic import SelectedMolecule
+from openmm_geomgnn.representation.selection import as_topology, residue_table, select_atoms
+from openmm_geomgnn.representation.tokens import Tokenizer
 from openmm_geomgnn.sampling.geometry import check_geometry
 from openmm_geomgnn.sampling.relaxation import check_energy
 from openmm_geomgnn.sampling.runner import prepare, whole_steps
 from openmm_geomgnn.sampling.systems import choices_made, load_structure
 from openmm_geomgnn.sampling.walker import WalkerSpec, platform_of
-from openmm_geomgnn.selection import as_topology, residue_table, select_atoms
-from openmm_geomgnn.tokens import Tokenizer
-from openmm_geomgnn.whole import SelectedMolecule
 
 _TREMBLE = 0.1  # angstrom, by which frames differ where statistics of several are needed and there is one
 REPORT_BYTES = 2_000_000

@@ -46,12 +46,12 @@ def engines():
     """What evaluates each shipped encoder, the folder of compiled kernels, and for which networks these are there."""
     import torch
 
-    from openmm_geomgnn.encoder import Encoder, shipped_encoders
-    from openmm_geomgnn.engines import COMPILED, why_not_numba
+    from openmm_geomgnn.representation.encoder import Encoder, shipped_encoders
+    from torchmdnet_ext.compiled import COMPILED, why_not_numba
 
     encoders = {name: why_not_numba(Encoder.load(name).network) for name in shipped_encoders()}
     try:
-        from openmm_geomgnn.engines.kernel_cache import cache_folder
+        from torchmdnet_ext.compiled.cache import cache_folder
     except ImportError:  # without numba there are no kernels
         folder, warm = None, []
     else:
@@ -72,7 +72,7 @@ def backend(name):
 
     It has then evaluated it within a CustomCVForce, also read from XML.
     """
-    from openmm_geomgnn.backends import why_not
+    from openmm_geomgnn.force.backends import why_not
 
     reason = why_not(name)
     return {"reason": reason, **({} if reason else _evaluated(name))}
@@ -84,9 +84,9 @@ def _example_force(backend, engine):
     import numpy as np
 
     from openmm_geomgnn import Encoder, GeomGNNCV
-    from openmm_geomgnn.cv import CollectiveVariable
-    from openmm_geomgnn.mixers import make_mixer
-    from openmm_geomgnn.selection import residue_table, select_atoms
+    from openmm_geomgnn.cv.mixers import make_mixer
+    from openmm_geomgnn.cv.network import CollectiveVariable
+    from openmm_geomgnn.representation.selection import residue_table, select_atoms
 
     path = resources.files("openmm_geomgnn") / "data" / "ala2-c7eq.pdb"
     topology = mdtraj.load(str(path)).topology

@@ -3,12 +3,12 @@
 import json
 from dataclasses import asdict
 
-from openmm_geomgnn.cli.folder import has_biased_steps
 from openmm_geomgnn.cli.names import CV_FILE
-from openmm_geomgnn.cv import CollectiveVariable
-from openmm_geomgnn.encoder import Encoder
+from openmm_geomgnn.cli.run_folder import has_biased_steps
+from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import sha256
+from openmm_geomgnn.representation.encoder import Encoder
 
 MADE_FROM = "made_from"  # in the training information of a CV file
 # of what a run depends on: the same trajectories, but for chance, come from another platform

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, TOPOLOGY
-from openmm_geomgnn.cv import CollectiveVariable
+from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint
 from openmm_geomgnn.sampling.colvar import column, read_colvar
 from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
-from openmm_geomgnn.selection import as_topology
 
 _COMPARISON_FRAME = 1.0  # ps between frames of the unbiased runs that crossings are compared with
 _COMPARED_FRAMES = 16  # of each walker, whose CV is computed and compared with COLVAR

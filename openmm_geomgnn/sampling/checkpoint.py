@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
-from openmm_geomgnn.integrators import has_virtual_sites
+from openmm_geomgnn.force.integrators import has_virtual_sites
 from openmm_geomgnn.sampling.outputs import Written
 from openmm_geomgnn.sampling.systems import SystemSettings
 from torchmdnet_ext.tensor_files import CHECKSUM, DamagedFile, is_as_written, read_tensor_file, with_checksum

@@ -35,7 +35,7 @@ class LastFrames:
             return ""
         import mdtraj
 
-        from openmm_geomgnn.backends.failures import atom_names, save_frames
+        from openmm_geomgnn.force.failures import atom_names, save_frames
 
         try:
             state = self._context.getState(getPositions=True)

@@ -142,7 +142,9 @@ class _Frame:
         delta = self.positions[i] - self.positions[j]
         if self.box is None:
             return delta
-        from openmm_geomgnn.whole import minimum_image  # brings mdtraj, which walkers in vacuum do not need
+        from openmm_geomgnn.representation.periodic import (
+            minimum_image,  # brings mdtraj, which walkers in vacuum do not need
+        )
 
         return minimum_image(delta, self.box)
 

@@ -12,7 +12,7 @@ from openmm import app, unit
 from openmm.app.internal.pdbx.reader.PdbxReader import PdbxReader
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.formats import reason
+from openmm_geomgnn.representation.formats import reason
 from openmm_geomgnn.units import did_you_mean, positive
 
 CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds, "HAngles": app.HAngles}

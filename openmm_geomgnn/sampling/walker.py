@@ -7,7 +7,7 @@ import numpy as np
 import openmm
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.integrators import has_virtual_sites, make_integrator
+from openmm_geomgnn.force.integrators import has_virtual_sites, make_integrator
 from openmm_geomgnn.sampling.failures import LastFrames
 from openmm_geomgnn.sampling.relaxation import kinetic_temperature, relax
 from openmm_geomgnn.sampling.systems import (
@@ -191,7 +191,7 @@ class Walker:
         if self.spec.make_cv is not None:
             return self.spec.make_cv(self._topology)
         # here, because without a CV no network library is needed
-        from openmm_geomgnn.force import GeomGNNCV
+        from openmm_geomgnn.force.geomgnncv import GeomGNNCV
 
         return GeomGNNCV(
             self.spec.cv_path,

@@ -49,7 +49,7 @@ class Trajectory(Source):
             self._system(path)
 
     def tasks(self, seed):
-        from openmm_geomgnn.trajectory_files import TrajectoryFile
+        from openmm_geomgnn.representation.trajectory_files import TrajectoryFile
 
         files, bounds = find_files(self), []
         for path in files:
@@ -66,13 +66,13 @@ class Trajectory(Source):
         return tasks
 
     def conformers(self, task, seed, skipped=None):
-        from openmm_geomgnn.trajectory_files import TrajectoryFile
-        from openmm_geomgnn.whole import MoleculeMaker
+        from openmm_geomgnn.representation.periodic import MoleculeUnwrapper
+        from openmm_geomgnn.representation.trajectory_files import TrajectoryFile
 
         for path, first, stop, chosen in task:
             topology, atoms = self._system(path)
             z = np.array([topology.atom(int(i)).element.number for i in atoms])
-            make_whole = MoleculeMaker(topology, atoms)
+            make_whole = MoleculeUnwrapper(topology, atoms)
             number, wanted = 0, None if chosen is None else set(chosen)
             with TrajectoryFile(path, topology) as file:
                 # frames that are not finite are left out and counted below
@@ -103,7 +103,7 @@ def _boxes(frames):
 
 @functools.lru_cache
 def _system(path, selection, written):
-    from openmm_geomgnn.selection import as_topology, select_atoms
+    from openmm_geomgnn.representation.selection import as_topology, select_atoms
 
     try:
         topology = as_topology(path)
@@ -117,6 +117,6 @@ def _system(path, selection, written):
 
 @functools.lru_cache(maxsize=4)
 def _matcher(topology, atoms):
-    from openmm_geomgnn.matching import AtomMatcher
+    from openmm_geomgnn.representation.matching import AtomMatcher
 
     return AtomMatcher(topology, atoms)

@@ -1,0 +1,130 @@
+"""The report of a run: what can be analysed, and from the results in the folder to summary.json and report.html."""
+
+from openmm_geomgnn.analysis.figures import standard_figures, standard_tables
+from openmm_geomgnn.analysis.pipeline import analyse_biased_run
+from openmm_geomgnn.analysis.report import report_page, write_summary
+from openmm_geomgnn.cli.molecule import check_torsions, kinetic_degrees, torsion
+from openmm_geomgnn.cli.results import read_results
+from openmm_geomgnn.cv.verdict import GRADES, in_words
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import atomic_write
+
+_FEWEST_FRAMES = 2  # of each walker, for torsions
+
+
+def check_analysis(protocol):
+    """Raise a GeomGNNError, before any work is done, about results that could not be analysed."""
+    check_torsions(protocol)
+    schedule = protocol.schedule
+    if protocol.analysis.torsions and schedule.length < _FEWEST_FRAMES * schedule.frame_interval:
+        raise GeomGNNError(
+            f"run.length is {protocol.run.length:g} ps, too short for {_FEWEST_FRAMES} frames, one every "
+            f"{protocol.run.frame_interval:g} ps (run.frame_interval), which the report of analysis.torsions needs."
+        )
+
+
+def report(protocol, seconds=float("nan")):
+    """Analyse the results in a protocol's folder, write summary.json and report.html, and return the summary.
+
+    A run under way is reported on as far as it is; the summary's `complete` says so. Nothing is written before everything
+    has been read, checked and computed.
+
+    seconds: that the run took, for the summary. Raises GeomGNNError when there are no results yet, or files in the folder
+    are damaged or do not belong together.
+    """
+    folder, results = protocol.output, read_results(protocol)
+    analysis, summary = analyse(protocol, results, seconds)
+    title, notes = f"{folder.name}: {', '.join(path.stem for path in protocol.system.structures)}", analysis.notes
+    if not results.complete:
+        title += f" (partial: {results.done:g} of {results.planned:g} ps)"
+        notes = [f"Warning: this report is partial: {results.missing}. Go on with the run by `geomgnn run`.", *notes]
+    tables = [*standard_tables(analysis), _cv_table(results.cv)]
+    page = report_page(title, summary, standard_figures(analysis), notes, tables)
+    write_summary(folder / "summary.json", summary)
+    with atomic_write(folder / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return summary
+
+
+def analyse(protocol, results, seconds=float("nan")):
+    """(Analysis, summary) of a run's `Results`; the summary says how much of the run is done, and how good its CV is."""
+    variables, notes = _variables(protocol, results)
+    analysis = analyse_biased_run(
+        results.colvar,
+        temperature=protocol.system.temperature,
+        discard=protocol.analysis.discard,
+        degrees_of_freedom=kinetic_degrees(protocol),
+        wall_seconds=seconds,
+        seed=protocol.seed,
+        **variables,
+    )
+    analysis.notes = [*notes, *analysis.notes, *_cv_notes(results.cv)]
+    progress = {"complete": results.complete, "done_ps": results.done, "planned_ps": results.planned}
+    if not results.complete:
+        progress["missing"] = results.missing
+    return analysis, {**progress, **analysis.summary, **cv_summary(results.cv)}
+
+
+def cv_summary(cv):
+    """Scores of a CV for summary.json. A student has its own, and those of its teacher under that name."""
+    facts = cv.training_information
+    own = {"cv_rate_300K_per_ps": facts.get("rate_300K_per_ps")}
+    # the spread within a basin takes frames at even times, which a distillation need not have
+    learned = {
+        "vamp2": facts.get("vamp2_training"),
+        "vamp2_held_out": facts.get("vamp2_held_out"),
+        "timescales_ps": facts.get("timescales_ps"),
+        "timescale_notes": facts.get("timescale_notes"),
+        "transitions": facts.get("transitions"),
+        "in_basin_spread": facts.get("in_basin_spread"),
+    }
+    if "verdict" in facts:
+        own["cv_verdict"] = in_words(facts["verdict"])
+    if "distillation" not in facts:
+        return {f"cv_{name}": value for name, value in learned.items()} | own
+    held_out = facts["distillation"]["held_out"]
+    own |= {"cv_r2_of_teacher": held_out["r2"], "cv_gradient_error": held_out["gradient_error"]}
+    return own | {f"teacher_{name}": value for name, value in learned.items()}
+
+
+def _cv_notes(cv):
+    verdict = cv.training_information.get("verdict")
+    if verdict is None:  # of a file before version 4
+        return []
+    prefix = "" if verdict["grade"] == GRADES[0] else "Warning: "
+    return [f"{prefix}verdict on the CV: {in_words(verdict)}."]
+
+
+def _cv_table(cv):
+    """(title, rows): timescales of the components, or why there are none, and the transitions that they rest on."""
+    facts, n = cv.training_information, cv.dimension
+    timescales = facts.get("timescales_ps") or [None] * n
+    notes, counts = facts.get("timescale_notes") or [""] * n, facts.get("transitions") or ["not counted"] * n
+    rows = [["component", "timescale", "transitions in the training data"]]
+    for k in range(n):
+        known = "not known" if timescales[k] is None else f"{timescales[k]:.3g} ps"
+        rows.append([f"cv.{k + 1}", notes[k] or known, counts[k]])
+    return "Collective variable" + (", by its teacher" if "distillation" in facts else ""), rows
+
+
+def _variables(protocol, results):
+    """(arguments of `analyse_biased_run`, notes): the torsions, and what crossings are counted along."""
+    analysis, biased = protocol.analysis, results.biased
+    cores = analysis.cores
+    along = cores.along if cores else "phi" if {"phi", "psi"} <= set(analysis.torsions) else None
+    arguments = {"along": along, "cores": cores and (cores.a, cores.b)}
+    torsions = dict(analysis.torsions)
+    if torsions and min(len(run) for run in biased) < _FEWEST_FRAMES:
+        if along in torsions:
+            arguments |= {"along": None, "cores": None}
+        return arguments, ["Warning: there are fewer than two frames of each walker yet, too few for torsions."]
+    if torsions:
+        arguments["torsions"] = {name: [torsion(run, name, atoms) for run in biased] for name, atoms in torsions.items()}
+        arguments["frame_times"] = results.frame_times
+    if results.unbiased and along in torsions:
+        arguments["unbiased"] = [torsion(run, along, torsions[along]) for run in results.unbiased]
+    elif results.unbiased and along is not None:
+        bound = results.cv.bind(results.unbiased[0].topology, engine="eager")
+        arguments["unbiased"] = [bound.compute(run)[:, int(along[3:]) - 1] for run in results.unbiased]
+    arguments["unbiased_frame_time"] = results.comparison_step
+    return arguments, []

@@ -1,0 +1,386 @@
+"""A protocol from beginning to end: unbiased runs, a CV, biased runs, free energies, a report. Each step resumes."""
+
+import shutil
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from openmm_geomgnn.cli.molecule import walker_spec
+from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, TOPOLOGY, UNBIASED
+from openmm_geomgnn.cli.preflight import examine
+from openmm_geomgnn.cli.progress import bar, progress_bars, say
+from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, made_from
+from openmm_geomgnn.cli.report import check_analysis, report
+from openmm_geomgnn.cli.results import comparison_frame
+from openmm_geomgnn.cli.run_folder import add_wall_time, claimed, first_structure, has_biased_steps, settle
+from openmm_geomgnn.cv.fit import FitSettings, fit_cv
+from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.cv.verdict import GRADES, in_words
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import atomic_write, sha256
+from openmm_geomgnn.locks import set_aside
+from openmm_geomgnn.representation.selection import as_topology
+from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
+from openmm_geomgnn.sampling.runner import Runner
+from openmm_geomgnn.sampling.unbiased import begun_length, check_made, fingerprints, run_unbiased
+from openmm_geomgnn.unfinished import Unfinished
+
+# index of the first unbiased run to compare crossings with: its seed is not that of a training run
+FIRST_COMPARISON = 1000
+# stage of a fit -> description and unit of its progress bar
+STAGES = {
+    "embed": ("Embedding", "frames"),
+    "rates": ("Thermal motion", "frames"),
+    "train": ("Training", "epochs"),
+    "stiffness": ("Stiffness", "frames"),
+}
+# figures of a CV file without which it cannot be biased and reported on
+NEEDED_TO_BIAS = ("rate_300K_per_ps", "in_basin_spread", "vamp2_training", "timescales_ps")
+# radians per outer step; runs at 0.5 stayed at their temperature, runs at 0.7 warmed up, runs at 1 boiled
+LARGEST_PHASE = 0.5
+# a kernel this much wider than the fluctuations within a basin merges with every other one: the bias cannot build up
+WIDEST_KERNEL = 2.0
+
+
+def run_protocol(protocol, overwrite=False, source=None):
+    """Run a protocol in its output folder, going on with what is there already; returns the summary (dict).
+
+    Nothing in the folder changes before all has been checked that can be known by then.
+
+    Parameters
+    ----------
+    protocol : Protocol
+    overwrite : bool
+        Move what an earlier protocol has left in the folder aside.
+    source : path, optional
+        The protocol's own file, which must not be moved aside.
+
+    Raises
+    ------
+    GeomGNNError
+        If the folder holds the results of another protocol, another process is at work in it, or a step fails.
+    """
+    began = time.perf_counter()
+    beginning = examined(protocol)
+    given = beginning.given
+    with claimed(protocol, overwrite, source):
+        cv = _check_claimed(protocol, beginning)
+        settle(protocol)
+        try:
+            if given is not None:
+                _copy_given(protocol)
+            elif cv is None:
+                cv = _fit(protocol, _unbiased(protocol), beginning.record)
+            Unfinished(protocol.output / CV_FILE).remove()
+            for line in describe(cv):
+                say(line)
+            check_verdict(cv, protocol)
+            bias = protocol.opes(**kernel_width(cv, protocol))
+            say(f"OPES: barrier {bias.barrier:g} kJ/mol, sigma {_shown(bias.sigma)}, biasfactor {bias.biasfactor:.3g}")
+            _biased(protocol, bias)
+            _comparison(protocol)
+        finally:
+            seconds = add_wall_time(protocol.output, time.perf_counter() - began)
+        return report(protocol, seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What is known before anything runs. plan : of `preflight.examine`. runs : what each of the training runs depends on.
+    given : the CV that the protocol names, or None. record : else what the fitted CV will be made from."""
+
+    plan: object
+    runs: list
+    given: object
+    record: dict | None
+
+
+def examined(protocol):
+    """Check all that can be known of a protocol before anything runs, except the state of its folder: a `Beginning`.
+
+    Raises GeomGNNError for what cannot be run to its end.
+    """
+    check_analysis(protocol)
+    topology, _ = first_structure(protocol)
+    specs = _training_specs(protocol)
+    runs = fingerprints(specs, protocol.unbiased.length)
+    given = record = settings = None
+    if protocol.cv.file is None:
+        settings = _protocol_fit_settings(protocol)
+        record = made_from(settings, runs)
+    else:
+        given = _given(protocol, topology)
+        kernel_width(given, protocol)
+    return Beginning(examine(protocol, specs, settings, given), runs, given, record)
+
+
+def check_folder(protocol, beginning):
+    """Raise a GeomGNNError where the protocol could not go on in its folder; nothing changes there."""
+    with claimed(protocol):
+        _check_claimed(protocol, beginning)
+
+
+def _check_claimed(protocol, beginning):
+    """The CV that is given, or there, with which what is in the folder can go on; None where it has yet to be fitted."""
+    check_made(_training_specs(protocol), beginning.runs, protocol.output / UNBIASED)
+    if beginning.given is None:
+        cv = current_cv(protocol, beginning.record)
+    else:
+        cv = beginning.given
+        check_given(protocol)
+    if cv is not None:
+        check_verdict(cv, protocol)
+        bias = protocol.opes(**kernel_width(cv, protocol))
+        if has_biased_steps(protocol.output) and (protocol.output / CV_FILE).exists():
+            _runner(protocol, bias).check()
+    return cv
+
+
+def _training_specs(protocol):
+    """The unbiased runs that the CV is fitted to, one from each structure."""
+    frame = protocol.md_steps(protocol.unbiased.frame_interval)
+    return [
+        walker_spec(protocol, index, frame_interval=frame, colvar_interval=frame)
+        for index in range(len(protocol.system.structures))
+    ]
+
+
+def _unbiased(protocol):
+    """The training data: one mdtraj trajectory from each structure."""
+    settings, specs = protocol.unbiased, _training_specs(protocol)
+    with bar("Unbiased runs") as update:
+        runs = run_unbiased(
+            specs,
+            settings.length,
+            protocol.output / UNBIASED,
+            processes=protocol.run.walkers,
+            checkpoint_interval=protocol.run.checkpoint_interval,
+            progress=lambda p: update(p.time, p.length, f"{p.temperature:.0f} K"),
+        )
+    topology = as_topology(protocol.output / TOPOLOGY)
+    return [run.trajectory(topology) for run in runs]
+
+
+def fit_settings(section, frame_interval, seed):
+    """`FitSettings` of a CV section; `frame_interval` in ps."""
+    training = section.training.model_dump()
+    training["lr"] = training.pop("learning_rate")
+    return FitSettings(
+        lag_time=section.lag,
+        frame_interval=frame_interval,
+        **section.token_settings(),
+        mixer=section.mixer,
+        mixer_settings=dict(section.mixer_settings),
+        estimator=section.estimator,
+        components=section.components,
+        pca=section.pca,
+        softening=section.softening if section.reversible else 0.0,
+        reversible=section.reversible,
+        training=training if section.estimator == "vampnet" else {},
+        seed=seed,
+    )
+
+
+def fit_with_progress(trajectories, topology, settings, unfinished):
+    """`fit_cv` with progress bars."""
+    with progress_bars(STAGES) as progress:
+        return fit_cv(trajectories, topology, settings, progress, unfinished)
+
+
+def describe(cv):
+    """Lines on the quality of a fitted CV, or of a student and its teacher."""
+    facts = cv.training_information
+    if "distillation" in facts:
+        found = facts["distillation"]["held_out"]
+        origin = f"Student: R2 {_shown(found['r2'])}, error of the gradient {_shown(found['gradient_error'])}; its teacher"
+    else:
+        origin = "CV"
+    held_out, error = facts.get("vamp2_held_out"), facts.get("vamp2_held_out_error")
+    score = "" if held_out is None else f", held out {held_out:.3f}" + ("" if error is None else f" +- {error:.3f}")
+    yield (
+        f"{origin}: VAMP-2 {facts['vamp2_training']:.3f}{score} at a lag of {cv.lag_time:g} ps; {_timescales(facts)}; "
+        f"spread in a basin {_shown(facts['in_basin_spread'])}; stiffness {_shown(facts['rate_300K_per_ps'])} per ps"
+    )
+    if "verdict" in facts:
+        yield f"Verdict: {in_words(facts['verdict'])}."
+
+
+def _timescales(facts):
+    """Timescales with the transitions that they rest on, or why there are none; files before version 4 do not say."""
+    values = facts["timescales_ps"]
+    notes, counts = facts.get("timescale_notes", [""] * len(values)), facts.get("transitions", [None] * len(values))
+    shown = [
+        note or f"timescale {value:.3g} ps" + ("" if count is None else f" ({count} transition{'s' * (count != 1)})")
+        for value, note, count in zip(values, notes, counts, strict=True)
+    ]
+    return shown[0] if len(shown) == 1 else "; ".join(f"cv.{k}: {text}" for k, text in enumerate(shown, start=1))
+
+
+def check_verdict(cv, protocol):
+    """Raise a GeomGNNError when the verdict on a CV is worse than what the protocol accepts."""
+    verdict = cv.training_information.get("verdict")
+    if verdict is not None and GRADES.index(verdict["grade"]) > GRADES.index(protocol.run.accept.replace("-", " ")):
+        raise GeomGNNError(
+            f"The CV is {in_words(verdict)}. To bias it nevertheless, set run.accept: {verdict['grade'].replace(' ', '-')}."
+        )
+
+
+def _protocol_fit_settings(protocol):
+    return fit_settings(protocol.cv, protocol.unbiased.frame_interval, protocol.seed)
+
+
+def _fit(protocol, trajectories, record):
+    """Fit the CV and write it, with the record of what it was made from; one that is there is moved aside."""
+    path = protocol.output / CV_FILE
+    cv = fit_with_progress(trajectories, trajectories[0].topology, _protocol_fit_settings(protocol), Unfinished(path))
+    cv.training_information[MADE_FROM] = record
+    if path.exists():
+        set_aside(path)
+    cv.save(path)
+    return cv
+
+
+def _given(protocol, topology):
+    """The CV of the file that the protocol names, checked to be of its molecule, and one that it can bias."""
+    source = protocol.cv.file
+    cv = CollectiveVariable.load(source)
+    if cv.dimension != protocol.cv.components:
+        raise GeomGNNError(
+            f"The CV in {source} has {cv.dimension} components, but cv.components is {protocol.cv.components}: set "
+            f"cv.components to {cv.dimension}."
+        )
+    missing = [name for name in NEEDED_TO_BIAS if name not in cv.training_information]
+    if missing:
+        raise GeomGNNError(
+            f"{source} does not say the {' and '.join(missing)} of its CV, which the bias and the report are made with. Use "
+            "a file that `geomgnn fit`, `geomgnn run` or `geomgnn distill` wrote."
+        )
+    check_verdict(cv, protocol)
+    cv.bind(topology, engine="eager")
+    return cv
+
+
+def _copy_given(protocol):
+    """Copy the CV that the protocol names into its folder: what happens to the file later does not matter to the run."""
+    path, source = protocol.output / CV_FILE, protocol.cv.file
+    if path.exists() and sha256(path) == sha256(source):
+        return
+    if path.exists():
+        set_aside(path)
+    with atomic_write(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def kernel_width(cv, protocol):
+    """Widths of the bias's kernels, where the protocol leaves them open: {"sigma": ..., "sigma_min": ...}.
+
+    The width is the CV's fluctuation within a basin, but no less than what the integrator can follow: a kernel of width
+    sigma drives motions of angular frequency rate/sigma, whose phase must not advance by more than LARGEST_PHASE in a step.
+    A sigma_min of the protocol takes the place of that floor. With an adaptive_stride, the biased run measures its sigma.
+
+    Raises
+    ------
+    GeomGNNError
+        If the narrowest stable kernel is much wider than a basin: the bias could not build up.
+    """
+    facts, bias = cv.training_information, protocol.bias
+    step = protocol.schedule.bias_step
+    thermal = np.sqrt(protocol.system.temperature / 300.0)
+    floor = np.array(facts["rate_300K_per_ps"]) * thermal * step / LARGEST_PHASE
+    spread = np.array(facts["in_basin_spread"])
+    too_stiff = floor > WIDEST_KERNEL * spread
+    if bias.sigma is None and bias.sigma_min is None and too_stiff.any():
+        raise GeomGNNError(
+            f"The CV is too stiff to bias: at {1000 * step:g} fs between evaluations (run.every times system.timestep) the "
+            f"narrowest kernel that does not heat the system is {_shown(floor)} wide, but the CV fluctuates by only "
+            f"{_shown(spread)} within a basin. Evaluate the bias more often (run.every: 1), fit a softer CV (a longer "
+            "cv.softening, or gradient_penalty with a vampnet), or set bias.sigma yourself."
+        )
+    widths = {}
+    if bias.sigma_min is not None:
+        floor = np.array(bias.sigma_min) * np.ones(len(floor))
+    if bias.sigma is None and bias.adaptive_stride is not None:
+        return {"sigma_min": tuple(float(x) for x in floor)}
+    if bias.sigma is None:
+        widths["sigma"] = tuple(float(x) for x in np.maximum(spread, floor))
+    if bias.sigma_min is None:
+        given = np.array(widths.get("sigma", bias.sigma), dtype=float)
+        widths["sigma_min"] = tuple(float(x) for x in np.minimum(floor, given) * np.ones(len(floor)))
+    return widths
+
+
+def _biased(protocol, bias):
+    _compile(protocol, _biased_spec(protocol, 0))
+    with bar("Biased run") as update:
+        _runner(
+            protocol,
+            bias,
+            lambda p: update(p.time, p.length, f"{p.temperature:.0f} K, {p.diagnostics.get('nker', 0):.0f} kernels"),
+        ).run()
+
+
+def _biased_spec(protocol, index):
+    schedule = protocol.schedule
+    return walker_spec(
+        protocol,
+        index,
+        cv_path=str(protocol.output / CV_FILE),
+        every=protocol.run.every,
+        colvar_interval=schedule.colvar_interval,
+        frame_interval=schedule.frame_interval,
+    )
+
+
+def _runner(protocol, bias, progress=None):
+    schedule = protocol.schedule
+    return Runner(
+        [_biased_spec(protocol, index) for index in range(protocol.run.walkers)],
+        bias,
+        protocol.output,
+        schedule.length * schedule.bias_step,
+        checkpoint_interval=schedule.checkpoint_interval * schedule.bias_step,
+        progress=progress,
+    )
+
+
+def _compile(protocol, spec):
+    """Compile the network's kernels before the walkers start, all of which would do so at once."""
+    bound = CollectiveVariable.load(spec.cv_path).bind(protocol.output / TOPOLOGY, spec.precision, spec.engine)
+    bound.warm_up(lambda: say("Compiling kernels for this network (once, about 20 s) ..."))
+
+
+def _comparison(protocol):
+    """Unbiased runs for the crossings; where runs were prolonged, further ones that make up for the difference."""
+    folder, walkers, frame = protocol.output / COMPARISON, protocol.run.walkers, comparison_frame(protocol)
+    step = frame * protocol.system.timestep
+    missing, first = protocol.comparison_length / walkers, FIRST_COMPARISON
+    while missing >= step * (1 - 1e-6):
+        indices = range(first, first + walkers)
+        if not all(trajectory_path(folder, index).exists() for index in indices):
+            # those that were stopped get the length that they were begun with, whatever is asked for now
+            begun = [length for index in indices if (length := begun_length(folder, index)) is not None]
+            _compare(protocol, indices, frame, begun[0] if begun else missing)
+        missing -= len(read_dcd(trajectory_path(folder, first))) * step
+        first += walkers
+
+
+def _compare(protocol, indices, frame, length):
+    structures = protocol.system.structures
+    specs = [
+        walker_spec(protocol, index, structure=structures[k % len(structures)], frame_interval=frame, colvar_interval=frame)
+        for k, index in enumerate(indices)
+    ]
+    with bar("Unbiased comparison") as update:
+        run_unbiased(
+            specs,
+            length,
+            protocol.output / COMPARISON,
+            processes=len(specs),
+            checkpoint_interval=protocol.run.checkpoint_interval,
+            progress=lambda p: update(p.time, p.length, f"{p.temperature:.0f} K"),
+        )
+
+
+def _shown(values):
+    return ", ".join(f"{value:.3g}" for value in np.atleast_1d(values))

@@ -1,0 +1,166 @@
+"""The output folder of a protocol: whose results it holds, and what of the protocol may still change there."""
+
+import json
+import math
+import os
+import warnings
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from openmm.app import PDBFile
+
+from openmm_geomgnn.cli.names import PROTOCOL, TOPOLOGY, UNBIASED, WALL_TIME
+from openmm_geomgnn.cli.settings.yaml_files import dump, load_protocol
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import atomic_write, leftovers, remove_leftovers
+from openmm_geomgnn.locks import is_empty, locked, set_aside
+from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint, topology_hash
+from openmm_geomgnn.sampling.systems import load_structure
+
+# settings that may change at any time
+_FREE = (
+    *(("run", name) for name in ("length", "checkpoint_interval", "accept", "threads")),
+    ("unbiased", "comparison_length"),
+)
+
+
+@contextmanager
+def claimed(protocol, overwrite=False, source=None):
+    """The output folder is that of a protocol, and of this process alone, while the block runs; nothing in it changes yet.
+
+    It is new, empty, or holds what this very protocol has done so far. What has not been used yet may have changed since:
+    the bias and the run before the first biased step, then also the CV, which is fitted again, and everything before there
+    are training data. Lengths of runs may change at any time.
+
+    Parameters
+    ----------
+    protocol : Protocol
+    overwrite : bool
+        Move what another protocol has left there aside (see `locks.set_aside`).
+    source : path, optional
+        The protocol's own file.
+
+    Raises
+    ------
+    GeomGNNError
+        If the folder holds anything else, another process is at work in it, or what is to be moved aside holds a file that
+        the protocol needs.
+    """
+    folder, settled = protocol.output, protocol.output / PROTOCOL
+    with ExitStack() as stack:
+        stack.enter_context(locked(folder))
+        if settled.is_file() and settled.read_bytes().startswith(dump(protocol).splitlines()[0].encode()):
+            if overwrite:
+                set_aside(folder, input_files(protocol, source))
+                stack.enter_context(locked(folder))
+            else:
+                _check_unchanged(protocol, settled)
+        elif not is_empty(folder, leftovers(folder)):
+            raise GeomGNNError(f"{folder} is not empty and was not made by `geomgnn run`. Choose another output.")
+        yield
+
+
+def settle(protocol):
+    """Write the protocol, and the topology of all trajectories to come, into its folder, and remove what a kill left."""
+    folder = protocol.output
+    topology, positions = first_structure(protocol)
+    remove_leftovers(folder)
+    with atomic_write(folder / PROTOCOL) as temporary:
+        temporary.write_text(dump(protocol), encoding="utf-8")
+    # not a copy of the file: these are the atoms, in this order, that the trajectories have
+    with atomic_write(folder / TOPOLOGY) as temporary, temporary.open("w") as file:
+        PDBFile.writeFile(topology, positions * 10, file, keepIds=True)
+
+
+def input_files(settings, source=None):
+    """All files that settings name, and the file that they were read from."""
+    found = [] if source is None else [source]
+
+    def collect(value):
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, (list, tuple)):
+            for one in value:
+                collect(one)
+        elif isinstance(value, (str, Path)) and os.path.isabs(value) and os.path.exists(value):
+            found.append(value)
+
+    collect(settings.model_dump(exclude={"output"}))
+    return found
+
+
+def has_biased_steps(folder):
+    """Whether a biased run has begun there: from then on its CV stays as it is."""
+    checkpoint = find_checkpoint(folder)
+    return checkpoint is not None and load_checkpoint(checkpoint).step > 0
+
+
+def first_structure(protocol):
+    """(openmm.app.Topology, positions (N, 3) in nm) of the first structure.
+
+    Raises GeomGNNError when a structure cannot be read, or they are of several molecules.
+    """
+    first, *others = protocol.system.structures
+    topology, positions = load_structure(first)
+    for path in others:
+        if topology_hash(load_structure(path)[0]) != topology_hash(topology):
+            raise GeomGNNError(
+                f"{path} and {first} are not the same molecule with its atoms in the same order, as system.structures must "
+                "be: write them from one topology."
+            )
+    return topology, positions
+
+
+def _check_unchanged(protocol, settled):
+    folder = settled.parent
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when it was begun
+        old = _identity(load_protocol(settled))
+    changed = sorted(name for name, value in _identity(protocol).items() if value != old[name])
+    if find_checkpoint(folder) is None and (folder / "COLVAR").exists():
+        raise GeomGNNError(
+            f"{folder} holds a COLVAR file, but no checkpoint to go on from. Restore it, choose another output, or start "
+            "anew with --overwrite."
+        )
+    if not has_biased_steps(folder):
+        has_data = any((folder / UNBIASED).glob("trajectory.*.dcd"))
+        changed = [name for name in changed if has_data and not name.startswith(("cv.", "bias.", "run."))]
+    if changed:
+        raise GeomGNNError(
+            f"{folder} holds the results of another protocol: {', '.join(changed)} differ. Choose another output, go on "
+            f"with the old settings ({settled}), or start anew with --overwrite."
+        )
+
+
+def _identity(protocol):
+    """The settings that results depend on, by dotted keys."""
+    data = protocol.model_dump(mode="json")
+    for free in ("output", "analysis"):
+        data.pop(free)
+    for section, free in _FREE:
+        data[section].pop(free)
+    # its content is compared, see `provenance.check_given`, not where it lies
+    data["cv"]["file"] = data["cv"]["file"] is not None
+    flat = {}
+    for section, content in data.items():
+        inner = content if isinstance(content, dict) else {}
+        flat.update({f"{section}.{key}": value for key, value in inner.items()} or {section: content})
+    return flat
+
+
+def wall_time(folder):
+    """Seconds that all sessions of a run have taken; nan where it is not known."""
+    try:
+        return float(json.loads((folder / WALL_TIME).read_text(encoding="utf-8"))["seconds"])
+    # no such file, or one that a full disk has left empty: no reason to stop a run
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return math.nan
+
+
+def add_wall_time(folder, seconds):
+    """Add to the seconds that all sessions of a run have taken; returns the sum."""
+    before = wall_time(folder)
+    seconds += 0.0 if math.isnan(before) else before
+    with atomic_write(folder / WALL_TIME) as temporary:
+        temporary.write_text(json.dumps({"seconds": seconds}) + "\n")
+    return seconds

@@ -1,0 +1,311 @@
+"""The kinds of values that settings have: quantities, plain numbers, files that must exist, files to be written."""
+
+import glob
+import math
+import os
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from numbers import Real
+from pathlib import Path
+from typing import Annotated, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.representation.trajectory_files import WITH_TIMES
+from openmm_geomgnn.units import did_you_mean, quantity
+
+DATA = Path(__file__).resolve().parents[2] / "data"  # what the package ships
+STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif", ".pdbx")
+TOPOLOGIES = (*STRUCTURES, ".gro", ".prmtop", ".parm7", ".psf", ".mol2", ".h5")
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # what file systems take
+LARGEST_WHOLE = 2**53  # to which floats count
+NARROWEST_KERNEL, WIDEST_KERNEL = 1e-9, 1e9  # in units of the CV
+TRAJECTORIES = (*WITH_TIMES, ".dcd", ".nc", ".ncdf", ".netcdf", ".mdcrd", ".crd", ".binpos", ".pdb", ".gsd", ".dtr")
+
+
+class SettingError(GeomGNNError):
+    """A setting that does not fit the others. `location`: where it is written, as in ("bias", "pace")."""
+
+    def __init__(self, message, *location):
+        super().__init__(message)
+        self.location = location
+
+
+class Section(BaseModel):
+    """A part of the settings: unknown keys are refused, nothing can be changed later, and a key without a value (null)
+    keeps its default, except where null is a choice of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_empty_keys(cls, data):
+        if data is None:
+            return {}
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None or cls._takes_null(key)}
+
+    @classmethod
+    def _takes_null(cls, key):
+        if key not in cls.model_fields:
+            return True  # it is refused as unknown
+        kind = cls.model_fields[key].annotation
+        return type(None) in get_args(kind) or isinstance(kind, type) and issubclass(kind, Section)
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+def _in(unit, smallest, largest):
+    """A number in a unit; one that is not 0 lies between `smallest` and `largest`, which no simulation is outside of."""
+
+    def read(value, info):
+        number = quantity(value, unit, info.field_name)
+        if number and not smallest <= abs(number) <= largest:
+            bound = f"at least {smallest:g}" if abs(number) < smallest else f"at most {largest:g}"
+            raise GeomGNNError(f"{info.field_name} is {value}, but it must be {bound} {unit}.")
+        return number
+
+    def write(value):
+        # "0.5/ps", not "0.5 1/ps"
+        return str(value).removesuffix(".0") + (unit[1:] if unit.startswith("1/") else f" {unit}")
+
+    return Annotated[float, BeforeValidator(read), PlainSerializer(write, when_used="json")]
+
+
+Picoseconds = _in("ps", 1e-6, 1e12)  # a second
+KilojoulesPerMole = _in("kJ/mol", 1e-6, 1e6)
+Kelvin = _in("K", 1, 1e4)
+PerPicosecond = _in("1/ps", 1e-9, 1e6)
+Daltons = _in("amu", 1e-3, 1e6)
+Nanometres = _in("nm", 1e-6, 1e4)
+
+
+def plain_number(value, name, finite=True):
+    """A float from a number, or its text ("1e-3", which YAML takes for text). Raises GeomGNNError for anything else."""
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (Real, str)) else float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if math.isnan(number) or finite and math.isinf(number):
+        raise GeomGNNError(f"{name} is {value!r}, but it must be a number, without a unit.")
+    return number
+
+
+def _whole(value, info):
+    if isinstance(value, bool):
+        raise GeomGNNError(f"{info.field_name} is {str(value).lower()}, but it must be a whole number.")
+    return value
+
+
+def _countable(value, info):
+    if abs(value) > LARGEST_WHOLE:
+        raise GeomGNNError(f"{info.field_name} is {value:g}, but it must be at most {LARGEST_WHOLE:g}.")
+    return value
+
+
+def _widths(value, info):
+    name = info.field_name
+    widths = [plain_number(width, name) for width in (value if isinstance(value, (list, tuple)) else [value])]
+    if not widths or min(widths) <= 0:
+        raise GeomGNNError(f"{name} is {value}, but widths of kernels must be greater than 0, one per component.")
+    if not NARROWEST_KERNEL <= min(widths) <= max(widths) <= WIDEST_KERNEL:
+        raise GeomGNNError(
+            f"{name} is {value}, but widths of kernels must lie between {NARROWEST_KERNEL:g} and {WIDEST_KERNEL:g}, in "
+            "units of the CV."
+        )
+    return tuple(widths) if isinstance(value, (list, tuple)) else widths[0]
+
+
+Number = Annotated[float, BeforeValidator(lambda value, info: plain_number(value, info.field_name))]
+NumberOrInfinity = Annotated[float, BeforeValidator(lambda value, info: plain_number(value, info.field_name, False))]
+Whole = Annotated[int, BeforeValidator(_whole), AfterValidator(_countable)]
+Widths = Annotated[float | tuple[float, ...], BeforeValidator(_widths)]
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def find_file(name, folder=".", what="file", endings=None):
+    """The absolute path of a file named relative to `folder`, or, by its bare name, of one that the package ships.
+
+    Raises GeomGNNError where there is none (naming the nearest ones) or its ending is none of `endings`.
+    """
+    path = _path(name, what)
+    if endings and path.suffix.lower() not in endings:
+        raise GeomGNNError(f"The {what} '{name}' must be a file that ends in {', '.join(endings)}.")
+    found = Path(folder) / path
+    if not found.is_file() and path.name == str(path) and (DATA / path).is_file():
+        found = DATA / path
+    if not found.is_file():
+        where = Path(os.path.abspath(found)).parent
+        shipped = _names(DATA, (path.suffix,))
+        message = f"There is no {what} '{name}' in {where}"
+        message += ", nor among the files that come with openmm-geomgnn." if path.name == str(path) else "."
+        message += did_you_mean(path.name, _names(where, (path.suffix,)) + shipped)
+        raise GeomGNNError(message + (f" Shipped: {', '.join(shipped)}." if shipped else ""))
+    return Path(os.path.abspath(found))
+
+
+def find_trajectories(patterns, folder="."):
+    """Absolute paths of trajectories, from names and glob patterns relative to `folder`; each file once, in this order.
+
+    Raises GeomGNNError where a name or a pattern has no file, or one that mdtraj does not read.
+    """
+    found = []
+    for pattern in patterns:
+        text = str(_path(pattern, "trajectory"))
+        if not glob.has_magic(text) or (Path(folder) / text).is_file():
+            files = [find_file(text, folder, "trajectory", TRAJECTORIES)]
+        else:
+            matches = (Path(folder) / match for match in sorted(glob.glob(text, root_dir=folder, recursive=True)))
+            files = [Path(os.path.abspath(match)) for match in matches if match.is_file()]
+            strange = [str(file) for file in files if file.suffix.lower() not in TRAJECTORIES]
+            if strange or not files:
+                problem = f"also matches {strange[0]}" if strange else "matches nothing"
+                raise GeomGNNError(
+                    f"'{pattern}' {problem} in {os.path.abspath(folder)}. Give names or patterns of trajectories that "
+                    f"mdtraj reads: {', '.join(TRAJECTORIES)}."
+                )
+        found += [file for file in files if file not in found]
+    return tuple(found)
+
+
+def find_store(name, folder="."):
+    """The absolute path of a store of embeddings, a folder named relative to `folder`."""
+    path = Path(os.path.abspath(Path(folder) / _path(name, "store of embeddings")))
+    if not path.is_dir():
+        near = [entry.name for entry in path.parent.glob("*.zarr")]
+        raise GeomGNNError(
+            f"There is no store of embeddings '{name}' in {path.parent}.{did_you_mean(path.name, near)} `geomgnn embed` "
+            "makes one."
+        )
+    return path
+
+
+def find_cv(name, folder="."):
+    """The absolute path of a CV file, named relative to `folder`."""
+    path = Path(os.path.abspath(Path(folder) / _path(name, "CV file")))
+    if not path.is_file():
+        near = did_you_mean(path.name, _names(path.parent, (".safetensors",)))
+        raise GeomGNNError(f"There is no CV file '{name}' in {path.parent}.{near} `geomgnn fit` and `geomgnn run` make one.")
+    return path
+
+
+def find_forcefield(name, folder="."):
+    """A force field XML file: the absolute path of one relative to `folder`, else the name of one that OpenMM knows."""
+    path = _path(name, "force field")
+    if (Path(folder) / path).is_file():
+        return _checked_forcefield(os.path.abspath(Path(folder) / path))
+    folders = [Path(find_spec("openmm").origin).parent / "app" / "data"]
+    if (folders[0] / path).is_file():
+        return str(name)
+    # packages such as openmmforcefields announce theirs
+    folders += [Path(entry.load()()) for entry in entry_points(group="openmm.forcefielddir")]
+    if any((other / path).is_file() for other in folders):
+        return str(name)
+    known = [file.relative_to(other).as_posix() for other in folders for file in sorted(other.rglob("*.xml"))]
+    raise GeomGNNError(
+        f"There is no force field '{name}' in {os.path.abspath(folder)}, nor among those of OpenMM."
+        f"{did_you_mean(name, known)} Common ones: amber14-all.xml, amber14/tip3pfb.xml, implicit/obc2.xml."
+    )
+
+
+def _checked_forcefield(path):
+    """The path of an XML file, which is a force field as far as its outermost element says."""
+    from xml.etree import ElementTree
+
+    try:
+        root = ElementTree.parse(path).getroot().tag
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise GeomGNNError(
+            f"The force field {path} is not XML ({error}). Give a file that OpenMM's ForceField reads, or the name of one "
+            "of OpenMM's own, as amber14-all.xml."
+        ) from error
+    if root != "ForceField":
+        raise GeomGNNError(
+            f"{path} is an XML file, but not a force field: its outermost element is <{root}> and must be <ForceField>. "
+            "Give a file that OpenMM's ForceField reads, or the name of one of OpenMM's own, as amber14-all.xml."
+        )
+    return path
+
+
+def find_encoder(name, folder="."):
+    """The name of a shipped encoder, or the absolute path of an encoder file as a str."""
+    if _path(name, "encoder").suffix:
+        return str(find_file(name, folder, "encoder", (".safetensors", ".ckpt", ".pth")))
+    shipped = [Path(file).stem for file in _names(DATA, (".safetensors",)) if file != "conformers.safetensors"]
+    if name not in shipped:
+        raise GeomGNNError(
+            f"There is no encoder '{name}'.{did_you_mean(name, shipped)} The package ships "
+            f"{', '.join(shipped) or 'none'}; otherwise give the path of a .safetensors, .ckpt or .pth file."
+        )
+    return name
+
+
+def _names(folder, endings):
+    """Names of the files in a folder that have one of these endings."""
+    return sorted(file.name for file in folder.glob("*") if file.suffix in endings and file.is_file())
+
+
+def _path(value, what):
+    """The path that a text is, `~` resolved. Raises GeomGNNError for what cannot be the name of a file."""
+    if not isinstance(value, (str, Path)) or not str(value).strip():
+        raise GeomGNNError(f"The {what} is {value!r}, but it must be the name of a file.")
+    path = Path(os.path.expanduser(value))
+    try:
+        longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    except UnicodeEncodeError:
+        longest = LONGEST_NAME + 1
+    if longest > LONGEST_NAME or "\0" in str(path) or len(str(path)) > LONGEST_PATH:
+        shown = str(value) if len(str(value)) < 60 else f"{str(value)[:57]}..."
+        raise GeomGNNError(
+            f"The {what} is {shown!r}, but no file can have this name: it is longer than {LONGEST_NAME} bytes between two "
+            "slashes, or holds a character that cannot be in one."
+        )
+    return path
+
+
+def _folder(info):
+    return (info.context or {}).get("folder", ".")
+
+
+def _listed(value):
+    return [value] if isinstance(value, (str, Path)) else value
+
+
+def _trajectories(value, info):
+    value = _listed(value)
+    return find_trajectories(value, _folder(info)) if isinstance(value, (list, tuple)) else value
+
+
+def _output(default, ending="", what=""):
+    def place(value, info):
+        name = (info.context or {}).get("name", "geomgnn")
+        path = _path(default.format(name=name) if value is None else value, "output")
+        if ending and path.suffix != ending:
+            raise GeomGNNError(f"output is '{value}', but {what}: write '{path}{ending}'.")
+        return Path(os.path.abspath(path))
+
+    return Annotated[Path, BeforeValidator(place)]
+
+
+def _file(what, endings):
+    return Annotated[Path, BeforeValidator(lambda value, info: find_file(value, _folder(info), what, endings))]
+
+
+OutputFolder = _output("runs/{name}")
+OutputCV = _output("{name}.cv.safetensors", ".safetensors", "a CV is a .safetensors file")
+OutputFile = _output("{name}.colvar")
+OutputStore = _output("{name}.zarr", ".zarr", "embeddings are a .zarr folder")
+Structures = Annotated[tuple[_file("structure", STRUCTURES), ...], BeforeValidator(_listed)]
+Structure = _file("structure", (*STRUCTURES, ".gro", ".h5"))
+Topology = _file("topology", TOPOLOGIES)
+Trajectories = Annotated[tuple[Path, ...], BeforeValidator(_trajectories)]
+CVFile = Annotated[Path, BeforeValidator(lambda value, info: find_cv(value, _folder(info)))]
+Store = Annotated[Path, BeforeValidator(lambda value, info: find_store(value, _folder(info)))]
+ForceFieldFile = Annotated[str, BeforeValidator(lambda value, info: find_forcefield(value, _folder(info)))]
+ForceField = Annotated[tuple[ForceFieldFile, ...], BeforeValidator(_listed)]
+EncoderName = Annotated[str, BeforeValidator(lambda value, info: find_encoder(value, _folder(info)))]

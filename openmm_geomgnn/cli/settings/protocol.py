@@ -1,0 +1,342 @@
+"""The kinds of files as a whole: `Protocol`, `Fit` and `Embed`, and what must fit together in them."""
+
+import math
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from openmm_geomgnn.cli.settings.fields import (
+    WITH_TIMES,
+    OutputCV,
+    OutputFolder,
+    OutputStore,
+    Picoseconds,
+    Section,
+    SettingError,
+    Store,
+    Topology,
+    Trajectories,
+    Whole,
+)
+from openmm_geomgnn.cli.settings.sections import (
+    AnalysisSection,
+    BiasSection,
+    CVSection,
+    RunSection,
+    SystemSection,
+    TokenSection,
+    UnbiasedSection,
+)
+from openmm_geomgnn.errors import GeomGNNError
+
+LONGEST_BIAS_STEP = 0.008  # ps; beyond, multiple time stepping resonates and heats the system
+LIGHTEST_HYDROGEN = 1.5  # amu, for time steps of 4 fs and more
+LONGEST_FREE_TIMESTEP = 0.0012  # ps, times the root of the hydrogen mass: without constraints
+FEWEST_LAGS = 5  # in a training run
+FEWEST_DEPOSITIONS = 10  # in a biased run
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The times of a biased run as whole numbers of evaluations of the bias, which lie `bias_step` ps apart.
+
+    length, checkpoint_interval: multiples of pace. frame_interval: a multiple of colvar_interval, so that each frame
+    has a row, and with it a weight.
+    """
+
+    bias_step: float
+    length: int
+    pace: int
+    colvar_interval: int
+    frame_interval: int
+    checkpoint_interval: int
+
+
+class Protocol(Section):
+    """A protocol: simulate, learn a collective variable, bias it, analyse."""
+
+    seed: Whole = Field(1, ge=0, lt=2**31, description="of everything random: velocities, noise, training")
+    output: OutputFolder = Field(
+        None,
+        validate_default=True,
+        description="folder for all results, relative to where the command runs; by default runs/NAME for NAME.yaml",
+    )
+    system: SystemSection = Field(description="the molecule and how it moves")
+    unbiased: UnbiasedSection = Field(
+        default_factory=UnbiasedSection, description="simulations without a bias: the training data"
+    )
+    cv: CVSection = Field(default_factory=CVSection, description="the collective variable")
+    bias: BiasSection = Field(default_factory=BiasSection, description="the bias on the collective variable")
+    run: RunSection = Field(default_factory=RunSection, description="the biased simulation")
+    analysis: AnalysisSection = Field(default_factory=AnalysisSection, description="what the report shows")
+
+    @property
+    def schedule(self):
+        """The biased run's times as whole numbers: a `Schedule`."""
+        run, step = self.run, self.run.every * self.system.timestep
+        pace, row = _whole(self.bias.pace, step), _whole(run.colvar_interval, step)
+        return Schedule(
+            bias_step=step,
+            length=_whole(run.length, pace * step) * pace,
+            pace=pace,
+            colvar_interval=row,
+            frame_interval=_whole(run.frame_interval, row * step) * row,
+            checkpoint_interval=_whole(run.checkpoint_interval, pace * step) * pace,
+        )
+
+    @property
+    def comparison_length(self):
+        """Of all unbiased simulation to compare crossings with, ps."""
+        length = self.unbiased.comparison_length
+        return self.run.walkers * self.run.length if length is None else length
+
+    def md_steps(self, time):
+        """The number of MD steps nearest to a time in ps."""
+        return round(time / self.system.timestep)
+
+    def opes(self, **changes):
+        """The `OPES` of this protocol, whose steps are evaluations of the bias.
+
+        changes: arguments that replace those of the protocol, as in sigma=0.1.
+        """
+        from openmm_geomgnn.sampling.opes.method import OPES
+
+        names = ("barrier", "sigma", "sigma_min", "biasfactor", "explore", "compression_threshold", "kernel_cutoff")
+        settings = {name: getattr(self.bias, name) for name in names}
+        schedule = self.schedule
+        settings |= {"temperature": self.system.temperature, "pace": schedule.pace}
+        if self.bias.adaptive_stride is not None:
+            settings["adaptive_stride"] = _whole(self.bias.adaptive_stride, schedule.bias_step)
+        return OPES(**(settings | changes))
+
+    @model_validator(mode="after")
+    def _sections_fit(self):
+        _check_dynamics(self)
+        _check_training_data(self)
+        _check_bias(self)
+        _check_run(self)
+        return self
+
+
+class Fit(Section):
+    """A fit: learn a collective variable from trajectories that exist."""
+
+    seed: Whole = Field(1, ge=0, lt=2**31, description="of everything random in training")
+    topology: Topology = Field(description="structure file of the molecule, with the atoms of the trajectories")
+    trajectories: Trajectories | None = Field(
+        None, min_length=1, description="files that mdtraj reads, or glob patterns; each file is a trajectory of its own"
+    )
+    embeddings: Store | None = Field(
+        None,
+        description="store of `geomgnn embed`, instead of trajectories; encoder, selection, windows and pooling are those "
+        "of the store",
+    )
+    stride: Whole = Field(1, ge=1, description="use every stride-th frame")
+    allow_truncated: bool = Field(
+        False, description="use what is whole of trajectory files that were cut off; without it they are refused"
+    )
+    frame_interval: Picoseconds | None = Field(
+        None,
+        gt=0,
+        description="time between frames in the files (in the store), ps; null reads it from them (XTC, TRR and H5 hold it)",
+    )
+    output: OutputCV = Field(
+        None,
+        validate_default=True,
+        description="for the CV, relative to where the command runs; by default NAME.cv.safetensors for NAME.yaml",
+    )
+    cv: CVSection = Field(default_factory=CVSection, description="the collective variable")
+
+    @model_validator(mode="after")
+    def _has_data(self):
+        if self.trajectories is None and self.embeddings is None:
+            raise SettingError("trajectories is missing: give them, or embeddings, a store of `geomgnn embed`.")
+        if self.trajectories is not None and self.embeddings is not None:
+            raise SettingError("trajectories and embeddings are both given. Remove one of them.", "embeddings")
+        if self.embeddings is not None and self.stride != 1:
+            raise SettingError("stride is for trajectories; a store has that of `geomgnn embed`. Remove it.", "stride")
+        return self
+
+    @model_validator(mode="after")
+    def _makes_a_cv(self):
+        if self.cv.file is not None:
+            raise SettingError("file is a CV that exists, but a fit makes one. Remove it.", "cv", "file")
+        return self
+
+    @model_validator(mode="after")
+    def _times_fit(self):
+        timeless = [file for file in self.trajectories or () if file.suffix.lower() not in WITH_TIMES]
+        if self.frame_interval is None and timeless:
+            raise SettingError(
+                f"frame_interval is not given, and {timeless[0].name} may not hold the times of its frames: give the "
+                "time between its frames, as in frame_interval: 1 ps.",
+                "trajectories",
+            )
+        if self.frame_interval is not None:
+            lag_in_frames(self.cv.lag, self.frame_interval * self.stride)
+        return self
+
+
+class Embed(TokenSection):
+    """An embedding: trajectories that exist become a store of residue tokens."""
+
+    topology: Topology = Field(description="structure file of the molecule, with the atoms of the trajectories")
+    trajectories: Trajectories = Field(
+        min_length=1, description="files that mdtraj reads, or glob patterns; each file is a trajectory of its own"
+    )
+    stride: Whole = Field(1, ge=1, description="use every stride-th frame")
+    allow_truncated: bool = Field(
+        False, description="use what is whole of trajectory files that were cut off; without it they are refused"
+    )
+    frame_interval: Picoseconds | None = Field(
+        None, gt=0, description="time between frames in the files, ps, for those that do not hold it (XTC, TRR and H5 do)"
+    )
+    output: OutputStore = Field(
+        None,
+        validate_default=True,
+        description="folder of the store, relative to where the command runs; by default NAME.zarr for NAME.yaml",
+    )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="of the tokens; float16 takes half the space and has three digits"
+    )
+    chunk: Whole | None = Field(
+        None, ge=1, description="frames that are written and resumed as one; null makes chunks of 4 MiB"
+    )
+    workers: Whole | None = Field(None, ge=1, description="processes of one thread each; null is one for each core")
+    scheduler: str | None = Field(
+        None, description="address of a Dask scheduler whose workers see the same files, instead of processes of our own"
+    )
+
+
+def lag_in_frames(lag, frame_interval):
+    """The lag time as a whole number of frames; both in ps.
+
+    Raises SettingError when it is shorter than the time between frames or not a multiple of it, naming the nearest.
+    """
+    ratio = lag / frame_interval
+    frames = max(1, round(ratio))
+    # trajectory files keep times in float32
+    if abs(ratio - frames) > 1e-3:
+        problem = "shorter than" if ratio < 1 else "not a multiple of"
+        raise SettingError(
+            f"The lag time is {lag:g} ps, {problem} the {frame_interval:g} ps between frames. The nearest possible lag "
+            f"time is {frames * frame_interval:g} ps.",
+            *("cv", "lag"),
+        )
+    return frames
+
+
+def _whole(time, unit):
+    """How often `unit` fits into a time, at least once."""
+    return max(1, round(time / unit))
+
+
+def _check_dynamics(protocol):
+    system, every = protocol.system, protocol.run.every
+    femtoseconds = 1000 * system.timestep
+    hydrogen = system.hydrogen_mass or 1.008
+    if femtoseconds > 3.999 and hydrogen < LIGHTEST_HYDROGEN:
+        raise SettingError(
+            f"A timestep of {femtoseconds:g} fs needs hydrogens of at least {LIGHTEST_HYDROGEN:g} amu, but they have "
+            f"{hydrogen:g} amu. Use hydrogen_mass: 3 amu, or timestep: 2 fs.",
+            *("system", "hydrogen_mass"),
+        )
+    if system.constraints is None and system.timestep > LONGEST_FREE_TIMESTEP * math.sqrt(hydrogen):
+        _warn(
+            f"timestep is {femtoseconds:g} fs without constraints: bonds to hydrogens of {hydrogen:g} amu vibrate too "
+            "fast for it. Use constraints: HBonds, or a shorter timestep."
+        )
+    outer = every * system.timestep
+    resonant = every > 1 and femtoseconds > 3.999 and system.constraints != "AllBonds"
+    if outer > LONGEST_BIAS_STEP + 1e-9 or resonant:
+        _warn(
+            f"The bias acts every {every} steps of {femtoseconds:g} fs = {1000 * outer:g} fs. So rare a force can heat the "
+            "system, and heat fakes crossings. Every 3 steps of 2 fs is safe; else look at the report's temperatures."
+        )
+
+
+def _check_training_data(protocol):
+    unbiased, cv, timestep = protocol.unbiased, protocol.cv, protocol.system.timestep
+    if cv.file is not None:
+        return
+    steps = unbiased.frame_interval / timestep
+    if abs(steps - max(1, round(steps))) > 1e-6:
+        nearest = max(1, round(steps)) * timestep
+        raise SettingError(
+            f"frame_interval is {unbiased.frame_interval:g} ps, no multiple of the timestep of {1000 * timestep:g} fs: "
+            f"the nearest is {nearest:g} ps.",
+            *("unbiased", "frame_interval"),
+        )
+    lag_in_frames(cv.lag, unbiased.frame_interval)
+    if unbiased.length < FEWEST_LAGS * cv.lag * (1 - 1e-9):
+        raise SettingError(
+            f"length is {unbiased.length:g} ps, less than {FEWEST_LAGS} lag times (cv.lag) of {cv.lag:g} ps: too little to "
+            f"learn from. Use at least {FEWEST_LAGS * cv.lag:g} ps, for a small molecule 100 to 200 ps, or a shorter lag.",
+            *("unbiased", "length"),
+        )
+    structures = len(protocol.system.structures)
+    frames = structures * math.floor(unbiased.length / unbiased.frame_interval + 1e-6)
+    if cv.estimator == "linear" and cv.pca is not None and frames <= cv.pca:
+        raise SettingError(
+            f"pca asks for {cv.pca} principal components, but there will be only {frames} frames. Lower pca or "
+            "unbiased.frame_interval, or raise unbiased.length.",
+            *("cv", "pca"),
+        )
+    if structures == 1:
+        _warn(
+            f"All training data start from one structure, {protocol.system.structures[0].name}. Data of one basin say "
+            "nothing of the way to another: give a structure in each basin if you can."
+        )
+
+
+def _check_bias(protocol):
+    bias, components, step = protocol.bias, protocol.cv.components, protocol.schedule.bias_step
+    for name in ("sigma", "sigma_min"):
+        widths = getattr(bias, name)
+        if isinstance(widths, tuple) and len(widths) != components:
+            raise SettingError(
+                f"{name} has {len(widths)} entries, but cv.components is {components}: give one for each, or a number.",
+                *("bias", name),
+            )
+    for section, name in (("bias", "pace"), ("run", "colvar_interval")):
+        value = getattr(getattr(protocol, section), name)
+        if value < step * (1 - 1e-9):
+            raise SettingError(
+                f"{name} is {value:g} ps, shorter than the {step:g} ps between evaluations of the bias (run.every = "
+                f"{protocol.run.every} steps of {1000 * protocol.system.timestep:g} fs). Use at least {step:g} ps.",
+                *(section, name),
+            )
+    try:
+        protocol.opes()
+    except GeomGNNError as error:
+        name = re.match(r"\w*", str(error))[0]
+        raise SettingError(str(error), "bias", *[name] * (name in BiasSection.model_fields)) from error
+
+
+def _check_run(protocol):
+    run, bias, analysis = protocol.run, protocol.bias, protocol.analysis
+    if run.length < FEWEST_DEPOSITIONS * bias.pace * (1 - 1e-9):
+        raise SettingError(
+            f"length is {run.length:g} ps, time for fewer than {FEWEST_DEPOSITIONS} depositions of the bias, one every "
+            f"{bias.pace:g} ps (bias.pace). Use at least {FEWEST_DEPOSITIONS * bias.pace:g} ps, or a shorter pace.",
+            *("run", "length"),
+        )
+    if run.frame_interval < run.colvar_interval * (1 - 1e-9):
+        raise SettingError(
+            f"frame_interval is {run.frame_interval:g} ps, shorter than colvar_interval, {run.colvar_interval:g} ps. "
+            "Frames without a row in COLVAR have no weight: use a shorter colvar_interval.",
+            *("run", "frame_interval"),
+        )
+    along = analysis.cores.along if analysis.cores else ""
+    if along.startswith("cv.") and not 1 <= int(along[3:]) <= protocol.cv.components:
+        raise SettingError(
+            f"cores are along {along}, but cv.components is {protocol.cv.components}: they are counted from cv.1.",
+            *("analysis", "cores", "along"),
+        )
+
+
+def _warn(message):
+    warnings.warn(message, UserWarning, stacklevel=4)

@@ -1,0 +1,407 @@
+"""All settings of a protocol (`geomgnn run`) and of a fit (`geomgnn fit`), with their units and defaults.
+
+Values are stored in OpenMM's units: times in ps, energies in kJ/mol, masses in amu, lengths in nm, angles in radians,
+temperatures in K. A bare number in a file is in these units; any other unit is written behind it ("2 fs").
+"""
+
+import math
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from openmm_geomgnn.analysis.intervals import TURN, overlap, width
+from openmm_geomgnn.cli.settings.fields import (
+    CVFile,
+    Daltons,
+    EncoderName,
+    ForceField,
+    Kelvin,
+    KilojoulesPerMole,
+    Nanometres,
+    Number,
+    NumberOrInfinity,
+    PerPicosecond,
+    Picoseconds,
+    Section,
+    SettingError,
+    Structure,
+    Structures,
+    Whole,
+    Widths,
+    plain_number,
+)
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import did_you_mean, quantity
+
+SHORTEST_TIMESTEP, LONGEST_TIMESTEP = 1e-5, 0.005  # ps
+NAMED_TORSIONS = ("phi", "psi", "omega", "chi1", "chi2", "chi3", "chi4", "chi5")  # mdtraj finds these
+COLVAR_NAMES = ("time", "walker", "temperature")
+
+
+class SystemSection(Section):
+    """The molecule and how it moves."""
+
+    structures: Structures = Field(
+        min_length=1,
+        description="PDB or PDBx/mmCIF files of one molecule in different states, at best one in each basin; walkers "
+        "start from them in turn",
+    )
+    forcefield: ForceField = Field(
+        ("amber14-all.xml", "implicit/obc2.xml"), min_length=1, description="XML files, OpenMM's own by name"
+    )
+    temperature: Kelvin = Field(300.0, gt=0, description="of the thermostat, K")
+    friction: PerPicosecond = Field(1.0, gt=0, description="of the Langevin thermostat, 1/ps")
+    timestep: Picoseconds = Field(0.002, ge=SHORTEST_TIMESTEP, description="of the molecular dynamics, ps")
+    hydrogen_mass: Daltons | None = Field(
+        3.0, ge=1.0, le=4.0, description="of each hydrogen, taken from its heavy atom, amu; null leaves masses alone"
+    )
+    constraints: Literal["HBonds", "AllBonds", "HAngles"] | None = Field(
+        "HBonds", description="bonds of fixed length: HBonds, AllBonds, HAngles or null"
+    )
+    nonbonded_cutoff: Nanometres | None = Field(
+        None, gt=0, description="nm; null is no cutoff, or 1 nm where the system is periodic"
+    )
+    periodic: bool | None = Field(
+        None, description="whether there are periodic boundaries; null decides by the structure and the force field"
+    )
+    platform: Literal["auto", "CUDA", "HIP", "OpenCL", "CPU", "Reference"] = Field(
+        "auto", description="OpenMM's platform; auto is a GPU by CUDA or HIP, else CPU, or Reference for small systems"
+    )
+
+    @field_validator("constraints", mode="before")
+    @classmethod
+    def _none_is_null(cls, value):
+        return None if isinstance(value, str) and value.lower() == "none" else value
+
+    @field_validator("timestep")
+    @classmethod
+    def _not_in_femtoseconds(cls, value):
+        if value > LONGEST_TIMESTEP:
+            raise GeomGNNError(
+                f"timestep is {value:g} ps = {1000 * value:g} fs, longer than {1000 * LONGEST_TIMESTEP:g} fs, which no "
+                "molecule survives. A number without a unit is in ps: was it meant in fs? Use 2 fs, or up to 4 fs with "
+                "heavy hydrogens."
+            )
+        return value
+
+
+class UnbiasedSection(Section):
+    """Simulations without a bias, one from each structure: the training data."""
+
+    length: Picoseconds = Field(150.0, gt=0, description="of the run from each structure, ps")
+    frame_interval: Picoseconds = Field(0.2, gt=0, description="time between saved frames, ps")
+    equilibration: Picoseconds = Field(5.0, ge=0, description="before each run, not saved, ps")
+    comparison_length: Picoseconds | None = Field(
+        None,
+        ge=0,
+        description="of all unbiased simulation to compare crossings with, ps; null is as long as all walkers together",
+    )
+
+
+class TrainingSection(Section):
+    """Training of the mixer on the VAMP-2 score; for estimator: vampnet."""
+
+    epochs: Whole = Field(100, ge=1, description="passes over the data, at most")
+    batch_size: Whole = Field(1000, ge=2, description="pairs of frames in a step of the optimiser")
+    learning_rate: Number = Field(1e-3, gt=0, le=1, description="of AdamW")
+    weight_decay: Number = Field(1e-4, ge=0, description="of AdamW")
+    patience: Whole = Field(10, ge=1, description="epochs without a better validation score before training stops")
+    validation_fraction: Number = Field(0.2, ge=0, lt=1, description="share of the frames that the epoch is chosen by")
+    test_fraction: Number = Field(
+        0.1, ge=0, lt=1, description="share of the frames that has no say in anything, for the held-out score"
+    )
+    gradient_penalty: Number = Field(
+        0.0, ge=0, description="weight of the CV's squared gradient in the loss; 0.01 to 0.1 make a softer CV, 0 none"
+    )
+
+
+class TokenSection(Section):
+    """From atoms to residue tokens: encoder, selection and windows."""
+
+    encoder: EncoderName = Field("et-64", description="the name of a shipped encoder, or a .safetensors, .ckpt or .pth file")
+    selection: str | None = Field(
+        None,
+        description="atoms it sees, in mdtraj's selection language; null is the heavy atoms of protein with caps, without "
+        "protein those of nucleic acid, without either those of the only ligand",
+    )
+    window: Literal["all", "sequence", "space"] = Field(
+        "all",
+        description="graphs of the encoder: all atoms at once, or each residue with its neighbours in sequence, or in the "
+        "space of a reference structure",
+    )
+    context: Whole = Field(1, ge=0, description="neighbours on each side of a residue, with window: sequence")
+    radius: Nanometres = Field(0.45, gt=0, le=2, description="how near a neighbour is, atom to atom, with window: space, nm")
+    reference: Structure | None = Field(
+        None,
+        description="structure file of the molecule, with window: space; null is the first frame of the training data",
+    )
+    pooling: Literal["sum", "mean"] = Field("sum", description="over the atoms of a residue, which make its token")
+
+    @field_validator("selection")
+    @classmethod
+    def _can_be_parsed(cls, text):
+        if text is not None:
+            from mdtraj.core.selection import parse_selection
+
+            try:
+                parse_selection(text)
+            except Exception as error:  # mdtraj's parser raises whatever its grammar trips over
+                raise GeomGNNError(
+                    f"selection is '{text}', which mdtraj cannot parse ({type(error).__name__}). Write it in mdtraj's "
+                    "language, for example 'protein and not element H' or 'chainid 0 and name CA CB'."
+                ) from error
+        return text
+
+    @model_validator(mode="after")
+    def _reference_is_used(self):
+        if self.reference is not None and self.window != "space":
+            raise SettingError(
+                f"reference is given, but window: {self.window} does not look at it. Use window: space, or remove it.",
+                "reference",
+            )
+        return self
+
+    def token_settings(self):
+        """Arguments of `spec.TokenSettings`."""
+        values = {name: getattr(self, name) for name in TokenSection.model_fields}
+        return {**values, "reference": self.reference and str(self.reference)}
+
+
+class CVSection(TokenSection):
+    """The collective variable: encoder, mixer and Koopman estimator."""
+
+    file: CVFile | None = Field(
+        None,
+        description="for `geomgnn run`: a CV file to use as it is, for example a student; then there are no unbiased "
+        "runs and no fit, and of this section only components matters, the number in the file",
+    )
+    mixer: Literal["none", "mlp", "attention", "equivariant-attention", "message-passing", "token-merging"] = Field(
+        "none", description="network from residue tokens to features"
+    )
+    mixer_settings: dict[str, bool | int | float | str | list] = Field(
+        default_factory=dict,
+        description="settings of the mixer, by their names there; every mixer has chirality: true, which tells mirror "
+        "images apart",
+    )
+    estimator: Literal["linear", "vampnet"] = Field(
+        "linear", description="linear: principal components, then TICA or VAMP; vampnet: a trained mixer, then the same"
+    )
+    lag: Picoseconds = Field(5.0, gt=0, description="lag time, ps; a multiple of the time between frames")
+    components: Whole = Field(1, ge=1, description="number of CV components")
+    pca: Whole | None = Field(50, ge=1, description="principal components of the linear estimator; null keeps all")
+    softening: Picoseconds = Field(
+        0.02, ge=0, description="of the linear estimator, ps: longer is a CV that moves less with every vibration; 0 is off"
+    )
+    reversible: bool = Field(True, description="estimate reversible dynamics (TICA, SRV) instead of VAMP")
+    training: TrainingSection = Field(default_factory=TrainingSection, description="of a vampnet")
+
+    @model_validator(mode="after")
+    def _parts_fit(self):
+        if self.estimator == "linear" and self.mixer != "none":
+            raise SettingError(
+                f"mixer: {self.mixer} has weights, which estimator: linear does not train. Use estimator: vampnet, or "
+                "mixer: none.",
+                "mixer",
+            )
+        if self.estimator == "vampnet" and self.mixer == "none":
+            raise SettingError(
+                "estimator: vampnet trains the weights of a mixer, but mixer: none has none. Use mixer: mlp or mixer: "
+                "attention, or estimator: linear.",
+                "estimator",
+            )
+        if self.estimator == "linear" and self.pca is not None and self.components > self.pca:
+            raise SettingError(
+                f"{self.components} components cannot be made of {self.pca} principal components (pca). Raise pca.",
+                "components",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _file_is_all(self):
+        given = self.model_dump(exclude={"file", "components"}, exclude_defaults=True)
+        other = [name for name, value in given.items() if value != {}]
+        if self.file is not None and other:
+            raise SettingError(
+                f"file says what the CV is, so {' and '.join(other)} would change nothing. Remove file to fit a CV, or the "
+                "others to use the one in the file.",
+                other[0],
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixer_has_these_settings(self):
+        if self.mixer_settings:  # the import brings torch, which takes seconds
+            from openmm_geomgnn.cv.mixers import check_settings
+
+            try:
+                check_settings(self.mixer, self.mixer_settings)
+            except GeomGNNError as error:
+                # the line of the setting that the message begins with, where it does
+                named = [key for key in self.mixer_settings if str(error).startswith((f"{key} ", f"{key}: "))]
+                raise SettingError(str(error), "mixer_settings", *named[:1]) from error
+        return self
+
+
+class BiasSection(Section):
+    """The bias on the collective variable: OPES."""
+
+    method: Literal["opes"] = Field("opes", description="opes: on-the-fly probability enhanced sampling")
+    barrier: KilojoulesPerMole = Field(40.0, gt=0, description="highest free-energy barrier to cross, kJ/mol")
+    pace: Picoseconds = Field(
+        1.0, gt=0, description="time between depositions, ps; rounded to whole evaluations of the bias (every*timestep)"
+    )
+    sigma: Widths | None = Field(
+        None,
+        description="kernel width in units of the CV, one for all components or a list; null: as the CV "
+        "fluctuates in a basin of the unbiased runs",
+    )
+    sigma_min: Widths | None = Field(
+        None, description="floor of the kernel widths, like sigma; null: chosen by how stiff the CV is"
+    )
+    biasfactor: NumberOrInfinity | None = Field(
+        None, gt=1, description="how much flatter the target is; null is barrier/kT, .inf a flat target"
+    )
+    explore: bool = Field(False, description="OPES_EXPLORE: escapes faster, free energies converge later")
+    compression_threshold: Number = Field(
+        1.0, ge=0, description="kernels closer than this are merged, in units of sigma; 0 keeps all"
+    )
+    kernel_cutoff: Number | None = Field(
+        None, gt=0, description="where kernels end, in units of sigma; null is where they fall below epsilon"
+    )
+    adaptive_stride: Picoseconds | None = Field(
+        None, gt=0, description="let the biased run measure sigma, over this time, ps; null: as sigma says"
+    )
+
+
+class RunSection(Section):
+    """The biased simulation."""
+
+    length: Picoseconds = Field(1000.0, gt=0, description="of each walker, ps; rounded to whole times of pace")
+    walkers: Whole = Field(2, ge=1, le=1000, description="simulations at the same time that share one bias")
+    threads: Whole = Field(
+        1, ge=1, description="of each walker on OpenMM's platform CPU; all walkers' together no more than there are cores"
+    )
+    every: Whole = Field(
+        3, ge=1, description="MD steps from one evaluation of the CV and its bias to the next (multiple time stepping)"
+    )
+    colvar_interval: Picoseconds = Field(
+        0.2, gt=0, description="time between rows of COLVAR, ps; rounded to whole evaluations of the bias"
+    )
+    frame_interval: Picoseconds = Field(
+        1.0, gt=0, description="time between saved frames, ps; rounded to whole times of colvar_interval"
+    )
+    checkpoint_interval: Picoseconds = Field(
+        50.0, gt=0, description="time between checkpoints, ps; rounded to whole times of pace"
+    )
+    accept: Literal["usable", "weak", "not-usable"] = Field(
+        "weak", description="the worst verdict on the CV with which it is biased; not-usable biases whatever there is"
+    )
+    engine: Literal["auto", "eager", "cuda"] = Field(
+        "auto", description="auto: compiled kernels where they are installed; eager: plain PyTorch; cuda: on an NVIDIA GPU"
+    )
+
+
+class CoresSection(Section):
+    """Two intervals; arriving in one from the other is a crossing. The free-energy difference, F(B) - F(A), is between what
+    is on either side of the points between them where the free energy is highest: one along a CV, two around a torsion."""
+
+    along: str = Field("cv.1", description="the variable: the name of a torsion, or cv.1, cv.2, ...")
+    a: tuple[Number, Number] = Field(
+        description="core A, [low, high]; torsions in radians, or with a unit: [-160 deg, -29 deg]; [150 deg, -150 deg] "
+        "goes across 180 deg"
+    )
+    b: tuple[Number, Number] = Field(description="core B, like a; the two may not overlap")
+
+    @field_validator("a", "b", mode="before")
+    @classmethod
+    def _angles(cls, value, info):
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            raise GeomGNNError(f"{info.field_name} is {value!r}, but it must be an interval [low, high].")
+        name = f"the core {info.field_name}"
+        if _is_component(info.data.get("along", "")):
+            low, high = (plain_number(bound, name) for bound in value)
+            if not low < high:
+                raise GeomGNNError(f"The core {info.field_name} is {list(value)}, but the lower number must come first.")
+            return low, high
+        low, high = (quantity(bound, "rad", name) for bound in value)
+        if max(abs(low), abs(high)) > math.pi * (1 + 1e-9):
+            raise GeomGNNError(
+                f"The core {info.field_name} is {list(value)}, but torsions lie between -3.1416 and 3.1416 rad. Numbers "
+                "without a unit are radians: write degrees as '90 deg', and an interval across 180 degrees as "
+                "[150 deg, -150 deg]."
+            )
+        if not width((low, high), TURN) > 1e-6:
+            raise GeomGNNError(f"The core {info.field_name} is {list(value)}: its two ends are one point of the circle.")
+        return low, high
+
+    @model_validator(mode="after")
+    def _apart(self):
+        on_circle = not _is_component(self.along)
+        if overlap(self.a, self.b, TURN if on_circle else None):
+            turned = [name for name in "ab" if on_circle and getattr(self, name)[0] > getattr(self, name)[1]]
+            across = f" (Core {turned[0]} goes upwards from its first number, across 180 degrees.)" if turned else ""
+            raise SettingError(
+                f"The cores a {list(self.a)} and b {list(self.b)} overlap. Leave a gap between them, at the barrier."
+                + across,
+                "b",
+            )
+        return self
+
+
+def _is_component(along):
+    """Whether a variable is a component of the CV, not a torsion."""
+    return re.fullmatch(r"cv\.\d+", along) is not None
+
+
+class AnalysisSection(Section):
+    """What the report shows."""
+
+    torsions: dict[str, str | tuple[int, int, int, int] | tuple[str, str, str, str]] = Field(
+        default_factory=dict,
+        description="torsions by name, whose free energy is reported: auto is the molecule's first phi, psi, omega or chi1 "
+        "to chi5; otherwise four atoms, by their indices from 0 or as ALA2-CA",
+    )
+    cores: CoresSection | None = Field(
+        None,
+        description="between which crossings are counted; null: alanine dipeptide's basins where phi and psi are "
+        "given, else none",
+    )
+    discard: Number = Field(
+        0.2, ge=0, lt=1, description="share of the biased run, from its start, that free energies leave out"
+    )
+
+    @field_validator("torsions", mode="before")
+    @classmethod
+    def _four_atoms_or_auto(cls, value):
+        return {name: _torsion(name, atoms) for name, atoms in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _variable_exists(self):
+        along = self.cores.along if self.cores else "cv.1"
+        if along not in self.torsions and not _is_component(along):
+            raise SettingError(
+                f"cores are along '{along}', but there is no such torsion: name it under torsions, or use cv.1."
+                + did_you_mean(along, self.torsions),
+                *("cores", "along"),
+            )
+        return self
+
+
+def _torsion(name, atoms):
+    if not re.fullmatch(r"[A-Za-z]\w*", str(name)) or name in COLVAR_NAMES:
+        raise SettingError(f"'{name}' cannot name a torsion: use letters and digits, not {' or '.join(COLVAR_NAMES)}.")
+    if isinstance(atoms, str) and atoms.lower() == "auto":
+        if name in NAMED_TORSIONS:
+            return "auto"
+        message = f"The torsion {name} is auto, but only {', '.join(NAMED_TORSIONS)} are found so: give four atoms."
+        raise SettingError(message, name)
+    indices = isinstance(atoms, (list, tuple)) and all(type(atom) is int and atom >= 0 for atom in atoms)
+    names = isinstance(atoms, (list, tuple)) and all(isinstance(a, str) and re.fullmatch(r"\w+-\S+", a) for a in atoms)
+    if not (indices or names) or len(set(atoms)) != 4 or len(atoms) != 4:
+        raise SettingError(
+            f"The torsion {name} is {atoms!r}: give auto, or four different atoms, as indices from 0 ([4, 6, 8, 14]) "
+            "or as residue, number and atom ([ACE1-C, ALA2-N, ALA2-CA, ALA2-C]).",
+            name,
+        )
+    return tuple(atoms)

@@ -1,0 +1,114 @@
+"""What every kind of collective variable does once it is bound to the atoms of a topology."""
+
+import warnings
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import torch
+from torch import nn
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.representation.bond_graph import centres, inverted
+from openmm_geomgnn.representation.periodic import SelectedMolecule
+from openmm_geomgnn.representation.selection import as_topology, bonds_of, check_same_molecule, residue_table, select_atoms
+from openmm_geomgnn.units import NM_TO_ANGSTROM
+
+WITHOUT_COORDINATES = (".prmtop", ".parm7", ".prm7", ".psf")
+PRECISIONS = {"single": torch.float32, "double": torch.float64}
+
+
+class Bound(nn.Module):
+    """Base of `cv.BoundCV` and `students.cv.BoundStudent`, which set `molecule`, `atoms` and `dimension` and evaluate.
+
+    Attributes
+    ----------
+    molecule : periodic.SelectedMolecule
+        All that it knows of the system it is bound to.
+    atoms : (n,) ndarray
+        The atoms it depends on.
+    """
+
+    def _found(self, cv, topology):
+        """(topology, selected atoms in it, what was given if it is a SelectedMolecule or None).
+
+        Raises
+        ------
+        GeomGNNError
+            If the selected atoms are of another molecule than the CV's.
+        """
+        given = topology
+        if isinstance(topology, SelectedMolecule):
+            molecule, topology = topology, topology.topology
+            rows = np.arange(topology.n_atoms)
+        else:
+            molecule, topology = None, as_topology(topology)
+            rows = select_atoms(topology, cv.selection)
+        table = residue_table(topology, rows)
+        check_same_molecule(cv.molecule, table)
+        expected = bonds_of(cv.molecule)
+        if molecule is None and None in expected:
+            warnings.warn(
+                "The CV file is of an older version, which says nothing of bonds: that this is its molecule is seen by the "
+                "names of residues and elements only. Fit it again to have bonds and stereocentres compared.",
+                UserWarning,
+                stacklevel=4,
+            )
+        self._signs = {key: sign for part in expected if part for key, sign in part.get("centres", {}).items()}
+        self._centres = [centre for centre in centres(bonds_of(table)) if centre.key in self._signs]
+        structure = _first_structure(given) if self._centres else None
+        if structure is not None:
+            self.check_handedness(structure.xyz[:, rows] * NM_TO_ANGSTROM)
+        return topology, rows, molecule
+
+    def check_handedness(self, pos):
+        """Raise a GeomGNNError where conformations (F, n, 3) in angstrom are of another stereoisomer than the CV's."""
+        wrong = inverted(self._centres, self._signs, pos)
+        if wrong:
+            mirrored = len(wrong) == len(self._centres)
+            names = ", ".join(centre.name for centre in wrong[:5])
+            raise GeomGNNError(
+                f"This is another stereoisomer than that of the CV: {names} of the selection "
+                f"{'are' if len(wrong) > 1 else 'is'} the other way round"
+                f"{', as in its mirror image' if mirrored else ''}. Look at the structure, or fit a new CV for this "
+                "molecule with `geomgnn fit`."
+            )
+
+    def compute(self, trajectory, progress=None, *, boxes=None):
+        """psi (F, d) of an mdtraj trajectory, or of positions (F, atoms, 3) in nm.
+
+        Parameters
+        ----------
+        boxes : (F, 3, 3) or (3, 3) array or Quantity, optional
+            Periodic box vectors that go with positions, nm: without them these must be of whole molecules.
+
+        Raises
+        ------
+        GeomGNNError
+            If the atoms do not fit, positions are not finite or of another stereoisomer, or boxes make no sense.
+        """
+        pos = self.molecule.positions(trajectory, boxes)
+        self.check_handedness(pos)
+        return self.compute_whole(pos, progress)
+
+    def compute_whole(self, pos, progress=None):
+        """psi (F, d) ndarray of whole molecules `pos` (F, n, 3) in angstrom, in chunks."""
+        raise NotImplementedError
+
+
+def _first_structure(given):
+    """The first frame of what a topology was taken from; None where that has no coordinates."""
+    if isinstance(given, mdtraj.Trajectory):
+        return given[0] if len(given) else None
+    if not isinstance(given, str | Path) or Path(given).suffix.lower() in WITHOUT_COORDINATES:
+        return None
+    try:
+        return mdtraj.load_frame(str(given), 0)
+    except Exception:  # it was good for a topology, and what mdtraj's readers trip over is not to be missed here
+        return None
+
+
+def check_precision(precision):
+    """Raise a GeomGNNError for a precision that is neither single nor double."""
+    if precision not in PRECISIONS:
+        raise GeomGNNError(f"The precision must be 'single' or 'double', but was '{precision}'.")

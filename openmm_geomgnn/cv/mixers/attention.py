@@ -1,0 +1,134 @@
+"""Self-attention over residue tokens (Vaswani et al. 2017, in the pre-normalised form)."""
+
+import torch
+from torch import Tensor, nn
+
+from .base import LearnedMixer
+from .checks import initialisation, multiple_of_heads, positive_int
+from .pooling import Readout
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax attention of heads (F, heads, R, d) in elementary operations; `bias` (F, R) adds to each key's logits.
+
+    torch's fused kernels have no second derivative on the CPU, which a gradient penalty needs.
+    """
+    logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if bias is not None:
+        logits = logits + bias[:, None, None, :]
+    return torch.softmax(logits, dim=-1) @ value
+
+
+def absent_keys(rows: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The bias (F, R) with which no row attends to a token that does not exist."""
+    return None if mask is None else rows.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))
+
+
+def learned_positions(n_tokens: int | None, width: int) -> nn.Parameter | None:
+    """A vector to be learned for each of a fixed number of tokens; None where the number is not fixed."""
+    return None if n_tokens is None else nn.Parameter(0.1 * torch.randn(n_tokens, width))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head softmax attention; torch's own layer takes another path in evaluation than in training."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        frames, tokens, width = rows.shape
+        split = self.query_key_value(rows).reshape(frames, tokens, 3, self.heads, width // self.heads)
+        mixed = attend(*split.permute(2, 0, 3, 1, 4), bias)
+        return self.out(mixed.transpose(1, 2).reshape(frames, tokens, width))
+
+
+class EncoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + feedforward(norm(x)); no dropout, since a CV is a function."""
+
+    def __init__(self, width: int, heads: int, feedforward: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads)
+        self.feedforward_norm = nn.LayerNorm(width)
+        self.feedforward = nn.Sequential(nn.Linear(width, feedforward), nn.GELU(), nn.Linear(feedforward, width))
+
+    def forward(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        rows = rows + self.attention(self.attention_norm(rows), bias)
+        return rows + self.feedforward(self.feedforward_norm(rows))
+
+
+class AttentionMixer(LearnedMixer):
+    """Transformer encoder over the residues with a learned embedding of the residue's position, then a read-out.
+
+    Parameters
+    ----------
+    n_tokens, hidden_channels
+        R and H of the tokens (F, R, 4, H); see `Mixer`. Without a fixed R there is no embedding of the position.
+    width
+        Features of a token inside the encoder; a multiple of `heads`.
+    heads, layers, feedforward
+        Attention heads, encoder layers, width of each layer's feed-forward network.
+    pool
+        "flatten", "mean", "sum" or "attention" over the tokens.
+    readout
+        Width of the read-out's hidden layer.
+    out_features
+        Length of chi.
+    chirality
+        Whether mirror images differ.
+    seed
+        Of the initial weights; torch's own generator is not touched.
+    """
+
+    name = "attention"
+
+    def __init__(
+        self,
+        n_tokens: int | None,
+        hidden_channels: int,
+        *,
+        width: int = 64,
+        heads: int = 4,
+        layers: int = 2,
+        feedforward: int = 128,
+        pool: str = "flatten",
+        readout: int = 64,
+        out_features: int = 6,
+        chirality: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(
+            n_tokens,
+            hidden_channels,
+            width=width,
+            heads=heads,
+            layers=layers,
+            feedforward=feedforward,
+            pool=pool,
+            readout=readout,
+            out_features=out_features,
+            chirality=chirality,
+            seed=seed,
+        )
+        multiple_of_heads("width", width, heads)
+        positive_int("feedforward", feedforward)
+        with initialisation(seed):
+            self.embed = nn.Linear(self.n_features, width)
+            self.position = learned_positions(n_tokens, width)
+            self.encoder = nn.ModuleList(
+                EncoderLayer(width, heads, feedforward) for _ in range(positive_int("layers", layers))
+            )
+            self.norm = nn.LayerNorm(width)
+            self.readout = Readout(n_tokens, width, pool, readout, out_features)
+
+    def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
+        rows = self.embed(features)
+        if self.position is not None:
+            rows = rows + self.position
+        bias = absent_keys(rows, mask)
+        for layer in self.encoder:
+            rows = layer(rows, bias)
+        return self.readout(self.norm(rows), mask)

@@ -1,0 +1,158 @@
+"""Messages between residues that are near in sequence, by geometric vector perceptrons."""
+
+import torch
+from torch import Tensor, nn
+
+from .base import LearnedMixer
+from .checks import initialisation, positive_int
+from .equivariant import GVP, FeedForward, InvariantRows, RowNorm, check_chirality
+from .pooling import Readout
+from .standardise import VectorScale
+
+_OFFSET_FEATURES = 16  # sines and cosines of the distance in sequence
+
+
+def sequence_graph(tokens: int, neighbours: int | str, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Senders (R, K) of the messages to each of R = `tokens` tokens, and which of these exist, (R, K) bool.
+
+    `neighbours` tokens on each side in sequence, or with "all" every other token.
+    """
+    place = torch.arange(tokens, device=device)[:, None]
+    if neighbours == "all" or neighbours >= tokens - 1:
+        others = torch.arange(tokens - 1, device=device)[None]
+        sender = others + (others >= place)
+        return sender, torch.ones_like(sender, dtype=torch.bool)
+    offsets = torch.arange(1, neighbours + 1, device=device)
+    sender = place + torch.cat([-offsets.flip(0), offsets])
+    return sender.clamp(0, tokens - 1), (sender >= 0) & (sender < tokens)
+
+
+def offset_features(offset: Tensor) -> Tensor:
+    """Sines and cosines (..., _OFFSET_FEATURES) of distances in sequence (Vaswani et al. 2017)."""
+    wavelength = 10000 ** (torch.arange(0, _OFFSET_FEATURES, 2, device=offset.device) / _OFFSET_FEATURES)
+    angle = offset[..., None] / wavelength
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def ends(rows: Tensor, sender: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows (F, R, ...), those of the receivers and of the senders (R, K) of all messages, each (F, R, K, ...)."""
+    theirs = rows.index_select(1, sender.flatten()).unflatten(1, sender.shape)
+    return rows.unsqueeze(2).expand_as(theirs), theirs
+
+
+class MessageLayer(nn.Module):
+    """The mean of the neighbours' messages, then a perceptron on each row; both add to their input."""
+
+    def __init__(self, width: int, vector_channels: int, feedforward: int, chirality: bool):
+        super().__init__()
+        self.norm = RowNorm(width)
+        edge = 2 * width + vector_channels + _OFFSET_FEATURES
+        self.message = GVP(edge, 2 * vector_channels, width, vector_channels, chirality)
+        self.scalars_out = nn.Linear(width, width)
+        self.vectors_out = nn.Linear(vector_channels, vector_channels, bias=False)
+        self.feedforward = FeedForward(width, vector_channels, feedforward, chirality)
+
+    def forward(
+        self, scalars: Tensor, vectors: Tensor, sender: Tensor, offsets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        own, arrows = self.norm(scalars, vectors)
+        (own, theirs), (arrows, their_arrows) = ends(own, sender), ends(arrows, sender)
+        products = (arrows * their_arrows).sum(-2)  # of each channel's two vectors: how they are turned
+        edges = torch.cat([own, theirs, products, offsets.expand(len(own), -1, -1, -1)], -1)
+        edge_vectors = torch.cat([arrows, their_arrows], -1)
+        messages, arrows = self.message(edges, edge_vectors)
+        messages = (messages * weights[..., None]).sum(2)
+        arrows = (arrows * weights[..., None, None]).sum(2)
+        return self.feedforward(scalars + self.scalars_out(messages), vectors + self.vectors_out(arrows))
+
+
+class MessagePassingMixer(LearnedMixer):
+    """Message passing by geometric vector perceptrons on the residues (Jing et al. 2021, arXiv 2009.01411).
+
+    A message is made of the scalars and vectors of both its ends, so it knows how the two residues are turned to one
+    another, and of their distance in sequence. The graph is one of the sequence and is fixed: a graph of who is near in
+    space would change during a simulation and would need coordinates, and a token already holds what is near in space,
+    up to the encoder's cutoff. Neighbours are counted along the list of tokens, also from one chain to the next.
+
+    Parameters
+    ----------
+    n_tokens, hidden_channels
+        R and H of the tokens (F, R, 4, H); see `Mixer`.
+    width, vector_channels
+        Scalars and vectors of a token between the layers.
+    neighbours
+        Tokens on each side in sequence that send messages, or "all" for every token (R*(R - 1) messages a layer).
+    layers, feedforward
+        Rounds of messages, width of each round's feed-forward network.
+    pool
+        "flatten", "mean", "sum" or "attention" over the tokens.
+    readout
+        Width of the read-out's hidden layer.
+    out_features
+        Length of chi.
+    chirality
+        Whether mirror images differ.
+    seed
+        Of the initial weights; torch's own generator is not touched.
+    """
+
+    name = "message-passing"
+
+    def __init__(
+        self,
+        n_tokens: int | None,
+        hidden_channels: int,
+        *,
+        width: int = 64,
+        vector_channels: int = 16,
+        neighbours: int | str = 3,
+        layers: int = 2,
+        feedforward: int = 128,
+        pool: str = "flatten",
+        readout: int = 64,
+        out_features: int = 6,
+        chirality: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(
+            n_tokens,
+            hidden_channels,
+            width=width,
+            vector_channels=vector_channels,
+            neighbours=neighbours,
+            layers=layers,
+            feedforward=feedforward,
+            pool=pool,
+            readout=readout,
+            out_features=out_features,
+            chirality=chirality,
+            seed=seed,
+        )
+        if neighbours != "all":
+            positive_int("neighbours (where it is not 'all')", neighbours)
+        positive_int("width", width)
+        positive_int("vector_channels", vector_channels)
+        check_chirality(vector_channels, chirality)
+        positive_int("feedforward", feedforward)
+        self.neighbours = neighbours
+        self.scale = VectorScale(hidden_channels)
+        with initialisation(seed):
+            self.embed = nn.Linear(self.n_features, width)
+            self.embed_vectors = nn.Linear(hidden_channels, vector_channels, bias=False)
+            self.layers = nn.ModuleList(
+                MessageLayer(width, vector_channels, feedforward, chirality) for _ in range(positive_int("layers", layers))
+            )
+            self.invariants = InvariantRows(width, vector_channels, chirality)
+            self.readout = Readout(n_tokens, self.invariants.width, pool, readout, out_features)
+
+    def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
+        frames, tokens, _ = features.shape
+        sender, exists = sequence_graph(tokens, self.neighbours, features.device)
+        offsets = offset_features(sender - torch.arange(tokens, device=sender.device)[:, None]).to(features.dtype)
+        exists = exists.expand(frames, -1, -1) if mask is None else exists & mask[:, sender]
+        weights = exists / exists.sum(2, keepdim=True).clamp(min=1)  # of a mean over the neighbours that exist
+        weights = weights.to(features.dtype)
+        rows, vectors = self.embed(features), self.embed_vectors(vectors)
+        for layer in self.layers:
+            rows, vectors = layer(rows, vectors, sender, offsets, weights)
+        return self.readout(self.invariants(rows, vectors), mask)

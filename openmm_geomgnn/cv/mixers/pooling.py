@@ -1,0 +1,97 @@
+"""From the rows of all tokens to chi: pool them, then a small network."""
+
+import torch
+from torch import Tensor, nn
+
+from openmm_geomgnn.errors import GeomGNNError
+
+from .checks import lookup, positive_int
+
+
+def without_absent(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Rows (F, R, n), zero where the mask (F, R) is false."""
+    return rows if mask is None else rows.masked_fill(~mask[..., None], 0.0)
+
+
+class FlattenPool(nn.Module):
+    """(F, R, n) -> (F, R*n), which keeps which token is which; absent tokens are zeros."""
+
+    def __init__(self, n_tokens: int | None, width: int):
+        super().__init__()
+        if n_tokens is None:
+            raise GeomGNNError(
+                "pool: flatten is for a fixed number of tokens, but n_tokens is None: use pool: mean, sum or attention."
+            )
+        self.width = n_tokens * width
+
+    def forward(self, rows: Tensor, mask: Tensor | None) -> Tensor:
+        return without_absent(rows, mask).flatten(1)
+
+
+class SumPool(nn.Module):
+    """(F, R, n) -> (F, n): the sum over the tokens that exist, which grows with their number."""
+
+    def __init__(self, n_tokens: int | None, width: int):
+        super().__init__()
+        self.width = width
+
+    def forward(self, rows: Tensor, mask: Tensor | None) -> Tensor:
+        return without_absent(rows, mask).sum(1)
+
+
+class MeanPool(SumPool):
+    """(F, R, n) -> (F, n): the mean over the tokens that exist."""
+
+    def forward(self, rows: Tensor, mask: Tensor | None) -> Tensor:
+        total = super().forward(rows, mask)
+        return total / (rows.shape[1] if mask is None else mask.sum(1, keepdim=True))
+
+
+class AttentionPool(nn.Module):
+    """(F, R, n) -> (F, n): a mean with learned weights, a softmax over the tokens that exist.
+
+    Ilse, Tomczak & Welling 2018, arXiv 1802.04712.
+    """
+
+    def __init__(self, n_tokens: int | None, width: int):
+        super().__init__()
+        self.width = width
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, rows: Tensor, mask: Tensor | None) -> Tensor:
+        scores = self.score(rows)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[..., None], float("-inf"))
+        return (torch.softmax(scores, dim=1) * without_absent(rows, mask)).sum(1)
+
+
+POOLS: dict[str, type[nn.Module]] = {
+    "flatten": FlattenPool,
+    "mean": MeanPool,
+    "sum": SumPool,
+    "attention": AttentionPool,
+}
+
+
+def make_pool(name: str, n_tokens: int | None, width: int) -> nn.Module:
+    """The pool called `name` for rows (F, n_tokens, width); its `width` is that of what it returns.
+
+    Raises
+    ------
+    GeomGNNError
+        If there is no such pool, or it needs a fixed number of tokens and n_tokens is None.
+    """
+    return lookup("pool", name, POOLS)(n_tokens, width)
+
+
+class Readout(nn.Module):
+    """Pool the tokens of a frame, then a two-layer perceptron to chi. Linear at the end: chi is not a probability."""
+
+    def __init__(self, n_tokens: int | None, width: int, pool: str, hidden: int, out_features: int):
+        super().__init__()
+        positive_int("readout", hidden)
+        self.pool = make_pool(pool, n_tokens, width)
+        self.network = nn.Sequential(nn.Linear(self.pool.width, hidden), nn.SiLU(), nn.Linear(hidden, out_features))
+
+    def forward(self, rows: Tensor, mask: Tensor | None) -> Tensor:
+        return self.network(self.pool(rows, mask))

@@ -1,0 +1,309 @@
+"""A collective variable: encoder, token mixer and Koopman projection, frozen, in one file."""
+
+from numbers import Real
+
+import numpy as np
+import torch
+
+from openmm_geomgnn.cv import file as cv_file
+from openmm_geomgnn.cv.base import PRECISIONS, Bound, check_precision
+from openmm_geomgnn.cv.mixers import make_mixer
+from openmm_geomgnn.cv.readouts import make_readout
+from openmm_geomgnn.cv.students.cv import StudentCV
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.representation.encoder import Encoder
+from openmm_geomgnn.representation.periodic import SelectedMolecule
+from openmm_geomgnn.representation.tokens import Tokenizer
+from openmm_geomgnn.representation.windows import RADIUS, make_windows, neighbours_by_number
+from torchmdnet_ext.checkpoints import build_network
+
+# what stands in the file of this kind of CV beyond `file.FIELDS`
+FIELDS = {
+    "encoder": dict,
+    "mixer": dict,
+    "window": str,
+    "context": int,
+    "radius": Real,
+    "neighbours": (list, type(None)),
+    "pooling": str,
+}
+
+
+class CollectiveVariable(cv_file.SavedCV):
+    """psi(conformation) = (chi - mean) @ projection, with chi the mixer's output on the encoder's residue tokens.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    mixer : Mixer
+    mean : (n,) array, projection : (n, d) array, singular_values : (d,) array
+        The frozen Koopman projection, float64.
+    molecule : list
+        The residue table (`selection.residue_table`) of the molecule it was trained on.
+    selection, window, context, radius, pooling
+        As in `selection.select_atoms`, `windows.make_windows` and `tokens.Tokenizer`.
+    neighbours : list of lists of int, optional
+        The windows, as `Windows.neighbours`: what they were made by (bonds, a reference structure) is not needed any more.
+        Without it windows by sequence follow from residue numbers, as they did in files of version 1.
+    lag_time : float
+        Picoseconds.
+    training : dict
+        Scores and how it was trained: anything that JSON can hold.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        mixer,
+        mean,
+        projection,
+        singular_values,
+        molecule,
+        *,
+        selection=None,
+        window="all",
+        context=1,
+        radius=RADIUS,
+        neighbours=None,
+        pooling="sum",
+        lag_time=float("nan"),
+        training=None,
+    ):
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.mixer = mixer.requires_grad_(False).eval()
+        self.register_buffer("mean", torch.as_tensor(np.array(mean, dtype=np.float64)))
+        self.register_buffer("projection", torch.as_tensor(np.array(projection, dtype=np.float64)))
+        self.register_buffer("singular_values", torch.as_tensor(np.array(singular_values, dtype=np.float64)))
+        self.molecule = molecule
+        self.selection = selection
+        self.window = window
+        self.context = context
+        self.radius = radius
+        self.neighbours = neighbours
+        self.pooling = pooling
+        self.lag_time = float(lag_time)
+        self.training_information = dict(training or {})
+
+    @property
+    def dimension(self):
+        return self.projection.shape[1]
+
+    def project(self, chi):
+        """psi (F, d) in float64 from chi (F, n)."""
+        return (chi.double() - self.mean) @ self.projection
+
+    def _metadata(self):
+        return {
+            "kind": "network",
+            "encoder": {
+                "name": self.encoder.name,
+                "settings": self.encoder.settings,
+                "training": self.encoder.training_information,
+            },
+            "mixer": self.mixer.settings,
+            "selection": self.selection,
+            "window": self.window,
+            "context": self.context,
+            "radius": self.radius,
+            "neighbours": self.neighbours,
+            "pooling": self.pooling,
+            "lag_time_ps": self.lag_time,
+            "molecule": self.molecule,
+            "training": self.training_information,
+        }
+
+    def _tensors(self):
+        tensors = {f"encoder.{name}": tensor for name, tensor in self.encoder.network.state_dict().items()}
+        tensors.update({f"mixer.{name}": tensor for name, tensor in self.mixer.state_dict().items()})
+        for name in ("mean", "projection", "singular_values"):
+            tensors[f"koopman.{name}"] = getattr(self, name)
+        return tensors
+
+    @staticmethod
+    def load(path):
+        """Read a file that `save` wrote: a CollectiveVariable, or a `students.cv.StudentCV`, which is used in the same way.
+
+        Raises
+        ------
+        GeomGNNError
+            If the file is missing, truncated, changed, of another kind or of a version this one cannot read.
+        """
+        metadata, tensors = cv_file.read(path)
+        if metadata["kind"] not in KINDS:
+            raise GeomGNNError(
+                f"{path} holds a collective variable of the kind '{metadata['kind']}', and this code knows "
+                f"{', '.join(KINDS)}. Update openmm-geomgnn."
+            )
+        return KINDS[metadata["kind"]].from_file(path, metadata, tensors)
+
+    @classmethod
+    def from_file(cls, path, metadata, tensors):
+        """The CV of what `file.read` returned."""
+        cv_file.check_fields(path, metadata, FIELDS)
+        try:
+            parts = cv_file.parts(tensors, ("encoder", "mixer", "koopman"))
+            described = metadata["encoder"]
+            network = build_network(described["settings"], parts["encoder"], str(path))
+            encoder = Encoder(network, described["settings"], described["training"], described["name"])
+            mixer = make_mixer(**metadata["mixer"])
+            mixer.load_state_dict(parts["mixer"])
+            mean, projection, values = (parts["koopman"][name] for name in ("mean", "projection", "singular_values"))
+            if projection.shape != (mixer.out_features, len(values)) or mean.shape != (mixer.out_features,):
+                raise ValueError(f"its projection has shape {tuple(projection.shape)} for {mixer.out_features} features.")
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            raise GeomGNNError(f"{path} does not hold a usable collective variable: {error} Fit it again.") from error
+        return cls(
+            encoder,
+            mixer,
+            mean,
+            projection,
+            values,
+            metadata["molecule"],
+            selection=metadata["selection"],
+            window=metadata["window"],
+            context=metadata["context"],
+            radius=metadata["radius"],
+            neighbours=metadata["neighbours"],
+            pooling=metadata["pooling"],
+            lag_time=metadata["lag_time_ps"],
+            training=metadata["training"],
+        )
+
+    def bind(self, topology, precision="single", engine="auto", device=None):
+        """The CV on a given topology, ready to be evaluated; see `BoundCV`."""
+        return BoundCV(self, topology, precision, engine, device)
+
+
+KINDS = {"network": CollectiveVariable, "student": StudentCV}
+
+
+class BoundCV(Bound):
+    """A collective variable on the atoms of one topology.
+
+    Parameters
+    ----------
+    cv : CollectiveVariable
+    topology : openmm.app.Topology, mdtraj.Topology or path
+        Must be of the molecule the CV was trained on; solvent and ions around it do not matter. The `molecule` of another
+        BoundCV will do as well.
+    precision : {"single", "double"}
+        Of encoder and mixer; the projection is always in float64.
+    engine : {"auto", "eager", "numba", "cuda"}
+        What evaluates one frame at a time: compiled kernels, plain PyTorch, or (`auto`) compiled kernels in single precision
+        where they are to be had; in double precision they are as exact as their table of radial filters, about 1e-6. There
+        are kernels of the mixers none, mlp and attention, too; others stay in PyTorch, as do those with chirality. On a GPU
+        it is CUDA graphs of plain PyTorch (`cuda`, `auto`) or, slower, plain PyTorch itself (`eager`).
+    device : str or torch.device, optional
+        "cpu", "cuda" or "cuda:0"; by default the CPU unless the engine is `cuda`.
+    """
+
+    def __init__(self, cv, topology, precision="single", engine="auto", device=None):
+        super().__init__()
+        check_precision(precision)
+        topology, rows, molecule = self._found(cv, topology)
+        neighbours = cv.neighbours
+        if neighbours is None and cv.window == "sequence":
+            neighbours = neighbours_by_number(topology, rows, cv.context)
+        windows = make_windows(topology, rows, cv.window, neighbours=neighbours)
+        # a copy: two precisions of one CV must not share their parameters
+        dtype = PRECISIONS[precision]
+        settings = cv.encoder.settings
+        network = build_network(settings, cv.encoder.network.state_dict()).to(dtype)
+        encoder = Encoder(network, settings, cv.encoder.training_information, cv.encoder.name)
+        self.tokenizer = Tokenizer(encoder, windows, cv.pooling, engine)
+        self.mixer = make_mixer(**cv.mixer.settings)
+        self.mixer.load_state_dict(cv.mixer.state_dict())
+        self.mixer.requires_grad_(False).eval().to(dtype)
+        self.register_buffer("mean", cv.mean.clone())
+        self.register_buffer("projection", cv.projection.clone())
+        self.dtype = dtype
+        self.molecule = molecule or SelectedMolecule(topology, rows, windows.contacts)
+        self.atoms = self.molecule.atoms
+        from openmm_geomgnn.cv.engines import choose_device, make_engine
+
+        self.to(choose_device(device, engine))
+        self._engine = make_engine(engine, self.tokenizer, precision)
+        self.engine_name = self._engine.name
+        parts = self.tokenizer, self.mixer, self.mean, self.projection
+        self._readout = make_readout(*parts, self._project, compiled=self.engine_name == "numba")
+        self._function = None
+        if self.device.type != "cpu":
+            from openmm_geomgnn.cv.cuda_graph import EagerFunction, GraphedFunction
+
+            if self.engine_name == "cuda":
+                self._function = GraphedFunction(self.single, self, network.distance.every_pair)
+            else:
+                self._function = EagerFunction(self.single)
+
+    @property
+    def dimension(self):
+        return self.projection.shape[1]
+
+    @property
+    def device(self):
+        return self.projection.device
+
+    @property
+    def takes_tensors(self):
+        """Whether `value_and_vjp` takes positions that are on a GPU as well."""
+        return self._function is not None
+
+    @property
+    def frames_per_pass(self):
+        """Frames that `forward` takes at once without using much memory."""
+        return self.tokenizer.frames_per_pass
+
+    def _project(self, tokens):
+        return (self.mixer(tokens).double() - self.mean) @ self.projection
+
+    def forward(self, pos):
+        """psi (F, d), float64, of whole molecules `pos` (F, n, 3) in angstrom; differentiable."""
+        return self._project(self.tokenizer(pos.to(self.dtype)))
+
+    def single(self, pos):
+        """psi (d,), float64, of one whole molecule `pos` (n, 3) in angstrom, by the fast engine; differentiable."""
+        return self._project(self.tokenizer.pool(*self._engine(pos), 1))[0]
+
+    def value_and_vjp(self, pos):
+        """psi (d,) of one whole molecule and its vector-Jacobian product, for the forces of a bias.
+
+        Parameters
+        ----------
+        pos : (n, 3) float64 ndarray, or a tensor if the CV `takes_tensors`
+            Angstrom.
+
+        Returns
+        -------
+        psi : (d,) float64 ndarray
+        vjp : callable
+            Takes weights (d,), an ndarray, to the gradient (n, 3) of their product with psi: an ndarray, or a tensor on the
+            CV's device if `pos` is a tensor.
+        """
+        if self.takes_tensors:
+            return self._tensor_value_and_vjp(pos)
+        x, v, features_vjp = self._engine.features_and_vjp(pos)
+        psi, readout_vjp = self._readout(x, v)
+        return psi, lambda weights: features_vjp(*readout_vjp(weights))
+
+    def warm_up(self, announce):
+        """Compile the engine's kernels if no process has done so yet; `announce` is called before, as it takes long."""
+        if getattr(self._engine, "needs_compiling", False) or self._readout.needs_compiling:
+            announce()
+            self.value_and_vjp(np.zeros((len(self.atoms), 3)))[1](np.ones(self.dimension))
+
+    def _tensor_value_and_vjp(self, pos):
+        """As `value_and_vjp`; of a tensor only psi and the weights go from one device to the other."""
+        psi, vjp = self._function.value_and_vjp(torch.as_tensor(pos, dtype=torch.float64, device=self.device))
+
+        def gradient(weights):
+            rows = vjp(torch.as_tensor(weights, device=self.device))
+            return rows if isinstance(pos, torch.Tensor) else rows.cpu().numpy()
+
+        return psi.cpu().numpy(), gradient
+
+    def compute_whole(self, pos, progress=None):
+        """psi (F, d) ndarray of whole molecules `pos` (F, n, 3) in angstrom, in chunks."""
+        with torch.no_grad():
+            tokens = self.tokenizer.embed(torch.as_tensor(pos, device=self.device), progress)
+            return torch.cat([self._project(chunk) for chunk in tokens.split(4096)]).cpu().numpy()

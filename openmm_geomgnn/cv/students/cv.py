@@ -1,0 +1,266 @@
+"""A student as a collective variable: in a file of its own, and bound to a topology."""
+
+import importlib
+import importlib.util
+
+import numpy as np
+import torch
+
+from openmm_geomgnn.cv import file as cv_file
+from openmm_geomgnn.cv.base import Bound, check_precision
+from openmm_geomgnn.cv.engines import ENGINES, choose_device
+from openmm_geomgnn.cv.students.coordinates import InternalCoordinates
+from openmm_geomgnn.cv.students.network import StudentNetwork
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.representation.periodic import SelectedMolecule
+from openmm_geomgnn.units import did_you_mean
+
+PAIRS_PER_PASS = 1_000_000  # coordinates of all frames that are computed at once
+
+
+class StudentCV(cv_file.SavedCV):
+    """psi(conformation) = network(torsions and distances): made by `distillation.distill` from another CV.
+
+    Parameters
+    ----------
+    network : StudentNetwork
+    coordinates : InternalCoordinates
+        Of atoms by their number in `atoms`.
+    atoms : list of [residue, name]
+        The selected atoms: the number of the residue in the residue table, and the atom's name in it. A network sees
+        elements only; a student tells atoms by their names.
+    molecule : list
+        The residue table (`selection.residue_table`) of the molecule.
+    selection : str, optional
+        As in `selection.select_atoms`.
+    near : list of [a, b]
+        Atoms by number that are near each other wherever the molecules of a complex move, see `periodic.MoleculeUnwrapper`.
+    lag_time : float
+        Of the teacher, picoseconds.
+    training : dict
+        The teacher and its scores, the errors of the student, its stiffness: anything that JSON can hold.
+    """
+
+    def __init__(
+        self, network, coordinates, atoms, molecule, *, selection=None, near=(), lag_time=float("nan"), training=None
+    ):
+        super().__init__()
+        self.network = network.double().requires_grad_(False).eval()
+        self.coordinates = coordinates
+        self.atoms = [[int(residue), str(name)] for residue, name in atoms]
+        self.molecule = molecule
+        self.selection = selection
+        self.near = [[int(a), int(b)] for a, b in near]
+        self.lag_time = float(lag_time)
+        self.training_information = dict(training or {})
+
+    @property
+    def dimension(self):
+        return self.network.last.out_features
+
+    def _metadata(self):
+        return {
+            "kind": "student",
+            "atoms": self.atoms,
+            "near": self.near,
+            "selection": self.selection,
+            "lag_time_ps": self.lag_time,
+            "molecule": self.molecule,
+            "training": self.training_information,
+        }
+
+    def _tensors(self):
+        modules = {"network": self.network, "coordinates": self.coordinates}
+        return {f"{part}.{name}": tensor for part in modules for name, tensor in modules[part].state_dict().items()}
+
+    @classmethod
+    def from_file(cls, path, metadata, tensors):
+        """The CV of what `file.read` returned."""
+        cv_file.check_fields(path, metadata, {"atoms": list, "near": list})
+        try:
+            parts = cv_file.parts(tensors, ("network", "coordinates"))
+            weights = parts["network"]
+            network = StudentNetwork(len(weights["mean"]), len(weights["first.bias"]), len(weights["last.bias"])).double()
+            network.load_state_dict(weights)
+            coordinates = InternalCoordinates(**parts["coordinates"])
+        except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, AssertionError) as error:
+            raise GeomGNNError(f"{path} does not hold a usable student: {error}. Distil it again.") from error
+        return cls(
+            network,
+            coordinates,
+            metadata["atoms"],
+            metadata["molecule"],
+            selection=metadata["selection"],
+            near=metadata["near"],
+            lag_time=metadata["lag_time_ps"],
+            training=metadata["training"],
+        )
+
+    def bind(self, topology, precision="single", engine="auto", device=None):
+        """The CV on a given topology, ready to be evaluated; see `BoundStudent`."""
+        return BoundStudent(self, topology, precision, engine, device)
+
+
+def named_atoms(topology, atoms):
+    """[residue, name] of the selected atoms, with residues numbered as in `selection.residue_table`.
+
+    Raises
+    ------
+    GeomGNNError
+        If two atoms of a residue have the same name.
+    """
+    numbers, found = {}, []
+    for index in atoms:
+        atom = topology.atom(int(index))
+        found.append([numbers.setdefault(atom.residue.index, len(numbers)), atom.name])
+    if len(set(map(tuple, found))) < len(found):
+        seen = set()
+        residue, name = next(key for key in map(tuple, found) if key in seen or seen.add(key))
+        raise GeomGNNError(
+            f"Residue {residue + 1} of the selection has several atoms of the name {name}, but a student tells atoms by "
+            "their names. Give every atom of a residue a name of its own in the topology."
+        )
+    return found
+
+
+class BoundStudent(Bound):
+    """A student on the atoms of one topology, with the interface of `cv.BoundCV`, on the CPU.
+
+    Parameters
+    ----------
+    cv : StudentCV
+    topology : openmm.app.Topology, mdtraj.Topology or path
+        Must be of the molecule that the student was made for, its atoms with the same names; their order in a residue, and
+        solvent and ions around the molecule, do not matter. The `molecule` of another bound CV will do as well.
+    precision : {"single", "double"}
+        A student is always evaluated in double precision, which costs it nothing.
+    engine : {"auto", "eager", "numba"}
+        What evaluates one frame at a time: compiled kernels, plain PyTorch, or (`auto`) compiled kernels where Numba is
+        installed. They agree to rounding.
+    device : str or torch.device, optional
+        "cpu": a GPU would take longer to be asked than the CPU takes to answer.
+    """
+
+    takes_tensors = False  # positions are an ndarray, see `cv.BoundCV`
+
+    def __init__(self, cv, topology, precision="single", engine="auto", device=None):
+        super().__init__()
+        check_precision(precision)
+        if choose_device(device, engine).type != "cpu":
+            raise GeomGNNError(
+                "A student runs on the CPU, where it takes microseconds: on a GPU it would not be faster. Leave out device "
+                "and engine: cuda; the simulation may run on a GPU all the same."
+            )
+        topology, selected, molecule = self._found(cv, topology)
+        rows = _rows(cv, named_atoms(topology, selected))
+        self.coordinates = InternalCoordinates(rows[cv.coordinates.torsions], rows[cv.coordinates.distances])
+        self.network = StudentNetwork(len(self.coordinates), cv.network.first.out_features, cv.dimension).double()
+        self.network.load_state_dict(cv.network.state_dict())
+        self.network.requires_grad_(False).eval()
+        near = [(int(rows[a]), int(rows[b])) for a, b in cv.near]
+        self.molecule = molecule or SelectedMolecule(topology, selected, near)
+        self.atoms = self.molecule.atoms
+        self._compiled = _compiled(self.coordinates, self.network) if _use_numba(engine) else None
+        self.engine_name = "eager" if self._compiled is None else "numba"
+
+    @property
+    def dimension(self):
+        return self.network.last.out_features
+
+    @property
+    def frames_per_pass(self):
+        """Frames that `forward` takes at once without using much memory."""
+        return max(1, PAIRS_PER_PASS // max(1, len(self.coordinates)))
+
+    def forward(self, pos):
+        """psi (F, d), float64, of whole molecules `pos` (F, n, 3) in angstrom; differentiable."""
+        return self.network(self.coordinates(pos.double()))
+
+    def single(self, pos):
+        """psi (d,), float64, of one whole molecule `pos` (n, 3) in angstrom; differentiable."""
+        return self(pos.unsqueeze(0))[0]
+
+    def value_and_vjp(self, pos):
+        """psi (d,) of one whole molecule and its vector-Jacobian product, as that of `cv.BoundCV`."""
+        if self._compiled is not None:
+            return self._compiled(np.ascontiguousarray(pos, dtype=np.float64))
+        pos = torch.tensor(pos, dtype=torch.float64, requires_grad=True)
+        psi = self.single(pos)
+
+        def vjp(weights):
+            return torch.autograd.grad(psi, pos, torch.from_numpy(weights), retain_graph=True)[0].numpy()
+
+        return psi.detach().numpy(), vjp
+
+    def warm_up(self, announce):
+        """Compile the kernels if no process has done so yet; `announce` is called before, as it takes long."""
+        if self._compiled is not None and kernels().needs_compiling():
+            announce()
+            self.value_and_vjp(np.zeros((len(self.atoms), 3)))[1](np.ones(self.dimension))
+
+    def compute_whole(self, pos, progress=None):
+        """psi (F, d) ndarray of whole molecules `pos` (F, n, 3) in angstrom, in chunks."""
+        values = []
+        with torch.no_grad():
+            for chunk in torch.as_tensor(pos).split(self.frames_per_pass):
+                values.append(self(chunk))
+                if progress is not None:
+                    progress(len(chunk))
+        return torch.cat(values).numpy()
+
+
+def _rows(cv, named):
+    """(n,) the row, among the selected atoms of a topology, of each atom of a student."""
+    row = {tuple(key): k for k, key in enumerate(named)}
+    missing = [key for key in map(tuple, cv.atoms) if key not in row]
+    if missing:
+        residue, name = missing[0]
+        there = [other for number, other in named if number == residue]
+        raise GeomGNNError(
+            f"Residue {residue + 1} of the selection, {cv.molecule[residue][1]}, has no atom {name} here: its atoms are "
+            f"{', '.join(there)}.{did_you_mean(name, there)} A student tells atoms by their names: use those of the "
+            "topology it was distilled with, or distil it again with this one."
+        )
+    return np.array([row[key] for key in map(tuple, cv.atoms)], dtype=np.int64)
+
+
+def _use_numba(engine):
+    if engine not in ENGINES:
+        near = did_you_mean(engine, ENGINES)
+        raise GeomGNNError(f"Unknown engine '{engine}'; the choices are {', '.join(ENGINES)}.{near}")
+    there = importlib.util.find_spec("numba") is not None
+    if engine == "numba" and not there:
+        raise GeomGNNError(
+            'The numba engine cannot be used: numba is not installed (pip install "openmm-geomgnn[fast]"). Set engine: auto '
+            "or engine: eager."
+        )
+    return there and engine != "eager"
+
+
+def kernels():
+    """The compiled kernels; Numba is there where it is wanted only."""
+    return importlib.import_module("openmm_geomgnn.cv.students.kernels")
+
+
+def _compiled(coordinates, network):
+    """A function from positions (n, 3), float64 in angstrom, to psi and its vector-Jacobian product, compiled."""
+    forward, backward = kernels().forward, kernels().backward
+
+    def array(tensor):
+        return np.ascontiguousarray(tensor.detach().numpy())
+
+    torsions, distances = array(coordinates.torsions), array(coordinates.distances)
+    mean, inverse_scale = array(network.mean), array(1.0 / network.scale)
+    layers = (network.first, network.second, network.last)
+    (w1, b1), (w2, b2), (w3, b3) = ((array(layer.weight), array(layer.bias)) for layer in layers)
+    w0 = array(network.skip.weight)
+
+    def value_and_vjp(pos):
+        psi, x, h1, h2 = forward(pos, torsions, distances, mean, inverse_scale, w1, b1, w2, b2, w3, b3, w0)
+
+        def vjp(weights):
+            return backward(pos, weights, x, h1, h2, torsions, distances, inverse_scale, w1, w2, w3, w0)
+
+        return psi, vjp
+
+    return value_and_vjp

@@ -1,0 +1,132 @@
+"""What the figures of a fitted collective variable mean: whether it is worth a biased simulation, and why."""
+
+import math
+
+GRADES = ("usable", "weak", "not usable")
+SEPARATES = "separates runs; no timescale"
+# A constant scores 1, and a component adds its squared autocorrelation at the lag. With less than this on held-out data, an
+# autocorrelation of 0.22, nothing slow was learned.
+LEAST_ABOVE_CONSTANT = 0.05
+# share of what the training data score above a constant that held-out data must reach
+OVERFITTED = 0.5
+# transitions below which a rate is known to no better than about half of it
+FEW_TRANSITIONS = 5
+# a kernel as wide as 2 fs between evaluations need, over the fluctuation within a basin; see `cli.run.kernel_width`
+STIFF_STEP, LARGEST_PHASE, WIDEST_KERNEL = 0.002, 0.5, 2.0
+GOOD_R2, LEAST_R2 = 0.98, 0.5  # of a student
+
+
+def timescale_notes(timescales, lag_time, separates_runs):
+    """(timescales, notes), for each component: picoseconds or None, and why there is none or "".
+
+    Parameters
+    ----------
+    timescales : sequence of float
+        -lag/ln(singular value), ps.
+    separates_runs : sequence of bool
+        As `koopman.transitions` found.
+    """
+    known, notes = [], []
+    for value, separates in zip(timescales, separates_runs, strict=True):
+        unresolved = value < lag_time
+        known.append(None if unresolved or separates else float(value))
+        notes.append(f"unresolved, below the lag of {lag_time:g} ps" if unresolved else SEPARATES if separates else "")
+    return known, notes
+
+
+def judge(facts):
+    """The verdict on a fitted CV: {"grade": one of GRADES, "reasons": sentences}, by its `training_information`."""
+    return _verdict([*_scores(facts), *_timescales(facts), *_stiffness(facts)])
+
+
+def judge_student(facts, r2):
+    """The verdict on a student: that on its teacher, whose `facts` are known, and how well it reproduces it (R2)."""
+    teacher = facts.get("verdict")
+    reasons = [(teacher["grade"], _of_the_teacher(reason)) for reason in teacher["reasons"]] if teacher else []
+    if min(r2) < GOOD_R2:
+        grade = "not usable" if min(r2) < LEAST_R2 else "weak"
+        reasons.append((grade, f"it reproduces its teacher with an R2 of {min(r2):.3f} on held-out frames only"))
+    return _verdict(reasons)
+
+
+def _of_the_teacher(reason):
+    if reason.startswith("it "):
+        return f"its teacher {reason[3:]}"
+    return f"its teacher's {reason}" if reason.startswith("cv.") else f"for its teacher, {reason}"
+
+
+def in_words(verdict):
+    """One line: the grade and the reasons."""
+    return ": ".join([verdict["grade"], *filter(None, ["; ".join(verdict["reasons"])])])
+
+
+def _verdict(reasons):
+    worst = max((GRADES.index(grade) for grade, _ in reasons), default=0)
+    ordered = sorted(reasons, key=lambda reason: -GRADES.index(reason[0]))
+    return {"grade": GRADES[worst], "reasons": [text for _, text in ordered]}
+
+
+def _scores(facts):
+    """(grade, reason) pairs by the VAMP-2 scores; a constant scores 1."""
+    held_out, training = facts.get("vamp2_held_out"), facts["vamp2_training"]
+    if held_out is None:
+        yield "weak", "there is no held-out score, so over-fitting would not be seen"
+        return
+    error = facts.get("vamp2_held_out_error") or 0.0
+    score = f"the held-out VAMP-2 score is {held_out:.3f} +- {error:.3f}"
+    if held_out - 1 < LEAST_ABOVE_CONSTANT:
+        yield (
+            "not usable",
+            (
+                f"{score}, hardly more than a constant's 1 ({training:.3f} in training): it learned nothing slow that other "
+                "data show as well. Use more data, fewer principal components or a smaller network"
+            ),
+        )
+    elif held_out - 1 < 2 * error:
+        yield "weak", f"{score}, within two errors of a constant's 1: the data are too few, or show a slow event once"
+    elif held_out - 1 < OVERFITTED * (training - 1):
+        yield "weak", f"{score} and {training:.3f} in training: it is over-fitted. Use more data or a smaller pca"
+
+
+def _timescales(facts):
+    """(grade, reason) pairs by what the data show of the slow motions."""
+    notes, counts = facts["timescale_notes"], facts["transitions"]
+    for number, (note, count) in enumerate(zip(notes, counts, strict=True), start=1):
+        name = f"cv.{number}" if len(notes) > 1 else "it"
+        if note == SEPARATES:
+            yield (
+                "weak",
+                (
+                    f"{name} separates runs: no trajectory crosses between its extremes, so it has no timescale, and a "
+                    "barrier cannot be told from a difference between runs"
+                    if count == 0
+                    else f"{name} separates runs: their averages are further apart than its relaxation explains, so it has "
+                    "no timescale"
+                ),
+            )
+        elif note:
+            advice = "; nothing slow was found. Use a shorter lag or more data" if number == 1 else ""
+            yield "not usable" if number == 1 else "weak", f"{name} relaxes within the lag{advice}"
+        elif count < FEW_TRANSITIONS:
+            yield (
+                "weak",
+                (
+                    f"{name} has {count} transition{'s' * (count != 1)} between its extremes in the data, so its timescale "
+                    "is a guess"
+                ),
+            )
+
+
+def _stiffness(facts):
+    """(grade, reason) pairs by how hard it pulls."""
+    for number, (rate, spread) in enumerate(zip(facts["rate_300K_per_ps"], facts["in_basin_spread"], strict=True), start=1):
+        width = rate * STIFF_STEP / LARGEST_PHASE
+        if not math.isfinite(rate) or width > WIDEST_KERNEL * spread:
+            name = f"cv.{number}" if len(facts["in_basin_spread"]) > 1 else "it"
+            yield (
+                "weak",
+                (
+                    f"{name} is stiff: even evaluated at every step of 2 fs it needs kernels {width:.3g} wide, and "
+                    f"fluctuates by {spread:.3g} within a basin. Use a longer softening, or a gradient_penalty"
+                ),
+            )

@@ -1,0 +1,11 @@
+"""A learned collective variable as a force of OpenMM, the backends that call it, and integrators for it."""
+
+from openmm_geomgnn._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "BiasHandle": "openmm_geomgnn.force.geomgnncv",
+        "GeomGNNCV": "openmm_geomgnn.force.geomgnncv",
+    },
+)

@@ -1,0 +1,72 @@
+"""How OpenMM comes to evaluate a CV: the backends, and which of them can be used here.
+
+A backend is a module with `why_not() -> str | None`, the reason why it cannot be used, and
+`make_force(evaluation) -> openmm.Force`.
+"""
+
+import importlib
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.force.backends.versions import installed_versions, refusal
+from openmm_geomgnn.units import did_you_mean
+
+# name of the class of the force: module
+BACKENDS = {"PythonForce": "python_force", "PythonTorchForce": "python_torch_force", "TorchForce": "torch_force"}
+# what `auto` tries, in this order. On a GPU PythonTorchForce would keep positions there, but by the sources of OpenMM 8.6
+# and openmm-torch (commit b653290) PyTorch does not wait until OpenMM, in a CUDA context of its own, has written them; that
+# was not tried on a GPU, so it has to be asked for.
+PREFERENCE = ("PythonForce", "TorchForce", "PythonTorchForce")
+
+
+def backend(name):
+    """The module of a backend.
+
+    Raises
+    ------
+    GeomGNNError
+        If there is no backend of this name.
+    """
+    return importlib.import_module(f"openmm_geomgnn.force.backends.{BACKENDS[known(name)]}")
+
+
+def known(name):
+    """The name of a backend; raises a GeomGNNError if there is none."""
+    if name not in BACKENDS:
+        raise GeomGNNError(
+            f"Unknown backend '{name}'; the choices are auto, {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}"
+        )
+    return name
+
+
+def why_not(name):
+    """Why a backend cannot be used here, with what helps; None if it can. What would crash is never imported."""
+    known(name)
+    return refusal(name, installed_versions()) or backend(name).why_not()
+
+
+def choose(name="auto"):
+    """The name of the backend to use.
+
+    Parameters
+    ----------
+    name : str
+        One of `BACKENDS`, or "auto": the first of `PREFERENCE` that can be used.
+
+    Raises
+    ------
+    GeomGNNError
+        If there is no such backend, or it cannot be used here; the message says why and what to do.
+    """
+    if name != "auto":
+        reason = why_not(name)
+        if reason is not None:
+            raise GeomGNNError(f"The backend {name} cannot be used: {reason}")
+        return name
+    reasons = {}
+    for candidate in PREFERENCE:
+        reasons[candidate] = why_not(candidate)
+        if reasons[candidate] is None:
+            return candidate
+    raise GeomGNNError(
+        "No backend can be used here. " + " ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
+    )

@@ -1,0 +1,54 @@
+"""`periodic.MoleculeUnwrapper` for tensors: on a GPU, and in TorchScript."""
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# -1, 0 or 1 of each box vector, none first
+IMAGES = sorted(itertools.product((-1.0, 0.0, 1.0), repeat=3), key=np.linalg.norm)
+
+
+def ancestors(molecule):
+    """(K, n) rows of each atom's parent, grandparent, its grandparent, and so on; a root is its own parent.
+
+    Parameters
+    ----------
+    molecule : periodic.MoleculeUnwrapper
+    """
+    parents = np.arange(sum(len(children) for children, _ in molecule.levels) + 1)
+    for children, theirs in molecule.levels:
+        parents[children] = theirs
+    rows = [parents]
+    while (rows[-1][rows[-1]] != rows[-1]).any():
+        rows.append(rows[-1][rows[-1]])
+    return np.stack(rows)
+
+
+def lattice_shifts(pos: Tensor, box: Tensor, ancestors: Tensor, images: Tensor) -> Tensor:
+    """Multiples of the box vectors, (n, 3), that make the molecules at `pos` (n, 3) whole.
+
+    Every atom is brought to the nearest image of its parent; the shifts of an atom's ancestors add to its own, twice as
+    many of them in every round.
+
+    Parameters
+    ----------
+    box : (3, 3) tensor
+        Reduced box vectors as rows, of the precision of `pos`.
+    ancestors : (K, n) int64 tensor
+    images : (27, 3) tensor
+        IMAGES, of the precision of `pos`.
+    """
+    apart = pos - pos.index_select(0, ancestors[0])
+    image = apart
+    for k in [2, 1, 0]:
+        image = image - torch.round(image[:, k : k + 1] / box[k, k]) * box[k]
+    # beyond a sphere in it the brick of the diagonal does not hold the shortest images of an oblique box
+    candidates = image + (images @ box).unsqueeze(1)
+    nearest = candidates.square().sum(2).argmin(0)
+    image = candidates[nearest, torch.arange(pos.size(0), device=pos.device)]
+    shifts = image - apart
+    for k in range(ancestors.size(0)):
+        shifts = shifts + shifts.index_select(0, ancestors[k])
+    return shifts

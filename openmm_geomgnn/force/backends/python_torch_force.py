@@ -1,0 +1,92 @@
+"""openmm-torch's `PythonTorchForce`: as `openmm.PythonForce`, with positions and forces as tensors.
+
+Where the CV and OpenMM are on the same GPU, positions and forces stay there: what crosses over at each evaluation is the
+value of the CV, and the derivatives of the bias by it. Everywhere else it is `openmm.PythonForce` with other arrays.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+
+from openmm_geomgnn.force.backends import openmm_torch
+from openmm_geomgnn.force.backends.periodic_torch import IMAGES, ancestors, lattice_shifts
+from openmm_geomgnn.units import NM_TO_ANGSTROM
+
+
+def why_not():
+    """Why `PythonTorchForce` cannot be used here, None if it can; asked only where versions fit together."""
+    return openmm_torch.why_not("PythonTorchForce")
+
+
+def make_force(evaluation):
+    """The force of an evaluation: an `openmmtorch.PythonTorchForce` on the CV's atoms."""
+    force = openmm_torch.load().PythonTorchForce(Callback(evaluation))
+    force.setParticles([int(index) for index in evaluation.bound.atoms])
+    force.setUsesPeriodicBoundaryConditions(evaluation.periodic)
+    return force
+
+
+class Callback:
+    """What `PythonTorchForce` calls and pickles: an `Evaluation`, at positions (n, 3) in nm that come as a tensor."""
+
+    def __init__(self, evaluation):
+        self.evaluation = evaluation
+        self._whole = None
+
+    def __getstate__(self):
+        return {"evaluation": self.evaluation}
+
+    def __setstate__(self, saved):
+        self.__init__(**saved)
+
+    def __call__(self, state, pos):
+        pos = pos.detach()
+        box = state.getPeriodicBoxVectors(asNumpy=True)._value if self.evaluation.periodic else None
+        found, reason = self._on_device(pos, box) if self._stays(pos) else (None, None)
+        if found is None:
+            # what is not finite, or fails, on the device is evaluated again from here: it fails again, and is reported
+            found = self.evaluation(pos.double().cpu().numpy(), box, state.getStepCount())
+            if reason is not None:
+                warnings.warn(
+                    f"The CV was evaluated with positions from the host, which takes longer, since there was {reason}.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        energy, forces = found
+        # OpenMM reads the memory of the forces row by row
+        return torch.tensor(energy, dtype=torch.float64), torch.as_tensor(forces).contiguous()
+
+    def _stays(self, pos):
+        """Whether positions are evaluated where they are."""
+        bound = self.evaluation.bound  # None in a force that was read from XML, at first
+        return pos.is_cuda and bound is not None and getattr(bound, "takes_tensors", False)
+
+    def _on_device(self, pos, box):
+        """Energy and forces (n, 3), a tensor where `pos` is, and None; or None and the reason why there are none."""
+        evaluation = self.evaluation
+        try:
+            pos = pos.to(torch.float64, copy=True)  # OpenMM's own memory is written to at the next step
+            if box is not None:
+                pos = self._made_whole(pos, box)
+            angstrom = (pos - pos[:1]) * NM_TO_ANGSTROM
+            if evaluation.last is None:
+                evaluation.bound.check_handedness(angstrom[None].cpu().numpy())
+            s, vjp = evaluation.bound.value_and_vjp(angstrom)
+            if not np.isfinite(s).all():
+                return None, f"s = {s} on the GPU"
+            energy, slope = evaluation.energy_and_slope(s)
+            forces = vjp(slope) * -NM_TO_ANGSTROM if slope.any() else torch.zeros_like(pos)
+            # positions as well: a network that looks for its neighbours finds none that are near an atom at NaN
+            if not (np.isfinite(energy) and bool(torch.isfinite(torch.cat([forces, pos])).all())):
+                return None, "a position, an energy or a force on the GPU that was not finite"
+        except Exception as error:  # whatever it is, the evaluation from the host raises it again, with a report
+            return None, f"an error on the GPU ({type(error).__name__}: {error})"
+        evaluation.accept(s, energy, pos)
+        return (energy, forces), None
+
+    def _made_whole(self, pos, box):
+        if self._whole is None or self._whole[0].device != pos.device:
+            rows = ancestors(self.evaluation.bound.molecule.make_whole)
+            self._whole = torch.as_tensor(rows, device=pos.device), torch.tensor(IMAGES, dtype=pos.dtype, device=pos.device)
+        return pos + lattice_shifts(pos, torch.as_tensor(box, device=pos.device), *self._whole)

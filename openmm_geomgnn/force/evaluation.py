@@ -1,0 +1,229 @@
+"""The CV, and a bias on it, at positions of a running simulation: what every backend calls, or stands in for."""
+
+import math
+import traceback
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import sha256
+from openmm_geomgnn.force.failures import atom_names, save_frames
+from openmm_geomgnn.units import NM_TO_ANGSTROM
+
+
+class Evaluation:
+    """Energy and forces of a component of the CV, or of a bias on all components.
+
+    It is pure: it reads the bias state and never changes it. It is pickled when a force is made of it: as a reference to
+    the CV's file, not as a network, and with the bias in its initial state.
+
+    Attributes
+    ----------
+    state : the bias state that forces are computed with
+    last : (s (d,), V in kJ/mol) of the most recent evaluation, None before the first
+    error : the exception that stopped the simulation, with its traceback, or None
+    """
+
+    def __init__(self, source, component=None, bias=None, periodic=False, bound=None, failures="."):
+        self.source = source
+        self.component = component
+        self.bias = bias
+        self.periodic = periodic
+        self.failures = None if failures is None else str(failures)
+        self.bound = None
+        self.state = None
+        self.last = None
+        self.error = None
+        self._last_good = None  # positions of `last`
+        if bound is not None:
+            self._bind(bound)
+
+    def _bind(self, bound):
+        self.bound = bound
+        if self.bias is not None:
+            self.state = self.bias.initial_state(dimension=bound.dimension)
+
+    def __getstate__(self):
+        return {name: getattr(self, name) for name in ("source", "component", "bias", "periodic", "failures")}
+
+    def __setstate__(self, saved):
+        # An exception in here would crash OpenMM, and it makes copies that are never evaluated: the file is read, and may
+        # turn out to be missing, at the first evaluation.
+        self.__init__(**saved)
+
+    def __call__(self, pos, box, step):
+        """Energy in kJ/mol and forces (n, 3) in kJ/mol/nm; see `evaluate`."""
+        return self.evaluate(pos, box, step)[1:]
+
+    def evaluate(self, pos, box, step):
+        """The CV's values s (d,), the energy in kJ/mol and forces (n, 3) in kJ/mol/nm.
+
+        Parameters
+        ----------
+        pos : (n, 3) float64 ndarray
+            Of the CV's atoms, nm; a molecule cut by the box is made whole if `periodic` is set.
+        box : (3, 3) ndarray or None
+            Reduced box vectors as rows, nm.
+        step : int
+            Of the simulation, for messages.
+
+        Raises
+        ------
+        GeomGNNError
+            If positions, CV, bias or forces are not finite, or CV or bias raise an error: the frame is saved, see
+            `failures.save_frames`.
+        """
+        frame = {"positions": pos}
+        try:
+            return self._evaluate(frame, box, step)
+        except Exception as error:
+            # OpenMM passes on nothing but the message, and a copy of the force has no handle: keep the exception itself for
+            # whoever can ask for it, and let the message say all
+            self.error = error
+            saved = self._save(frame, box, step)
+            if isinstance(error, GeomGNNError):
+                error.args = (f"{error} {saved}".rstrip(),)
+                raise
+            trace = "".join(traceback.format_exception(error)).rstrip()
+            raise GeomGNNError(
+                f"{type(error).__name__}: {str(error).rstrip('.')}. This came from the network or the bias at step {step}. "
+                f"{saved}\n{trace}"
+            ) from error
+
+    def _evaluate(self, frame, box, step):
+        if self.bound is None:
+            self._bind(self.source.bind())
+        pos = frame["positions"]
+        if not _all_finite(pos):
+            raise GeomGNNError(
+                f"The positions of {self._names(_bad_rows(pos))} are not finite at step {step}: "
+                "the simulation blew up. Use a smaller timestep, evaluate the bias more often (every), or minimise the "
+                "starting structure."
+            )
+        if self.periodic:
+            if not _all_finite(box):
+                raise GeomGNNError(
+                    f"The box vectors are not finite at step {step}: the simulation blew up. Use a smaller timestep, or "
+                    "equilibrate the box before the bias is added."
+                )
+            frame["positions"] = pos = self.bound.molecule.make_whole(pos, box)
+        # from the first atom: a molecule that has diffused far from the origin loses digits in single precision
+        angstrom = pos - pos[0]
+        angstrom *= NM_TO_ANGSTROM
+        if self.last is None:
+            self.bound.check_handedness(angstrom[None])
+        s, vjp = self.bound.value_and_vjp(angstrom)
+        frame["s"] = s
+        if not _few_finite(s.tolist()):
+            raise GeomGNNError(
+                f"The network returned {s} for the collective variable at step {step}. The CV file's "
+                f"numbers are damaged, or two atoms are on top of one another: {self._nearest(pos)}."
+            )
+        energy, slope = self.energy_and_slope(s)
+        frame["energy"], frame["slope"] = energy, slope
+        slopes = slope.tolist()
+        if not _few_finite([energy, *slopes]):
+            raise GeomGNNError(
+                f"The bias is not finite at step {step}: at s = {s} its energy is {energy} kJ/mol and its derivatives are "
+                f"{slope}. Look at its settings, and at the state that it was given."
+            )
+        forces = vjp(slope) * -NM_TO_ANGSTROM if any(slopes) else np.zeros(pos.shape)
+        frame["forces"] = forces
+        if not _all_finite(forces):
+            raise GeomGNNError(
+                f"The forces of the bias on {self._names(_bad_rows(forces))} are not finite at step {step} (s = {s}, energy "
+                f"{energy} kJ/mol). If atoms are on top of one another use a smaller timestep: {self._nearest(pos)}."
+            )
+        self.accept(s, energy, pos.copy())
+        return s, energy, forces
+
+    def accept(self, s, energy, pos):
+        """Take note of an evaluation that went well; `pos` (n, 3) in nm, array or tensor, must not be written to later."""
+        self.last = (s, energy)
+        self._last_good = pos
+
+    def energy_and_slope(self, s):
+        """Energy in kJ/mol at the values s (d,) of the CV, and its derivatives (d,) by them."""
+        if self.bias is not None:
+            energy, slope = self.bias.bias(self.state, s)
+        elif self.component is not None:
+            energy, slope = s[self.component], np.zeros(len(s))
+            slope[self.component] = 1.0
+        else:
+            energy, slope = 0.0, np.zeros(len(s))
+        return float(energy), np.asarray(slope, dtype=np.float64)
+
+    def _names(self, rows):
+        part = self.bound.molecule
+        return atom_names(part.topology, rows, part.atoms)
+
+    def _nearest(self, pos):
+        if len(pos) < 2:
+            return "there is one atom only"
+        distances, partners = cKDTree(pos).query(pos, k=2)
+        row = int(distances[:, 1].argmin())
+        return f"the nearest two are {self._names(np.sort(partners[row]))}, {distances[row, 1]:.3g} nm apart"
+
+    def _save(self, frame, box, step):
+        """A sentence on where the last good frame and the one that failed are saved."""
+        if self.failures is None or self.bound is None:
+            return ""
+        numbers = dict(frame)
+        frames = {"failing": numbers.pop("positions")}
+        if self._last_good is not None:
+            frames = {"last_good": _on_cpu(self._last_good), **frames}
+        marked = np.union1d(_bad_rows(frames["failing"]), _bad_rows(numbers.get("forces", np.zeros((0, 3)))))
+        name, part = f"geomgnn-failure-step-{step}", self.bound.molecule
+        return save_frames(self.failures, name, part.topology, frames, marked, box, atoms=part.atoms, step=step, **numbers)
+
+
+def _on_cpu(pos):
+    try:
+        return torch.as_tensor(pos).cpu().numpy()
+    except RuntimeError:  # a GPU that has failed gives nothing back, and the error to report is another one
+        return np.full(pos.shape, np.nan)
+
+
+def _few_finite(numbers):
+    return math.isfinite(sum(numbers)) or all(map(math.isfinite, numbers))  # a sum may overflow
+
+
+def _all_finite(array):
+    # the sum of squares is NaN or infinite if a number is; np.isfinite(array).all() takes three times as long
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
+
+
+def _bad_rows(rows):
+    return np.flatnonzero(~np.isfinite(rows).all(axis=1))
+
+
+class Source:
+    """Where a bound CV comes from, so that a serialised force can be made again.
+
+    Of the system it keeps the selected atoms only (`periodic.SelectedMolecule`), not the water around them, and of a CV that
+    has a file its path and hash.
+    """
+
+    def __init__(self, path, cv, molecule, precision, engine, device=None):
+        self.path = None if path is None else Path(path).resolve()
+        self.hash = None if path is None else sha256(path)
+        self.cv = cv if path is None else None
+        self.molecule = molecule
+        self.precision = precision
+        self.engine = engine
+        self.device = device
+
+    def bind(self):
+        cv = self.cv
+        if cv is None:
+            cv = CollectiveVariable.load(self.path)
+            if sha256(self.path) != self.hash:
+                raise GeomGNNError(
+                    f"{self.path} is not the file this force was made with: it was written anew since. Put the old file "
+                    "back, or make the force again with GeomGNNCV."
+                )
+        return cv.bind(self.molecule, self.precision, self.engine, self.device)

@@ -1,0 +1,311 @@
+"""From trajectory files to a store of residue tokens, chunk by chunk and in parallel."""
+
+import os
+import shutil
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.locks import is_empty, locked, set_aside
+from openmm_geomgnn.representation.embed_workers import embed_chunks, import_distributed
+from openmm_geomgnn.representation.encoder import Encoder
+from openmm_geomgnn.representation.matching import AtomMatcher
+from openmm_geomgnn.representation.reference import first_frame, read_reference
+from openmm_geomgnn.representation.selection import as_topology, residue_table, select_atoms
+from openmm_geomgnn.representation.spec import TokenSettings
+from openmm_geomgnn.representation.store import DTYPES, Embeddings, encoder_identity, import_zarr
+from openmm_geomgnn.representation.tokens import Tokenizer
+from openmm_geomgnn.representation.trajectory_files import TrajectoryFile, fingerprint, has_content, has_stamp
+from openmm_geomgnn.representation.trajectory_times import frame_interval
+from openmm_geomgnn.representation.windows import make_windows
+from openmm_geomgnn.units import did_you_mean
+
+# the settings of a store that may not differ from one trajectory in it to the next, as an error names them
+_COMMON = {
+    "encoder_hash": "encoder (parameters)",
+    "encoder_settings": "encoder (settings)",
+    "selection": "selection",
+    "window": "window",
+    "neighbours": "residues in each window",
+    "pooling": "pooling",
+    "stride": "stride",
+    "frame_interval": "frame_interval",
+    "dtype": "dtype",
+}
+
+
+@dataclass(frozen=True)
+class EmbedSettings(TokenSettings):
+    """How trajectories are embedded.
+
+    `stride` uses every stride-th frame. `frame_interval` is the time between frames in the files, in ps, for formats that
+    do not hold it. `dtype` is that of the stored tokens, one of `store.DTYPES`. `chunk` is the number of frames that are
+    embedded, written and resumed as one; by default as many as make `store.CHUNK_BYTES`. `allow_truncated` takes the whole
+    frames of files that end too early.
+    """
+
+    stride: int = 1
+    frame_interval: float | None = None
+    dtype: str = "float32"
+    chunk: int | None = None
+    allow_truncated: bool = False
+
+
+def embed_trajectories(
+    topology,
+    trajectories,
+    output,
+    settings=None,
+    workers=None,
+    scheduler=None,
+    overwrite=False,
+    progress=None,
+    settings_file=None,
+):
+    """Embed trajectory files into a store, or go on with what is missing in it.
+
+    The result does not depend on how often it was interrupted, or by what: a chunk of frames that is not known to be
+    complete is embedded again.
+
+    Parameters
+    ----------
+    topology : path
+        Structure file with all atoms of the trajectories.
+    trajectories : list of paths
+        Of any format that mdtraj reads; the store may hold others already.
+    output : path
+        Folder of the store.
+    settings : EmbedSettings
+    workers : int, optional
+        Processes with one thread each; 1 works in this process. By default one for each core, once the work has taken
+        `embed_workers.ALONE` seconds.
+    scheduler : str, optional
+        Address of a Dask scheduler whose workers see the same files, instead of processes of our own.
+    overwrite : bool
+        Move a store that is there aside (see `locks.set_aside`).
+    progress : callable, optional
+        Called as progress(done, total, resumed), in frames; `resumed` were there before.
+    settings_file : path, optional
+        From which all this was read: not to be moved aside.
+
+    Returns
+    -------
+    Embeddings
+
+    Raises
+    ------
+    GeomGNNError
+        If files cannot be read or do not fit the topology, the store holds other settings, a trajectory in it has changed,
+        another process is at work in it, or what is to be moved aside holds a file that is needed.
+    """
+    settings = settings or EmbedSettings()
+    _check(settings, trajectories, workers)
+    if scheduler is not None or (workers or 1) > 1:
+        import_distributed()
+    import_zarr()
+    topology_path, output = Path(os.path.abspath(topology)), Path(os.path.abspath(output))
+    topology = as_topology(topology_path)
+    with ExitStack() as stack:
+        stack.enter_context(locked(output))
+        found = _existing(output)
+        # one without trajectories comes from a command that failed: its settings bind nobody
+        old = None if overwrite or not found else found
+        common, tokenizer = _describe(topology, trajectories, settings, old)
+        if old:
+            _check_same(old, common)
+        elif found:
+            _check_readable(trajectories, topology, settings)
+            files = (topology_path, *trajectories, settings.encoder, settings.reference, settings_file)
+            set_aside(output, [file for file in files if file is not None])
+            stack.enter_context(locked(output))
+        elif found is not None:
+            shutil.rmtree(output)
+            stack.enter_context(locked(output))
+        store = old or Embeddings.create(output, {**common, "topology": str(topology_path)})
+        _fill(store, topology, topology_path, trajectories, tokenizer, settings, workers, scheduler, progress)
+        return Embeddings.open(output)
+
+
+def _fill(store, topology, topology_path, trajectories, tokenizer, settings, workers, scheduler, progress):
+    """Embed what is missing of trajectories."""
+    matcher = AtomMatcher(topology, select_atoms(topology, settings.selection))
+    shape = (tokenizer.windows.n_tokens, 4, tokenizer.encoder.hidden_channels)
+    numbers = [_enter(store, topology, path, settings, shape, matcher) for path in trajectories]
+    tasks = [(k, c) for k in sorted(set(numbers)) for c in store.missing(k)]
+    total = sum(store.lengths[k] for k in set(numbers))
+    resumed = total - sum(len(store.chunks(k)[c]) for k, c in tasks)
+    report = progress or (lambda done, total, resumed: None)
+    report(resumed, total, resumed)
+    done = resumed
+    for frames in embed_chunks((str(store.path), str(topology_path), uuid4().hex), tasks, workers, scheduler):
+        done += frames
+        report(done, total, resumed)
+
+
+def _check_readable(trajectories, topology, settings):
+    """Raise a GeomGNNError for the first of the trajectories that cannot be read."""
+    for path in trajectories:
+        _first(path, topology, settings)
+
+
+def _first(path, topology, settings):
+    """The first frame of a trajectory file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it is truncated is said when it is entered
+        file = TrajectoryFile(path, topology, settings.allow_truncated)
+    with file:
+        return next(file.blocks(0, 1))
+
+
+def _check(settings, trajectories, workers):
+    if not trajectories:
+        raise GeomGNNError("There are no trajectories to embed: give one or more.")
+    if settings.dtype not in DTYPES:
+        raise GeomGNNError(
+            f"Unknown dtype '{settings.dtype}'; the choices are {', '.join(DTYPES)}.{did_you_mean(settings.dtype, DTYPES)}"
+        )
+    for name, value in (("stride", settings.stride), ("chunk", settings.chunk), ("workers", workers)):
+        if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
+            raise GeomGNNError(f"{name} must be a whole number of at least 1, but was {value!r}.")
+
+
+def _existing(output):
+    """The store that is there, or None; anything else that is there is an error, so that it is never removed."""
+    if output.is_dir() and is_empty(output):
+        return None
+    return Embeddings.open(output, writable=True)
+
+
+def _check_times(name, times, settings):
+    """Raise a GeomGNNError where frame_interval contradicts the times in a file; warn where these jump."""
+    try:
+        frame_interval(name, times, settings.frame_interval)
+    except GeomGNNError as error:
+        if settings.frame_interval is not None:
+            raise
+        if times is not None and len(times) > 1:
+            warnings.warn(f"{error} A fit will refuse it as it is.", UserWarning, stacklevel=4)
+
+
+def _describe(topology, trajectories, settings, old):
+    """What all trajectories of a store have in common, JSON-able, and the tokenizer."""
+    atoms = select_atoms(topology, settings.selection)
+    encoder = Encoder.load(settings.encoder)
+    if settings.window == "space" and settings.reference is None and old is not None:
+        neighbours, reference = old.settings["neighbours"], None
+    else:
+        neighbours, reference = None, _reference(topology, atoms, trajectories, settings)
+    windows = make_windows(
+        topology, atoms, settings.window, settings.context, settings.radius, reference, neighbours=neighbours
+    )
+    tokenizer = Tokenizer(encoder, windows, settings.pooling)
+    path = Path(settings.encoder)
+    common = {
+        "encoder": encoder.name,
+        "encoder_source": os.path.abspath(path) if path.is_file() else settings.encoder,
+        **encoder_identity(encoder),
+        "selection": settings.selection,
+        "window": settings.window,
+        "context": settings.context,
+        "radius": settings.radius,
+        "neighbours": windows.neighbours,
+        "pooling": settings.pooling,
+        "stride": settings.stride,
+        "frame_interval": settings.frame_interval,
+        "dtype": settings.dtype,
+        "molecule": residue_table(topology, atoms),
+        "atoms": [topology.atom(int(index)).name for index in atoms],
+    }
+    return common, tokenizer
+
+
+def _reference(topology, atoms, trajectories, settings):
+    """The selected atoms of the structure in which residues are near each other; None where the windows need none."""
+    if settings.window != "space":
+        return None
+    if settings.reference is not None:
+        return read_reference(settings.reference, topology, atoms, settings.selection)
+    return first_frame(_first(trajectories[0], topology, settings), topology, atoms)
+
+
+def _check_same(store, common):
+    """Raise a GeomGNNError that names what differs between a store and what would be added to it."""
+    there = store.settings
+    store.check_molecule(common["molecule"], common["atoms"])
+    differing = [name for name in _COMMON if there[name] != common[name]]
+    if differing:
+        listed = "; ".join(f"{_COMMON[name]}: {_shown(name, there)} there, {_shown(name, common)} now" for name in differing)
+        raise GeomGNNError(
+            f"{store.path} was made with other settings ({listed}). One store holds one kind of embedding: use the settings "
+            "it was made with, another output, or --overwrite."
+        )
+
+
+def _shown(name, settings):
+    if name == "encoder_hash":
+        return f"{settings['encoder']} with hash {settings['encoder_hash']}"
+    text = "null" if settings[name] is None else str(settings[name])
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _entered(store, path):
+    """(number of a trajectory that a store has already or None, its fingerprint where that had to be made).
+
+    Raises GeomGNNError where the file is not what it was.
+    """
+    for k, entry in enumerate(store.trajectories):
+        if entry["path"] == str(path) and has_stamp(path, entry):
+            return k, None
+    now = fingerprint(path)
+    for k, entry in enumerate(store.trajectories):
+        if has_content(path, entry, now):
+            if entry.get("sampled"):
+                warnings.warn(
+                    f"{store.path} is of an older version, which knows {path.name} by parts of it only: these are as they "
+                    "were. From now on all of it counts.",
+                    UserWarning,
+                    stacklevel=4,
+                )
+            if entry["path"] == str(path) or not Path(entry["path"]).is_file():
+                store.update(k, path=str(path), **now)
+            return k, now
+    for entry in store.trajectories:
+        if entry["path"] == str(path):
+            grown = entry["size"] != now["size"]
+            how = f"had {entry['size']} bytes and has {now['size']} now" if grown else "has other content"
+            raise GeomGNNError(
+                f"The trajectory {path} is not the file any more that {store.path} has the embeddings of: it {how}. If it "
+                "was continued, put what is new into a file of its own; otherwise use another output, or --overwrite."
+            )
+    return None, now
+
+
+def _enter(store, topology, path, settings, shape, matcher):
+    """The number of a trajectory in a store, with room made for it where it is new.
+
+    Raises GeomGNNError where it is there, but has changed, or where it does not have the selected atoms.
+    """
+    path = Path(os.path.abspath(path))
+    if not path.is_file():
+        raise GeomGNNError(f"There is no trajectory {path}. Check the path.")
+    k, now = _entered(store, path)
+    if k is not None:
+        return k
+    with TrajectoryFile(path, topology, settings.allow_truncated) as file:
+        frames = len(range(0, len(file), settings.stride))
+        if frames == 0:
+            raise GeomGNNError(f"The trajectory {path} has no frames. Leave it out.")
+        frame = next(file.blocks(0, 1))
+        try:
+            selected = matcher.rows(frame.topology)
+        except GeomGNNError as error:
+            raise GeomGNNError(f"{path.name}: {error}") from error
+        _check_times(path.name, file.times(), settings)
+    entry = {"name": path.name, "path": str(path), **now, "frames": frames}
+    if file.truncated:
+        entry["truncated"] = True
+    store.add(entry, shape, len(selected), settings.chunk)
+    return len(store) - 1

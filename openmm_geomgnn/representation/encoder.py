@@ -1,0 +1,261 @@
+"""A pre-trained network as a featurizer of atoms."""
+
+import functools
+import hashlib
+import warnings
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from openmm_geomgnn.errors import GeomGNNError
+from torchmdnet_ext import checkpoints, registration
+
+# pairs of atoms embedded in one pass: larger passes were slower on a CPU, whose time goes into mapping fresh memory
+CHUNK_PAIRS = 4000
+# pairs in all frames from which on making compiled kernels ready (half a second) costs less than it saves
+WORTH_COMPILING = 40_000
+
+
+def worth_compiling(frames, n_pairs):
+    """Whether compiled kernels pay for as many frames of `n_pairs` pairs each."""
+    return frames * n_pairs >= WORTH_COMPILING
+
+
+def frames_per_pass(n_pairs):
+    """How many frames with `n_pairs` pairs of atoms each are embedded in one pass."""
+    return max(1, CHUNK_PAIRS // max(1, n_pairs))
+
+
+def shipped_encoders():
+    """Names of the encoders that come with the package."""
+    folder = resources.files("openmm_geomgnn") / "data"
+    names = [Path(entry.name) for entry in folder.iterdir() if entry.name.endswith(".safetensors")]
+    return sorted(name.stem for name in names if name.stem != "conformers")
+
+
+def encoder_file(source):
+    """The path of an encoder's file, from itself or from the name of a shipped encoder.
+
+    Raises
+    ------
+    GeomGNNError
+        If there is no such file or name.
+    """
+    path = Path(source)
+    if not path.suffix and not path.is_file():
+        if str(source) not in shipped_encoders():
+            raise GeomGNNError(
+                f"There is no encoder '{source}'. The package ships {', '.join(shipped_encoders())}; otherwise give "
+                f"the path of a file that ends in {', '.join(checkpoints.READERS)}."
+            )
+        path = Path(str(resources.files("openmm_geomgnn") / "data" / f"{source}.safetensors"))
+    if not path.is_file():
+        raise GeomGNNError(f"There is no encoder file {path}. Check the path, or give the name of a shipped encoder.")
+    return path
+
+
+@functools.cache
+def _warn_not_smooth(path, cutoff):
+    """Warn, once for each file, that a network is not smooth at its cutoff, in angstrom."""
+    warnings.warn(
+        f"{path} was trained without an envelope on its messages: features and forces are not smooth where a pair of "
+        f"atoms crosses {cutoff:g} angstrom. To bias a simulation, load it with Encoder.load(..., smooth_cutoff=True) "
+        "and .save() it so under another name: geom2vec's weights predict noise as well with the envelope as without.",
+        stacklevel=3,
+    )
+
+
+class Encoder(nn.Module):
+    """Per-atom scalars and vectors of conformations, from a pre-trained geometric GNN.
+
+    Use `Encoder.load`; the constructor takes a network that exists already.
+
+    Attributes
+    ----------
+    hidden_channels : int
+        H, the number of scalar and of vector channels.
+    cutoff : float
+        Angstrom.
+    settings : dict
+        Settings of `torchmd-train` that build the network.
+    training_information : dict
+        How it was trained; empty where that is not known.
+    head : nn.Module or None
+        The noise head it was trained with, where its file has one.
+    """
+
+    def __init__(self, network, settings, training=None, name="unnamed", head=None):
+        super().__init__()
+        self.network = network
+        self.head = head
+        self.settings = dict(settings)
+        self.training_information = dict(training or {})
+        self.name = name
+
+    @classmethod
+    def load(cls, source, dtype=torch.float32, smooth_cutoff=None):
+        """Load an encoder.
+
+        Parameters
+        ----------
+        source : str or path
+            The name of a shipped encoder, a `.safetensors` file of ours, a `.ckpt` file of `torchmd-train`, or a `.pth` file
+            of geom2vec, whose architecture follows from its tensors.
+        dtype : torch.dtype
+            Precision of the network, torch.float32 or torch.float64.
+        smooth_cutoff : bool, optional
+            Whether every message is multiplied by a C2 envelope. By default as the network was trained; one that was trained
+            without is not smooth at its cutoff, which is warned about once.
+
+        Raises
+        ------
+        GeomGNNError
+            If there is no such file or name, or the file is not an encoder: every tensor must be there, and fit.
+        """
+        path = encoder_file(source)
+        if smooth_cutoff not in (None, True, False):
+            raise GeomGNNError(f"smooth_cutoff is {smooth_cutoff!r}, but it must be True, False or None.")
+        try:
+            settings, tensors, head, training = checkpoints.read_pretrained(path)
+            if smooth_cutoff is not None:
+                settings = {**settings, "smooth_cutoff": bool(smooth_cutoff)}
+            network = checkpoints.build_network(settings, tensors, str(path))
+            head = None if head is None else checkpoints.build_head(settings, head, str(path))
+        except ValueError as error:
+            raise GeomGNNError(str(error)) from error
+        settings = {name: settings[name] for name in registration.NETWORK_SETTINGS if name in settings}
+        encoder = cls(network, settings, training, path.stem, head).to(dtype)
+        if smooth_cutoff is None and not network.smooth_cutoff:
+            _warn_not_smooth(path, encoder.cutoff)
+        return encoder
+
+    def save(self, path):
+        """Write the encoder to a file, in single precision, with its noise head if it has one.
+
+        Parameters
+        ----------
+        path : str or path
+            `.safetensors` to load it again; `.ckpt` to train it on with `torchmd-train --load-weights`.
+
+        Raises
+        ------
+        GeomGNNError
+            If the name ends in something else, or in `.ckpt` and the encoder has no noise head.
+        """
+        path = Path(path)
+        if path.suffix not in (".safetensors", ".ckpt"):
+            raise GeomGNNError(f"An encoder cannot be saved as {path}: the name must end in .safetensors or .ckpt.")
+        if path.suffix == ".safetensors":
+            checkpoints.write_encoder(path, self.settings, self.network, self.training_information, self.head)
+            return
+        if self.head is None:
+            raise GeomGNNError(
+                f"The encoder {self.name} has no noise head, so it cannot be saved as {path} to train it on. Save it as "
+                ".safetensors, or use the .ckpt file of its training."
+            )
+        checkpoints.write_trainer_checkpoint(path, self.settings, self.network, self.head)
+
+    @property
+    def hidden_channels(self):
+        return self.network.hidden_channels
+
+    @property
+    def cutoff(self):
+        return float(self.network.cutoff_upper)
+
+    @property
+    def dtype(self):
+        return next(self.network.parameters()).dtype
+
+    def content_hash(self):
+        """Hash of all parameters in float32: the same for the same network, whatever file it came from.
+
+        The same parameters with and without an envelope are not the same network.
+        """
+        digest = hashlib.sha256() if self.network.smooth_cutoff else hashlib.sha256(b"smooth_cutoff: false")
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def forward(self, z, pos, batch, pairs=None):
+        """Scalars (N, H) and vectors (N, 3, H) of atoms `z` (N,) at `pos` (N, 3) in angstrom.
+
+        Parameters
+        ----------
+        batch : (N,) int64
+            Graph of each atom, ascending.
+        pairs : (i, j), optional
+            Candidate pairs, made once for a fixed topology.
+        """
+        x, v, *_ = self.network(z, pos, batch, pairs=pairs)
+        return x, v[:, :3]
+
+    def embed(self, z, pos, engine="auto"):
+        """Embed one conformation or many of the same molecule.
+
+        In single precision compiled kernels are used where there are some for the network and the frames are worth it; they
+        agree with the network itself to about 1e-6.
+
+        Parameters
+        ----------
+        z : (N,) array of int
+            Atomic numbers.
+        pos : (N, 3) or (F, N, 3) array
+            Positions in angstrom.
+        engine : {"auto", "eager"}
+            "eager" never uses compiled kernels.
+
+        Returns
+        -------
+        x : (N, H) or (F, N, H) ndarray
+        v : (N, 3, H) or (F, N, 3, H) ndarray
+
+        Raises
+        ------
+        GeomGNNError
+            If the shapes do not fit, positions are not finite, or an element is beyond the network's range.
+        """
+        z = torch.as_tensor(np.asarray(z), dtype=torch.long)
+        pos = torch.as_tensor(np.asarray(pos)).to(self.dtype)
+        single = pos.dim() == 2
+        frames = pos[None] if single else pos
+        if z.dim() != 1 or frames.dim() != 3 or frames.shape[1:] != (z.numel(), 3):
+            raise GeomGNNError(
+                f"z has shape {tuple(z.shape)} and pos {tuple(pos.shape)}; they must be (N,) and (N, 3) or (F, N, 3), "
+                "with pos in angstrom."
+            )
+        check_elements(z, self.network.max_z)
+        if not bool(torch.isfinite(frames).all()):
+            raise GeomGNNError("Some positions are not finite numbers. Remove those frames before embedding.")
+        n, compiled = z.numel(), None
+        if engine != "eager" and self.dtype == torch.float32 and worth_compiling(len(frames), n * (n - 1) // 2):
+            from torchmdnet_ext.compiled import compiled_forward
+
+            compiled = compiled_forward(self.network, z.numpy(), np.triu_indices(n, 1), [n])
+        x, v = self._embed_eagerly(z, frames) if compiled is None else compiled.embed(frames.numpy())
+        return (x[0], v[0]) if single else (x, v)
+
+    def _embed_eagerly(self, z, frames):
+        xs, vs = [], []
+        n = z.numel()
+        with torch.no_grad():
+            for chunk in frames.split(frames_per_pass(n * (n - 1) // 2)):
+                count = chunk.shape[0]
+                batch = torch.arange(count).repeat_interleave(n)
+                x, v = self(z.repeat(count), chunk.reshape(-1, 3), batch)
+                xs.append(x.view(count, n, -1))
+                vs.append(v.view(count, n, 3, -1))
+        return torch.cat(xs).numpy(), torch.cat(vs).numpy()
+
+
+def check_elements(z, max_z):
+    """Raise a GeomGNNError if an atomic number is not one the network has an embedding for."""
+    if z.numel() and not (0 < int(z.min()) and int(z.max()) < max_z):
+        raise GeomGNNError(
+            f"Atomic numbers must lie between 1 and {max_z - 1} for this encoder, but {int(z.min())} to {int(z.max())} "
+            "were given. Leave virtual sites and unknown elements out of the selection."
+        )

@@ -1,0 +1,433 @@
+"""On-the-fly probability enhanced sampling: OPES_METAD and OPES_EXPLORE as pure functions of an immutable state.
+
+Invernizzi & Parrinello, J. Phys. Chem. Lett. 2020, 10.1021/acs.jpclett.0c00497 (METAD) and Invernizzi & Parrinello,
+J. Chem. Theory Comput. 2022, 10.1021/acs.jctc.2c00152 (EXPLORE). The force is the exact gradient of the energy.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.opes.arguments import (
+    box_of,
+    check_values,
+    common_dimension,
+    read_count,
+    read_energies,
+    read_number,
+    read_periods,
+    read_widths,
+)
+from openmm_geomgnn.sampling.opes.kernel_sum import KernelSum, add_kernel, minimum_image, wrap
+from openmm_geomgnn.sampling.opes.state import (
+    OPESState,
+    check_same_settings,
+    checked_arrays,
+    state_arrays,
+    state_from_arrays,
+)
+from openmm_geomgnn.units import BOLTZMANN
+
+__all__ = ["OPES", "OPESState"]
+
+SMALLEST_SIGMA = 1e-6  # below it a measured width means that the CV did not move at all
+# what else the kernels of a state depend on
+_SETTINGS = ("barrier", "biasfactor", "temperature", "explore", "kernel_cutoff", "adaptive")
+
+
+@dataclass(frozen=True)
+class OPES:
+    """OPES_METAD, or OPES_EXPLORE with `explore=True`. Immutable, picklable, knows no engine.
+
+    Parameters
+    ----------
+    barrier : the highest free-energy barrier to cross: kJ/mol, an OpenMM Quantity, or text such as "10 kcal/mol".
+    pace : steps between depositions.
+    temperature : a number in K, an OpenMM Quantity, or text.
+    sigma : initial kernel width in the units of the CV, a number for all components or one per component. When absent
+        it is measured: no bias acts until `observe` has seen `adaptive_stride` steps of every walker. Then the root mean
+        square of what they measured is the sigma0 of all, so that the weight alone sets the mass of a kernel; later
+        kernels are as wide as their own walker's fluctuations.
+    sigma_min : floor of the kernel widths, like sigma.
+    biasfactor : by default barrier/kT. `math.inf` is a flat target: it needs a sigma, and is not for EXPLORE.
+    compression_threshold : kernels closer than this, in units of sigma, are merged; 0 keeps all of them.
+    periods : one entry per component, None or (low, high).
+    adaptive_stride : steps over which sigma is measured, by default 10*pace.
+    kernel_cutoff : where kernels end, in units of sigma; by default where they fall below exp(-barrier/(p*kT))
+        (EXPLORE: exp(-barrier/kT)).
+
+    Attributes also set: p, epsilon, log_epsilon, kT (kJ/mol), adaptive, dimension (None while unknown).
+
+    Raises
+    ------
+    GeomGNNError : a parameter makes no sense; the message names the likely cause. Doubtful ones give a UserWarning.
+    """
+
+    barrier: float
+    pace: int
+    temperature: float = 300.0
+    sigma: float | Sequence[float] | None = None
+    sigma_min: float | Sequence[float] | None = None
+    biasfactor: float | None = None
+    explore: bool = False
+    compression_threshold: float = 1.0
+    periods: Sequence[tuple[float, float] | None] | None = None
+    adaptive_stride: int | None = None
+    kernel_cutoff: float | None = None
+    kT: float = field(init=False, repr=False)
+    p: float = field(init=False, repr=False)
+    epsilon: float = field(init=False, repr=False)
+    log_epsilon: float = field(init=False, repr=False)
+    adaptive: bool = field(init=False, repr=False)
+    dimension: int | None = field(init=False, repr=False)
+
+    def __post_init__(self):
+        def put(name, value):
+            object.__setattr__(self, name, value)
+            return value
+
+        barrier = put("barrier", read_number(self.barrier, "barrier", "kJ/mol"))
+        kT = put("kT", BOLTZMANN * put("temperature", read_number(self.temperature, "temperature", "K")))
+        put("pace", read_count(self.pace, "pace"))
+        put("explore", bool(self.explore))
+        ratio = barrier / kT
+        if ratio > 200:
+            _warn(
+                f"A barrier of {barrier:g} kJ/mol is {ratio:.0f} kT at {self.temperature:g} K, more than sampling "
+                "along a CV can cross: is it in J/mol, or is your barrier too high? Conformational changes need 20 to "
+                "100 kJ/mol."
+            )
+        gamma = put("biasfactor", self._checked_biasfactor(ratio))
+        put("p", gamma - 1.0 if self.explore else 1.0 - 1.0 / gamma)
+        put("epsilon", math.exp(put("log_epsilon", -ratio / self.p)))
+
+        cutoff = self.kernel_cutoff
+        if cutoff is None:
+            cutoff = math.sqrt(2 * ratio if self.explore else 2 * ratio / self.p)
+        put("kernel_cutoff", cutoff := read_number(cutoff, "kernel_cutoff"))
+        if cutoff < 3.5:
+            _warn(
+                f"Kernels are cut off at {cutoff:.3g} sigma, below 3.5, so the truncation shows in the bias: is your "
+                f"barrier ({barrier:g} kJ/mol = {ratio:.3g} kT) too low, or your kernel_cutoff too short?"
+            )
+        threshold = read_number(self.compression_threshold, "compression_threshold", zero=True)
+        put("compression_threshold", threshold)
+        if threshold >= cutoff:
+            raise GeomGNNError(
+                f"compression_threshold is {threshold:g} but must be below kernel_cutoff, {cutoff:.4g} sigma: kernels "
+                "out of each other's reach would be merged. Use a threshold near 1 (0 switches merging off)."
+            )
+
+        put("sigma", read_widths(self.sigma, "sigma"))
+        put("sigma_min", read_widths(self.sigma_min, "sigma_min"))
+        put("periods", read_periods(self.periods))
+        if put("adaptive", self.sigma is None):
+            stride = 10 * self.pace if self.adaptive_stride is None else self.adaptive_stride
+            put("adaptive_stride", read_count(stride, "adaptive_stride"))
+        elif self.adaptive_stride is not None:
+            raise GeomGNNError(
+                f"adaptive_stride = {self.adaptive_stride} has no meaning when sigma ({self.sigma}) is given: leave "
+                "out one of them."
+            )
+        put("dimension", common_dimension(sigma=self.sigma, sigma_min=self.sigma_min, periods=self.periods))
+        if not self.adaptive:
+            self._check_widths()
+
+    def _checked_biasfactor(self, ratio):
+        too_low = (
+            f"A barrier of {self.barrier:g} kJ/mol is only {ratio:.3g} kT at {self.temperature:g} K: is your barrier "
+            "too low, or not in kJ/mol?"
+        )
+        if self.biasfactor is None:
+            if ratio <= 1:
+                raise GeomGNNError(f"The biasfactor, barrier/kT = {ratio:.3g}, must be greater than 1. {too_low}")
+            return ratio
+        gamma = read_number(self.biasfactor, "biasfactor", infinite=True)
+        if gamma <= 1:
+            advice = f"leave it out to use barrier/kT = {ratio:.3g}." if ratio > 1 else f"leave it out. {too_low}"
+            raise GeomGNNError(f"biasfactor is {gamma:g} but must be greater than 1 (1 is unbiased): {advice}")
+        if math.isinf(gamma) and (self.explore or self.sigma is None):
+            raise GeomGNNError(
+                "biasfactor = inf is not possible with explore=True, whose target needs a finite one: leave it out, or "
+                "use explore=False for a flat target."
+                if self.explore
+                else "biasfactor = inf (a flat target) needs a given sigma, because an adaptive one is scaled by the "
+                "biasfactor: give sigma, about the spread of the CV inside a basin, or a finite biasfactor."
+            )
+        if 100 < gamma < math.inf and gamma > 2 * ratio:
+            _warn(
+                f"biasfactor = {gamma:g} is far above barrier/kT = {ratio:.3g}: "
+                + (
+                    "with explore=True it widens every kernel by its square root and makes the weights overflow. Leave "
+                    "it out."
+                    if self.explore
+                    else "the target is flat in all but name. Leave it out, or say biasfactor=inf for a flat target."
+                )
+            )
+        return gamma
+
+    def _check_widths(self):
+        sigma0, sigma_min = self._sigma0(self.dimension or 1)[0], self._floor(self.dimension or 1)
+        if sigma_min is not None and np.any(sigma_min > sigma0):
+            raise GeomGNNError(
+                f"sigma_min ({self.sigma_min}) is above sigma ({self.sigma}), so every kernel would have the width "
+                "sigma_min: lower sigma_min or raise sigma."
+            )
+        for i, (low, high) in enumerate(period or (-math.inf, math.inf) for period in self.periods or ()):
+            if not self.explore and 2 * self.kernel_cutoff * sigma0[i] > high - low:
+                _warn(
+                    f"sigma = {sigma0[i]:g} in component {i} reaches beyond half the period ({low:g}, {high:g}) with a "
+                    f"cutoff of {self.kernel_cutoff:.3g} sigma, so the force jumps opposite each kernel: use a sigma "
+                    f"below {(high - low) / (2 * self.kernel_cutoff):.3g}."
+                )
+
+    def initial_state(self, dimension=None, n_walkers=1):
+        """The state before the first deposition.
+
+        dimension: number of CV components, by default what sigma, sigma_min or periods say, else fixed by the first
+        `observe` or `update`. n_walkers: walkers that share the bias.
+        """
+        if dimension is not None:
+            self._check_dimension(read_count(dimension, "dimension"))
+        walkers = read_count(n_walkers, "n_walkers")
+        state = OPESState.empty(-self.barrier / self.kT, walkers, self.adaptive)
+        dimension = dimension or self.dimension
+        return state if dimension is None else self._with_dimension(state, dimension)
+
+    def observe(self, state, s, walker=0):
+        """Account for one bias step of one walker at s (d,), for the adaptive sigma.
+
+        Returns the new state; with a given sigma, the same state. Raises GeomGNNError when s does not fit or is not
+        finite.
+        """
+        if not self.adaptive:
+            return state
+        if not 0 <= walker < state.n_walkers:
+            raise GeomGNNError(
+                f"There is no walker {walker}: the state has {state.n_walkers}, counted from 0. Make it with "
+                "initial_state(n_walkers=...)."
+            )
+        s = np.atleast_1d(np.asarray(s, dtype=np.float64))
+        state = self._fit(state, s[None], "observe")
+        lows, lengths = self._box
+        a, m, M2 = state.a.copy(), state.m.copy(), state.M2.copy()
+        a[walker] += 1
+        delta = minimum_image(s - m[walker], lengths)
+        mean = m[walker] + delta / min(int(a[walker]), self.adaptive_stride)
+        M2[walker] += delta * minimum_image(s - mean, lengths)
+        m[walker] = wrap(mean, lows, lengths)
+        observed = replace(state, a=a, m=m, M2=M2)
+        object.__setattr__(observed, "_evaluator", state._evaluator)
+        return observed
+
+    def update(self, state, s, other_bias=0.0):
+        """Deposit one kernel per walker: call it every `pace` steps, not at step 0.
+
+        s: (d,), or (n_walkers, d). other_bias: energy in kJ/mol of any other bias acting, a number or (n_walkers,); it
+        enters the weights. All walkers are weighted under the bias of `state`. While an adaptive sigma is still being
+        measured (some walker was observed fewer than `adaptive_stride` times) nothing is deposited or counted, and the
+        state is returned as it is.
+
+        Raises GeomGNNError when s does not fit or is not finite, or when the measured sigma is below 1e-6 and there is
+        no sigma_min.
+        """
+        state, new, sums = self._deposition(state, s, other_bias)
+        if new is None:
+            return state
+        lows, lengths = self._box
+        kernels = state.centres, state.sigmas, state.log_heights
+        for kernel in zip(*new, strict=True):
+            kernels = add_kernel(*kernels, kernel, self.compression_threshold, lows, lengths)
+        centres, sigmas, log_heights = kernels
+        log_norm = math.log(sums["n"]) if self.explore else sums["log_W"]
+        total = KernelSum(centres, sigmas, log_heights - log_norm, self.kernel_cutoff, lengths)
+        Z = float(np.mean(total.density(centres)))
+        return replace(state, centres=centres, sigmas=sigmas, log_heights=log_heights, Z=Z, **sums)
+
+    def deposits(self, state, s, other_bias=0.0):
+        """The kernels that `update` adds, for a record of them: afterwards they may have been merged.
+
+        Arguments and errors are those of `update`. Returns centres (W, d), sigmas (W, d) and heights (W,), of which there
+        are none while an adaptive sigma is still being measured. Heights beyond a double are inf.
+        """
+        state, new, _ = self._deposition(state, s, other_bias)
+        if new is None:
+            return np.zeros((0, state.dimension)), np.zeros((0, state.dimension)), np.zeros(0)
+        centres, sigmas, log_heights = new
+        with np.errstate(over="ignore"):
+            return centres.copy(), sigmas.copy(), np.exp(log_heights)
+
+    def _deposition(self, state, s, other_bias):
+        """(state, kernels, sums) of an update.
+
+        state: with its dimension fixed by s. kernels: centres (W, d), sigmas (W, d) and log_heights (W,) of the new ones,
+        None while sigma is being measured. sums: new values of other fields of the state, a dict.
+        """
+        s = np.atleast_1d(np.asarray(s, dtype=np.float64))
+        s = s[None] if s.ndim == 1 else s
+        state = self._fit(state, s, "update")
+        n_walkers, d = s.shape
+        if self.adaptive and n_walkers != state.n_walkers:
+            raise GeomGNNError(
+                f"update got CV values of {n_walkers} walkers but the state measures sigma for {state.n_walkers}: give "
+                "one row per walker, and make the state with initial_state(n_walkers=...)."
+            )
+        if self.adaptive and state.a.min() < self.adaptive_stride:
+            return state, None, {}
+
+        log_w = (self._evaluate(state, s)[0] + read_energies(other_bias, n_walkers)) / self.kT
+        n = state.n + n_walkers
+        log_W = float(np.logaddexp(state.log_W, np.logaddexp.reduce(log_w)))
+        log_W2 = float(np.logaddexp(state.log_W2, np.logaddexp.reduce(2 * log_w)))
+
+        sigma0, widths, M2 = self._current_widths(state)
+        size = n if self.explore else _effective_size(log_W, log_W2)
+        sigmas = widths * (size * (d + 2) / 4) ** (-1 / (d + 4))
+        if self.sigma_min is not None:
+            sigmas = np.maximum(sigmas, self._floor(d))
+        sigmas = np.broadcast_to(sigmas, s.shape)
+        log_heights = np.log(sigma0 / sigmas).sum(axis=1) + (0.0 if self.explore else log_w)
+        sums = {"log_W": log_W, "log_W2": log_W2, "n": n, "sigma0": sigma0, "M2": M2}
+        return state, (wrap(s, *self._box), sigmas, log_heights), sums
+
+    def bias(self, state, s):
+        """The bias energy and its exact gradient at s, from the kernels in `state`.
+
+        s: (d,) -> V in kJ/mol (float) and dV/ds (d,); or (F, d) -> V (F,) and dV/ds (F, d). Where nothing was deposited
+        V is -barrier, without a force. Values of s that are not finite are not refused here: they give NaN.
+        """
+        s = np.asarray(s, dtype=np.float64)
+        if s.ndim == 2:
+            return self._evaluate(state, s)
+        s = s.reshape(-1)
+        kernels = self._kernels(state, len(s))
+        if kernels is None:
+            return -self.barrier, np.zeros(len(s))
+        return kernels.log_density_at(s, self.log_epsilon, self.p * self.kT)
+
+    def diagnostics(self, state):
+        """rct: c(t) = kT*ln(W/n) in kJ/mol; zed: Z; neff: (1 + W)^2/(1 + W2); nker: number of kernels."""
+        return {
+            "rct": self.kT * (state.log_W - math.log(state.n)),
+            "zed": state.Z,
+            "neff": _effective_size(state.log_W, state.log_W2),
+            "nker": len(state.centres),
+        }
+
+    def to_arrays(self, state):
+        """The state and the settings it depends on, as a dict of float64 and int64 ndarrays, for a checkpoint."""
+        return state_arrays(state) | self._settings(state.dimension)
+
+    def from_arrays(self, arrays):
+        """The state that `to_arrays` wrote, bit for bit.
+
+        Raises GeomGNNError when arrays are missing, misshapen or not finite, or were written with other settings.
+        """
+        values = checked_arrays(arrays, extra=("settings", "periods"))
+        d = values["centres"].shape[-1] if values["centres"].ndim == 2 else 0
+        check_same_settings(arrays, self._settings(self._check_dimension(d or None)), _SETTINGS)
+        state = state_from_arrays(values, self.adaptive)
+        if not self.adaptive and d:
+            check_same_settings({"sigma": state.sigma0}, {"sigma": self._sigma0(d)}, _SETTINGS)
+        return state
+
+    def _evaluate(self, state, s):
+        """As `bias`, at s (F, d)."""
+        kernels = self._kernels(state, s.shape[1])
+        if kernels is None:
+            return np.full(len(s), -self.barrier), np.zeros(s.shape)
+        log_density, gradient = kernels.log_density(s, self.log_epsilon)
+        return self.p * self.kT * log_density, self.p * self.kT * gradient
+
+    def _kernels(self, state, dimension):
+        """The normalised KernelSum of a state, None if it has no kernels yet; `dimension` is that of the values of s."""
+        if dimension != (state.dimension or dimension):
+            raise GeomGNNError(f"The CV value has {dimension} components, but the bias has {state.dimension}.")
+        if not len(state.centres):
+            return None
+        cached = state._evaluator
+        if cached is None or cached[0] is not self:
+            log_norm = (math.log(state.n) if self.explore else state.log_W) + math.log(state.Z)
+            heights = state.log_heights - log_norm
+            cached = self, KernelSum(state.centres, state.sigmas, heights, self.kernel_cutoff, self._box[1])
+            object.__setattr__(state, "_evaluator", cached)
+        return cached[1]
+
+    def _fit(self, state, s, caller):
+        """Check CV values (F, d), and let them fix the dimension of a state that has none yet."""
+        check_values(s, caller)
+        d = s.shape[1]
+        if state.dimension is None:
+            return self._with_dimension(state, self._check_dimension(d))
+        if d != state.dimension:
+            raise GeomGNNError(f"{caller} got a CV value with {d} components, but the bias has {state.dimension}.")
+        return state
+
+    def _check_dimension(self, d):
+        if d is not None and self.dimension not in (None, d):
+            raise GeomGNNError(
+                f"The CV has {d} components, but sigma, sigma_min or periods were given for {self.dimension}: give one "
+                "entry per component."
+            )
+        return d
+
+    def _with_dimension(self, state, d):
+        empty, zeros = np.zeros((0, d)), np.zeros((state.n_walkers, d))
+        sigma0 = empty if self.adaptive else self._sigma0(d)
+        return replace(state, centres=empty, sigmas=empty, sigma0=sigma0, m=zeros, M2=zeros)
+
+    def _sigma0(self, d):
+        """The given sigma as (1, d); wider for EXPLORE, whose target is."""
+        return np.full((1, d), self.sigma) * (math.sqrt(self.biasfactor) if self.explore else 1.0)
+
+    def _floor(self, d):
+        return None if self.sigma_min is None else np.full(d, self.sigma_min)
+
+    def _current_widths(self, state):
+        """(sigma0 (1, d), widths before the bandwidth factor, M2); the widths are (1, d), or (n_walkers, d) once each
+        walker measures its own.
+
+        sigma0 is shared, the root mean square over the walkers of what they measured first: the mass of a kernel,
+        h*prod(sigma) = w*prod(sigma0), is then set by its weight alone, whichever walker deposits it.
+        """
+        if not self.adaptive:
+            return state.sigma0, state.sigma0, state.M2
+        first = not len(state.sigma0)
+        # the first measurement is unbiased: M2 is scaled to what the biased dynamics would have shown
+        M2 = self.biasfactor * state.M2 if first else state.M2
+        widths = np.sqrt(M2 / (state.a[:, None] * (1.0 if self.explore else self.biasfactor)))
+        if self.sigma_min is not None:
+            widths = np.maximum(widths, self._floor(widths.shape[1])) if first else widths
+        elif widths.min() < SMALLEST_SIGMA:
+            walker, component = np.unravel_index(widths.argmin(), widths.shape)
+            raise GeomGNNError(
+                f"The adaptive sigma of component {component}, walker {walker} is {widths.min():.3g}, below "
+                f"{SMALLEST_SIGMA:g}: the CV hardly moved in {state.a[walker]} steps. Is it constant, or is the "
+                "adaptive_stride too short? Give sigma, or a floor with sigma_min."
+            )
+        if not first:
+            return state.sigma0, widths, M2
+        sigma0 = np.sqrt(np.square(widths).mean(axis=0, keepdims=True))
+        return sigma0, sigma0, M2
+
+    @property
+    def _box(self):
+        return box_of(self.periods)
+
+    def _settings(self, d):
+        lows, lengths = self._box
+        periods = np.zeros((d or 0, 2)) if lows is None else np.stack([lows, lows + lengths], axis=1)
+        return {"settings": np.array([float(getattr(self, name)) for name in _SETTINGS]), "periods": periods}
+
+
+def _effective_size(log_W, log_W2):
+    return math.exp(2 * np.logaddexp(0.0, log_W) - np.logaddexp(0.0, log_W2))
+
+
+def _warn(message):
+    # up through __post_init__ and the generated __init__ to the line that made the OPES
+    warnings.warn(message, UserWarning, stacklevel=4)
