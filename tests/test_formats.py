@@ -17,8 +17,8 @@ import torch
 from openmm_geomgnn import Encoder, GeomGNNCV
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling import OPES
 from openmm_geomgnn.sampling.checkpoint import load_checkpoint
-from openmm_geomgnn.sampling.opes import OPES
 from openmm_geomgnn.store import Embeddings
 from torchmdnet_ext.checkpoints import read_denoiser
 from torchmdnet_ext.datasets.conformers import Conformers
@@ -139,7 +139,7 @@ def test_old_files_give_what_they_gave(kind, path, make):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CHECKS)
 def test_a_file_of_each_version_is_kept(kind, make, tmp_path):
-    """Also of the one that is written now: whoever raises the version of a format adds a file, see README.md there."""
+    """So is one of the version that is written now: whoever raises the version of a format adds files of it."""
     make.MAKERS[kind](tmp_path)
     written, kept = ({make.version(path) for path in contents(folder)} for folder in (tmp_path, FORMATS / kind))
     assert kept == set(range(1, max(written) + 1)), f"{FORMATS / 'README.md'} says how to add files of a version"
@@ -160,7 +160,7 @@ def test_an_old_cv_is_saved_in_the_current_version(path, make, tmp_path):
 @pytest.mark.parametrize("name", ["1-run", "2-without-checksum"])
 def test_an_old_run_goes_on(name, tmp_path):
     if openmm.version.short_version != values_of(FORMATS / "run" / f"{name}.json")["openmm"]:
-        pytest.skip("OpenMM reads checkpoints of its own version only")
+        pytest.skip("OpenMM reads only checkpoints that the same version of it wrote")
     folder = shutil.copytree(FORMATS / "run" / name, tmp_path / "run")
     before = (folder / "COLVAR").read_bytes()
     done = phi_runs.run(folder, 2.5)
@@ -169,7 +169,8 @@ def test_an_old_run_goes_on(name, tmp_path):
     assert (folder / "COLVAR").stat().st_size > len(before)
 
 
-def test_a_run_with_the_integrator_of_before_is_refused(tmp_path):
+def test_a_run_with_another_integrator_is_refused(tmp_path):
+    """OpenMM's MTSLangevinIntegrator, which the first runs with multiple time steps had."""
     folder = shutil.copytree(FORMATS / "run" / "1-other-integrator", tmp_path / "run")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(GeomGNNError, match="belongs to a run with another .*start a new run in another folder"):

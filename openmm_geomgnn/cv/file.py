@@ -14,7 +14,8 @@ from torchmdnet_ext.tensor_files import CHECKSUM, DamagedFile, is_as_written, re
 FORMAT = "openmm-geomgnn collective variable"
 VERSION = 5
 RADIUS_BEFORE_2 = 0.45  # nm; that of all windows by space then
-LAST_WITHOUT_CHECKSUM = 4  # version, of which only the first files have none; in later ones nothing can change unseen
+# of version 4 only the first files have none; in files of later versions nothing can change unseen, training included
+LAST_WITHOUT_CHECKSUM = 4
 # what stands in the file of every kind, and of which type it is; each kind has more, see `check_fields`
 FIELDS = {"kind": str, "selection": (str, type(None)), "lag_time_ps": Real, "molecule": list, "training": dict}
 # figures of the training information that others compute with: a number, or one for each component, None where there is none

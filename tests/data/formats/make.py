@@ -19,12 +19,12 @@ from safetensors import safe_open
 from openmm_geomgnn import Encoder, GeomGNNCV
 from openmm_geomgnn.conformers.build import Build, LabelledSource, build
 from openmm_geomgnn.conformers.sources import SOURCES
-from openmm_geomgnn.distillation import DistillSettings, distill
-from openmm_geomgnn.embedding import EmbedSettings, embed_trajectories
-from openmm_geomgnn.fitting import FitSettings, fit_cv
+from openmm_geomgnn.cv import FitSettings, distill, fit_cv
+from openmm_geomgnn.cv.distillation import DistillSettings
+from openmm_geomgnn.representation.embed_trajectories import EmbedSettings, embed_trajectories
+from openmm_geomgnn.sampling import OPES
 from openmm_geomgnn.sampling.checkpoint import NAME as CHECKPOINT
 from openmm_geomgnn.sampling.checkpoint import load_checkpoint
-from openmm_geomgnn.sampling.opes import OPES
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.systems import SystemSettings
 from openmm_geomgnn.sampling.walker import WalkerSpec
