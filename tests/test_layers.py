@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # from the bottom to the top: a room imports from the rooms above its line, not from the others of its line
 ROOMS = (
     "torchmdnet_ext",
-    "errors units files locks processes unfinished _lazy",
+    "errors units files locks processes unfinished pickling _lazy",
     "representation koopman",
     "cv",
     "force",
@@ -35,7 +35,7 @@ WRITERS = {"save", "savetxt", "savez", "savez_compressed", "tofile", "write_byte
 PURE = {
     "openmm_geomgnn/koopman": ("openmm_geomgnn.errors",),
     "openmm_geomgnn/cv/mixers": ("openmm_geomgnn.errors", "openmm_geomgnn.units"),
-    "openmm_geomgnn/sampling/opes": ("openmm_geomgnn.errors", "openmm_geomgnn.units"),
+    "openmm_geomgnn/sampling/opes": ("openmm_geomgnn.errors", "openmm_geomgnn.units", "openmm_geomgnn.pickling"),
 }
 
 

@@ -7,6 +7,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 CHECKSUM = "checksum"  # in a header: of everything else in the file
+# what reading a damaged file raises; a dtype that this torch or numpy lacks is an AttributeError, KeyError or TypeError
+_DAMAGE = (SafetensorError, OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError)
 
 
 class DamagedFile(ValueError):
@@ -38,8 +40,25 @@ def read_tensor_file(path, name, framework="pt"):
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except FileNotFoundError:
         raise
-    # types that this version of torch or numpy lacks are an AttributeError, KeyError or TypeError
-    except (SafetensorError, OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+    except _DAMAGE as error:
+        raise DamagedFile(f"{error or type(error).__name__}") from error
+    return header if isinstance(header, dict) else None, tensors
+
+
+def read_tensor_bytes(data, name):
+    """(header, tensors) of the content of a safetensors file, as `read_tensor_file` reads it from the file.
+
+    Raises
+    ------
+    DamagedFile
+    """
+    from safetensors.torch import load
+
+    try:
+        tensors = load(data)
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(name, "null"))
+    except _DAMAGE as error:
         raise DamagedFile(f"{error or type(error).__name__}") from error
     return header if isinstance(header, dict) else None, tensors
 

@@ -4,12 +4,20 @@ import hashlib
 import json
 from numbers import Real
 
+from safetensors.torch import save as save_bytes
 from safetensors.torch import save_file
 from torch import nn
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
-from torchmdnet_ext.tensor_files import CHECKSUM, DamagedFile, is_as_written, read_tensor_file, with_checksum
+from torchmdnet_ext.tensor_files import (
+    CHECKSUM,
+    DamagedFile,
+    is_as_written,
+    read_tensor_bytes,
+    read_tensor_file,
+    with_checksum,
+)
 
 FORMAT = "openmm-geomgnn collective variable"
 VERSION = 5
@@ -71,10 +79,19 @@ class SavedCV(nn.Module):
 
     def save(self, path):
         """Write everything to one safetensors file; it appears under its name only when it is complete."""
+        tensors, header = self._file_content()
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, metadata=header)
+
+    def to_bytes(self):
+        """The content of the file that `save` writes; `CollectiveVariable.from_bytes` reads it back."""
+        tensors, header = self._file_content()
+        return save_bytes(tensors, metadata=header)
+
+    def _file_content(self):
         tensors, metadata = self._content()
         metadata["content_hash"] = content_hash(tensors, metadata)
-        with atomic_write(path) as temporary:
-            save_file(tensors, temporary, metadata={"cv": json.dumps(with_checksum(metadata, tensors))})
+        return tensors, {"cv": json.dumps(with_checksum(metadata, tensors))}
 
     def _content(self):
         tensors = {name: tensor.detach().contiguous() for name, tensor in self._tensors().items()}
@@ -104,8 +121,24 @@ def read(path):
     GeomGNNError
         If the file is missing, truncated, changed, of another kind or of a version this one cannot read.
     """
+    return _checked(path, lambda: read_tensor_file(path, "cv"))
+
+
+def read_bytes(data, label):
+    """(metadata, tensors) of what `SavedCV.to_bytes` returned; `label` says in messages where it comes from.
+
+    Raises
+    ------
+    GeomGNNError
+        As `read` does.
+    """
+    return _checked(label, lambda: read_tensor_bytes(data, "cv"))
+
+
+def _checked(path, read_content):
+    """(metadata, tensors) in the present version of the format, checked for damage."""
     try:
-        metadata, tensors = read_tensor_file(path, "cv")
+        metadata, tensors = read_content()
     except FileNotFoundError as error:
         raise GeomGNNError(
             f"There is no collective variable file {path}. Check the path, or make it with `geomgnn fit`."

@@ -129,13 +129,18 @@ class CollectiveVariable(cv_file.SavedCV):
         GeomGNNError
             If the file is missing, truncated, changed, of another kind or of a version this one cannot read.
         """
-        metadata, tensors = cv_file.read(path)
-        if metadata["kind"] not in KINDS:
-            raise GeomGNNError(
-                f"{path} holds a collective variable of the kind '{metadata['kind']}', and this code knows "
-                f"{', '.join(KINDS)}. Update openmm-geomgnn."
-            )
-        return KINDS[metadata["kind"]].from_file(path, metadata, tensors)
+        return _of_its_kind(path, *cv_file.read(path))
+
+    @staticmethod
+    def from_bytes(data, label="The data"):
+        """The CV whose `to_bytes` returned `data`, as `load` reads it from a file; `label` stands for the path in messages.
+
+        Raises
+        ------
+        GeomGNNError
+            If the data are truncated, changed, of another kind or of a version this one cannot read.
+        """
+        return _of_its_kind(label, *cv_file.read_bytes(data, label))
 
     @classmethod
     def from_file(cls, path, metadata, tensors):
@@ -176,6 +181,16 @@ class CollectiveVariable(cv_file.SavedCV):
 
 
 KINDS = {"network": CollectiveVariable, "student": StudentCV}
+
+
+def _of_its_kind(path, metadata, tensors):
+    """The CollectiveVariable or StudentCV that a file holds."""
+    if metadata["kind"] not in KINDS:
+        raise GeomGNNError(
+            f"{path} holds a collective variable of the kind '{metadata['kind']}', and this code knows "
+            f"{', '.join(KINDS)}. Update openmm-geomgnn."
+        )
+    return KINDS[metadata["kind"]].from_file(path, metadata, tensors)
 
 
 class BoundCV(Bound):

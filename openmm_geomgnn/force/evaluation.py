@@ -12,9 +12,11 @@ from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import sha256
 from openmm_geomgnn.force.failures import atom_names, save_frames
+from openmm_geomgnn.pickling import pickled_as
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 
+@pickled_as("evaluation")
 class Evaluation:
     """Energy and forces of a component of the CV, or of a bias on all components.
 
@@ -201,11 +203,12 @@ def _bad_rows(rows):
     return np.flatnonzero(~np.isfinite(rows).all(axis=1))
 
 
+@pickled_as("source")
 class Source:
     """Where a bound CV comes from, so that a serialised force can be made again.
 
-    Of the system it keeps the selected atoms only (`periodic.SelectedMolecule`), not the water around them, and of a CV that
-    has a file its path and hash.
+    It keeps the selected atoms of the system (`periodic.SelectedMolecule`), not the water around them. A CV that was given
+    as a file is pickled as its path and hash, any other as the bytes of its file.
     """
 
     def __init__(self, path, cv, molecule, precision, engine, device=None):
@@ -217,13 +220,32 @@ class Source:
         self.engine = engine
         self.device = device
 
+    def __getstate__(self):
+        path, cv = self.path, self.cv
+        if not isinstance(cv, bytes | None):
+            cv = cv.to_bytes()
+        return {**self.__dict__, "path": None if path is None else str(path), "cv": cv}
+
+    def __setstate__(self, saved):
+        self.__dict__.update(saved)
+        self.path = None if self.path is None else Path(self.path)
+
     def bind(self):
+        """The CV on the atoms of its molecule.
+
+        Raises
+        ------
+        GeomGNNError
+            If the CV's file is missing, has changed since the force was made, or cannot be read.
+        """
         cv = self.cv
-        if cv is None:
+        if isinstance(cv, bytes):
+            cv = CollectiveVariable.from_bytes(cv, "The collective variable in this force")
+        elif cv is None:
             cv = CollectiveVariable.load(self.path)
             if sha256(self.path) != self.hash:
                 raise GeomGNNError(
-                    f"{self.path} is not the file this force was made with: it was written anew since. Put the old file "
+                    f"{self.path} is not the file this force was made with: it has been overwritten since. Put the old file "
                     "back, or make the force again with GeomGNNCV."
                 )
         return cv.bind(self.molecule, self.precision, self.engine, self.device)

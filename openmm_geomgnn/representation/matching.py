@@ -6,11 +6,13 @@ from collections import Counter
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.pickling import pickled_as
 from openmm_geomgnn.representation.selection import same_residue
 
 _ADVICE = "Give trajectories of the system that the topology describes, with its names of atoms."
 
 
+@pickled_as("atom matcher")
 class AtomMatcher:
     """Finds selected atoms in the topologies that trajectories bring along.
 
@@ -36,7 +38,7 @@ class AtomMatcher:
         bonds = _bonds_within(topology, selected)
         # number among these residues -> its selected atoms
         self._parts = {
-            number: _Part(residue, selected[residue.index], bonds[residue.index])
+            number: MatchedResidue(residue, selected[residue.index], bonds[residue.index])
             for number, residue in enumerate(residues)
             if residue.index in selected
         }
@@ -86,7 +88,8 @@ class AtomMatcher:
         return [(part, residues[number]) for number, part in self._parts.items()]
 
 
-class _Part:
+@pickled_as("matched residue")
+class MatchedResidue:
     """The selected atoms of a residue, by their places in it."""
 
     def __init__(self, residue, selected, bonds):

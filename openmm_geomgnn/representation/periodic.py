@@ -8,12 +8,14 @@ import numpy as np
 import torch
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.pickling import pickled_as
 from openmm_geomgnn.representation.matching import AtomMatcher
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 _SHIFTS = np.array(sorted(itertools.product((-1.0, 0.0, 1.0), repeat=3), key=np.linalg.norm))  # none first
 
 
+@pickled_as("molecule unwrapper")
 class MoleculeUnwrapper:
     """Moves atoms by whole box vectors so that bonded atoms are neighbours in space.
 
@@ -120,6 +122,7 @@ def minimum_image(delta, box):
     return delta
 
 
+@pickled_as("molecule")
 class SelectedMolecule:
     """The selected atoms of a system: how they hang together, and their positions from whatever users hold them in.
 

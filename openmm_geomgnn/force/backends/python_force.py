@@ -2,7 +2,10 @@
 
 import openmm
 
+from openmm_geomgnn.pickling import pickled_as
 
+
+@pickled_as("PythonForce callback")
 class Callback:
     """What `openmm.PythonForce` calls and pickles: an `Evaluation`, at the positions of a State."""
 

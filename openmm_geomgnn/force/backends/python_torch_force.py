@@ -11,6 +11,7 @@ import torch
 
 from openmm_geomgnn.force.backends import openmm_torch
 from openmm_geomgnn.force.backends.periodic_torch import IMAGES, ancestors, lattice_shifts
+from openmm_geomgnn.pickling import pickled_as
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 
@@ -27,6 +28,7 @@ def make_force(evaluation):
     return force
 
 
+@pickled_as("PythonTorchForce callback")
 class Callback:
     """What `PythonTorchForce` calls and pickles: an `Evaluation`, at positions (n, 3) in nm that come as a tensor."""
 

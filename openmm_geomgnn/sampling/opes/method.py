@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.pickling import pickled_as
 from openmm_geomgnn.sampling.opes.arguments import (
     box_of,
     check_values,
@@ -39,6 +40,7 @@ SMALLEST_SIGMA = 1e-6  # below it a measured width means that the CV did not mov
 _SETTINGS = ("barrier", "biasfactor", "temperature", "explore", "kernel_cutoff", "adaptive")
 
 
+@pickled_as("OPES")
 @dataclass(frozen=True)
 class OPES:
     """OPES_METAD, or OPES_EXPLORE with `explore=True`. Immutable, picklable, knows no engine.
