@@ -13,6 +13,8 @@ from openmm_geomgnn.errors import GeomGNNError
 # alanine dipeptide's two basins along phi, in radians: C5/C7eq (left) and C7ax (right)
 PHI_CORE_A = (-2.8, -0.5)
 PHI_CORE_B = (0.3, 2.0)
+# the barriers around C7ax
+PHI_DIVIDING = (0.0, 2.2)
 
 
 def core_states(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):

@@ -10,20 +10,12 @@ _GREEK = {"phi": "φ", "psi": "ψ", "omega": "ω", "chi": "χ"}
 def standard_figures(analysis):
     """Pictures of a biased run: a list of (title, caption, Figure). What the run has no data for is left out."""
     figures = []
-    times = [walker["time"] for walker in analysis.walkers]
-    if analysis.crossing_variable != "none":
-        figures.append(_crossings(analysis, times))
-    for name, profile in analysis.cv_profiles.items():
-        figures.append(
-            (
-                f"Free energy along {name}",
-                "The lower, the more probable without bias. The band is one standard error from a block bootstrap; "
-                "where the line is dotted, a value was visited in one stretch only and its error is not known. A wide "
-                "band means that the run was too short to tell." + _states_caption(analysis, name),
-                plots.free_energy_profile(profile, f"{name} (no unit)", **_states(analysis, name)),
-            )
-        )
-    figures += _torsions(analysis)
+    walkers, times = analysis.run.walkers, analysis.run.row_times
+    if analysis.crossing is not None:
+        figures.append(_crossings(analysis))
+    figures += [_profile(analysis, variable) for variable in analysis.variables.values()]
+    for pair in analysis.maps:
+        figures += _map(analysis, pair)
     if analysis.running_delta_F is not None and np.isfinite(analysis.running_delta_F[:, 1]).any():
         figures.append(
             (
@@ -33,18 +25,17 @@ def standard_figures(analysis):
                 plots.delta_F_convergence(analysis.running_delta_F, analysis.discarded),
             )
         )
-    for name in analysis.cv_fields:
-        values = [walker[name] for walker in analysis.walkers]
-        if analysis.crossing_variable != name:
+    for variable in analysis.variables.values():
+        if variable.biased and variable is not analysis.crossing:
             figures.append(
                 (
-                    f"{name} over time",
+                    f"{variable.name} over time",
                     "A useful bias drives the variable back and forth over its whole range, again and again.",
-                    plots.trajectories([("biased", times, values)], name),
+                    plots.trajectories([("biased", times, variable.values)], variable.name),
                 )
             )
-    if "temperature" in analysis.walkers[0]:
-        temperatures = [walker["temperature"] for walker in analysis.walkers]
+    if "temperature" in walkers[0]:
+        temperatures = [walker["temperature"] for walker in walkers]
         figures.append(
             (
                 "Temperature",
@@ -52,10 +43,10 @@ def standard_figures(analysis):
                 "to stay at the target. A mean that rises, or many dots above the hot line, tells that the bias pumps "
                 "heat into the molecule, and then crossings mean nothing. `geomgnn run` stops when the mean of the last 20 "
                 "ps, or of a longer time up to 10 ns, is above the target by more than 2 % and what chance explains.",
-                plots.temperature_trajectory(times, temperatures, analysis.temperature, analysis.hot_threshold),
+                plots.temperature_trajectory(times, temperatures, analysis.run.temperature, analysis.run.hot_threshold),
             )
         )
-    panels = _bias_panels(analysis.walkers)
+    panels = _bias_panels(walkers)
     if panels:
         figures.append(
             (
@@ -71,87 +62,100 @@ def standard_figures(analysis):
 
 def standard_tables(analysis):
     """Tables of a biased run: a list of (title, rows), the first row being the head."""
-    spans = [f"{name}: least … most" for name in analysis.cv_fields]
-    rows = [["walker", "simulated (ps)", "mean temperature (K)", *spans]]
-    for number, walker in enumerate(analysis.walkers):
+    fields = analysis.run.cv_fields
+    rows = [["walker", "simulated (ps)", "mean temperature (K)", *(f"{name}: least … most" for name in fields)]]
+    for number, walker in enumerate(analysis.run.walkers):
         temperature = f"{walker['temperature'].mean():.1f}" if "temperature" in walker else "not recorded"
-        spans = [f"{walker[name].min():.3f} … {walker[name].max():.3f}" for name in analysis.cv_fields]
+        spans = [f"{walker[name].min():.3f} … {walker[name].max():.3f}" for name in fields]
         rows.append([str(number), f"{walker['time'][-1]:.1f}", temperature, *spans])
     return [("Walkers", rows), *_states_table(analysis)]
 
 
 def _states_table(analysis):
     """What ΔF = F(B) − F(A) is between."""
-    states, variable = analysis.states, analysis.crossing_variable
-    if states is None:
+    states, variable = analysis.states, analysis.crossing
+    if variable is None:
         return []
-    unit = " (degrees)" if variable in analysis.torsions else ""
-    rows = [["state", f"core along {symbol(variable)}{unit}", f"the whole state{unit}"]]
+    unit = " (degrees)" if variable.is_angle else ""
+    rows = [["state", f"core along {symbol(variable.name)}{unit}", f"the whole state{unit}"]]
     for letter, *intervals in zip("AB", (states.core_a, states.core_b), states.intervals, strict=True):
-        rows.append([letter, *(_interval(interval, variable in analysis.torsions) for interval in intervals)])
+        rows.append([letter, *(_interval(interval, variable) for interval in intervals)])
     return [("States: ΔF = F(B) − F(A)", rows)]
 
 
-def _interval(interval, is_torsion):
-    low, high = np.degrees(interval) if is_torsion else interval
+def _interval(interval, variable):
+    low, high = np.degrees(interval) if variable.is_angle else interval
     if np.isinf(low):
         return f"below {high:.4g}"
     if np.isinf(high):
         return f"above {low:.4g}"
-    digits = ".1f" if is_torsion else ".4g"
+    digits = ".1f" if variable.is_angle else ".4g"
     return f"{low:{digits}} to {high:{digits}}" + (", across 180" if low > high else "")
 
 
-def _crossings(analysis, times):
-    variable = analysis.crossing_variable
-    is_torsion = variable in analysis.torsions
-    if is_torsion:
-        columns = [("biased", analysis.frame_times, analysis.torsions[variable])]
-    else:
-        columns = [("biased", times, [walker[variable] for walker in analysis.walkers])]
-    if analysis.unbiased is not None:
-        steps = [np.arange(1, len(run) + 1) * analysis.unbiased_frame_time for run in analysis.unbiased]
-        columns.append(("unbiased", steps, analysis.unbiased))
-    name, states = symbol(variable), analysis.states
+def _crossings(analysis):
+    variable, states, run = analysis.crossing, analysis.states, analysis.run
+    columns = [("biased", run.row_times if variable.biased else run.frame_times, variable.values)]
+    if variable.unbiased is not None:
+        steps = [np.arange(1, len(values) + 1) * run.unbiased_frame_time for values in variable.unbiased]
+        columns.append(("unbiased", steps, variable.unbiased))
+    name, cores = symbol(variable.name), (states.core_a, states.core_b)
     return (
         f"{name} over time, with and without bias" if len(columns) > 1 else f"{name} over time",
         "The shaded stripes are the two cores, A and B. A crossing is counted when a walker that was in one arrives in the "
         "other; turning back half-way does not count. Each panel is one walker.",
-        plots.trajectories(columns, _axis(variable, is_torsion), degrees=is_torsion, cores=(states.core_a, states.core_b)),
+        plots.trajectories(columns, _axis(variable), degrees=variable.is_angle, cores=cores),
     )
 
 
-def _torsions(analysis):
-    figures = []
-    for name, profile in analysis.torsion_profiles.items():
-        caption = "Reweighted to the unbiased ensemble, with one standard error. A test of the learned variable: {} itself "
-        figures.append(
-            (
-                f"Free energy along {symbol(name)}",
-                caption.format(symbol(name)) + "was not biased." + _states_caption(analysis, name),
-                plots.free_energy_profile(profile, _axis(name, True), degrees=True, **_states(analysis, name)),
-            )
+def _profile(analysis, variable):
+    name = symbol(variable.name)
+    if variable.biased:
+        caption = (
+            "The lower, the more probable without bias. The band is one standard error from a block bootstrap; "
+            "where the line is dotted, a value was visited in one stretch only and its error is not known. A wide "
+            "band means that the run was too short to tell."
         )
-    if analysis.phi_psi_map is None:
-        return figures
-    figures.append(
-        (
-            "Free energy over φ and ψ",
-            "The Ramachandran map of the unbiased ensemble, lightly smoothed for the eye. White: never visited.",
-            plots.free_energy_map(analysis.phi_psi_map, "φ (degrees)", "ψ (degrees)", degrees=True),
+    else:
+        caption = (
+            "Reweighted to the unbiased ensemble, with one standard error. A test of the learned variable: "
+            f"{name} itself was not biased."
         )
+    drawn = {}
+    if variable is analysis.crossing:
+        states = analysis.states
+        drawn = {"cores": (states.core_a, states.core_b), "dividing": states.dividing}
+        lines = "The dashed lines part" if len(states.dividing) > 1 else "The dashed line parts"
+        caption += f" Shaded: the cores A and B. {lines} the states that ΔF is between."
+    profile = analysis.profiles[variable.name]
+    figure = plots.free_energy_profile(profile, _axis(variable), degrees=variable.is_angle, **drawn)
+    return f"Free energy along {name}", caption, figure
+
+
+def _map(analysis, pair):
+    """F over two variables, and over two angles the mean of every component of the CV."""
+    x, y = (analysis.variables[name] for name in pair)
+    ramachandran = pair == ("phi", "psi")
+    names = f"{symbol(x.name)} and {symbol(y.name)}"
+    which = "Ramachandran map" if ramachandran else "map"
+    yield (
+        f"Free energy over {names}",
+        f"The {which} of the unbiased ensemble, lightly smoothed for the eye. White: never visited.",
+        plots.free_energy_map(analysis.maps[pair], _axis(x), _axis(y), degrees=(x.is_angle, y.is_angle)),
     )
-    phi_psi = [np.stack(pair, axis=1) for pair in zip(analysis.torsions["phi"], analysis.torsions["psi"], strict=True)]
-    for i, name in enumerate(analysis.cv_fields):
-        figures.append(
-            (
-                f"What {name} has learned",
-                "The mean of the variable at every place of the Ramachandran plane. A good slow variable has one value "
+    if x.biased or y.biased or not (x.is_angle and y.is_angle):
+        return
+    plane, where = ("Ramachandran plane", "") if ramachandran else (f"plane of {names}", f", over {names}")
+    angles = [np.stack(both, axis=1) for both in zip(x.values, y.values, strict=True)]
+    for variable in analysis.variables.values():
+        if variable.biased:
+            values = analysis.run.at_frames(variable.values)
+            yield (
+                f"What {variable.name} has learned{where}",
+                f"The mean of the variable at every place of the {plane}. A good slow variable has one value "
                 "in each basin and changes smoothly between them.",
-                plots.ramachandran_cv(phi_psi, [cv[:, i] for cv in analysis.frame_cv], name),
+                plots.mean_over_angles(angles, values, variable.name, _axis(x), _axis(y)),
             )
-        )
-    return figures
 
 
 def symbol(name):
@@ -160,23 +164,10 @@ def symbol(name):
     return _GREEK.get(letters, letters) + name[len(letters) :]
 
 
-def _axis(name, is_torsion):
-    return f"{symbol(name)} (degrees)" if is_torsion else f"{name} (no unit)"
-
-
-def _states(analysis, name):
-    """What `plots.free_energy_profile` draws of the states, where they are along this variable."""
-    if name != analysis.crossing_variable:
-        return {}
-    states = analysis.states
-    return {"cores": (states.core_a, states.core_b), "dividing": states.dividing}
-
-
-def _states_caption(analysis, name):
-    if name != analysis.crossing_variable:
-        return ""
-    lines = "The dashed lines part" if len(analysis.states.dividing) > 1 else "The dashed line parts"
-    return f" Shaded: the cores A and B. {lines} the states that ΔF is between."
+def _axis(variable):
+    if variable.is_angle:
+        return f"{symbol(variable.name)} (degrees)"
+    return f"{symbol(variable.name)} ({variable.unit or 'no unit'})"
 
 
 def _bias_panels(walkers):

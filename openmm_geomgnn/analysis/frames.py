@@ -4,24 +4,20 @@ import re
 
 import numpy as np
 
-from openmm_geomgnn.analysis.resampling import as_walkers
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.colvar import column
 
 
-def checked_walkers(walkers):
-    """The COLVAR columns per walker. Raises GeomGNNError where one has fewer than two rows or times run backwards."""
-    for number, walker in enumerate(walkers):
-        times = column(walker, "time")
-        if len(times) < 2:
-            raise GeomGNNError(f"Walker {number} has {len(times)} rows in the COLVAR data, too few to analyse. Run longer.")
-        back = np.flatnonzero(np.diff(times) <= 0)
-        if len(back):
-            raise GeomGNNError(
-                f"The time of walker {number} goes from {times[back[0]]:g} to {times[back[0] + 1]:g} ps: rows were "
-                "written twice, as after a restart, or walkers share a number. Remove the rows that were run again."
-            )
-    return walkers
+def check_times(times, walker):
+    """Raise a GeomGNNError where a walker, given by its number, has fewer than two rows or its times run backwards."""
+    if len(times) < 2:
+        raise GeomGNNError(f"Walker {walker} has {len(times)} rows in the COLVAR data, too few to analyse. Run longer.")
+    back = np.flatnonzero(np.diff(times) <= 0)
+    if len(back):
+        raise GeomGNNError(
+            f"The time of walker {walker} goes from {times[back[0]]:g} to {times[back[0] + 1]:g} ps: rows were "
+            "written twice, as after a restart, or walkers share a number. Remove the rows that were run again."
+        )
 
 
 def find_cv_fields(colvar):
@@ -74,15 +70,6 @@ def transient(lengths, discard, discard_ps):
             "as discard_ps."
         )
     return float(discard) * max(lengths)
-
-
-def torsion_runs(runs, name):
-    """A torsion as a list of (T,) arrays, checked to be finite and in radians."""
-    runs = as_walkers(runs, name)
-    largest = float(np.max(np.abs(np.concatenate(runs))))
-    if not largest <= 2 * np.pi:
-        raise GeomGNNError(f"{name} reaches {largest:.4g}: it must be finite and in radians, not degrees.")
-    return runs
 
 
 def frame_rows(row_times, times, walker):

@@ -5,20 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openmm_geomgnn.analysis.frames import (
-    checked_walkers,
-    find_cv_fields,
-    frame_rows,
-    last_value,
-    row_interval,
-    spread,
-    start_time,
-    torsion_runs,
-    total_bias,
-    transient,
-)
+from openmm_geomgnn.analysis.frames import last_value, row_interval, spread, transient
 from openmm_geomgnn.analysis.free_energy import (
-    FreeEnergy,
     FreeEnergyDifference,
     free_energy_1d,
     free_energy_2d,
@@ -26,186 +14,244 @@ from openmm_geomgnn.analysis.free_energy import (
     log_weights,
     slowest_inefficiency,
 )
-from openmm_geomgnn.analysis.intervals import TURN
 from openmm_geomgnn.analysis.notes import reading_notes
-from openmm_geomgnn.analysis.resampling import as_walkers
-from openmm_geomgnn.analysis.states import States, default_phi_states, differences, find_states
+from openmm_geomgnn.analysis.states import States, differences, find_states
+from openmm_geomgnn.analysis.variables import BiasedRun, Variable
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.sampling.colvar import column, split_walkers
 from openmm_geomgnn.units import BOLTZMANN
 
 
 @dataclass
 class Analysis:
-    """What a report shows. Lists have one entry per walker; times in ps, angles in radians, energies in kJ/mol.
+    """What a report shows. Times are in ps, angles in radians, energies in kJ/mol.
 
-    summary: the headline numbers (nan where unknown). notes: sentences; those starting with "Warning" need attention.
-    walkers: the COLVAR columns of each walker. discarded: ps left out at the start. cv_profiles: F(s) of every CV
-    component, by field name. torsions: lists of (T,) by name, at frame_times, list of (T,) (None without torsions).
-    frame_cv: (T, d), the CV at these frames. torsion_profiles: F of each torsion by name; phi_psi_map: F(phi, psi).
-    crossing_variable: a torsion or a CV component, "none" where nothing was counted, and then states is None.
-    unbiased: this variable in reference runs, list of (T,). running_delta_F: rows of (time of a walker, value, error).
+    Attributes
+    ----------
+    run : BiasedRun
+    variables : dict of str to Variable
+        The components of the CV first.
+    discarded : float
+        Time left out of the free energies at the start of every walker.
+    summary : dict
+        The headline numbers, nan where unknown.
+    notes : list of str
+        Sentences; those that start with "Warning" need attention.
+    profiles : dict of str to FreeEnergy
+        F along every variable, by its name.
+    maps : dict of (str, str) to FreeEnergy
+        F over the pairs of variables that were asked for.
+    crossing : Variable or None
+        The variable along which crossings were counted.
+    states : States or None
+        The states A and B along it.
+    running_delta_F : (20, 3) array or None
+        Rows of time, F(B) - F(A) of the data up to then, and its error.
     """
 
-    temperature: float
-    hot_threshold: float
-    walkers: list
-    cv_fields: list
+    run: BiasedRun
+    variables: dict
     discarded: float
-    crossing_variable: str = "none"
-    states: States | None = None
     summary: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
-    cv_profiles: dict = field(default_factory=dict)
-    torsions: dict = field(default_factory=dict)
-    frame_times: list | None = None
-    frame_cv: list | None = None
-    torsion_profiles: dict = field(default_factory=dict)
-    phi_psi_map: FreeEnergy | None = None
-    unbiased: list | None = None
-    unbiased_frame_time: float = float("nan")
+    profiles: dict = field(default_factory=dict)
+    maps: dict = field(default_factory=dict)
+    crossing: Variable | None = None
+    states: States | None = None
     running_delta_F: np.ndarray | None = None
 
 
 def analyse_biased_run(
-    colvar,
-    torsions=None,
-    unbiased=None,
-    *,
-    temperature,
-    frame_times=None,
-    unbiased_frame_time=1.0,
-    along=None,
-    cores=None,
-    dividing=None,
-    bias_fields=None,
-    discard=0.2,
-    discard_ps=None,
-    degrees_of_freedom=None,
-    wall_seconds=float("nan"),
-    bins=60,
-    n_bootstrap=200,
-    seed=0,
-):
+    run, variables=(), maps=(), *, discard=0.2, discard_ps=None, bins=60, n_bootstrap=200, seed=0
+) -> Analysis:
     """Crossings, temperature, and free energies with error bars of a biased run.
 
-    colvar: columns as `read_colvar` gives them: time (ps), walker (optional), cv.1 ..., NAME.bias (kJ/mol), and, where
-    present, NAME.rct, NAME.nker, NAME.neff and temperature (K).
-    torsions: {name: list over walkers of (T,) in radians}; with phi and psi there is a Ramachandran map. frame_times:
-    times of these frames in ps, list of (T,); by default frame i belongs to COLVAR row i. Each must have a row.
-    temperature: the target, K.
-    along, cores: the variable, a torsion or a CV component, and its two intervals A and B between which crossings are
-    counted; of a torsion also across 180 degrees, as (2.6, -2.6). Without cores those of alanine dipeptide along phi,
-    where phi and psi are given and `along` is not something else; otherwise nothing is counted.
-    delta F = F(B) - F(A) is between what is on A's and on B's side of the dividing points (see `states.find_states`);
-    dividing: these points, one along a CV, two along a torsion, by default where F is highest between the cores, and 0
-    and 2.2 along phi without cores.
-    unbiased: list of (T,), the variable `along` in runs without bias to compare with, `unbiased_frame_time` ps apart.
-    bias_fields: the columns summed in the weights, default all *.bias.
-    discard: the share of the run's time, from its start, that free energies leave out as transient, or discard_ps:
-    that time itself. Crossings and temperatures use everything.
-    degrees_of_freedom: a frame is hot above T*(1 + 3*sqrt(2/n)), three standard deviations of the kinetic temperature,
-    and above 1.5*T where n is not given. wall_seconds: passed on. seed: of the bootstrap.
+    Parameters
+    ----------
+    run : BiasedRun
+    variables : sequence of Variable, optional
+        What is analysed besides the components of the CV. A component may be among them, to give it cores. Crossings,
+        and the difference F(B) - F(A) between what lies on A's and on B's side of the dividing points, are those of the
+        variable that has cores.
+    maps : sequence of (str, str), optional
+        Pairs of variables, by name, for a free energy over both.
+    discard : float, optional
+        Share of the run's time, from its start, that free energies leave out as transient. Crossings and temperatures
+        use everything.
+    discard_ps : float, optional
+        That time itself.
+    bins : int, optional
+        Of a free energy along each variable, at most; fewer where there are too few frames for a curve or a map.
+    n_bootstrap, seed : int, optional
+        Replicas of the bootstrap, and its seed.
 
-    Returns an Analysis. Raises GeomGNNError where columns are missing or arrays do not belong together.
+    Raises
+    ------
+    GeomGNNError
+        If data do not belong together, a frame has no row, or more than one variable has cores.
     """
-    if not (np.isfinite(temperature) and temperature > 0):
-        raise GeomGNNError(f"The target temperature must be a positive number of K, but it is {temperature}.")
-    kT, bootstrap = BOLTZMANN * temperature, dict(n_bootstrap=n_bootstrap, rng=seed)
-    walkers = checked_walkers(split_walkers(colvar))
-    row_times = [walker["time"] for walker in walkers]
-    lengths = [times[-1] - start_time(times) for times in row_times]
-    hot = 1.5 if degrees_of_freedom is None else 1 + 3 * np.sqrt(2 / degrees_of_freedom)
-    result = Analysis(
-        temperature=float(temperature),
-        hot_threshold=float(hot * temperature),
-        walkers=walkers,
-        cv_fields=find_cv_fields(colvar),
-        discarded=transient(lengths, discard, discard_ps),
-        unbiased_frame_time=float(unbiased_frame_time),
-    )
-    bias = total_bias(walkers, bias_fields)
-    kept = [times - start_time(times) > result.discarded for times in row_times]
-    logw = log_weights(_choose(bias, kept), kT)
-    inefficiency = _add_cv_profiles(result, kept, logw, kT, bins, bootstrap)
-
-    frames = _add_torsions(result, torsions, frame_times, bias, kT) if torsions else None
-    if torsions:
-        interval = inefficiency * row_interval(row_times) / row_interval(result.frame_times)
-        _add_torsion_profiles(result, frames, kT, bins, bootstrap, interval)
-    along = along or ("phi" if {"phi", "psi"} <= set(result.torsions) else "cv.1")
-    series = None
-    if cores is not None or along == "phi" and {"phi", "psi"} <= set(result.torsions):
-        series = _series(result, along, frames, spread(logw, kept), kept)
-        _add_states(result, along, series, cores, dividing, unbiased)
-    difference, halves, crossings_used = _add_difference(result, series, kT, bootstrap)
+    named = {one.name: one for one in [*run.components(), *variables]}
+    result = Analysis(run, named, transient(run.lengths, discard, discard_ps))
+    kT, bootstrap = BOLTZMANN * run.temperature, dict(n_bootstrap=n_bootstrap, rng=seed)
+    rows = _rows(result, kT)
+    inefficiency = in_frames = _add_profiles(result, rows, 0.0, kT, bins, bootstrap)
+    frames = _frames(result, kT)
+    if frames is not None:
+        in_frames = _add_profiles(result, frames, run.in_frames(inefficiency), kT, bins, bootstrap)
+    for pair in maps:
+        biased = all(variable.biased for variable in _pair(named, pair))
+        sample, slowest = (rows, inefficiency) if biased else (frames, in_frames)
+        result.maps[tuple(pair)] = _map(result, pair, sample, slowest, kT, bins, bootstrap)
+    result.crossing = _crossing(named)
+    difference, halves, crossings_used = _add_states(result, rows, frames, kT, bootstrap)
+    kept = rows.select(rows.logw)
     result.summary = dict(
-        **_counts(result, series, sum(lengths) / 1000),
+        **_counts(result),
         delta_F_kJ_per_mol=difference.value,
         delta_F_error=difference.error,
         delta_F_first_half=halves[0],
         delta_F_second_half=halves[1],
         **_definition(result),
-        **_temperatures(colvar, result),
-        effective_sample_size=kish_size(logw),
-        frames_used=sum(int(keep.sum()) for keep in kept),
-        correlation_time_ps=inefficiency * row_interval(row_times),
-        n_kernels=last_value(walkers, ".nker"),
-        n_walkers=len(walkers),
+        **_temperatures(run),
+        effective_sample_size=kish_size(kept),
+        frames_used=sum(map(len, kept)),
+        correlation_time_ps=inefficiency * row_interval(run.row_times),
+        n_kernels=last_value(run.walkers, ".nker"),
+        n_walkers=len(run.walkers),
         discarded_ps=result.discarded,
-        crossing_variable=result.crossing_variable,
-        wall_seconds=float(wall_seconds),
+        crossing_variable="none" if result.crossing is None else result.crossing.name,
+        wall_seconds=float(run.wall_seconds),
     )
     result.notes += reading_notes(result.summary, difference.reason, crossings_used)
     return result
 
 
-class _Series(NamedTuple):
-    """A variable that crossings may be counted along: lists over walkers of (T,) values, log-weights, times in ps, and
-    which of them free energies use."""
+class _Sample(NamedTuple):
+    """The rows, or the frames, at which variables are known: lists over walkers of (T,) times in ps, of which ones free
+    energies use, and of log-weights, -inf for the others. biased: whether they are those of the CV's components."""
 
-    values: list | None
-    logw: list
     times: list
     used: list
+    logw: list
+    biased: bool
+
+    def select(self, values):
+        """What free energies use, of values at all times, list of (T,)."""
+        return [value[used] for value, used in zip(values, self.used, strict=True)]
 
 
-def _series(result, along, frames, logw, kept):
-    """The variable `along` as a _Series: of the frames for a torsion, of the rows of COLVAR for a CV component."""
-    if along in result.torsions:
-        return frames._replace(values=result.torsions[along])
-    return _Series([column(walker, along) for walker in result.walkers], logw, [w["time"] for w in result.walkers], kept)
+def _sample(times, bias, used, kT, biased):
+    logw = log_weights([v[u] for v, u in zip(bias, used, strict=True)], kT)
+    return _Sample(times, used, spread(logw, used), biased)
 
 
-def _add_states(result, along, series, cores, dividing, unbiased):
-    """The variable of the crossings, its two states, and the reference runs along it."""
-    period = TURN if along in result.torsions else None
-    if cores is None:
-        result.states = default_phi_states(period)
-    elif dividing is not None:
-        result.states = States(*cores, tuple(dividing), period)
-    else:
-        values, logw = (_choose(arrays, series.used) for arrays in (series.values, series.logw))
-        result.states = find_states(values, logw, *cores, period)
-    result.crossing_variable = along
-    result.unbiased = None if unbiased is None else as_walkers(unbiased, "unbiased")
+def _rows(result, kT):
+    run = result.run
+    for variable in result.variables.values():
+        run.check_belongs(variable)
+    return _sample(run.row_times, run.bias, run.after(result.discarded, run.row_times), kT, True)
 
 
-def _add_difference(result, series, kT, bootstrap):
-    """delta F; its values in both halves of the time; the number of crossings after the transient."""
-    if series is None:
+def _frames(result, kT):
+    """The frames as a _Sample, None where no variable needs them.
+
+    Raises GeomGNNError where one has no row, or the transient leaves none."""
+    run = result.run
+    if all(variable.biased for variable in result.variables.values()):
+        return None
+    bias, used = run.at_frames(run.bias), run.after(result.discarded, run.frame_times)
+    if not any(u.any() for u in used):
+        raise GeomGNNError(
+            f"No frame of the trajectory is later than the first {result.discarded:g} ps, which are left out as transient. "
+            "Discard less, or run longer."
+        )
+    return _sample(run.frame_times, bias, used, kT, False)
+
+
+def _add_profiles(result, sample, least, kT, bins, bootstrap):
+    """F along the variables of a sample; returns the statistical inefficiency of their error bars: the largest among
+    theirs and `least`."""
+    variables = [variable for variable in result.variables.values() if variable.biased == sample.biased]
+    logw = sample.select(sample.logw)
+    turned = [variable.turned(sample.select(variable.values)) for variable in variables]
+    slowest = slowest_inefficiency(turned, logw, [variable.is_periodic for variable in variables])
+    inefficiency = max(least, slowest)
+    # enough frames per bin that the profile is not all noise
+    fewer = max(20, min(bins, int(np.sqrt(kish_size(logw)))))
+    for variable in variables:
+        periodic = variable.is_periodic
+        result.profiles[variable.name] = free_energy_1d(
+            sample.select(variable.values),
+            logw,
+            kT,
+            variable.edges(bins if periodic else fewer),
+            periodic,
+            inefficiency=inefficiency,
+            **bootstrap,
+        )
+    return inefficiency
+
+
+def _map(result, pair, sample, inefficiency, kT, bins, bootstrap):
+    """F over two variables."""
+    variables = _pair(result.variables, pair)
+    values = [sample.select(_values(result, variable, sample)) for variable in variables]
+    logw = sample.select(sample.logw)
+    # a map needs a few frames per bin to be readable
+    bins = max(24, min(bins, int(np.sqrt(sum(len(w) for w in logw) / 2))))
+    edges, periodic = zip(*((variable.edges(bins), variable.is_periodic) for variable in variables), strict=True)
+    return free_energy_2d(*values, logw, kT, edges, periodic, inefficiency=inefficiency, **bootstrap)
+
+
+def _values(result, variable, sample):
+    """A variable at the rows or frames of a sample."""
+    return variable.values if variable.biased == sample.biased else result.run.at_frames(variable.values)
+
+
+def _pair(variables, names):
+    """The two variables of a map."""
+    for name in names:
+        if name not in variables:
+            raise GeomGNNError(f"A map is asked for over {name}, but the variables are {', '.join(variables)}.")
+    return [variables[name] for name in names]
+
+
+def _crossing(variables):
+    """The variable along which crossings are counted; None without one."""
+    along = [variable for variable in variables.values() if variable.cores is not None]
+    if len(along) > 1:
+        raise GeomGNNError(
+            f"{' and '.join(variable.name for variable in along)} have cores, but crossings are counted along one variable."
+        )
+    return along[0] if along else None
+
+
+def _add_states(result, rows, frames, kT, bootstrap):
+    """The two states along the variable of the crossings. Returns delta F, its values in both halves of the time, and the
+    number of crossings after the transient."""
+    variable = result.crossing
+    if variable is None:
         return FreeEnergyDifference(np.nan, np.nan, ""), (np.nan, np.nan), 0
-    difference, halves, result.running_delta_F = differences(result.states, *series, kT, bootstrap)
-    return difference, halves, result.states.crossings(_choose(series.values, series.used))
+    sample = rows if variable.biased else frames
+    used = sample.select(variable.values)
+    if variable.dividing is not None:
+        result.states = States(*variable.cores, tuple(variable.dividing), variable.period)
+    else:
+        result.states = find_states(used, sample.select(sample.logw), *variable.cores, variable.period)
+    difference, halves, result.running_delta_F = differences(
+        result.states, variable.values, sample.logw, sample.times, sample.used, kT, bootstrap
+    )
+    return difference, halves, result.states.crossings(used)
 
 
-def _counts(result, series, biased_ns):
+def _counts(result):
+    variable, states, run = result.crossing, result.states, result.run
+    biased_ns = sum(run.lengths) / 1000
     crossings = unbiased_crossings = unbiased_ns = np.nan
-    if series is not None:
-        crossings = result.states.crossings(series.values)
-    if result.unbiased is not None:
-        unbiased_crossings = result.states.crossings(result.unbiased)
-        unbiased_ns = sum(len(run) for run in result.unbiased) * result.unbiased_frame_time / 1000
+    if variable is not None:
+        crossings = states.crossings(variable.values)
+        if variable.unbiased is not None:
+            unbiased_crossings = states.crossings(variable.unbiased)
+            unbiased_ns = sum(map(len, variable.unbiased)) * run.unbiased_frame_time / 1000
     return dict(
         crossings=crossings,
         unbiased_crossings=unbiased_crossings,
@@ -217,13 +263,13 @@ def _counts(result, series, biased_ns):
 
 
 def _definition(result):
-    """What delta F is between, in words and as intervals: radians along a torsion, infinite ends along a CV."""
+    """What delta F is between, in words and as intervals: radians along an angle, infinite ends on a line."""
     if result.states is None:
         return {}
     states = result.states
     (core_a, core_b), (state_a, state_b) = (states.core_a, states.core_b), states.intervals
     return dict(
-        delta_F_definition=f"F(B) - F(A), {states.in_words(result.crossing_variable)}",
+        delta_F_definition=f"F(B) - F(A), {states.in_words(result.crossing.name)}",
         core_A=core_a,
         core_B=core_b,
         state_A=state_a,
@@ -231,74 +277,12 @@ def _definition(result):
     )
 
 
-def _temperatures(colvar, result):
-    temperatures = colvar.get("temperature")
+def _temperatures(run):
+    temperatures = run.colvar.get("temperature")
     known = temperatures is not None
     return dict(
         mean_temperature_K=float(temperatures.mean()) if known else np.nan,
-        hot_frame_share=float(np.mean(temperatures > result.hot_threshold)) if known else np.nan,
-        hot_threshold_K=result.hot_threshold,
-        target_temperature_K=result.temperature,
+        hot_frame_share=float(np.mean(temperatures > run.hot_threshold)) if known else np.nan,
+        hot_threshold_K=run.hot_threshold,
+        target_temperature_K=float(run.temperature),
     )
-
-
-def _add_cv_profiles(result, kept, logw, kT, bins, bootstrap):
-    """F of every CV component; returns the slowest statistical inefficiency among them, in rows."""
-    values = {name: _choose([walker[name] for walker in result.walkers], kept) for name in result.cv_fields}
-    inefficiency = slowest_inefficiency(list(values.values()), logw)
-    # enough frames per bin that the profile is not all noise
-    bins = max(20, min(bins, int(np.sqrt(kish_size(logw)))))
-    for name, s in values.items():
-        result.cv_profiles[name] = free_energy_1d(s, logw, kT, bins, inefficiency=inefficiency, **bootstrap)
-    return inefficiency
-
-
-def _add_torsions(result, torsions, frame_times, bias, kT):
-    """Check that frames, times and walkers belong together, and put them into `result` with the CV at each frame.
-
-    Returns the frames as a _Series without values. Raises GeomGNNError where the transient leaves none."""
-    walkers = result.walkers
-    result.torsions = {name: torsion_runs(runs, name) for name, runs in torsions.items()}
-    times = [walker["time"] for walker in walkers] if frame_times is None else frame_times
-    result.frame_times = times = [np.asarray(t, dtype=np.float64) for t in times]
-    for name, runs in result.torsions.items():
-        if len(runs) != len(walkers):
-            raise GeomGNNError(
-                f"There are values of {name} for {len(runs)} walkers and COLVAR rows of {len(walkers)}. Give one per walker."
-            )
-        if [len(t) for t in times] != [len(run) for run in runs] or min(len(t) for t in times) < 2:
-            raise GeomGNNError(
-                f"The walkers have {[len(run) for run in runs]} values of {name} and {[len(t) for t in times]} times. "
-                "Give the time in ps of every frame as frame_times, and at least two frames per walker."
-            )
-    rows = [frame_rows(walker["time"], t, number) for number, (walker, t) in enumerate(zip(walkers, times, strict=True))]
-    fields = result.cv_fields
-    result.frame_cv = [
-        np.array([walker[name][row] for name in fields]).reshape(len(fields), -1).T
-        for walker, row in zip(walkers, rows, strict=True)
-    ]
-    used = [t - start_time(walker["time"]) > result.discarded for walker, t in zip(walkers, times, strict=True)]
-    if not any(u.any() for u in used):
-        raise GeomGNNError(
-            f"No frame of the trajectory is later than the first {result.discarded:g} ps, which are left out as transient. "
-            "Discard less, or run longer."
-        )
-    frame_bias = [v[row] for v, row in zip(bias, rows, strict=True)]
-    return _Series(None, spread(log_weights(_choose(frame_bias, used), kT), used), times, used)
-
-
-def _add_torsion_profiles(result, frames, kT, bins, bootstrap, inefficiency):
-    logw = _choose(frames.logw, frames.used)
-    torsions = {name: _choose(runs, frames.used) for name, runs in result.torsions.items()}
-    slowest = slowest_inefficiency(list(torsions.values()), logw, [True] * len(torsions))
-    shared = dict(inefficiency=max(inefficiency, slowest), **bootstrap)
-    for name, runs in torsions.items():
-        result.torsion_profiles[name] = free_energy_1d(runs, logw, kT, bins, periodic=True, **shared)
-    if {"phi", "psi"} <= set(torsions):
-        # a map needs a few frames per bin to be readable
-        bins = max(24, min(bins, int(np.sqrt(sum(len(w) for w in logw) / 2))))
-        result.phi_psi_map = free_energy_2d(torsions["phi"], torsions["psi"], logw, kT, bins, (True, True), **shared)
-
-
-def _choose(values, masks):
-    return [value[mask] for value, mask in zip(values, masks, strict=True)]

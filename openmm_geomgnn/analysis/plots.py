@@ -51,20 +51,23 @@ def free_energy_profile(
 def free_energy_map(energies, xlabel, ylabel, *, degrees=False, highest=None):
     """F of two variables as a filled contour map. energies: FreeEnergy of two dimensions.
 
-    degrees: the variables are torsions in radians, shown in degrees and joined across the period. highest: where the
-    colours end, kJ/mol; by default the 98th percentile of the visited bins. For the eye, a bin is averaged with its
-    visited neighbours, so that single bins vanish and single holes close (where there is nothing else, they stay); what
-    nobody visited is white.
+    degrees: whether both variables, or each of the pair, are angles in radians, shown in degrees and joined across the
+    period. highest: where the colours end, kJ/mol; by default the 98th percentile of the visited bins. For the eye, a bin
+    is averaged with its visited neighbours, so that single bins vanish and single holes close (where there is nothing
+    else, they stay); what nobody visited is white.
     """
+    angles = (degrees, degrees) if isinstance(degrees, bool) else tuple(degrees)
     figure, (axes,) = _figure(1, 1, (6.0, 4.8))
-    values = _smoothed(energies.values, periodic=degrees).T
+    values = _smoothed(energies.values, angles).T
     if not np.isfinite(values).any():
         values = energies.values.T
-    x, y = (np.degrees(c) if degrees else c for c in energies.centres)
-    if degrees:
+    centres = list(energies.centres)
+    for axis in np.flatnonzero(angles):
         # one bin more on each side lets the contours run on to the edge of the period
-        values = np.pad(values, 1, mode="wrap")
-        x, y = (np.concatenate([[c[-1] - 360], c, [c[0] + 360]]) for c in (x, y))
+        values = np.pad(values, [(1, 1) if a != axis else (0, 0) for a in (0, 1)], mode="wrap")
+        c = np.degrees(centres[axis])
+        centres[axis] = np.concatenate([[c[-1] - 360], c, [c[0] + 360]])
+    x, y = centres
     if highest is None:
         highest = float(np.nanpercentile(values, 98))
     step = _round_step(max(highest, 1.0) / 10)
@@ -72,22 +75,23 @@ def free_energy_map(energies, xlabel, ylabel, *, degrees=False, highest=None):
     filled = axes.contourf(x, y, np.minimum(values, levels[-1]), levels=levels, cmap="viridis")
     axes.contour(x, y, values, levels=levels[1:-1], colors="white", linewidths=0.6, alpha=0.7)
     _colour_bar(figure, filled, axes, "free energy F (kJ/mol)")
-    if degrees:
-        _degree_axis(axes.xaxis, axes.set_xlim)
-        _degree_axis(axes.yaxis, axes.set_ylim)
+    for axis, limits, is_angle in zip((axes.xaxis, axes.yaxis), (axes.set_xlim, axes.set_ylim), angles, strict=True):
+        if is_angle:
+            _degree_axis(axis, limits)
+    if all(angles):
         axes.set_aspect("equal")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     return _finish(figure, grid=False)
 
 
-def ramachandran_cv(phi_psi, cv, label="CV", *, bins=None):
-    """The CV over the Ramachandran plane: its mean in bins of phi and psi.
+def mean_over_angles(angles, cv, label="CV", xlabel="φ (degrees)", ylabel="ψ (degrees)", *, bins=None):
+    """The CV over the plane of two angles: its mean in bins of both.
 
-    phi_psi: (T, 2) in radians, or a list of them; cv: (T,), or a list. nan values of the CV are left out. bins: along
+    angles: (T, 2) in radians, or a list of them; cv: (T,), or a list. nan values of the CV are left out. bins: along
     each axis; by default 24 to 60, the more the more frames there are.
     """
-    torsions = np.degrees(_joined(phi_psi))
+    torsions = np.degrees(_joined(angles))
     cv = _joined(cv)
     if len(torsions) != len(cv):
         raise GeomGNNError(f"There are {len(torsions)} frames of torsions but {len(cv)} of the CV. Give as many.")
@@ -104,8 +108,8 @@ def ramachandran_cv(phi_psi, cv, label="CV", *, bins=None):
     _degree_axis(axes.xaxis, axes.set_xlim)
     _degree_axis(axes.yaxis, axes.set_ylim)
     axes.set_aspect("equal")
-    axes.set_xlabel("φ (degrees)")
-    axes.set_ylabel("ψ (degrees)")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
     return _finish(figure)
 
 
@@ -333,11 +337,12 @@ def _plain_log_axis(axis):
 
 
 def _smoothed(values, periodic):
-    """Every bin averaged with its visited neighbours (1-2-1 along each axis); nan where most of them are nan."""
-    mode = "wrap" if periodic else "constant"
+    """Every bin averaged with its visited neighbours (1-2-1 along each axis); nan where most of them are nan. periodic:
+    whether the neighbours of the first bin along each axis include the last one."""
     visited = np.isfinite(values).astype(np.float64)
     total = np.where(visited > 0, values, 0.0)
-    for axis in (0, 1):
+    for axis, is_periodic in enumerate(periodic):
+        mode = "wrap" if is_periodic else "constant"
         total, visited = (_binomial(array, axis, mode) for array in (total, visited))
     with np.errstate(invalid="ignore"):
         return np.where(visited > 0.4, total / visited, np.nan)

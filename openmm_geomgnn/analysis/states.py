@@ -4,14 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openmm_geomgnn.analysis.crossings import PHI_CORE_A, PHI_CORE_B, check_cores, core_crossings
+from openmm_geomgnn.analysis.crossings import check_cores, core_crossings
 from openmm_geomgnn.analysis.free_energy import FreeEnergyDifference, delta_F
-from openmm_geomgnn.analysis.intervals import gaps_between, width, within
+from openmm_geomgnn.analysis.intervals import TURN, gaps_between, width, within
 from openmm_geomgnn.analysis.resampling import as_walkers, relative_weights
 from openmm_geomgnn.errors import GeomGNNError
 
-# the barriers of alanine dipeptide around its C7ax basin, along phi (radians)
-PHI_DIVIDING = (0.0, 2.2)
 # of a gap between cores where the highest free energy is looked for
 _FINEST_BINS = 60
 
@@ -53,11 +51,16 @@ class States:
         return (below, above) if self.core_a < self.core_b else (above, below)
 
     def in_words(self, name):
-        """Where the states lie, with degrees along a torsion: "B: phi 0 to 126.1 deg; A: the rest"."""
+        """Where the states lie, with degrees along an angle: "B: phi from 0.0 to 126.1 deg; A: the rest"."""
         if self.period is not None:
-            low, high = np.degrees(self.intervals[1])
-            across = " across 180" if low > high else ""
-            return f"B: {name} from {low:.1f} to {high:.1f} deg{across}; A: the rest"
+            low, high = self.intervals[1]
+            end = self.period / 2
+            span = f"from {low:.4g} to {high:.4g}"
+            if self.period == TURN:
+                (low, high), end = np.degrees((low, high)), 180
+                span = f"from {low:.1f} to {high:.1f} deg"
+            across = f" across {end:.4g}" if low > high else ""
+            return f"B: {name} {span}{across}; A: the rest"
         sign_a, sign_b = ("<", ">") if self.core_a < self.core_b else (">", "<")
         return f"A: {name} {sign_a} {self.dividing[0]:.4g}; B: {name} {sign_b} {self.dividing[0]:.4g}"
 
@@ -69,11 +72,6 @@ class States:
     def crossings(self, variable):
         """Transitions between the cores, see `core_crossings`. variable: list of (T,)."""
         return core_crossings(variable, self.core_a, self.core_b, self.period)
-
-
-def default_phi_states(period):
-    """Those of alanine dipeptide: B is 0 < phi < 2.2 (radians), A the rest."""
-    return States(PHI_CORE_A, PHI_CORE_B, PHI_DIVIDING, period)
 
 
 def find_states(variable, logw, core_a, core_b, period=None):

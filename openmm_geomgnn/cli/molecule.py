@@ -1,10 +1,10 @@
-"""The molecule of a protocol, in OpenMM's and mdtraj's terms."""
+"""The molecule of a protocol: how its walkers are made, and whether it has what the analysis names."""
 
 from dataclasses import replace
 
 import mdtraj
 
-from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.analysis.torsions import compute_torsion
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.sampling.systems import SystemSettings, build_system, degrees_of_freedom, load_structure
 from openmm_geomgnn.sampling.walker import WalkerSpec
@@ -44,36 +44,8 @@ def kinetic_degrees(protocol):
 
 
 def check_torsions(protocol):
-    """Raise a GeomGNNError where the molecule lacks a torsion that the analysis names."""
+    """Raise a GeomGNNError if the molecule lacks a torsion that the analysis names."""
     topology, positions = load_structure(protocol.system.structures[0])
     frame = mdtraj.Trajectory(positions[None], as_topology(topology))
     for name, atoms in protocol.analysis.torsions.items():
-        torsion(frame, name, atoms)
-
-
-def torsion(trajectory, name, atoms):
-    """(T,) a torsion in radians. atoms: "auto", four indices from 0, or four names as ALA2-CA.
-
-    Raises GeomGNNError when the molecule does not have it.
-    """
-    topology = trajectory.topology
-    if atoms == "auto":
-        indices, values = getattr(mdtraj, f"compute_{name}")(trajectory)
-        if len(indices) == 0:
-            raise GeomGNNError(f"The molecule has no torsion {name} that could be found: name its four atoms.")
-        return values[:, 0]
-    if not isinstance(atoms[0], int):
-        names = {str(atom): atom.index for atom in topology.atoms}
-        missing = [atom for atom in atoms if atom not in names]
-        if missing:
-            raise GeomGNNError(
-                f"The torsion {name} names the atom {missing[0]}, which the molecule does not have. Its first atoms are "
-                f"{', '.join(list(names)[:8])}."
-            )
-        atoms = [names[atom] for atom in atoms]
-    if max(atoms) >= topology.n_atoms:
-        raise GeomGNNError(
-            f"The torsion {name} names the atom {max(atoms)}, but the atoms of the molecule are counted from 0 to "
-            f"{topology.n_atoms - 1}."
-        )
-    return mdtraj.compute_dihedrals(trajectory, [list(atoms)])[:, 0]
+        compute_torsion(frame, name, atoms)

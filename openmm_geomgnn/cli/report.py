@@ -1,15 +1,20 @@
 """The report of a run: what can be analysed, and from the results in the folder to summary.json and report.html."""
 
+from openmm_geomgnn.analysis.crossings import PHI_CORE_A, PHI_CORE_B, PHI_DIVIDING
 from openmm_geomgnn.analysis.figures import standard_figures, standard_tables
+from openmm_geomgnn.analysis.intervals import TURN
 from openmm_geomgnn.analysis.pipeline import analyse_biased_run
 from openmm_geomgnn.analysis.report import report_page, write_summary
-from openmm_geomgnn.cli.molecule import check_torsions, kinetic_degrees, torsion
+from openmm_geomgnn.analysis.torsions import compute_torsion
+from openmm_geomgnn.analysis.variables import BiasedRun, Variable
+from openmm_geomgnn.cli.molecule import check_torsions, kinetic_degrees
 from openmm_geomgnn.cli.results import read_results
 from openmm_geomgnn.cv.verdict import GRADES, in_words
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 
 _FEWEST_FRAMES = 2  # of each walker, for torsions
+_RAMACHANDRAN = ("phi", "psi")
 
 
 def check_analysis(protocol):
@@ -48,15 +53,24 @@ def report(protocol, seconds=float("nan")):
 
 def analyse(protocol, results, seconds=float("nan")):
     """(Analysis, summary) of a run's `Results`; the summary says how much of the run is done, and how good its CV is."""
-    variables, notes = _variables(protocol, results)
-    analysis = analyse_biased_run(
+    torsions, notes = dict(protocol.analysis.torsions), []
+    if torsions and min(len(run) for run in results.biased) < _FEWEST_FRAMES:
+        torsions = {}
+        notes = ["Warning: there are fewer than two frames of each walker yet, too few for torsions."]
+    run = BiasedRun(
         results.colvar,
-        temperature=protocol.system.temperature,
-        discard=protocol.analysis.discard,
+        protocol.system.temperature,
+        frame_times=results.frame_times if torsions else None,
         degrees_of_freedom=kinetic_degrees(protocol),
+        unbiased_frame_time=results.comparison_step,
         wall_seconds=seconds,
+    )
+    analysis = analyse_biased_run(
+        run,
+        _variables(protocol, results, run, torsions),
+        maps=[_RAMACHANDRAN] if set(_RAMACHANDRAN) <= set(torsions) else [],
+        discard=protocol.analysis.discard,
         seed=protocol.seed,
-        **variables,
     )
     analysis.notes = [*notes, *analysis.notes, *_cv_notes(results.cv)]
     progress = {"complete": results.complete, "done_ps": results.done, "planned_ps": results.planned}
@@ -107,24 +121,33 @@ def _cv_table(cv):
     return "Collective variable" + (", by its teacher" if "distillation" in facts else ""), rows
 
 
-def _variables(protocol, results):
-    """(arguments of `analyse_biased_run`, notes): the torsions, and what crossings are counted along."""
-    analysis, biased = protocol.analysis, results.biased
-    cores = analysis.cores
-    along = cores.along if cores else "phi" if {"phi", "psi"} <= set(analysis.torsions) else None
-    arguments = {"along": along, "cores": cores and (cores.a, cores.b)}
-    torsions = dict(analysis.torsions)
-    if torsions and min(len(run) for run in biased) < _FEWEST_FRAMES:
-        if along in torsions:
-            arguments |= {"along": None, "cores": None}
-        return arguments, ["Warning: there are fewer than two frames of each walker yet, too few for torsions."]
-    if torsions:
-        arguments["torsions"] = {name: [torsion(run, name, atoms) for run in biased] for name, atoms in torsions.items()}
-        arguments["frame_times"] = results.frame_times
-    if results.unbiased and along in torsions:
-        arguments["unbiased"] = [torsion(run, along, torsions[along]) for run in results.unbiased]
-    elif results.unbiased and along is not None:
-        bound = results.cv.bind(results.unbiased[0].topology, engine="eager")
-        arguments["unbiased"] = [bound.compute(run)[:, int(along[3:]) - 1] for run in results.unbiased]
-    arguments["unbiased_frame_time"] = results.comparison_step
-    return arguments, []
+def _variables(protocol, results, run, torsions):
+    """The torsions, and with them the variable that crossings are counted along, as a list of `Variable`."""
+    along, states = _crossings(protocol.analysis)
+    variables = []
+    for name, atoms in torsions.items():
+        values = [compute_torsion(walker, name, atoms) for walker in results.biased]
+        if name == along:
+            unbiased = [compute_torsion(walker, name, atoms) for walker in results.unbiased] or None
+            variables.append(Variable(name, values, TURN, unbiased=unbiased, **states))
+        else:
+            variables.append(Variable(name, values, TURN))
+    if along is not None and along not in protocol.analysis.torsions:
+        unbiased = None
+        if results.unbiased:
+            bound = results.cv.bind(results.unbiased[0].topology, engine="eager")
+            component = run.cv_fields.index(along)
+            unbiased = [bound.compute(walker)[:, component] for walker in results.unbiased]
+        variables.append(run.component(along, unbiased=unbiased, **states))
+    return variables
+
+
+def _crossings(analysis):
+    """What crossings are counted along, None for nothing, and the cores of the two states as settings of a `Variable`.
+
+    Without cores they are those of alanine dipeptide, if the torsions of its map are named."""
+    if analysis.cores:
+        return analysis.cores.along, {"cores": (analysis.cores.a, analysis.cores.b)}
+    if set(_RAMACHANDRAN) <= set(analysis.torsions):
+        return "phi", {"cores": (PHI_CORE_A, PHI_CORE_B), "dividing": PHI_DIVIDING}
+    return None, {}

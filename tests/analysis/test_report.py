@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from openmm_geomgnn.analysis import plots
+from openmm_geomgnn.analysis.crossings import PHI_CORE_A, PHI_CORE_B, PHI_DIVIDING
 from openmm_geomgnn.analysis.figures import standard_figures, standard_tables
 from openmm_geomgnn.analysis.free_energy import free_energy_1d, free_energy_2d
+from openmm_geomgnn.analysis.intervals import TURN
 from openmm_geomgnn.analysis.pipeline import analyse_biased_run
 from openmm_geomgnn.analysis.report import plain, write_report, write_summary
+from openmm_geomgnn.analysis.variables import BiasedRun, Variable
 from openmm_geomgnn.errors import GeomGNNError
 
 pytest.importorskip("matplotlib")
@@ -59,9 +62,14 @@ def run(n_frames=400, torsions=True):
         "opes.nker": np.linspace(3, 40, 2 * n_frames).round(),
         "temperature": 300 + 50 * rng.normal(size=2 * n_frames),
     }
-    frames = {"phi": list(phi.T), "psi": list(rng.normal(size=(2, n_frames)))} if torsions else None
-    unbiased = [np.full(50, -1.2)] if torsions else None
-    return analyse_biased_run(colvar, frames, unbiased, temperature=300, wall_seconds=145.4)
+    run, variables = BiasedRun(colvar, 300, wall_seconds=145.4), []
+    if torsions:
+        cores = {"cores": (PHI_CORE_A, PHI_CORE_B), "dividing": PHI_DIVIDING}
+        variables = [
+            Variable("phi", list(phi.T), TURN, unbiased=[np.full(50, -1.2)], **cores),
+            Variable("psi", list(rng.normal(size=(2, n_frames))), TURN),
+        ]
+    return analyse_biased_run(run, variables, [("phi", "psi")] if torsions else [])
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +179,35 @@ def test_a_run_without_torsions_has_the_pictures_it_can_have(tmp_path):
     assert "Free-energy difference" not in Page((tmp_path / "r.html").read_text()).text
 
 
+def test_pictures_of_other_variables():
+    """A distance, a torsion and the CV, with maps of an angle and a line: axes say what they show and in which unit."""
+    rng = np.random.default_rng(0)
+    colvar = {"time": np.arange(1.0, 301), "cv.1": rng.normal(size=300), "opes.bias": np.zeros(300)}
+    variables = [
+        Variable("chi1", [rng.uniform(-3, 3, 300)], TURN),
+        Variable("omega", [rng.uniform(-3, 3, 300)], TURN),
+        Variable("length", [rng.uniform(0.2, 0.9, 300)], unit="nm", cores=((0.2, 0.4), (0.6, 0.9))),
+    ]
+    maps = [("chi1", "omega"), ("cv.1", "chi1"), ("length", "cv.1")]
+    analysis = analyse_biased_run(BiasedRun(colvar, 300), variables, maps, n_bootstrap=10)
+    figures = {title: figure for title, _, figure in standard_figures(analysis)}
+    assert list(figures)[:5] == ["length over time", *(f"Free energy along {n}" for n in ("cv.1", "χ1", "ω", "length"))]
+    assert list(figures)[5:9] == [
+        "Free energy over χ1 and ω", "What cv.1 has learned, over χ1 and ω", "Free energy over cv.1 and χ1",
+        "Free energy over length and cv.1",
+    ]  # fmt: skip
+
+    def labels(title):
+        axes = figures[title].axes[0]
+        return axes.get_xlabel(), axes.get_ylabel()
+
+    assert labels("What cv.1 has learned, over χ1 and ω") == ("χ1 (degrees)", "ω (degrees)")
+    assert labels("Free energy over length and cv.1") == ("length (nm)", "cv.1 (no unit)")
+    mixed = figures["Free energy over cv.1 and χ1"].axes[0]
+    assert mixed.get_ylim() == (-180, 180) and np.abs(mixed.get_xlim()).max() < 5
+    assert all(drawn(figure) > 0.01 for figure in figures.values())
+
+
 def test_pictures_of_training():
     assert drawn(plots.vamp_spectrum([0.93, 0.7, 0.2], 5.0, validation=[0.9, 0.6, 0.05])) > 0.05
     assert drawn(plots.vamp_spectrum([1.0, 0.5, -0.1], 5.0)) > 0.02
@@ -204,7 +241,7 @@ def test_maps_are_joined_across_the_period_and_white_where_nobody_was():
     # coloured up to both edges of the period, white in the middle
     assert line[0] < 200 and line[-1] < 200 and line[len(line) // 2] > 240
     with pytest.raises(GeomGNNError, match="5 frames of torsions but 4"):
-        plots.ramachandran_cv(np.zeros((5, 2)), np.zeros(4))
+        plots.mean_over_angles(np.zeros((5, 2)), np.zeros(4))
 
 
 def test_at_most_six_walkers_are_drawn():

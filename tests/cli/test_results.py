@@ -134,16 +134,16 @@ class TestStates:
         assert (summary["crossings"], summary["unbiased_crossings"]) == (9 + 19, 0)
         assert summary["unbiased_ns"] == pytest.approx(0.008) and summary["complete"] is True
         assert summary["crossing_variable"] == (cores["along"] if cores else "phi")
-        assert list(analysis.torsion_profiles) == list(torsions)
-        assert (analysis.phi_psi_map is None) == (set(torsions) != {"phi", "psi"})
+        assert list(analysis.profiles) == ["cv.1", *torsions]
+        assert list(analysis.maps) == ([("phi", "psi")] if set(torsions) == {"phi", "psi"} else [])
 
     def test_torsions_are_shown_with_cores_along_the_cv(self, made):
         low, high = sorted(results.read_results(protocol_of(made[0])).colvar["cv.1"][[0, 28]])
         cores = {"along": "cv.1", "a": [low - 9, low + 1e-3 * (high - low)], "b": [high - 0.5 * (high - low), high + 9]}
         protocol = protocol_of(made[0], **{"analysis.cores": cores})
         analysis, summary = reporting.analyse(protocol, results.read_results(protocol))
-        assert summary["crossing_variable"] == "cv.1" and len(analysis.unbiased) == 2
-        assert analysis.phi_psi_map is not None
+        assert summary["crossing_variable"] == "cv.1" and len(analysis.crossing.unbiased) == 2
+        assert list(analysis.maps) == [("phi", "psi")]
 
 
 def half_a_file(path):
@@ -276,7 +276,7 @@ class TestPartial:
         save_progress(folder, 60)
         protocol = protocol_of(folder)
         analysis, summary = reporting.analyse(protocol, results.read_results(protocol))
-        assert not summary["complete"] and summary["crossing_variable"] == "none" and analysis.torsion_profiles == {}
+        assert not summary["complete"] and summary["crossing_variable"] == "none" and list(analysis.profiles) == ["cv.1"]
         assert "too few for torsions" in analysis.notes[0]
 
     def test_comparison_that_is_missing(self, folder):

@@ -1,0 +1,48 @@
+"""Torsions of a molecule along its trajectories, by their name or by their atoms."""
+
+import mdtraj
+
+from openmm_geomgnn.errors import GeomGNNError
+
+
+def compute_torsion(trajectory, name, atoms="auto"):
+    """A torsion of every frame, in radians.
+
+    Parameters
+    ----------
+    trajectory : mdtraj.Trajectory
+    name : str
+    atoms : "auto" or sequence of int or str
+        Four indices counted from 0, or four names as ALA2-CA. By default mdtraj finds the first torsion of this name, as
+        phi, psi, omega or chi1.
+
+    Returns
+    -------
+    (T,) ndarray
+
+    Raises
+    ------
+    GeomGNNError
+        If the molecule does not have it.
+    """
+    topology = trajectory.topology
+    if atoms == "auto":
+        indices, values = getattr(mdtraj, f"compute_{name}")(trajectory)
+        if len(indices) == 0:
+            raise GeomGNNError(f"The molecule has no torsion {name} that could be found: name its four atoms.")
+        return values[:, 0]
+    if not isinstance(atoms[0], int):
+        names = {str(atom): atom.index for atom in topology.atoms}
+        missing = [atom for atom in atoms if atom not in names]
+        if missing:
+            raise GeomGNNError(
+                f"The torsion {name} names the atom {missing[0]}, which the molecule does not have. Its first atoms are "
+                f"{', '.join(list(names)[:8])}."
+            )
+        atoms = [names[atom] for atom in atoms]
+    if max(atoms) >= topology.n_atoms:
+        raise GeomGNNError(
+            f"The torsion {name} names the atom {max(atoms)}, but the atoms of the molecule are counted from 0 to "
+            f"{topology.n_atoms - 1}."
+        )
+    return mdtraj.compute_dihedrals(trajectory, [list(atoms)])[:, 0]
