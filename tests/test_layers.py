@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # from the bottom to the top: a room imports from the rooms above its line, not from the others of its line
 ROOMS = (
     "torchmdnet_ext",
-    "errors units files locks processes unfinished pickling _lazy",
+    "errors units files locks processes unfinished pickling plugins _lazy",
     "representation koopman",
     "cv",
     "force",
@@ -34,7 +34,7 @@ WRITERS = {"save", "savetxt", "savez", "savez_compressed", "tofile", "write_byte
 # packages of numbers in, numbers out, and what of ours they may import
 PURE = {
     "openmm_geomgnn/koopman": ("openmm_geomgnn.errors",),
-    "openmm_geomgnn/cv/mixers": ("openmm_geomgnn.errors", "openmm_geomgnn.units"),
+    "openmm_geomgnn/cv/mixers": ("openmm_geomgnn.errors", "openmm_geomgnn.units", "openmm_geomgnn.plugins"),
     "openmm_geomgnn/sampling/opes": ("openmm_geomgnn.errors", "openmm_geomgnn.units", "openmm_geomgnn.pickling"),
 }
 

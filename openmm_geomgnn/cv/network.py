@@ -11,6 +11,7 @@ from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.readouts import make_readout
 from openmm_geomgnn.cv.students.cv import StudentCV
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.plugins import PluginError
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.periodic import SelectedMolecule
 from openmm_geomgnn.representation.tokens import Tokenizer
@@ -156,6 +157,11 @@ class CollectiveVariable(cv_file.SavedCV):
             mean, projection, values = (parts["koopman"][name] for name in ("mean", "projection", "singular_values"))
             if projection.shape != (mixer.out_features, len(values)) or mean.shape != (mixer.out_features,):
                 raise ValueError(f"its projection has shape {tuple(projection.shape)} for {mixer.out_features} features.")
+        except PluginError as error:
+            raise GeomGNNError(
+                f"{path} cannot be read: {error} Its mixer comes from another package, or from a newer openmm-geomgnn: "
+                "install or update that."
+            ) from error
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError) as error:
             raise GeomGNNError(f"{path} does not hold a usable collective variable: {error} Fit it again.") from error
         return cls(

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import warnings
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.plugins import PluginError, find, plugin_names
 from torchmdnet_ext import checkpoints, registration
 
 # pairs of atoms embedded in one pass: larger passes were slower on a CPU, whose time goes into mapping fresh memory
@@ -45,7 +47,7 @@ def encoder_file(source):
         If there is no such file or name.
     """
     path = Path(source)
-    if not path.suffix and not path.is_file():
+    if _is_a_name(path):
         if str(source) not in shipped_encoders():
             raise GeomGNNError(
                 f"There is no encoder '{source}'. The package ships {', '.join(shipped_encoders())}; otherwise give "
@@ -55,6 +57,38 @@ def encoder_file(source):
     if not path.is_file():
         raise GeomGNNError(f"There is no encoder file {path}. Check the path, or give the name of a shipped encoder.")
     return path
+
+
+def _is_a_name(path):
+    return not path.suffix and not path.is_file()
+
+
+def _provided(source):
+    """The Encoder or the path that an installed package has under the name `source`; None where it is no such name.
+
+    Raises
+    ------
+    PluginError
+        If that package cannot be used.
+    """
+    name = str(source)
+    if not _is_a_name(Path(source)) or name in shipped_encoders() or name not in plugin_names("encoder"):
+        return None
+
+    def problem(announced):
+        if isinstance(announced, (str, os.PathLike)) or callable(announced):
+            return None
+        return f"it is {announced!r}, neither a path nor a function"
+
+    found = find("encoder", name, {}, problem)
+    if callable(found):
+        try:
+            found = found()
+        except Exception as error:  # whatever somebody else's function raises
+            raise PluginError(f"The encoder {name!r} of another package cannot be made: {error}") from error
+    if not isinstance(found, (Encoder, str, os.PathLike)):
+        raise PluginError(f"The encoder {name!r} of another package is {found!r}, neither an Encoder nor a path.")
+    return found
 
 
 @functools.cache
@@ -102,8 +136,8 @@ class Encoder(nn.Module):
         Parameters
         ----------
         source : str or path
-            The name of a shipped encoder, a `.safetensors` file of ours, a `.ckpt` file of `torchmd-train`, or a `.pth` file
-            of geom2vec, whose architecture follows from its tensors.
+            The name of an encoder that is shipped or of an installed package (see `plugins`), a `.safetensors` file of ours,
+            a `.ckpt` file of `torchmd-train`, or a `.pth` file of geom2vec, whose architecture follows from its tensors.
         dtype : torch.dtype
             Precision of the network, torch.float32 or torch.float64.
         smooth_cutoff : bool, optional
@@ -115,9 +149,12 @@ class Encoder(nn.Module):
         GeomGNNError
             If there is no such file or name, or the file is not an encoder: every tensor must be there, and fit.
         """
-        path = encoder_file(source)
         if smooth_cutoff not in (None, True, False):
             raise GeomGNNError(f"smooth_cutoff is {smooth_cutoff!r}, but it must be True, False or None.")
+        provided = _provided(source)
+        if isinstance(provided, Encoder):
+            return provided._remade(str(source), dtype, smooth_cutoff)
+        path = encoder_file(source if provided is None else provided)
         try:
             settings, tensors, head, training = checkpoints.read_pretrained(path)
             if smooth_cutoff is not None:
@@ -131,6 +168,15 @@ class Encoder(nn.Module):
         if smooth_cutoff is None and not network.smooth_cutoff:
             _warn_not_smooth(path, encoder.cutoff)
         return encoder
+
+    def _remade(self, name, dtype, smooth_cutoff):
+        """A copy under another name, made from settings and parameters as it is when a CV is read."""
+        settings = self.settings if smooth_cutoff is None else {**self.settings, "smooth_cutoff": bool(smooth_cutoff)}
+        try:
+            network = checkpoints.build_network(settings, self.network.state_dict(), name)
+        except ValueError as error:
+            raise GeomGNNError(f"The encoder {name!r} cannot be made from its settings and parameters: {error}") from error
+        return Encoder(network, settings, self.training_information, name, self.head).to(dtype)
 
     def save(self, path):
         """Write the encoder to a file, in single precision, with its noise head if it has one.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mixer_cases import CASES, LEARNED, SMALL, F, H, R, random, raw_tokens, ready, turned
 
-from openmm_geomgnn.cv.mixers import MIXERS, Mixer, invariants, make_mixer, mixer_settings
+from openmm_geomgnn.cv.mixers import MIXERS, Mixer, MixerSettings, invariants, make_mixer, mixer_settings
 from openmm_geomgnn.cv.mixers.message_passing import sequence_graph
 from openmm_geomgnn.cv.mixers.token_merging import sequence_blocks
 from openmm_geomgnn.errors import GeomGNNError
@@ -335,7 +335,7 @@ def test_base_class_leaves_mixing_to_its_children():
         name = "bare"
 
     with pytest.raises(NotImplementedError):
-        Bare(R, H)(raw_tokens())
+        Bare(R, H, MixerSettings())(raw_tokens())
 
 
 def test_every_mixer_can_be_chosen_in_a_file_of_settings():

@@ -7,11 +7,13 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+from pydantic_core import PydanticCustomError
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.plugins import known_names, plugin_names
 from openmm_geomgnn.representation.trajectory_files import WITH_TIMES
 from openmm_geomgnn.units import did_you_mean, quantity
 
@@ -125,6 +127,23 @@ Whole = Annotated[int, BeforeValidator(_whole), AfterValidator(_countable)]
 Widths = Annotated[float | tuple[float, ...], BeforeValidator(_widths)]
 
 
+# --------------------------------------------------------------------------------------------------------------- names
+
+OurMixer = Literal["none", "mlp", "attention", "equivariant-attention", "message-passing", "token-merging"]
+OUR_MIXERS = get_args(OurMixer)
+
+
+def _mixer(value):
+    """The name of a mixer of ours or of an installed package; the error for another is the one that pydantic has."""
+    if value not in OUR_MIXERS and value not in plugin_names("mixer"):
+        *names, last = map(repr, known_names("mixer", dict.fromkeys(OUR_MIXERS)))
+        expected = {"expected": f"{', '.join(names)} or {last}"}
+        raise PydanticCustomError("literal_error", "Input should be {expected}", expected)
+    return value
+
+
+MixerName = Annotated[OurMixer | str, BeforeValidator(_mixer)]
+
 # --------------------------------------------------------------------------------------------------------------- files
 
 
@@ -233,14 +252,18 @@ def _checked_forcefield(path):
 
 
 def find_encoder(name, folder="."):
-    """The name of a shipped encoder, or the absolute path of an encoder file as a str."""
+    """The name of an encoder that is shipped or of an installed package, or the absolute path of a file as a str."""
     if _path(name, "encoder").suffix:
         return str(find_file(name, folder, "encoder", (".safetensors", ".ckpt", ".pth")))
     shipped = [Path(file).stem for file in _names(DATA, (".safetensors",)) if file != "conformers.safetensors"]
-    if name not in shipped:
+    if name in shipped:
+        return name
+    others = [other for other in plugin_names("encoder") if other not in shipped]
+    if name not in others:
+        more = f", other packages have {', '.join(others)}" if others else ""
         raise GeomGNNError(
-            f"There is no encoder '{name}'.{did_you_mean(name, shipped)} The package ships "
-            f"{', '.join(shipped) or 'none'}; otherwise give the path of a .safetensors, .ckpt or .pth file."
+            f"There is no encoder '{name}'.{did_you_mean(name, shipped + others)} The package ships "
+            f"{', '.join(shipped) or 'none'}{more}; otherwise give the path of a .safetensors, .ckpt or .pth file."
         )
     return name
 

@@ -12,12 +12,14 @@ from pydantic import Field, field_validator, model_validator
 
 from openmm_geomgnn.analysis.intervals import TURN, overlap, width
 from openmm_geomgnn.cli.settings.fields import (
+    OUR_MIXERS,
     CVFile,
     Daltons,
     EncoderName,
     ForceField,
     Kelvin,
     KilojoulesPerMole,
+    MixerName,
     Nanometres,
     Number,
     NumberOrInfinity,
@@ -32,6 +34,7 @@ from openmm_geomgnn.cli.settings.fields import (
     plain_number,
 )
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.plugins import PluginError
 from openmm_geomgnn.units import did_you_mean, quantity
 
 SHORTEST_TIMESTEP, LONGEST_TIMESTEP = 1e-5, 0.005  # ps
@@ -176,9 +179,7 @@ class CVSection(TokenSection):
         description="for `geomgnn run`: a CV file to use as it is, for example a student; then there are no unbiased "
         "runs and no fit, and of this section only components matters, the number in the file",
     )
-    mixer: Literal["none", "mlp", "attention", "equivariant-attention", "message-passing", "token-merging"] = Field(
-        "none", description="network from residue tokens to features"
-    )
+    mixer: MixerName = Field("none", description="network from residue tokens to features")
     mixer_settings: dict[str, bool | int | float | str | list] = Field(
         default_factory=dict,
         description="settings of the mixer, by their names there; every mixer has chirality: true, which tells mirror "
@@ -231,11 +232,13 @@ class CVSection(TokenSection):
 
     @model_validator(mode="after")
     def _mixer_has_these_settings(self):
-        if self.mixer_settings:  # the import brings torch, which takes seconds
+        if self.mixer_settings or self.mixer not in OUR_MIXERS:  # the import brings torch, which takes seconds
             from openmm_geomgnn.cv.mixers import check_settings
 
             try:
                 check_settings(self.mixer, self.mixer_settings)
+            except PluginError as error:
+                raise SettingError(str(error), "mixer") from error
             except GeomGNNError as error:
                 # the line of the setting that the message begins with, where it does
                 named = [key for key in self.mixer_settings if str(error).startswith((f"{key} ", f"{key}: "))]

@@ -1,25 +1,49 @@
 """Token mixers: residue tokens -> the functions chi of the Koopman model."""
 
-import inspect
 from collections.abc import Iterable
+from dataclasses import fields
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.plugins import find, known_names
 from openmm_geomgnn.units import did_you_mean
 
-from .attention import AttentionMixer
-from .base import Mixer
-from .checks import lookup
-from .equivariant_attention import EquivariantAttentionMixer
+from .attention import AttentionMixer, AttentionSettings
+from .base import LearnedMixer, LearnedSettings, Mixer, MixerSettings
+from .checks import initialisation, multiple_of_heads, positive_int
+from .equivariant_attention import EquivariantAttentionMixer, EquivariantAttentionSettings
 from .features import invariants
-from .message_passing import MessagePassingMixer
-from .mlp import MLPMixer
-from .none import NoMixer
-from .token_merging import TokenMergingMixer
+from .message_passing import MessagePassingMixer, MessagePassingSettings
+from .mlp import MLPMixer, MLPSettings
+from .none import NoMixer, NoMixerSettings
+from .pooling import Readout
+from .token_merging import TokenMergingMixer, TokenMergingSettings
 
 MIXERS: dict[str, type[Mixer]] = {
     mixer.name: mixer
     for mixer in (NoMixer, MLPMixer, AttentionMixer, EquivariantAttentionMixer, MessagePassingMixer, TokenMergingMixer)
 }
+
+
+def get_mixer(name: str) -> type[Mixer]:
+    """The class of the mixer called `name`: one of `MIXERS`, or of an installed package (see `plugins`).
+
+    Raises
+    ------
+    PluginError
+        If there is no such mixer (the message has the nearest known one), or its package cannot be used.
+
+    Examples
+    --------
+    >>> from openmm_geomgnn.cv.mixers import get_mixer
+    >>> get_mixer("mlp")
+    <class 'openmm_geomgnn.cv.mixers.mlp.MLPMixer'>
+    """
+    return find("mixer", name, MIXERS, lambda mixer: _problem(name, mixer))
+
+
+def mixer_names() -> list[str]:
+    """Names of all mixers: those of `MIXERS`, then those of installed packages."""
+    return known_names("mixer", MIXERS)
 
 
 def mixer_settings(name: str) -> set[str]:
@@ -30,8 +54,7 @@ def mixer_settings(name: str) -> set[str]:
     GeomGNNError
         If there is no such mixer; the message has the nearest known one.
     """
-    mixer = lookup("mixer", name, MIXERS)
-    return set(inspect.signature(mixer.__init__).parameters) - {"self", "n_tokens", "hidden_channels"}
+    return {entry.name for entry in fields(get_mixer(name).settings_class)}
 
 
 def make_mixer(name: str, n_tokens: int | None, hidden_channels: int, **settings: object) -> Mixer:
@@ -42,15 +65,27 @@ def make_mixer(name: str, n_tokens: int | None, hidden_channels: int, **settings
     ------
     GeomGNNError
         If the name or a setting is unknown (with the nearest known one), or a setting's value does not fit.
+
+    Examples
+    --------
+    >>> from openmm_geomgnn.cv.mixers import make_mixer
+    >>> mixer = make_mixer("mlp", 3, 64, width=32)
+    >>> mixer.out_features, mixer.settings["pool"]
+    (6, 'flatten')
+    """
+    return get_mixer(name)(n_tokens, hidden_channels, check_settings(name, settings))
+
+
+def check_settings(name: str, settings: dict) -> MixerSettings:
+    """The settings of the mixer called `name`, checked as far as they can be without its tokens.
+
+    Raises
+    ------
+    GeomGNNError
+        As `make_mixer`; the message begins with the setting's name.
     """
     _check_names(name, settings)
-    return MIXERS[name](n_tokens, hidden_channels, **settings)
-
-
-def check_settings(name: str, settings: dict) -> None:
-    """Raise the GeomGNNError of `make_mixer` that settings give whatever the tokens; it begins with the setting's name."""
-    _check_names(name, settings)
-    make_mixer(name, 1, 64, **settings)
+    return get_mixer(name).settings_class(**settings)
 
 
 def _check_names(name: str, settings: Iterable[str]) -> None:
@@ -62,17 +97,43 @@ def _check_names(name: str, settings: Iterable[str]) -> None:
             )
 
 
+def _problem(name: str, mixer: object) -> str | None:
+    """What is wrong with the mixer of another package."""
+    if not (isinstance(mixer, type) and issubclass(mixer, Mixer)):
+        return "it is not a subclass of openmm_geomgnn.cv.mixers.Mixer"
+    if getattr(mixer, "name", None) != name:
+        return f"its class has the name {getattr(mixer, 'name', None)!r}, by which a CV file would not find it again"
+    if not issubclass(mixer.settings_class, MixerSettings):
+        return "its settings_class is not a subclass of openmm_geomgnn.cv.mixers.MixerSettings"
+    return None
+
+
 __all__ = [
     "MIXERS",
     "AttentionMixer",
+    "AttentionSettings",
     "EquivariantAttentionMixer",
+    "EquivariantAttentionSettings",
+    "LearnedMixer",
+    "LearnedSettings",
     "MLPMixer",
+    "MLPSettings",
     "MessagePassingMixer",
+    "MessagePassingSettings",
     "Mixer",
+    "MixerSettings",
     "NoMixer",
+    "NoMixerSettings",
+    "Readout",
     "TokenMergingMixer",
+    "TokenMergingSettings",
     "check_settings",
+    "get_mixer",
+    "initialisation",
     "invariants",
     "make_mixer",
+    "mixer_names",
     "mixer_settings",
+    "multiple_of_heads",
+    "positive_int",
 ]

@@ -1,9 +1,11 @@
 """Self-attention over residue tokens (Vaswani et al. 2017, in the pre-normalised form)."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from .base import LearnedMixer
+from .base import LearnedMixer, LearnedSettings
 from .checks import initialisation, multiple_of_heads, positive_int
 from .pooling import Readout
 
@@ -60,6 +62,34 @@ class EncoderLayer(nn.Module):
         return rows + self.feedforward(self.feedforward_norm(rows))
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttentionSettings(LearnedSettings):
+    """Settings of `AttentionMixer`.
+
+    Attributes
+    ----------
+    width : int
+        Features of a token inside the encoder; a multiple of `heads`.
+    heads : int
+        Attention heads.
+    layers : int
+        Encoder layers.
+    feedforward : int
+        Width of each layer's feed-forward network.
+    """
+
+    width: int = 64
+    heads: int = 4
+    layers: int = 2
+    feedforward: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        multiple_of_heads("width", self.width, self.heads)
+        positive_int("layers", self.layers)
+        positive_int("feedforward", self.feedforward)
+
+
 class AttentionMixer(LearnedMixer):
     """Transformer encoder over the residues with a learned embedding of the residue's position, then a read-out.
 
@@ -67,62 +97,24 @@ class AttentionMixer(LearnedMixer):
     ----------
     n_tokens, hidden_channels
         R and H of the tokens (F, R, 4, H); see `Mixer`. Without a fixed R there is no embedding of the position.
-    width
-        Features of a token inside the encoder; a multiple of `heads`.
-    heads, layers, feedforward
-        Attention heads, encoder layers, width of each layer's feed-forward network.
-    pool
-        "flatten", "mean", "sum" or "attention" over the tokens.
-    readout
-        Width of the read-out's hidden layer.
-    out_features
-        Length of chi.
-    chirality
-        Whether mirror images differ.
-    seed
-        Of the initial weights; torch's own generator is not touched.
+    settings
+        See `AttentionSettings`.
     """
 
     name = "attention"
+    settings_class = AttentionSettings
 
-    def __init__(
-        self,
-        n_tokens: int | None,
-        hidden_channels: int,
-        *,
-        width: int = 64,
-        heads: int = 4,
-        layers: int = 2,
-        feedforward: int = 128,
-        pool: str = "flatten",
-        readout: int = 64,
-        out_features: int = 6,
-        chirality: bool = False,
-        seed: int = 0,
-    ):
-        super().__init__(
-            n_tokens,
-            hidden_channels,
-            width=width,
-            heads=heads,
-            layers=layers,
-            feedforward=feedforward,
-            pool=pool,
-            readout=readout,
-            out_features=out_features,
-            chirality=chirality,
-            seed=seed,
-        )
-        multiple_of_heads("width", width, heads)
-        positive_int("feedforward", feedforward)
-        with initialisation(seed):
+    def __init__(self, n_tokens: int | None, hidden_channels: int, settings: AttentionSettings):
+        super().__init__(n_tokens, hidden_channels, settings)
+        width = settings.width
+        with initialisation(settings.seed):
             self.embed = nn.Linear(self.n_features, width)
             self.position = learned_positions(n_tokens, width)
             self.encoder = nn.ModuleList(
-                EncoderLayer(width, heads, feedforward) for _ in range(positive_int("layers", layers))
+                EncoderLayer(width, settings.heads, settings.feedforward) for _ in range(settings.layers)
             )
             self.norm = nn.LayerNorm(width)
-            self.readout = Readout(n_tokens, width, pool, readout, out_features)
+            self.readout = Readout(n_tokens, width, settings.pool, settings.readout, self.out_features)
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
         rows = self.embed(features)

@@ -1,18 +1,79 @@
-"""What every token mixer shares: invariant features, their standardisation, checks of the input, settings."""
+"""What every token mixer shares: settings, invariant features, their standardisation, checks of the input."""
 
 from collections.abc import Iterator
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from openmm_geomgnn.errors import GeomGNNError
 
-from .checks import positive_int
+from .checks import check_seed, lookup, positive_int
 from .features import invariants
+from .pooling import POOLS
 from .standardise import Standardiser, VectorScale
 
 _STATISTICS_FRAMES = 4096  # that the statistics take in at once
+_LAST = ("pool", "readout", "seed")  # in the settings that a CV file has
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerSettings:
+    """Settings of every mixer.
+
+    A mixer has a subclass with fields of its own, all of which have defaults, and checks them in `__post_init__`.
+
+    Attributes
+    ----------
+    chirality : bool
+        Whether mirror images differ.
+
+    Raises
+    ------
+    GeomGNNError
+        If a value does not fit whatever the tokens are; the message begins with the name of the setting.
+    """
+
+    chirality: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.chirality, bool):
+            raise GeomGNNError(f"chirality must be true or false but was {self.chirality!r}.")
+
+    def as_dict(self) -> dict[str, object]:
+        """The settings by name, in the order of CV files: those of all mixers, the mixer's own, those of its read-out."""
+        return dict(sorted(asdict(self).items(), key=lambda item: item[0] in _LAST))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedSettings(MixerSettings):
+    """Settings of every mixer that has weights.
+
+    Attributes
+    ----------
+    out_features : int
+        Length of chi.
+    pool : str
+        "flatten", "mean", "sum" or "attention" over the tokens. "flatten" keeps which token is which; the others suit many
+        like tokens.
+    readout : int
+        Width of the read-out's hidden layer.
+    seed : int
+        Of the initial weights; torch's own generator is not touched.
+    """
+
+    out_features: int = 6
+    pool: str = "flatten"
+    readout: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive_int("out_features", self.out_features)
+        lookup("pool", self.pool, POOLS)
+        positive_int("readout", self.readout)
+        check_seed(self.seed)
 
 
 class Mixer(nn.Module):
@@ -29,35 +90,42 @@ class Mixer(nn.Module):
         by its place.
     hidden_channels
         Channels per token, H.
-    chirality
-        Also take in `pseudoscalars` of the vectors, which tell mirror images apart.
+    settings
+        With `chirality` the mixer also takes in `pseudoscalars` of the vectors, which tell mirror images apart.
 
     Attributes
     ----------
+    name : str
+        By which the mixer is chosen; of the class.
+    settings_class : type
+        Of the class: the dataclass of its settings.
     out_features : int
         Length of chi.
     settings : dict
         JSON-able; ``make_mixer(**settings)`` followed by ``load_state_dict`` gives the same mixer.
+
+    Raises
+    ------
+    GeomGNNError
+        If the settings do not fit these tokens.
     """
 
     name: ClassVar[str]
+    settings_class: ClassVar[type[MixerSettings]] = MixerSettings
     out_features: int
 
-    def __init__(self, n_tokens: int | None, hidden_channels: int, *, chirality: bool = False, **settings: object):
+    def __init__(self, n_tokens: int | None, hidden_channels: int, settings: MixerSettings):
         super().__init__()
         self.n_tokens = None if n_tokens is None else positive_int("n_tokens", n_tokens)
         self.hidden_channels = positive_int("hidden_channels", hidden_channels)
-        if not isinstance(chirality, bool):
-            raise GeomGNNError(f"chirality must be true or false but was {chirality!r}.")
-        if chirality and hidden_channels < 3:
+        self.chirality = settings.chirality
+        if self.chirality and hidden_channels < 3:
             raise GeomGNNError(f"chirality needs three vector channels or more, but the tokens have {hidden_channels}.")
-        self.chirality = chirality
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "name": self.name,
             "n_tokens": n_tokens,
             "hidden_channels": hidden_channels,
-            "chirality": chirality,
-            **settings,
+            **settings.as_dict(),
         }
         self.standardise: Standardiser | None = None
         self.scale: VectorScale | None = None
@@ -168,17 +236,38 @@ class Mixer(nn.Module):
 
 
 class LearnedMixer(Mixer):
-    """A mixer with weights, on standardised features; its settings `out_features` and `seed` are those of all.
+    """A mixer with weights, on standardised features. Parameters and attributes are those of `Mixer`.
 
-    Parameters
-    ----------
-    n_tokens, hidden_channels, chirality
-        As in `Mixer`.
-    out_features
-        Length of chi.
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> import torch
+    >>> from openmm_geomgnn.cv.mixers import LearnedMixer, LearnedSettings, Readout, initialisation, positive_int
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class GatedSettings(LearnedSettings):
+    ...     width: int = 32
+    ...     def __post_init__(self):
+    ...         super().__post_init__()
+    ...         positive_int("width", self.width)
+    >>> class GatedMixer(LearnedMixer):
+    ...     name, settings_class = "gated", GatedSettings
+    ...     def __init__(self, n_tokens, hidden_channels, settings):
+    ...         super().__init__(n_tokens, hidden_channels, settings)
+    ...         with initialisation(settings.seed):
+    ...             self.gate = torch.nn.Linear(self.n_features, settings.width)
+    ...             self.value = torch.nn.Linear(self.n_features, settings.width)
+    ...             self.readout = Readout(n_tokens, settings.width, settings.pool, settings.readout, self.out_features)
+    ...     def mix(self, features, vectors, mask):
+    ...         return self.readout(torch.sigmoid(self.gate(features)) * self.value(features), mask)
+    >>> mixer = GatedMixer(3, 64, GatedSettings(width=16))
+    >>> mixer.set_statistics(torch.randn(100, 3, 4, 64))
+    >>> mixer(torch.randn(5, 3, 4, 64)).shape
+    torch.Size([5, 6])
     """
 
-    def __init__(self, n_tokens: int | None, hidden_channels: int, *, out_features: int, **settings: object):
-        super().__init__(n_tokens, hidden_channels, out_features=out_features, **settings)
-        self.out_features = positive_int("out_features", out_features)
+    settings_class: ClassVar[type[LearnedSettings]] = LearnedSettings
+
+    def __init__(self, n_tokens: int | None, hidden_channels: int, settings: LearnedSettings):
+        super().__init__(n_tokens, hidden_channels, settings)
+        self.out_features = settings.out_features
         self.standardise = Standardiser(n_tokens, self.n_features)

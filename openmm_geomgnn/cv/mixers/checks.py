@@ -35,14 +35,15 @@ def multiple_of_heads(name: str, value: object, heads: object) -> int:
     return value
 
 
-@contextmanager
-def initialisation(seed: int) -> Iterator[None]:
-    """Weights drawn inside depend on `seed` only; torch's process-wide generator is left as it was.
-
-    Raises GeomGNNError unless `seed` is a whole number from 0 to 2^63 - 1.
-    """
+def check_seed(seed: object) -> None:
+    """Raise a GeomGNNError unless `seed` is a whole number from 0 to 2^63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise GeomGNNError(f"seed must be a whole number from 0 to 2^63 - 1 but was {seed!r}.")
+
+
+@contextmanager
+def initialisation(seed: int) -> Iterator[None]:
+    """Weights drawn inside depend on `seed` only; torch's process-wide generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

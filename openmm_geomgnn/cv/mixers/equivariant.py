@@ -12,7 +12,7 @@ _ROW_EPSILON = 1e-2
 
 
 def check_chirality(vector_channels: int, chirality: bool) -> None:
-    """Raise a GeomGNNError if there are too few vectors inside a mixer for a triple product."""
+    """Raise a GeomGNNError if a mixer has too few vectors for a triple product."""
     if chirality and vector_channels < 3:
         raise GeomGNNError(f"chirality needs vector_channels of 3 or more but it is {vector_channels}.")
 

@@ -1,10 +1,12 @@
 """Attention between residue tokens that carries vectors as well as scalars."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from .attention import absent_keys, attend, learned_positions
-from .base import LearnedMixer
+from .base import LearnedMixer, LearnedSettings
 from .checks import initialisation, multiple_of_heads, positive_int
 from .equivariant import FeedForward, InvariantRows, RowNorm, check_chirality
 from .pooling import Readout
@@ -51,6 +53,39 @@ class EquivariantLayer(nn.Module):
         return self.feedforward(scalars + more_scalars, vectors + more_vectors)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EquivariantAttentionSettings(LearnedSettings):
+    """Settings of `EquivariantAttentionMixer`.
+
+    Attributes
+    ----------
+    width : int
+        Scalars of a token inside the encoder; a multiple of `heads`.
+    vector_channels : int
+        Vectors of a token inside the encoder; a multiple of `heads`.
+    heads : int
+        Attention heads.
+    layers : int
+        Encoder layers.
+    feedforward : int
+        Width of each layer's feed-forward network.
+    """
+
+    width: int = 64
+    vector_channels: int = 16
+    heads: int = 4
+    layers: int = 2
+    feedforward: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        multiple_of_heads("width", self.width, self.heads)
+        multiple_of_heads("vector_channels", self.vector_channels, self.heads)
+        check_chirality(self.vector_channels, self.chirality)
+        positive_int("layers", self.layers)
+        positive_int("feedforward", self.feedforward)
+
+
 class EquivariantAttentionMixer(LearnedMixer):
     """Transformer encoder whose rows are scalars and vectors, so that it sees how residues are turned to one another.
 
@@ -63,69 +98,27 @@ class EquivariantAttentionMixer(LearnedMixer):
     ----------
     n_tokens, hidden_channels
         R and H of the tokens (F, R, 4, H); see `Mixer`. Without a fixed R there is no embedding of the position.
-    width, vector_channels
-        Scalars and vectors of a token inside the encoder; multiples of `heads`.
-    heads, layers, feedforward
-        Attention heads, encoder layers, width of each layer's feed-forward network.
-    pool
-        "flatten", "mean", "sum" or "attention" over the tokens.
-    readout
-        Width of the read-out's hidden layer.
-    out_features
-        Length of chi.
-    chirality
-        Whether mirror images differ.
-    seed
-        Of the initial weights; torch's own generator is not touched.
+    settings
+        See `EquivariantAttentionSettings`.
     """
 
     name = "equivariant-attention"
+    settings_class = EquivariantAttentionSettings
 
-    def __init__(
-        self,
-        n_tokens: int | None,
-        hidden_channels: int,
-        *,
-        width: int = 64,
-        vector_channels: int = 16,
-        heads: int = 4,
-        layers: int = 2,
-        feedforward: int = 128,
-        pool: str = "flatten",
-        readout: int = 64,
-        out_features: int = 6,
-        chirality: bool = False,
-        seed: int = 0,
-    ):
-        super().__init__(
-            n_tokens,
-            hidden_channels,
-            width=width,
-            vector_channels=vector_channels,
-            heads=heads,
-            layers=layers,
-            feedforward=feedforward,
-            pool=pool,
-            readout=readout,
-            out_features=out_features,
-            chirality=chirality,
-            seed=seed,
-        )
-        multiple_of_heads("width", width, heads)
-        multiple_of_heads("vector_channels", vector_channels, heads)
-        check_chirality(vector_channels, chirality)
-        positive_int("feedforward", feedforward)
+    def __init__(self, n_tokens: int | None, hidden_channels: int, settings: EquivariantAttentionSettings):
+        super().__init__(n_tokens, hidden_channels, settings)
+        width, vectors = settings.width, settings.vector_channels
         self.scale = VectorScale(hidden_channels)
-        with initialisation(seed):
+        with initialisation(settings.seed):
             self.embed = nn.Linear(self.n_features, width)
-            self.embed_vectors = nn.Linear(hidden_channels, vector_channels, bias=False)
+            self.embed_vectors = nn.Linear(hidden_channels, vectors, bias=False)
             self.position = learned_positions(n_tokens, width)
             self.encoder = nn.ModuleList(
-                EquivariantLayer(width, vector_channels, heads, feedforward, chirality)
-                for _ in range(positive_int("layers", layers))
+                EquivariantLayer(width, vectors, settings.heads, settings.feedforward, self.chirality)
+                for _ in range(settings.layers)
             )
-            self.invariants = InvariantRows(width, vector_channels, chirality)
-            self.readout = Readout(n_tokens, self.invariants.width, pool, readout, out_features)
+            self.invariants = InvariantRows(width, vectors, self.chirality)
+            self.readout = Readout(n_tokens, self.invariants.width, settings.pool, settings.readout, self.out_features)
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
         rows, vectors = self.embed(features), self.embed_vectors(vectors)

@@ -1,9 +1,11 @@
 """Messages between residues that are near in sequence, by geometric vector perceptrons."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from .base import LearnedMixer
+from .base import LearnedMixer, LearnedSettings
 from .checks import initialisation, positive_int
 from .equivariant import GVP, FeedForward, InvariantRows, RowNorm, check_chirality
 from .pooling import Readout
@@ -66,6 +68,41 @@ class MessageLayer(nn.Module):
         return self.feedforward(scalars + self.scalars_out(messages), vectors + self.vectors_out(arrows))
 
 
+@dataclass(frozen=True, kw_only=True)
+class MessagePassingSettings(LearnedSettings):
+    """Settings of `MessagePassingMixer`.
+
+    Attributes
+    ----------
+    width : int
+        Scalars of a token between the layers.
+    vector_channels : int
+        Vectors of a token between the layers.
+    neighbours : int or str
+        Tokens on each side in sequence that send messages, or "all" for every token (R*(R - 1) messages a layer).
+    layers : int
+        Rounds of messages.
+    feedforward : int
+        Width of each round's feed-forward network.
+    """
+
+    width: int = 64
+    vector_channels: int = 16
+    neighbours: int | str = 3
+    layers: int = 2
+    feedforward: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.neighbours != "all":
+            positive_int("neighbours (where it is not 'all')", self.neighbours)
+        positive_int("width", self.width)
+        positive_int("vector_channels", self.vector_channels)
+        check_chirality(self.vector_channels, self.chirality)
+        positive_int("layers", self.layers)
+        positive_int("feedforward", self.feedforward)
+
+
 class MessagePassingMixer(LearnedMixer):
     """Message passing by geometric vector perceptrons on the residues (Jing et al. 2021, arXiv 2009.01411).
 
@@ -78,72 +115,26 @@ class MessagePassingMixer(LearnedMixer):
     ----------
     n_tokens, hidden_channels
         R and H of the tokens (F, R, 4, H); see `Mixer`.
-    width, vector_channels
-        Scalars and vectors of a token between the layers.
-    neighbours
-        Tokens on each side in sequence that send messages, or "all" for every token (R*(R - 1) messages a layer).
-    layers, feedforward
-        Rounds of messages, width of each round's feed-forward network.
-    pool
-        "flatten", "mean", "sum" or "attention" over the tokens.
-    readout
-        Width of the read-out's hidden layer.
-    out_features
-        Length of chi.
-    chirality
-        Whether mirror images differ.
-    seed
-        Of the initial weights; torch's own generator is not touched.
+    settings
+        See `MessagePassingSettings`.
     """
 
     name = "message-passing"
+    settings_class = MessagePassingSettings
 
-    def __init__(
-        self,
-        n_tokens: int | None,
-        hidden_channels: int,
-        *,
-        width: int = 64,
-        vector_channels: int = 16,
-        neighbours: int | str = 3,
-        layers: int = 2,
-        feedforward: int = 128,
-        pool: str = "flatten",
-        readout: int = 64,
-        out_features: int = 6,
-        chirality: bool = False,
-        seed: int = 0,
-    ):
-        super().__init__(
-            n_tokens,
-            hidden_channels,
-            width=width,
-            vector_channels=vector_channels,
-            neighbours=neighbours,
-            layers=layers,
-            feedforward=feedforward,
-            pool=pool,
-            readout=readout,
-            out_features=out_features,
-            chirality=chirality,
-            seed=seed,
-        )
-        if neighbours != "all":
-            positive_int("neighbours (where it is not 'all')", neighbours)
-        positive_int("width", width)
-        positive_int("vector_channels", vector_channels)
-        check_chirality(vector_channels, chirality)
-        positive_int("feedforward", feedforward)
-        self.neighbours = neighbours
+    def __init__(self, n_tokens: int | None, hidden_channels: int, settings: MessagePassingSettings):
+        super().__init__(n_tokens, hidden_channels, settings)
+        width, vectors = settings.width, settings.vector_channels
+        self.neighbours = settings.neighbours
         self.scale = VectorScale(hidden_channels)
-        with initialisation(seed):
+        with initialisation(settings.seed):
             self.embed = nn.Linear(self.n_features, width)
-            self.embed_vectors = nn.Linear(hidden_channels, vector_channels, bias=False)
+            self.embed_vectors = nn.Linear(hidden_channels, vectors, bias=False)
             self.layers = nn.ModuleList(
-                MessageLayer(width, vector_channels, feedforward, chirality) for _ in range(positive_int("layers", layers))
+                MessageLayer(width, vectors, settings.feedforward, self.chirality) for _ in range(settings.layers)
             )
-            self.invariants = InvariantRows(width, vector_channels, chirality)
-            self.readout = Readout(n_tokens, self.invariants.width, pool, readout, out_features)
+            self.invariants = InvariantRows(width, vectors, self.chirality)
+            self.readout = Readout(n_tokens, self.invariants.width, settings.pool, settings.readout, self.out_features)
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
         frames, tokens, _ = features.shape

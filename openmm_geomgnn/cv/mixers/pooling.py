@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from openmm_geomgnn.errors import GeomGNNError
 
-from .checks import lookup, positive_int
+from .checks import lookup
 
 
 def without_absent(rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -85,11 +85,18 @@ def make_pool(name: str, n_tokens: int | None, width: int) -> nn.Module:
 
 
 class Readout(nn.Module):
-    """Pool the tokens of a frame, then a two-layer perceptron to chi. Linear at the end: chi is not a probability."""
+    """Pool the tokens of a frame, then a two-layer perceptron to chi. Linear at the end: chi is not a probability.
+
+    Parameters
+    ----------
+    n_tokens, width
+        R and n of the rows (F, R, n); R is None where it is not fixed.
+    pool, hidden, out_features
+        The pool's name, the width of the hidden layer and the length of chi, as in `LearnedSettings`.
+    """
 
     def __init__(self, n_tokens: int | None, width: int, pool: str, hidden: int, out_features: int):
         super().__init__()
-        positive_int("readout", hidden)
         self.pool = make_pool(pool, n_tokens, width)
         self.network = nn.Sequential(nn.Linear(self.pool.width, hidden), nn.SiLU(), nn.Linear(hidden, out_features))
 

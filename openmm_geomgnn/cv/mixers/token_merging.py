@@ -1,12 +1,14 @@
 """Many residue tokens merged into a few, then self-attention over these."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from openmm_geomgnn.errors import GeomGNNError
 
 from .attention import EncoderLayer, learned_positions
-from .base import LearnedMixer
+from .base import LearnedMixer, LearnedSettings
 from .checks import initialisation, lookup, multiple_of_heads, positive_int
 from .pooling import Readout, without_absent
 
@@ -55,6 +57,43 @@ class LearnedAssignment(nn.Module):
 ASSIGNMENTS: dict[str, type[nn.Module]] = {"learned": LearnedAssignment, "blocks": BlockAssignment}
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenMergingSettings(LearnedSettings):
+    """Settings of `TokenMergingMixer`. Its `pool` is over the merged tokens, whose number is always fixed.
+
+    Attributes
+    ----------
+    merged : int
+        Number of merged tokens.
+    assignment : str
+        "learned" shares each token out among the merged ones by a softmax of its features and of its place in sequence;
+        "blocks" merges neighbours in sequence.
+    width : int
+        Features of a token; a multiple of `heads`.
+    heads : int
+        Attention heads of the encoder of the merged tokens.
+    layers : int
+        Layers of the encoder of the merged tokens.
+    feedforward : int
+        Width of each layer's feed-forward network.
+    """
+
+    merged: int = 8
+    assignment: str = "learned"
+    width: int = 64
+    heads: int = 4
+    layers: int = 1
+    feedforward: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lookup("assignment", self.assignment, ASSIGNMENTS)
+        positive_int("merged", self.merged)
+        multiple_of_heads("width", self.width, self.heads)
+        positive_int("layers", self.layers)
+        positive_int("feedforward", self.feedforward)
+
+
 class TokenMergingMixer(LearnedMixer):
     """Merge the tokens of many residues into a few, so that attention costs a share of R^2, then a read-out of these.
 
@@ -68,77 +107,27 @@ class TokenMergingMixer(LearnedMixer):
     ----------
     n_tokens, hidden_channels
         R and H of the tokens (F, R, 4, H); see `Mixer`.
-    merged
-        Number of merged tokens.
-    assignment
-        "learned" shares each token out among the merged ones by a softmax of its features and of its place in sequence;
-        "blocks" merges neighbours in sequence.
-    width
-        Features of a token; a multiple of `heads`.
-    heads, layers, feedforward
-        Of the encoder of the merged tokens: attention heads, layers, width of each layer's feed-forward network.
-    pool
-        "flatten", "mean", "sum" or "attention" over the merged tokens; their number is fixed also where that of the
-        residues is not.
-    readout
-        Width of the read-out's hidden layer.
-    out_features
-        Length of chi.
-    chirality
-        Whether mirror images differ.
-    seed
-        Of the initial weights; torch's own generator is not touched.
+    settings
+        See `TokenMergingSettings`.
     """
 
     name = "token-merging"
+    settings_class = TokenMergingSettings
 
-    def __init__(
-        self,
-        n_tokens: int | None,
-        hidden_channels: int,
-        *,
-        merged: int = 8,
-        assignment: str = "learned",
-        width: int = 64,
-        heads: int = 4,
-        layers: int = 1,
-        feedforward: int = 128,
-        pool: str = "flatten",
-        readout: int = 64,
-        out_features: int = 6,
-        chirality: bool = False,
-        seed: int = 0,
-    ):
-        super().__init__(
-            n_tokens,
-            hidden_channels,
-            merged=merged,
-            assignment=assignment,
-            width=width,
-            heads=heads,
-            layers=layers,
-            feedforward=feedforward,
-            pool=pool,
-            readout=readout,
-            out_features=out_features,
-            chirality=chirality,
-            seed=seed,
-        )
-        make_assignment = lookup("assignment", assignment, ASSIGNMENTS)
-        positive_int("merged", merged)
-        multiple_of_heads("width", width, heads)
-        positive_int("feedforward", feedforward)
-        with initialisation(seed):
+    def __init__(self, n_tokens: int | None, hidden_channels: int, settings: TokenMergingSettings):
+        super().__init__(n_tokens, hidden_channels, settings)
+        width, merged = settings.width, settings.merged
+        with initialisation(settings.seed):
             self.embed = nn.Linear(self.n_features, width)
             self.position = learned_positions(n_tokens, width)
             self.token_network = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width))
-            self.assignment = make_assignment(n_tokens, width, merged)
+            self.assignment = ASSIGNMENTS[settings.assignment](n_tokens, width, merged)
             self.place = learned_positions(merged, width)
             self.encoder = nn.ModuleList(
-                EncoderLayer(width, heads, feedforward) for _ in range(positive_int("layers", layers))
+                EncoderLayer(width, settings.heads, settings.feedforward) for _ in range(settings.layers)
             )
             self.norm = nn.LayerNorm(width)
-            self.readout = Readout(merged, width, pool, readout, out_features)
+            self.readout = Readout(merged, width, settings.pool, settings.readout, self.out_features)
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
         rows = self.embed(features)
