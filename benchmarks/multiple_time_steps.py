@@ -7,7 +7,7 @@
 Three systems, each with a static bias, at every = 1, 2, 4 and 8 steps of 2 fs. Of a double well whose free energy is known,
 and of alanine dipeptide biased along phi: free energies, and the temperature of the velocities at a kick and between kicks.
 Of alanine dipeptide biased along a learned CV: the drift of the energy without a thermostat. Runs are cut into chunks, each
-a file in --folder: stopped or killed, the same command goes on. docs/multiple-time-steps.md discusses it.
+a file in --folder: stopped or killed, the same command goes on. docs/concepts/multiple-time-steps.md discusses it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--chunks", type=int, default=2, help="of each run; chunks that are there are not made again")
     parser.add_argument("--seeds", type=int, default=1, help="runs without a thermostat")
     parser.add_argument("--only", choices=(*SYSTEMS, "drift", "figures"), help="one of the parts")
-    parser.add_argument("--figures", type=Path, default=Path("docs"), help="folder to write the figures to")
+    parser.add_argument("--figures", type=Path, default=Path("docs/concepts"), help="folder to write the figures to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = arguments.folder

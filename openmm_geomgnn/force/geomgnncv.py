@@ -36,7 +36,7 @@ class BiasHandle:
         Numbers in K, 1/ps and ps, or Quantities. With `every` == 1 a LangevinMiddleIntegrator of this timestep, else one
         whose steps are every*timestep long. It samples what OpenMM's MTSLangevinIntegrator does, in less time, and reports a
         kinetic energy that is in line with the thermostat; and it is right for virtual sites, which OpenMM's leaves behind:
-        see docs/multiple-time-steps.md.
+        see docs/concepts/multiple-time-steps.md.
 
         Raises GeomGNNError if a value makes no sense, or another force of the System is in the bias's force group.
         """
