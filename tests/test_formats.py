@@ -14,7 +14,7 @@ import phi_runs
 import pytest
 import torch
 
-from openmm_geomgnn import Encoder, GeomGNNCV
+from openmm_geomgnn import Encoder
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling import OPES
@@ -28,6 +28,7 @@ PDB = FORMATS / "ala2.pdb"
 FRAMES = mdtraj.load(str(PDB))
 FRAGMENT = 6  # atoms that encoders are compared on
 FIRST_CV_WITH_BONDS, FIRST_CV_WITH_VALIDATION = 5, 4
+needs_python_force = pytest.mark.skipif(not hasattr(openmm, "PythonForce"), reason="OpenMM has no PythonForce")
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}  # sums in single precision, in another order
 
 
@@ -51,7 +52,7 @@ def number(path):
 def check_cv(path):
     expected, version = values_of(path), number(path)
     with pytest.warns(UserWarning, match="of an older version") if version < FIRST_CV_WITH_BONDS else nullcontext():
-        psi = GeomGNNCV(path, PDB, engine="eager").compute(FRAMES)
+        psi = CollectiveVariable.load(path).bind(PDB, engine="eager").compute(FRAMES)
     np.testing.assert_allclose(psi, expected["psi"], **CLOSE)
     cv = CollectiveVariable.load(path)
     scores = dict(expected["training"])
@@ -153,10 +154,11 @@ def test_an_old_cv_is_saved_in_the_current_version(path, make, tmp_path):
     assert make.version(tmp_path / "new.safetensors") == max(map(number, contents(FORMATS / "cv")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that bonds are not known stays so
-        psi = GeomGNNCV(tmp_path / "new.safetensors", PDB, engine="eager").compute(FRAMES)
+        psi = CollectiveVariable.load(tmp_path / "new.safetensors").bind(PDB, engine="eager").compute(FRAMES)
     np.testing.assert_allclose(psi, values_of(path)["psi"], **CLOSE)
 
 
+@needs_python_force
 @pytest.mark.parametrize("name", ["1-run", "2-without-checksum"])
 def test_an_old_run_goes_on(name, tmp_path):
     if openmm.version.short_version != values_of(FORMATS / "run" / f"{name}.json")["openmm"]:
@@ -169,6 +171,7 @@ def test_an_old_run_goes_on(name, tmp_path):
     assert (folder / "COLVAR").stat().st_size > len(before)
 
 
+@needs_python_force
 def test_a_run_with_another_integrator_is_refused(tmp_path):
     """OpenMM's MTSLangevinIntegrator, which the first runs with multiple time steps had."""
     folder = shutil.copytree(FORMATS / "run" / "1-other-integrator", tmp_path / "run")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from openmm_geomgnn import Encoder, GeomGNNCV
+from openmm_geomgnn import Encoder
 from openmm_geomgnn.conformers.build import Build, LabelledSource, build
 from openmm_geomgnn.conformers.sources import SOURCES
 from openmm_geomgnn.cv import FitSettings, distill, fit_cv
@@ -109,7 +109,7 @@ def cv(folder):
     for name, made in (("linear", linear), ("student", student), ("vampnet", vampnet)):
         path = folder / f"{name}.safetensors"
         made.save(path)
-        psi = GeomGNNCV(path, PDB, engine="eager").compute(PROBE)
+        psi = made.bind(PDB, engine="eager").compute(PROBE)
         scores = {key: value for key, value in made.training_information.items() if key.startswith("vamp2")}
         _note(path, psi=_numbers(psi), lag_time_ps=made.lag_time, training=scores)
 
