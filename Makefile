@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= auto
 PYTEST = -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-openmm-torch lint bench pretrain soak clean
+.PHONY: demo test test-fast test-openmm-torch lint docs bench pretrain soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/geomgnn demo
@@ -32,6 +32,10 @@ soak: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 
+# the site, in docs/_build/html; a warning is an error. Everything is read again: pages are also made from the package.
+docs: $(VENV)/.installed
+	$(BIN)/sphinx-build -E -n -W --keep-going -j auto docs docs/_build/html
+
 bench: $(VENV)/.installed
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
@@ -43,7 +47,7 @@ pretrain: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt torch
-	$(BIN)/python -m pip install -c constraints.txt -e ".[all,test,interoperability,lint]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[all,test,interoperability,lint,docs]"
 	touch $@
 
 $(TORCH_VENV)/.installed: setup.cfg pyproject.toml constraints-openmm-torch.txt
@@ -53,4 +57,4 @@ $(TORCH_VENV)/.installed: setup.cfg pyproject.toml constraints-openmm-torch.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TORCH_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(TORCH_VENV) build dist docs/_build docs/reference/api/generated *.egg-info

@@ -181,7 +181,9 @@ def test_constraints_pin_what_is_installed(repository, file):
     options.read(repository / "setup.cfg")
     extras = options["options.extras_require"]
     with_it = (
-        ("fast", "test") if "torch" in file else ("fast", "report", "embed", "data", "test", "interoperability", "lint")
+        ("fast", "test")
+        if "torch" in file
+        else ("fast", "report", "embed", "data", "test", "interoperability", "lint", "docs")
     )
     texts = [options["options"]["install_requires"], *(extras[name] for name in with_it)]
     names = [re.match(r"[\w.-]+", line)[0] for text in texts for line in text.split("\n") if line]

@@ -3,6 +3,7 @@
 import glob
 import math
 import os
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from numbers import Real
@@ -60,6 +61,13 @@ class Section(BaseModel):
 # ------------------------------------------------------------------------------------------------------------- numbers
 
 
+@dataclass(frozen=True)
+class Unit:
+    """The unit in which a setting is stored, and in which a number without a unit is read."""
+
+    name: str
+
+
 def _in(unit, smallest, largest):
     """A number in a unit; one that is not 0 lies between `smallest` and `largest`, which no simulation is outside of."""
 
@@ -74,7 +82,7 @@ def _in(unit, smallest, largest):
         # "0.5/ps", not "0.5 1/ps"
         return str(value).removesuffix(".0") + (unit[1:] if unit.startswith("1/") else f" {unit}")
 
-    return Annotated[float, BeforeValidator(read), PlainSerializer(write, when_used="json")]
+    return Annotated[float, Unit(unit), BeforeValidator(read), PlainSerializer(write, when_used="json")]
 
 
 Picoseconds = _in("ps", 1e-6, 1e12)  # a second

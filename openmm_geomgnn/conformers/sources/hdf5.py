@@ -39,6 +39,7 @@ class HDF5(Source):
     Attributes
     ----------
     file : path, pattern or list of those
+        The files to read.
     unit : angstrom, nanometer or bohr
         Of the coordinates; by default what their attribute `units` says, and angstrom where they have none.
     coordinates, elements : str

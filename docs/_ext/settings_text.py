@@ -1,0 +1,200 @@
+"""MyST text of the settings in YAML files, from the models that check them."""
+
+import inspect
+import re
+import types
+from dataclasses import MISSING, asdict, fields
+from typing import Annotated, Literal, Union, get_args, get_origin
+
+import annotated_types
+from openmm_geomgnn.cli.config import COMMANDS
+from openmm_geomgnn.cli.fields import Unit
+from openmm_geomgnn.conformers.sources import SOURCES
+from openmm_geomgnn.mixers import MIXERS
+from pydantic import BaseModel
+
+MODELS = {command.removeprefix("geomgnn "): model for model, command in COMMANDS.items()}
+# what is in front of the names of settings that are not a protocol's
+PREFIXES = {command: "" if command == "run" else f"{command.split()[0]}." for command in MODELS}
+BOUNDS = {annotated_types.Ge: "at least {ge:g}", annotated_types.Gt: "more than {gt:g}"}
+BOUNDS |= {annotated_types.Le: "at most {le:g}", annotated_types.Lt: "less than {lt:g}"}
+
+
+def protocol_settings(command, level=2):
+    """All settings of the file that a command reads; sections of it under headings of their own."""
+    return "\n".join(_section(MODELS[command], PREFIXES[command], "", level, command))
+
+
+def _section(model, prefix, path, level, command):
+    sections = []
+    for name, field in model.model_fields.items():
+        key = f"{path}{name}"
+        inner = section_of(field)
+        if inner is None:
+            yield from setting(f"{prefix}{key}", field)
+        elif command != "run" and name == "cv":
+            sections.append((f"{'#' * level} Section `{key}`", ["The settings are those of [a protocol](run.md#section-cv)."]))
+        else:
+            text = [inspect.cleandoc(inner.__doc__), "", *_section(inner, prefix, f"{key}.", level + 1, command)]
+            sections.append((f"{'#' * level} Section `{key}`", text))
+    for heading, text in sections:
+        yield from ("", heading, "", *text)
+
+
+def setting(name, field):
+    """The lines of one setting."""
+    yield f":::{{setting}} {name} = {default_text(field)}"
+    yield sentence(field.description)
+    kind = kind_text(field)
+    if kind:
+        yield "{.setting-kind}"
+        yield kind
+    yield ":::"
+    yield ""
+
+
+def sentence(text):
+    """A description as a sentence; names of settings and values are left as they are."""
+    text = text.strip()
+    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def section_of(field):
+    """The section that a field holds, or None."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+# ---------------------------------------------------------------------------------------------------- kinds and defaults
+
+
+def unit_of(field):
+    """The unit of a setting, or None."""
+    found = [entry for entry in [*field.metadata, *_metadata(field.annotation)] if isinstance(entry, Unit)]
+    return found[0].name if found else None
+
+
+def _metadata(annotation):
+    if get_origin(annotation) is Annotated:
+        yield from annotation.__metadata__
+    for part in get_args(annotation):
+        yield from _metadata(part)
+
+
+def kind_text(field):
+    """What may be written: the kind of the value, its bounds, whether null is a choice."""
+    unit, parts = unit_of(field), list(_parts(field.annotation))
+    kinds = [f"a quantity; a number without a unit is in {unit}"] if unit else []
+    if not unit:
+        for part in parts:
+            text = _kind(part)
+            if text and text not in kinds:
+                kinds.append(text)
+    null = type(None) in parts
+    text = " or ".join(kinds) + (" or null" if null and kinds else "")
+    bounds = [BOUNDS[type(entry)].format(**asdict(entry)) for entry in _bounds(field)]
+    return "; ".join(filter(None, [text[:1].upper() + text[1:], " and ".join(bounds) + (f" {unit}" if unit and bounds else "")]))
+
+
+def _bounds(field):
+    return [entry for entry in field.metadata if type(entry) in BOUNDS]
+
+
+def _parts(annotation):
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _parts(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _parts(part)
+    else:
+        yield annotation
+
+
+def _kind(part):
+    origin = get_origin(part)
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(part))
+    if origin in (tuple, list):
+        return "a list"
+    if origin is dict:
+        return "a section of `name: value` lines"
+    return {bool: "`true` or `false`", int: "a whole number", float: "a number", str: "text"}.get(part, "")
+
+
+def default_text(field):
+    """A default as it would be written in a file."""
+    if field.is_required():
+        return "required"
+    if field.default is None and field.validate_default:
+        return "made from the file's name"
+    value, unit = field.get_default(call_default_factory=True), unit_of(field)
+    if unit and value is not None:
+        text = str(value).removesuffix(".0")
+        return text + (unit[1:] if unit.startswith("1/") else f" {unit}")
+    return _written(value)
+
+
+# ------------------------------------------------------------------------------------------- what docstrings describe
+
+
+def mixer_settings():
+    """The settings of every mixer, from the docstrings and signatures of their classes."""
+    lines = []
+    for name, mixer in MIXERS.items():
+        defaults = {
+            key: parameter.default
+            for key, parameter in inspect.signature(mixer.__init__).parameters.items()
+            if key not in ("self", "n_tokens", "hidden_channels")
+        }
+        lines += ["", f"## `{name}`", "", *_described(mixer, "Parameters", f"mixer.{name}.", defaults)]
+    return "\n".join(lines)
+
+
+def source_settings():
+    """The settings of every source of conformers, from the docstrings and fields of their classes."""
+    lines = []
+    for name, source in SOURCES.items():
+        defaults = {setting.name: setting.default for setting in fields(source)}
+        lines += ["", f"## `{name}`", "", *_described(source, "Attributes", f"data.sources.{name}.", defaults)]
+    return "\n".join(lines)
+
+
+def _described(cls, heading, prefix, defaults):
+    head, entries = numpydoc_entries(cls, heading)
+    missing = set(defaults) - set(entries)
+    if missing:
+        raise ValueError(f"{cls.__name__} says nothing of {', '.join(sorted(missing))}")
+    yield from (head, "")
+    for key, default in defaults.items():
+        kind, text = entries[key]
+        yield f":::{{setting}} {prefix}{key} = {_written(default)}"
+        yield sentence(text)
+        if kind:
+            yield "{.setting-kind}"
+            yield sentence(kind).removesuffix(".")
+        yield from (":::", "")
+
+
+def _written(default):
+    """A default as it would be written in a file."""
+    if default in (MISSING, inspect.Parameter.empty):
+        return "required"
+    if default is None or isinstance(default, bool):
+        return "null" if default is None else str(default).lower()
+    if isinstance(default, (list, tuple)):
+        return f"[{', '.join(map(str, default))}]"
+    return str(default)
+
+
+def numpydoc_entries(cls, heading):
+    """The text before the first section of a docstring, and {name: (type, text)} of one section."""
+    sections = re.split(r"^(\w[\w ]*)\n-+\n", inspect.cleandoc(cls.__doc__), flags=re.MULTILINE)
+    by_name = dict(zip(sections[1::2], sections[2::2], strict=True))
+    entries = {}
+    for match in re.finditer(r"^(\S.*)\n((?:[ \t]+.*\n?|\n)*)", by_name.get(heading, "") + "\n", re.MULTILINE):
+        names, _, kind = match[1].partition(" : ")
+        text = " ".join(inspect.cleandoc(match[2]).split())
+        for name in names.split(","):
+            entries[name.strip().strip("`")] = (kind, text)
+    return sections[0].strip(), entries
