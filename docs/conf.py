@@ -18,19 +18,23 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.napoleon",
+    "numpydoc",
     "sphinx.ext.mathjax",
     "sphinx_design",
     "sphinx_copybutton",
     "generated",  # docs/_ext: pages and pictures made from the package
     "offline_mathjax",
-    "lenient_names",
+    "plain_docstrings",
+    "internal_links",
 ]
 exclude_patterns = ["*-steps.md", "pretraining.md", "distillation.md", "force.md", "_build", "_ext", "**/.ipynb_checkpoints"]
 nitpicky = True
 # what other packages define cannot be looked up without network
 nitpick_ignore_regex = [
-    (r"py:.*", r"(numpy|np|torch|openmm|mdtraj|pathlib|collections|typing|dask|zarr|scipy|networkx|pydantic|typer|abc)(\..*)?"),
+    (
+        r"py:.*",
+        r"(numpy|np|torch|nn|torch_geometric|torchmdnet|openmm|mdtraj|pathlib|collections|typing|dask|zarr|scipy|networkx|pydantic|typer|abc)(\..*)?",
+    ),
 ]
 
 # ----------------------------------------------------------------------------------------------------------------- pages
@@ -59,10 +63,9 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": False}
 autodoc_preserve_defaults = True
 autoclass_content = "class"
-napoleon_google_docstring = False
-napoleon_use_param = False  # types in docstrings are prose: "(frames, atoms, 3) ndarray, nm"
-napoleon_use_rtype = False
-napoleon_use_ivar = True
+numpydoc_show_class_members = False  # autodoc lists them
+numpydoc_attributes_as_param_list = True
+numpydoc_xref_param_type = False  # types in docstrings are prose: "(frames, atoms, 3) ndarray, nm"
 add_module_names = False
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"

@@ -1,4 +1,4 @@
-"""The picture of the landing page, from the folder of a finished demo: python docs/demo_picture.py runs/demo docs/demo.png"""
+"""The picture of the landing page, from a finished demo: python docs/demo_picture.py runs/demo docs/demo.png"""
 
 import sys
 from pathlib import Path

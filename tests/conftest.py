@@ -12,14 +12,15 @@ import torch
 torch.set_num_threads(1)
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
-pytest.register_assert_rewrite("physics", "phi_runs", "protocol_texts", "force_systems", "turning_phi")
+pytest.register_assert_rewrite("physics", "phi_runs", "protocol_texts", "force_systems", "turning_phi", "doc_pages")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # each file is run by one process, for its tests share what is slow to make; those that take longest (20 to 60 s) begin, so
 # that no process is left alone with one at the end
 LONGEST_FIRST = (
-    *("test_readout", "test_workflow", "test_force_physics", "test_training", "test_cv", "test_tensornet_numba"),
-    *("test_fit", "test_runner", "test_distill", "test_backends", "test_autoload", "test_embed", "test_packaging"),
+    *("test_code_blocks", "test_readout", "test_workflow", "test_force_physics", "test_training", "test_cv"),
+    *("test_tensornet_numba", "test_fit", "test_runner", "test_distill", "test_backends", "test_autoload", "test_embed"),
+    "test_packaging",
 )
 
 

@@ -3,6 +3,7 @@
 import inspect
 
 import typer
+
 from openmm_geomgnn.cli.main import app
 
 

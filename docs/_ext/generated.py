@@ -1,15 +1,29 @@
-"""Pages made from the package: every setting, every command, the settings of mixers and sources, the picture of the layers.
+"""Pages made from the package: every setting, every command, the settings of mixers and sources, the API, the
+picture of the layers.
 
 A line `% generated: NAME ARGUMENTS` of a page is replaced by MyST text before it is parsed. Settings and commands become
 objects of the site: {setting}`cv.softening` and {geomgnn}`data build` link to them.
 """
 
 import re
+from pathlib import Path
 
-from settings_text import mixer_settings, protocol_settings, source_settings
+from api_text import api
 from commands_text import commands
 from layers_picture import layers
+from settings_text import mixer_settings, protocol_settings, source_settings
 from sphinx import addnodes
+
+DOCS = Path(__file__).resolve().parents[1]
+
+
+def contents(arguments):
+    """`FOLDER NAME NAME ...`: the contents of a folder, the named pages in this order, then the others."""
+    folder, *order = arguments.split()
+    there = sorted(path.stem for path in (DOCS / folder).glob("*.md") if path.stem != "index")
+    names = [name for name in order if name in there] + [name for name in there if name not in order]
+    return "\n".join(["```{toctree}", ":maxdepth: 1", "", *names, "```"]) if names else ""
+
 
 GENERATORS = {
     "settings": protocol_settings,
@@ -17,6 +31,8 @@ GENERATORS = {
     "sources": source_settings,
     "commands": commands,
     "layers": layers,
+    "api": api,
+    "contents": contents,
 }
 LINE = re.compile(r"^% generated: (.+)$", re.MULTILINE)
 

@@ -7,11 +7,12 @@ from dataclasses import MISSING, asdict, fields
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 import annotated_types
-from openmm_geomgnn.cli.config import COMMANDS
-from openmm_geomgnn.cli.fields import Unit
-from openmm_geomgnn.conformers.sources import SOURCES
-from openmm_geomgnn.mixers import MIXERS
 from pydantic import BaseModel
+
+from openmm_geomgnn.cli.settings.fields import Unit
+from openmm_geomgnn.cli.settings.yaml_files import COMMANDS
+from openmm_geomgnn.conformers.sources import SOURCES
+from openmm_geomgnn.cv.mixers import MIXERS
 
 MODELS = {command.removeprefix("geomgnn "): model for model, command in COMMANDS.items()}
 # what is in front of the names of settings that are not a protocol's
@@ -33,7 +34,9 @@ def _section(model, prefix, path, level, command):
         if inner is None:
             yield from setting(f"{prefix}{key}", field)
         elif command != "run" and name == "cv":
-            sections.append((f"{'#' * level} Section `{key}`", ["The settings are those of [a protocol](run.md#section-cv)."]))
+            sections.append(
+                (f"{'#' * level} Section `{key}`", ["The settings are those of [a protocol](run.md#section-cv)."])
+            )
         else:
             text = [inspect.cleandoc(inner.__doc__), "", *_section(inner, prefix, f"{key}.", level + 1, command)]
             sections.append((f"{'#' * level} Section `{key}`", text))
@@ -84,7 +87,7 @@ def _metadata(annotation):
 def kind_text(field):
     """What may be written: the kind of the value, its bounds, whether null is a choice."""
     unit, parts = unit_of(field), list(_parts(field.annotation))
-    kinds = [f"a quantity; a number without a unit is in {unit}"] if unit else []
+    kinds = [f"a number without a unit is in {unit}"] if unit else []
     if not unit:
         for part in parts:
             text = _kind(part)
@@ -93,7 +96,9 @@ def kind_text(field):
     null = type(None) in parts
     text = " or ".join(kinds) + (" or null" if null and kinds else "")
     bounds = [BOUNDS[type(entry)].format(**asdict(entry)) for entry in _bounds(field)]
-    return "; ".join(filter(None, [text[:1].upper() + text[1:], " and ".join(bounds) + (f" {unit}" if unit and bounds else "")]))
+    return "; ".join(
+        filter(None, [text[:1].upper() + text[1:], " and ".join(bounds) + (f" {unit}" if unit and bounds else "")])
+    )
 
 
 def _bounds(field):

@@ -5,11 +5,11 @@ import subprocess
 from importlib.resources import files
 from pathlib import Path
 
-import pages
+import doc_pages as pages
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OLD = {"force.md", "distillation.md", "pretraining.md", "multiple-time-steps.md"}  # on their way to the site
+OLD = {"README.md", "force.md", "distillation.md", "pretraining.md", "multiple-time-steps.md"}  # on their way to the site
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
@@ -83,9 +83,18 @@ def test_blocks_of_a_page_run(page, request, tmp_path, monkeypatch, subtests):
     ("text", "expected"),
     [
         ("```python\nx = 1\n```\n", [("python", "x = 1\n", {})]),
-        ("<!-- skip: needs a GPU -->\n```bash\na\n```\n```\nb\n```", [("bash", "a\n", {"skip": "needs a GPU"}), ("", "b\n", {})]),
-        ("<!-- file: f.yaml; settings: fit -->\n\n```yaml\na: 1\n```", [("yaml", "a: 1\n", {"file": "f.yaml", "settings": "fit"})]),
-        ("<!-- python\ny = 2\n-->\ntext\n\n  ```python\n  x = y\n  ```", [("python", "y = 2\n\n", {}), ("python", "x = y\n", {})]),
+        (
+            "<!-- skip: needs a GPU -->\n```bash\na\n```\n```\nb\n```",
+            [("bash", "a\n", {"skip": "needs a GPU"}), ("", "b\n", {})],
+        ),
+        (
+            "<!-- file: f.yaml; settings: fit -->\n\n```yaml\na: 1\n```",
+            [("yaml", "a: 1\n", {"file": "f.yaml", "settings": "fit"})],
+        ),
+        (
+            "<!-- python\ny = 2\n-->\ntext\n\n  ```python\n  x = y\n  ```",
+            [("python", "y = 2\n\n", {}), ("python", "x = y\n", {})],
+        ),
         (":::{note}\n```{code-cell} ipython3\n1/0\n```\n```console\n$ ls\n```\n:::", [("console", "$ ls\n", {})]),
         ("<!-- a remark -->\n````{toctree}\n```\n````\n<!-- skip: no -->\nwords\n```python\n```", [("python", "\n", {})]),
     ],

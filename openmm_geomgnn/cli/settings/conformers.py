@@ -14,7 +14,9 @@ class SplitsSection(Section):
     """What is held out from training."""
 
     by: Literal["molecule", "task"] = Field(
-        "molecule", description="whole molecules (the same elements in the same order), or whole tasks of a source"
+        "molecule",
+        description="what is held out as one: whole molecules (the same elements in the same order), or whole tasks of a "
+        "source",
     )
     val: Number = Field(0.05, ge=0, lt=1, description="share of the conformers of each source for validation")
     test: Number = Field(0.05, ge=0, lt=1, description="share of the conformers of each source for the test")
@@ -51,9 +53,15 @@ def _labelled(value, info):
 class DataBuild(Section):
     """A store of conformers, and the sources that they come from."""
 
-    output: OutputFolder = Field(None, validate_default=True, description="the folder of the store; runs/<file name>")
-    seed: Whole = Field(1, ge=0, description="the same seed, settings and files give the same store")
-    processes: Whole | None = Field(None, ge=1, description="how many work side by side; null: one for each core")
+    output: OutputFolder = Field(
+        None,
+        validate_default=True,
+        description="folder of the store, relative to where the command runs; by default runs/NAME for NAME.yaml",
+    )
+    seed: Whole = Field(
+        1, ge=0, description="seed of everything random; the same seed, settings and files give the same store"
+    )
+    processes: Whole | None = Field(None, ge=1, description="processes that work side by side; null is one for each core")
     shard_size: Whole = Field(5_000_000, ge=1, description="atoms in a file of the store, 7 bytes each")
     splits: SplitsSection = Field(default_factory=SplitsSection, description="what is held out from training")
     sources: Annotated[tuple[Any, ...], BeforeValidator(_labelled)] = Field(

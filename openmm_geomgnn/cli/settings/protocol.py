@@ -58,7 +58,7 @@ class Schedule:
 class Protocol(Section):
     """A protocol: simulate, learn a collective variable, bias it, analyse."""
 
-    seed: Whole = Field(1, ge=0, lt=2**31, description="of everything random: velocities, noise, training")
+    seed: Whole = Field(1, ge=0, lt=2**31, description="seed of everything random: velocities, noise, training")
     output: OutputFolder = Field(
         None,
         validate_default=True,
@@ -124,7 +124,7 @@ class Protocol(Section):
 class Fit(Section):
     """A fit: learn a collective variable from trajectories that exist."""
 
-    seed: Whole = Field(1, ge=0, lt=2**31, description="of everything random in training")
+    seed: Whole = Field(1, ge=0, lt=2**31, description="seed of everything random in training")
     topology: Topology = Field(description="structure file of the molecule, with the atoms of the trajectories")
     trajectories: Trajectories | None = Field(
         None, min_length=1, description="files that mdtraj reads, or glob patterns; each file is a trajectory of its own"
@@ -146,7 +146,7 @@ class Fit(Section):
     output: OutputCV = Field(
         None,
         validate_default=True,
-        description="for the CV, relative to where the command runs; by default NAME.cv.safetensors for NAME.yaml",
+        description="file of the CV, relative to where the command runs; by default NAME.cv.safetensors for NAME.yaml",
     )
     cv: CVSection = Field(default_factory=CVSection, description="the collective variable")
 
@@ -200,7 +200,7 @@ class Embed(TokenSection):
         description="folder of the store, relative to where the command runs; by default NAME.zarr for NAME.yaml",
     )
     dtype: Literal["float32", "float16"] = Field(
-        "float32", description="of the tokens; float16 takes half the space and has three digits"
+        "float32", description="number type of the tokens; float16 takes half the space and has three digits"
     )
     chunk: Whole | None = Field(
         None, ge=1, description="frames that are written and resumed as one; null makes chunks of 4 MiB"

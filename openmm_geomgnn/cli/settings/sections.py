@@ -53,17 +53,19 @@ class SystemSection(Section):
     forcefield: ForceField = Field(
         ("amber14-all.xml", "implicit/obc2.xml"), min_length=1, description="XML files, OpenMM's own by name"
     )
-    temperature: Kelvin = Field(300.0, gt=0, description="of the thermostat, K")
-    friction: PerPicosecond = Field(1.0, gt=0, description="of the Langevin thermostat, 1/ps")
-    timestep: Picoseconds = Field(0.002, ge=SHORTEST_TIMESTEP, description="of the molecular dynamics, ps")
+    temperature: Kelvin = Field(300.0, gt=0, description="temperature of the thermostat, K")
+    friction: PerPicosecond = Field(1.0, gt=0, description="friction of the Langevin thermostat, 1/ps")
+    timestep: Picoseconds = Field(0.002, ge=SHORTEST_TIMESTEP, description="time step of the molecular dynamics, ps")
     hydrogen_mass: Daltons | None = Field(
-        3.0, ge=1.0, le=4.0, description="of each hydrogen, taken from its heavy atom, amu; null leaves masses alone"
+        3.0, ge=1.0, le=4.0, description="mass of each hydrogen, taken from its heavy atom, amu; null leaves masses alone"
     )
     constraints: Literal["HBonds", "AllBonds", "HAngles"] | None = Field(
         "HBonds", description="bonds of fixed length: HBonds, AllBonds, HAngles or null"
     )
     nonbonded_cutoff: Nanometres | None = Field(
-        None, gt=0, description="nm; null is no cutoff, or 1 nm where the system is periodic"
+        None,
+        gt=0,
+        description="cutoff of the nonbonded forces, nm; null is no cutoff, or 1 nm where the system is periodic",
     )
     periodic: bool | None = Field(
         None, description="whether there are periodic boundaries; null decides by the structure and the force field"
@@ -92,13 +94,14 @@ class SystemSection(Section):
 class UnbiasedSection(Section):
     """Simulations without a bias, one from each structure: the training data."""
 
-    length: Picoseconds = Field(150.0, gt=0, description="of the run from each structure, ps")
+    length: Picoseconds = Field(150.0, gt=0, description="length of the run from each structure, ps")
     frame_interval: Picoseconds = Field(0.2, gt=0, description="time between saved frames, ps")
-    equilibration: Picoseconds = Field(5.0, ge=0, description="before each run, not saved, ps")
+    equilibration: Picoseconds = Field(5.0, ge=0, description="time before each run that is not saved, ps")
     comparison_length: Picoseconds | None = Field(
         None,
         ge=0,
-        description="of all unbiased simulation to compare crossings with, ps; null is as long as all walkers together",
+        description="length of all unbiased simulation that crossings are compared with, ps; null is as long as all walkers "
+        "together",
     )
 
 
@@ -107,12 +110,12 @@ class TrainingSection(Section):
 
     epochs: Whole = Field(100, ge=1, description="passes over the data, at most")
     batch_size: Whole = Field(1000, ge=2, description="pairs of frames in a step of the optimiser")
-    learning_rate: Number = Field(1e-3, gt=0, le=1, description="of AdamW")
-    weight_decay: Number = Field(1e-4, ge=0, description="of AdamW")
+    learning_rate: Number = Field(1e-3, gt=0, le=1, description="learning rate of AdamW")
+    weight_decay: Number = Field(1e-4, ge=0, description="weight decay of AdamW")
     patience: Whole = Field(10, ge=1, description="epochs without a better validation score before training stops")
-    validation_fraction: Number = Field(0.2, ge=0, lt=1, description="share of the frames that the epoch is chosen by")
+    validation_fraction: Number = Field(0.2, ge=0, lt=1, description="share of the frames by which the epoch is chosen")
     test_fraction: Number = Field(
-        0.1, ge=0, lt=1, description="share of the frames that has no say in anything, for the held-out score"
+        0.1, ge=0, lt=1, description="share of the frames that neither trains nor chooses, for the held-out score"
     )
     gradient_penalty: Number = Field(
         0.0, ge=0, description="weight of the CV's squared gradient in the loss; 0.01 to 0.1 make a softer CV, 0 none"
@@ -125,8 +128,8 @@ class TokenSection(Section):
     encoder: EncoderName = Field("et-64", description="the name of a shipped encoder, or a .safetensors, .ckpt or .pth file")
     selection: str | None = Field(
         None,
-        description="atoms it sees, in mdtraj's selection language; null is the heavy atoms of protein with caps, without "
-        "protein those of nucleic acid, without either those of the only ligand",
+        description="atoms that the CV sees, in mdtraj's selection language; null is the heavy atoms of protein with caps, "
+        "without protein those of nucleic acid, without either those of the only ligand",
     )
     window: Literal["all", "sequence", "space"] = Field(
         "all",
@@ -139,7 +142,7 @@ class TokenSection(Section):
         None,
         description="structure file of the molecule, with window: space; null is the first frame of the training data",
     )
-    pooling: Literal["sum", "mean"] = Field("sum", description="over the atoms of a residue, which make its token")
+    pooling: Literal["sum", "mean"] = Field("sum", description="how the atoms of a residue make its token")
 
     @field_validator("selection")
     @classmethod
@@ -182,8 +185,7 @@ class CVSection(TokenSection):
     mixer: MixerName = Field("none", description="network from residue tokens to features")
     mixer_settings: dict[str, bool | int | float | str | list] = Field(
         default_factory=dict,
-        description="settings of the mixer, by their names there; every mixer has chirality: true, which tells mirror "
-        "images apart",
+        description="settings of the mixer, by name; every mixer has chirality: true, which tells mirror images apart",
     )
     estimator: Literal["linear", "vampnet"] = Field(
         "linear", description="linear: principal components, then TICA or VAMP; vampnet: a trained mixer, then the same"
@@ -192,10 +194,13 @@ class CVSection(TokenSection):
     components: Whole = Field(1, ge=1, description="number of CV components")
     pca: Whole | None = Field(50, ge=1, description="principal components of the linear estimator; null keeps all")
     softening: Picoseconds = Field(
-        0.02, ge=0, description="of the linear estimator, ps: longer is a CV that moves less with every vibration; 0 is off"
+        0.02,
+        ge=0,
+        description="time over which the linear estimator averages out fast motion, ps: longer makes a CV that moves less "
+        "with every vibration, 0 is off",
     )
     reversible: bool = Field(True, description="estimate reversible dynamics (TICA, SRV) instead of VAMP")
-    training: TrainingSection = Field(default_factory=TrainingSection, description="of a vampnet")
+    training: TrainingSection = Field(default_factory=TrainingSection, description="how a vampnet is trained")
 
     @model_validator(mode="after")
     def _parts_fit(self):
@@ -265,7 +270,9 @@ class BiasSection(Section):
     biasfactor: NumberOrInfinity | None = Field(
         None, gt=1, description="how much flatter the target is; null is barrier/kT, .inf a flat target"
     )
-    explore: bool = Field(False, description="OPES_EXPLORE: escapes faster, free energies converge later")
+    explore: bool = Field(
+        False, description="use OPES_EXPLORE, which escapes faster, and whose free energies converge later"
+    )
     compression_threshold: Number = Field(
         1.0, ge=0, description="kernels closer than this are merged, in units of sigma; 0 keeps all"
     )
@@ -273,17 +280,19 @@ class BiasSection(Section):
         None, gt=0, description="where kernels end, in units of sigma; null is where they fall below epsilon"
     )
     adaptive_stride: Picoseconds | None = Field(
-        None, gt=0, description="let the biased run measure sigma, over this time, ps; null: as sigma says"
+        None, gt=0, description="time over which the biased run measures sigma, ps; null: as sigma says"
     )
 
 
 class RunSection(Section):
     """The biased simulation."""
 
-    length: Picoseconds = Field(1000.0, gt=0, description="of each walker, ps; rounded to whole times of pace")
+    length: Picoseconds = Field(1000.0, gt=0, description="length of each walker, ps; rounded to whole times of pace")
     walkers: Whole = Field(2, ge=1, le=1000, description="simulations at the same time that share one bias")
     threads: Whole = Field(
-        1, ge=1, description="of each walker on OpenMM's platform CPU; all walkers' together no more than there are cores"
+        1,
+        ge=1,
+        description="threads of each walker on OpenMM's platform CPU; all walkers together use no more than there are cores",
     )
     every: Whole = Field(
         3, ge=1, description="MD steps from one evaluation of the CV and its bias to the next (multiple time stepping)"
@@ -298,10 +307,12 @@ class RunSection(Section):
         50.0, gt=0, description="time between checkpoints, ps; rounded to whole times of pace"
     )
     accept: Literal["usable", "weak", "not-usable"] = Field(
-        "weak", description="the worst verdict on the CV with which it is biased; not-usable biases whatever there is"
+        "weak", description="the worst verdict with which a CV is still biased; not-usable biases any CV"
     )
     engine: Literal["auto", "eager", "cuda"] = Field(
-        "auto", description="auto: compiled kernels where they are installed; eager: plain PyTorch; cuda: on an NVIDIA GPU"
+        "auto",
+        description="what evaluates the network; auto: compiled kernels where they are installed; eager: plain PyTorch; "
+        "cuda: an NVIDIA GPU",
     )
 
 
@@ -367,7 +378,7 @@ class AnalysisSection(Section):
     )
     cores: CoresSection | None = Field(
         None,
-        description="between which crossings are counted; null: alanine dipeptide's basins where phi and psi are "
+        description="cores between which crossings are counted; null: alanine dipeptide's basins where phi and psi are "
         "given, else none",
     )
     discard: Number = Field(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from openmm_geomgnn.cli import config
+from openmm_geomgnn.cli.settings.yaml_files import COMMANDS
 
 DATA = {"topology": "topology.pdb", "trajectories": ["a.xtc", "b.xtc"]}
 COMPLETE = {
@@ -16,7 +16,7 @@ COMPLETE = {
     "data build": "protocols/build-conformers.yaml",
     "torchmd-train": "protocols/pretrain.yaml",
 }
-MODELS = {command.removeprefix("geomgnn "): model for model, command in config.COMMANDS.items()}
+MODELS = {command.removeprefix("geomgnn "): model for model, command in COMMANDS.items()}
 
 
 def check_settings(kind, text, whole=None):

@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ FENCE = re.compile(r"^(?P<indent>[ \t]*)(?P<ticks>`{3,})(?P<info>.*)$")
 COMMENT = re.compile(r"^[ \t]*<!--(?P<text>.*?)-->[ \t]*$", re.DOTALL)
 LANGUAGES = {"python", "bash", "console", "yaml", "text", ""}
 DIRECTIVES_WITH_CODE = {"code-block": 1, "code": 1}
+LONGEST_COMMAND = 120  # s
 KEYS = {"skip", "file", "settings", "raises"}
 
 
@@ -124,7 +126,9 @@ class Reader:
 
     def _doctest(self, block):
         options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-        test = doctest.DocTestParser().get_doctest(block.text, self.namespace, str(self.page), str(self.page), block.line - 1)
+        test = doctest.DocTestParser().get_doctest(
+            block.text, self.namespace, str(self.page), str(self.page), block.line - 1
+        )
         runner, output = doctest.DocTestRunner(optionflags=options), []
         runner.run(test, out=output.append, clear_globs=False)
         self.namespace.update(test.globs)
@@ -151,16 +155,22 @@ class Reader:
         assert checker.check_output(wanted, output, options), f"shown:\n{wanted}\nprinted:\n{output}"
 
     def _shell(self, commands, fails=False):
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", commands],
             env=self.environment,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            start_new_session=True,
         )
-        assert (done.returncode != 0) is fails, f"{commands}\n{done.stdout}"
-        return done.stdout
+        try:
+            output, _ = process.communicate(timeout=LONGEST_COMMAND)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"{commands}\ntakes longer than {LONGEST_COMMAND} s: skip it, or make it shorter") from None
+        assert (process.returncode != 0) is fails, f"{commands}\n{output}"
+        return output
 
     # -------------------------------------------------------------------------------------------------------------- YAML
 
@@ -171,7 +181,7 @@ class Reader:
 
             assert isinstance(yaml.safe_load(block.text), dict)
         else:
-            from settings_of_pages import check_settings
+            from doc_settings import check_settings
 
             check_settings(kind, block.text, whole=block.marks.get("file"))
 

@@ -1,0 +1,21 @@
+"""MyST text of a part of the API: a table of names, and the description of each."""
+
+import importlib
+import inspect
+
+
+def api(arguments):
+    """`MODULE NAME NAME ...`: classes, functions and data of a module."""
+    module, *names = arguments.split()
+    found = importlib.import_module(module)
+    lines = ["```{eval-rst}", f".. currentmodule:: {module}", "", ".. autosummary::", "   :nosignatures:", ""]
+    lines += [f"   {name}" for name in names]
+    for name in names:
+        lines += ["", f".. {_directive(getattr(found, name))}:: {name}"]
+    return "\n".join([*lines, "```"])
+
+
+def _directive(found):
+    if inspect.isclass(found):
+        return "autoexception" if issubclass(found, Exception) else "autoclass"
+    return "autofunction" if callable(found) else "autodata"
