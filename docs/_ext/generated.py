@@ -50,7 +50,8 @@ def parse_setting(env, signature, node):
     name, _, default = signature.partition(" = ")
     node += addnodes.desc_name(name, name)
     if default:
-        node += addnodes.desc_annotation(default, f"  {default}", classes=["setting-default"])
+        text = default if default == "required" else f"default: {default}"
+        node += addnodes.desc_annotation(text, f"  {text}", classes=["setting-default"])
     return name
 
 

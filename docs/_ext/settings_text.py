@@ -17,8 +17,8 @@ from openmm_geomgnn.cv.mixers import MIXERS
 MODELS = {command.removeprefix("geomgnn "): model for model, command in COMMANDS.items()}
 # what is in front of the names of settings that are not a protocol's
 PREFIXES = {command: "" if command == "run" else f"{command.split()[0]}." for command in MODELS}
-BOUNDS = {annotated_types.Ge: "at least {ge:g}", annotated_types.Gt: "more than {gt:g}"}
-BOUNDS |= {annotated_types.Le: "at most {le:g}", annotated_types.Lt: "less than {lt:g}"}
+BOUNDS = {annotated_types.Ge: "at least {ge}", annotated_types.Gt: "more than {gt}"}
+BOUNDS |= {annotated_types.Le: "at most {le}", annotated_types.Lt: "less than {lt}"}
 
 
 def protocol_settings(command, level=2):
@@ -50,8 +50,7 @@ def setting(name, field):
     yield sentence(field.description)
     kind = kind_text(field)
     if kind:
-        yield "{.setting-kind}"
-        yield kind
+        yield from ("", "{.setting-kind}", kind)
     yield ":::"
     yield ""
 
@@ -85,20 +84,18 @@ def _metadata(annotation):
 
 
 def kind_text(field):
-    """What may be written: the kind of the value, its bounds, whether null is a choice."""
+    """What may be written: the unit or the kind of the value, whether null is a choice, its bounds."""
     unit, parts = unit_of(field), list(_parts(field.annotation))
-    kinds = [f"a number without a unit is in {unit}"] if unit else []
+    kinds = [f"Unit: {unit}"] if unit else []
     if not unit:
         for part in parts:
             text = _kind(part)
             if text and text not in kinds:
                 kinds.append(text)
     null = type(None) in parts
-    text = " or ".join(kinds) + (" or null" if null and kinds else "")
+    text = " or ".join(kinds) + (", or null" if null and kinds else "")
     bounds = [BOUNDS[type(entry)].format(**asdict(entry)) for entry in _bounds(field)]
-    return "; ".join(
-        filter(None, [text[:1].upper() + text[1:], " and ".join(bounds) + (f" {unit}" if unit and bounds else "")])
-    )
+    return "; ".join(filter(None, [text[:1].upper() + text[1:], " and ".join(bounds)]))
 
 
 def _bounds(field):
@@ -176,8 +173,7 @@ def _described(cls, heading, prefix, defaults):
         yield f":::{{setting}} {prefix}{key} = {_written(default)}"
         yield sentence(text)
         if kind:
-            yield "{.setting-kind}"
-            yield sentence(kind).removesuffix(".")
+            yield from ("", "{.setting-kind}", sentence(kind).removesuffix("."))
         yield from (":::", "")
 
 
