@@ -47,14 +47,14 @@ def main():
     context.setVelocitiesToTemperature(300, 1)
 
     process = psutil.Process()
-    state, used, row = handle.getState(), [], max(PACE, arguments.steps // 10)
+    state, used, row = handle.getBiasState(), [], max(PACE, arguments.steps // 10)
     print(f"engine {force.bound.engine_name}; resident memory in MB\n{'steps':>9s}{'MB':>9s}{'kernels':>9s}{'ms/step':>9s}")
     started = time.process_time()
     for step in range(0, arguments.steps + 1, PACE):
         if step:
             integrator.step(PACE)
             state = bias.update(state, handle.last[0])
-            handle.setState(state)
+            handle.setBiasState(state)
         if step % row == 0:
             used.append(process.memory_info().rss / 1e6)
             spent = 1e3 * (time.process_time() - started) / max(step, 1)

@@ -74,7 +74,7 @@ def make_context(topology, platform, integrator, force=None, bias=None, state=No
     handle = None
     if force is not None:
         handle = force.addToSystem(system, bias)
-        handle.setState(state)
+        handle.setBiasState(state)
     integrator.setConstraintTolerance(1e-8)
     context = openmm.Context(system, integrator, *choose_platform(platform))
     return context, handle

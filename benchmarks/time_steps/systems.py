@@ -208,10 +208,10 @@ class Learned(Ala2):
         context = make_context(system, integrator, positions)
         for k in range(self.growth):
             integrator.step(round(1 / (TIMESTEP * every)))
-            handle.setState(opes.update(handle.getState(), handle.value(context)[0]))
+            handle.setBiasState(opes.update(handle.getBiasState(), handle.getValue(context)[0]))
             if k % 50 == 0:
                 print(f"{type(self).__name__}: growing the bias, {context.getTime()}", flush=True)
-        return handle.getState()
+        return handle.getBiasState()
 
     def cv(self, folder):
         path = folder / "cv.safetensors"

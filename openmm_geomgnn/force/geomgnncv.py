@@ -1,6 +1,7 @@
 """`GeomGNNCV`: a learned collective variable, and a bias on it, as forces of OpenMM."""
 
 import functools
+import warnings
 
 import openmm
 
@@ -12,6 +13,17 @@ from openmm_geomgnn.force.evaluation import Evaluation, Source
 from openmm_geomgnn.force.integrators import has_virtual_sites, make_integrator, whole_every
 
 
+def _former_name(old, new):
+    """A method that warns that it is now called `new`, and calls that."""
+
+    def method(self, *arguments, **settings):
+        warnings.warn(f"BiasHandle.{old} is now called {new}.", DeprecationWarning, stacklevel=2)
+        return getattr(self, new)(*arguments, **settings)
+
+    method.__name__, method.__doc__ = old, f"Former name of `{new}`; deprecated."
+    return method
+
+
 class BiasHandle:
     """A bias that `GeomGNNCV.addToSystem` has added to a System.
 
@@ -20,7 +32,7 @@ class BiasHandle:
     force : openmm.Force
     forceGroup : int
     every : int
-        Time steps per evaluation of the bias that `integrator` makes.
+        Time steps per evaluation of the bias with an integrator of `createIntegrator`.
     """
 
     def __init__(self, force, evaluation, system, every=1):
@@ -30,46 +42,79 @@ class BiasHandle:
         self._evaluation = evaluation
         self._system = system
 
-    def integrator(self, temperature, friction, timestep, seed=1):
-        """A Langevin integrator that evaluates the bias once in `every` time steps, and all other forces at each of them.
+    def createIntegrator(self, temperature, friction, timestep, seed=1):
+        """Create a Langevin integrator that evaluates the bias once in `every` time steps and all other forces at each.
 
-        Numbers in K, 1/ps and ps, or Quantities. With `every` == 1 a LangevinMiddleIntegrator of this timestep, else one
-        whose steps are every*timestep long. It samples what OpenMM's MTSLangevinIntegrator does, in less time, and reports a
-        kinetic energy that is in line with the thermostat; and it is right for virtual sites, which OpenMM's leaves behind:
-        see docs/concepts/multiple-time-steps.md.
+        It samples the same ensemble as OpenMM's MTSLangevinIntegrator in less time, reports a kinetic energy that agrees
+        with the thermostat, and treats virtual sites correctly, which OpenMM's does not: see
+        docs/concepts/multiple-time-steps.md.
 
-        Raises GeomGNNError if a value makes no sense, or another force of the System is in the bias's force group.
+        Parameters
+        ----------
+        temperature : float or Quantity
+            K.
+        friction : float or Quantity
+            1/ps.
+        timestep : float or Quantity
+            ps.
+        seed : int
+
+        Returns
+        -------
+        openmm.Integrator
+            With `every` == 1 a LangevinMiddleIntegrator of this timestep, else an integrator whose steps are every*timestep
+            long.
+
+        Raises
+        ------
+        GeomGNNError
+            If a value is out of range, or another force of the System is in the bias's force group.
         """
         others = _other_groups(self._system, self.forceGroup) if self.every > 1 else (0,)
         sites = has_virtual_sites(self._system)
         return make_integrator(temperature, friction, timestep, self.every, self.forceGroup, seed, others, sites)
 
-    def getState(self):
-        """The state of the bias that forces are computed with."""
+    def getBiasState(self):
+        """Get the bias state that forces are computed with."""
         return self._evaluation.state
 
-    def setState(self, state):
-        """Replace the state of the bias; a Context uses it from its next force evaluation on."""
+    def setBiasState(self, state):
+        """Set the bias state; Contexts use it from their next force evaluation on."""
         self._evaluation.state = state
 
     @property
     def last(self):
-        """(s (d,), V in kJ/mol) of the most recent force evaluation in this process, None before the first."""
+        """The pair (s (d,), V in kJ/mol) of the most recent force evaluation in this process; None before the first."""
         return self._evaluation.last
 
     @property
     def error(self):
         """The exception that an evaluation raised, with its traceback; None if there was none.
 
-        OpenMM's own exception has no more than its message. Copies of a force (in XML, in a CustomCVForce) keep their
-        exceptions to themselves, so the message has the traceback in it, where it is not one of our own errors.
+        OpenMM's own exception carries only the message. Copies of a force (from XML, in a CustomCVForce) have no handle, so
+        the message of an unexpected exception includes its traceback.
         """
         return self._evaluation.error
 
-    def value(self, context):
-        """(s (d,), V in kJ/mol) at the current positions of a Context of the System, or of a copy of it.
+    def getValue(self, context):
+        """Get the values of the CV and the energy of the bias at the current positions of a Context.
 
-        Raises OpenMMException, as a step does, where the bias cannot be evaluated; `error` then has the cause.
+        Parameters
+        ----------
+        context : openmm.Context
+            Of the System, or of a copy of it.
+
+        Returns
+        -------
+        s : (d,) ndarray
+            All components of the CV, which have no unit.
+        V : float
+            The energy of the bias, kJ/mol, as a bare number: it goes into `update` and `to_arrays` of a bias.
+
+        Raises
+        ------
+        openmm.OpenMMException
+            If the bias cannot be evaluated; `error` then has the cause.
         """
         # not by way of the force: several Contexts of one System, maybe in several threads, share one evaluation's `last`
         state = context.getState(getPositions=True)
@@ -81,6 +126,11 @@ class BiasHandle:
             raise openmm.OpenMMException(str(error)) from error
         return s, V
 
+    value = _former_name("value", "getValue")
+    getState = _former_name("getState", "getBiasState")
+    setState = _former_name("setState", "setBiasState")
+    integrator = _former_name("integrator", "createIntegrator")
+
 
 class GeomGNNCV:
     """A learned collective variable as an OpenMM force whose energy is one component of it.
@@ -91,36 +141,36 @@ class GeomGNNCV:
     Parameters
     ----------
     cv : path or CollectiveVariable
-        A file written by `geomgnn fit` or `geomgnn run`. Copies of the force, in XML too, hold its path and hash;
-        of a CollectiveVariable they hold all.
+        A file written by `geomgnn fit` or `geomgnn run`, or a CV in memory. Copies of the force, in XML too, hold the path
+        and hash of a file, and the whole of a CV in memory.
     topology : openmm.app.Topology, mdtraj.Topology or path
-        Of the whole system; the CV finds its atoms in it.
+        Topology of the whole system; the CV finds its atoms in it.
     component : int, optional
-        Which component the energy of this force is; the slowest, 0, by default.
+        The component that is the energy of this force; by default 0, the slowest.
     precision : {"single", "double"}
-        Of the network; the projection is always in double precision.
+        Precision of the network; the projection is always in double precision.
     engine : {"auto", "eager", "numba", "cuda"}
-        What evaluates the network.
+        How the network is evaluated.
     periodic : bool, optional
-        Whether the molecule may be cut by a periodic box and has to be made whole. By default so if `topology` is an
-        OpenMM topology with a box; `addToSystem` asks the System.
+        Whether the molecule may be split by a periodic box and has to be made whole. By default this is the case if
+        `topology` is an OpenMM topology with a box; `addToSystem` asks the System.
     backend : {"auto", "PythonForce", "PythonTorchForce", "TorchForce"}
-        The class of the OpenMM force that this one also is an instance of. `auto` is `PythonForce`, of OpenMM >= 8.6, where
-        it is, else openmm-torch's `TorchForce`, which runs the network as TorchScript: always for the energy of a component,
-        for a bias with the engine `eager`. openmm-torch's `PythonTorchForce` hands over tensors. `geomgnn doctor` says which
-        can be used.
+        Class of the OpenMM force that this force is also an instance of. `auto` is `PythonForce` where OpenMM has it
+        (>= 8.6), else openmm-torch's `TorchForce`, which runs the network as TorchScript: always for the energy of a
+        component, for a bias with the engine `eager`. openmm-torch's `PythonTorchForce` hands over tensors.
+        `geomgnn doctor` reports which of them can be used.
     device : str or torch.device, optional
         Where the network is evaluated, "cpu", "cuda" or "cuda:0", whatever the platform of OpenMM; by default the CPU unless
         the engine is `cuda`.
     failures : path, optional
-        A folder. When positions, CV or bias stop being finite, or the network fails, the last good frame of the CV's atoms
-        and the failing one are written there, as geomgnn-failure-step-N.pdb and .npz. None: they are not.
+        Folder for the last good frame of the CV's atoms and the failing one, geomgnn-failure-step-N.pdb and .npz, which are
+        written when positions, CV or bias stop being finite or the network fails. With None nothing is written.
 
     Raises
     ------
     GeomGNNError
-        If the file cannot be read, the topology is of another molecule, the component does not exist, or the backend cannot
-        be used.
+        If the file cannot be read, the topology is that of another molecule, the component does not exist, or the backend
+        cannot be used.
     """
 
     def __new__(
@@ -151,18 +201,18 @@ class GeomGNNCV:
         evaluation = Evaluation(source, int(component), periodic=bool(periodic), bound=bound, failures=failures)
         backend = backends.choose(backend)
         force = backends.backend(backend).make_force(evaluation)
-        # OpenMM makes forces of its own classes: this one is to be of both
+        # OpenMM makes forces of its own classes: this one becomes an instance of both
         force.__class__ = _both(cls, type(force))
         force._evaluation, force._backend = evaluation, backend
         force.setName("GeomGNNCV")
         return force
 
     def __init__(self, *arguments, **settings):
-        """`__new__` has made the force; that of OpenMM's class must not be made again."""
+        """Do nothing: `__new__` has made the force, and OpenMM's own `__init__` would make another."""
 
     @property
     def backend(self):
-        """Name of the backend."""
+        """Name of the backend in use."""
         return self._backend
 
     @property
@@ -181,30 +231,32 @@ class GeomGNNCV:
         return self.bound.dimension
 
     def compute(self, trajectory, progress=None, *, boxes=None):
-        """All components (frames, d) of an mdtraj trajectory, or of positions (frames, atoms, 3) in nm and their periodic
-        `boxes` (frames, 3, 3), where there are some; see `base.Bound.compute`."""
+        """Compute all components (frames, d) for an mdtraj trajectory, or for positions (frames, atoms, 3) in nm with their
+        periodic `boxes` (frames, 3, 3), if any; see `base.Bound.compute`.
+        """
         return self.bound.compute(trajectory, progress, boxes=boxes)
 
     def addToSystem(self, system, bias=None, forceGroup=None, every=1):
-        """Add a bias on all components to a System: one forward and one backward pass of the network a step.
+        """Add a bias on all components to a System: one forward and one backward pass of the network per step.
 
-        A copy of the System, and one read from XML, has the bias in its initial state, whatever `BiasHandle.setState` did:
-        add the bias anew to a System without it, and save the bias state with `bias.to_arrays`. With the backend TorchForce
-        a copy in this process has the same bias, state and all, and one in another process refuses to be evaluated.
+        A copy of the System, or one read from XML, has the bias in its initial state, whatever `BiasHandle.setBiasState`
+        did: to continue, add the bias to a System without it, and restore the state that was saved with `bias.to_arrays`.
+        With the backend TorchForce a copy in this process shares the bias and its state, and a copy in another process
+        cannot be evaluated.
 
         Parameters
         ----------
         system : openmm.System
-            Periodic boundaries of the System are taken over.
+            The bias is periodic if the System is.
         bias : optional
-            A bias of `openmm_geomgnn.sampling`. Without one the CV is only watched: no energy, no forces.
+            A bias of `openmm_geomgnn.sampling`. Without one the CV is only monitored: no energy, no forces.
         forceGroup : int, optional
-            Group of the new force; the highest free one by default.
+            Group of the new force; by default the highest free one.
         every : int
-            Time steps per evaluation of the bias (multiple time steps): it is the integrator that does this, so use that of
-            `BiasHandle.integrator`. With any other the bias acts at every step, which nobody notices but the clock; except,
-            in a System without virtual sites, with an MTSLangevinIntegrator or MTSIntegrator of
-            `[(handle.forceGroup, 1), (0, every)]`.
+            Time steps per evaluation of the bias (multiple time steps). The integrator implements this, so use the one from
+            `BiasHandle.createIntegrator`. With most others the bias acts at every step, which is correct but slow. In a
+            System without virtual sites OpenMM's MTSLangevinIntegrator or MTSIntegrator with the groups
+            `[(handle.forceGroup, 1), (0, every)]` also evaluate it every few steps.
 
         Returns
         -------
@@ -213,8 +265,8 @@ class GeomGNNCV:
         Raises
         ------
         GeomGNNError
-            If the System has another number of particles than the topology, no force group is free, `every` is no count of
-            steps, or with `every` > 1 the group is not the bias's alone.
+            If the number of particles of the System differs from the number of atoms in the topology, no force group is
+            free, `every` is not a positive integer, or with `every` > 1 the group holds other forces, too.
         """
         if system.getNumParticles() != self.bound.molecule.n_atoms_total:
             raise GeomGNNError(
@@ -241,26 +293,31 @@ class GeomGNNCV:
 
 
 def _other_groups(system, group, allowed=1):
-    """The force groups of a System besides `group`, in which there may be `allowed` forces: the bias.
+    """The force groups of a System other than `group`, the group of the bias.
 
-    Raises GeomGNNError if there are more: they would act as rarely as the bias.
+    Raises
+    ------
+    GeomGNNError
+        If there are more than `allowed` forces in `group`: all of them would act as rarely as the bias.
     """
     groups = [(force.getName(), _groups(force)) for force in system.getForces()]
     inside = [name for name, of_force in groups if group in of_force]
     if len(inside) > allowed:
         raise GeomGNNError(
             f"{' and '.join(inside)} {'are' if len(inside) > 1 else 'is'} in force group {group}, but with every > 1 the "
-            "bias needs a group of its own: what is in it acts at every k-th time step only. Leave out forceGroup, or put "
-            "other forces, and the reciprocal space of a NonbondedForce, into another with setForceGroup."
+            "bias needs a group of its own, since everything in it acts at every k-th time step only. Leave out forceGroup, "
+            "or put other forces, and the reciprocal space of a NonbondedForce, into another with setForceGroup."
         )
     return sorted(set().union(*(of_force for _, of_force in groups)) - {group})
 
 
 def _groups(force):
+    """The force groups that a force belongs to."""
     reciprocal = force.getReciprocalSpaceForceGroup() if isinstance(force, openmm.NonbondedForce) else -1
     return {force.getForceGroup()} if reciprocal < 0 else {force.getForceGroup(), reciprocal}
 
 
 @functools.cache
 def _both(cls, kind):
+    """A class that derives from `cls` and from OpenMM's class `kind`."""
     return type(cls.__name__, (cls, kind), {"__doc__": cls.__doc__, "__module__": cls.__module__})

@@ -299,12 +299,12 @@ class Walker:
         if state is None or state is self._bias_state or self._handle is None:
             return
         self._bias_state = state
-        self._handle.setState(state)
+        self._handle.setBiasState(state)
 
     def _cv(self):
         """(s (d,), V) at the current positions."""
         if self._value is None or self._value[0] != self.step:
-            s, V = self._guarded(self._handle.value, self._context)
+            s, V = self._guarded(self._handle.getValue, self._context)
             self._value = self.step, np.array(s, dtype=np.float64), float(V)
         return self._value[1:]
 

@@ -177,9 +177,9 @@ class TestInSimulations:
         system = make_system()
         handle = GeomGNNCV(files / "student.cv.safetensors", PDB.topology).addToSystem(system, bias=BIAS)
         context = make_context(system)
-        np.testing.assert_allclose(handle.value(context)[0], expected, rtol=1e-9)
-        state = BIAS.update(handle.getState(), expected + 0.1)
-        handle.setState(state)
+        np.testing.assert_allclose(handle.getValue(context)[0], expected, rtol=1e-9)
+        state = BIAS.update(handle.getBiasState(), expected + 0.1)
+        handle.setBiasState(state)
         check_forces(context, POSITIONS, cv.atoms)
 
     def test_a_loaded_student_and_copies_of_its_force(self, files):

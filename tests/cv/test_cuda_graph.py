@@ -250,7 +250,7 @@ class TestGraphedFunction:
             system = make_system()
             handle = force.addToSystem(system, BIAS)
             context = make_context(system)
-            handle.setState(BIAS.update(handle.getState(), handle.value(context)[0] + 0.1))
+            handle.setBiasState(BIAS.update(handle.getBiasState(), handle.getValue(context)[0] + 0.1))
             found.append(energy_and_forces(context, POSITIONS + 0.01))
         agree(found[1], found[0], 1e-10)
         assert capture.captures == 1
@@ -398,7 +398,7 @@ class TestOnAGPU:
         context = make_context(system, integrator=integrator, platform=platform)
         for _ in range(20):
             integrator.step(50)
-            s, _ = handle.value(context)
+            s, _ = handle.getValue(context)
             positions = context.getState(getPositions=True).getPositions(asNumpy=True)
             np.testing.assert_allclose(s, expected.compute(positions)[0], atol=1e-3)
         assert handle.error is None

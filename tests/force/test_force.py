@@ -42,10 +42,10 @@ class TestForces:
         force = GeomGNNCV(cv_file, PDB.topology, precision="double", engine="eager")
         system = make_system()
         handle = force.addToSystem(system, BIAS)
-        state = handle.getState()
+        state = handle.getBiasState()
         for k in range(4):
             state = BIAS.update(state, value(cv_file, POSITIONS + 0.01 * np.random.default_rng(k).normal(size=(22, 3))))
-        handle.setState(state)
+        handle.setBiasState(state)
         context = make_context(system)
         assert energy_and_forces(context)[0] == pytest.approx(BIAS.bias(state, force.compute(POSITIONS)[0])[0], rel=1e-9)
         check_forces(context, POSITIONS, force.atoms)
@@ -98,6 +98,23 @@ class TestUses:
         free_energy = metadynamics.getFreeEnergy().value_in_unit(unit.kilojoule_per_mole)
         assert np.isfinite(free_energy).all() and free_energy.min() < -1.0
 
+    def test_former_names_warn(self, cv_file):
+        system = make_system()
+        handle = GeomGNNCV(cv_file, PDB.topology, engine="eager").addToSystem(system, BIAS)
+        context = make_context(system)
+        state = BIAS.update(handle.getBiasState(), handle.getValue(context)[0])
+        with pytest.warns(DeprecationWarning, match="BiasHandle.setState is now called setBiasState") as seen:
+            handle.setState(state)
+        assert seen[0].filename == __file__
+        with pytest.warns(DeprecationWarning, match="getState is now called getBiasState"):
+            assert handle.getState() is handle.getBiasState() is state
+        with pytest.warns(DeprecationWarning, match="value is now called getValue"):
+            s, energy = handle.value(context)
+        expected, expected_energy = handle.getValue(context)
+        assert s.tolist() == expected.tolist() and energy == expected_energy
+        with pytest.warns(DeprecationWarning, match="integrator is now called createIntegrator"):
+            assert handle.integrator(300, 1, timestep=0.002).getTemperature() == 300 * unit.kelvin
+
     def test_with_a_bias_of_ours(self, cv_file):
         bias = OPES(barrier=30 * unit.kilojoules_per_mole, pace=5, sigma=0.2)
         force = GeomGNNCV(cv_file, PDB.topology)
@@ -107,16 +124,16 @@ class TestUses:
         integrator = openmm.LangevinMiddleIntegrator(300, 1.0, 0.0005)
         integrator.setRandomNumberSeed(1)
         context = make_context(system, integrator=integrator)
-        state = handle.getState()
+        state = handle.getBiasState()
         for _ in range(4):
             integrator.step(5)
-            s, energy = handle.value(context)
+            s, energy = handle.getValue(context)
             positions = context.getState(getPositions=True).getPositions(asNumpy=True)
             np.testing.assert_allclose(s, force.compute(positions)[0], atol=1e-4)
             assert energy == pytest.approx(bias.bias(state, s)[0], rel=1e-12)
-            assert handle.last[1] == energy and handle.getState() is state  # evaluations leave the state alone
+            assert handle.last[1] == energy and handle.getBiasState() is state  # evaluations leave the state alone
             state = bias.update(state, s)
-            handle.setState(state)
+            handle.setBiasState(state)
             deposited, _ = energy_and_forces(context, groups={31})
             assert deposited == pytest.approx(bias.bias(state, s)[0], rel=1e-9) and deposited > energy
         assert handle.error is None
@@ -129,14 +146,14 @@ class TestUses:
             system = make_system()
             handles.append(force.addToSystem(system, BIAS))
             contexts.append(make_context(system))
-        handles[1].setState(BIAS.update(handles[1].getState(), handles[1].value(contexts[1])[0]))
-        assert handles[0].value(contexts[0])[1] < handles[1].value(contexts[1])[1]
+        handles[1].setBiasState(BIAS.update(handles[1].getBiasState(), handles[1].getValue(contexts[1])[0]))
+        assert handles[0].getValue(contexts[0])[1] < handles[1].getValue(contexts[1])[1]
 
     def test_two_contexts_of_one_system_in_two_threads(self, cv_file):
         """Each answers with the value at its own positions, whatever the other does meanwhile."""
         force, system = GeomGNNCV(cv_file, PDB.topology), make_system()
         handle = force.addToSystem(system, BIAS)
-        handle.setState(BIAS.update(handle.getState(), force.compute(POSITIONS)[0]))
+        handle.setBiasState(BIAS.update(handle.getBiasState(), force.compute(POSITIONS)[0]))
 
         def dawdle(state):
             time.sleep(1e-3)  # the other thread goes on
@@ -147,11 +164,11 @@ class TestUses:
         system.addForce(slow)
         frames = POSITIONS, POSITIONS + 0.01 * np.random.default_rng(5).normal(size=POSITIONS.shape)
         contexts = [make_context(system, frame) for frame in frames]
-        expected = [handle.value(context) for context in contexts]
+        expected = [handle.getValue(context) for context in contexts]
         assert np.abs(expected[0][0] - expected[1][0]).max() > 1e-3 and expected[0][1] != expected[1][1]
 
         def wrong(k):
-            found = [handle.value(contexts[k]) for _ in range(50)]
+            found = [handle.getValue(contexts[k]) for _ in range(50)]
             return sum(not np.array_equal(s, expected[k][0]) or energy != expected[k][1] for s, energy in found)
 
         with ThreadPoolExecutor(2) as pool:
@@ -161,7 +178,7 @@ class TestUses:
         system = make_system()
         handle = GeomGNNCV(cv_file, PDB.topology).addToSystem(system, forceGroup=3)
         context = make_context(system)
-        s, energy = handle.value(context)
+        s, energy = handle.getValue(context)
         assert energy == 0.0 and handle.forceGroup == 3
         np.testing.assert_allclose(s, value(cv_file), atol=1e-4)
         assert not energy_and_forces(context)[1].any()
@@ -180,7 +197,7 @@ class TestUses:
         frames = POSITIONS + 0.02 * np.random.default_rng(2).normal(size=(5, 22, 3))
         for frame, expected in zip(frames, force.compute(frames), strict=True):
             context.setPositions(frame)
-            np.testing.assert_allclose(handle.value(context)[0], expected, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(handle.getValue(context)[0], expected, rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("component", [2, -1, 0.5, True])
     def test_components_that_do_not_exist_are_errors(self, cv_file, component):

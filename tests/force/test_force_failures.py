@@ -106,9 +106,9 @@ class TestWhatStops:
         context.setPositions(positions)
         failure(context)
         with pytest.raises(openmm.OpenMMException, match="positions of atom 10 .* are not finite at step 0"):
-            handle.value(context)
+            handle.getValue(context)
         context.setPositions(POSITIONS)
-        assert np.isfinite(handle.value(context)[0]).all()
+        assert np.isfinite(handle.getValue(context)[0]).all()
 
 
 class TestErrorsOfOthers:
@@ -183,7 +183,7 @@ class TestFrames:
         cut = wrapped(POSITIONS - POSITIONS.mean(axis=0), box)
         context.setPositions(cut)
         context.getState(getForces=True)
-        handle.setState("no state of a bias")  # whatever fails after the positions were read
+        handle.setBiasState("no state of a bias")  # whatever fails after the positions were read
         message = failure(context)
         assert "Error: " in message and "The last good frame and failing frame are" in message
         path = tmp_path / "geomgnn-failure-step-0.pdb"

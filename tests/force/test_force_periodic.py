@@ -42,7 +42,7 @@ class TestCut:
         system = make_system(box=box)
         force = GeomGNNCV(cv_file, PDB.topology, precision=precision, engine=engine)
         handle = force.addToSystem(system, BIAS)
-        handle.setState(BIAS.update(handle.getState(), force.compute(POSITIONS)[0] + 0.1))
+        handle.setBiasState(BIAS.update(handle.getBiasState(), force.compute(POSITIONS)[0] + 0.1))
         context = make_context(system)
         expected, expected_forces = energy_and_forces(context, groups={31})
         expected_s, largest = handle.last[0], np.abs(expected_forces).max()
@@ -64,9 +64,9 @@ class TestCut:
         system = make_system(box=CELLS["cubic"])
         handle = GeomGNNCV(cv_file, PDB.topology, precision=precision, engine="eager").addToSystem(system)
         context = make_context(system)
-        expected = handle.value(context)[0]
+        expected = handle.getValue(context)[0]
         context.setPositions(POSITIONS + [4000.0, -2000.0, 600.0])
-        np.testing.assert_allclose(handle.value(context)[0], expected, rtol=1e-6 if precision == "single" else 1e-9)
+        np.testing.assert_allclose(handle.getValue(context)[0], expected, rtol=1e-6 if precision == "single" else 1e-9)
 
     @pytest.mark.parametrize("cell", CELLS)
     def test_chains_in_different_images(self, tmp_path, cell):
@@ -82,7 +82,7 @@ class TestCut:
         system = make_system(topology.to_openmm(), box)
         force = GeomGNNCV(path, topology, precision="double", engine="eager")
         handle = force.addToSystem(system, BIAS)
-        handle.setState(BIAS.update(handle.getState(), force.compute(whole)[0] + 0.1))
+        handle.setBiasState(BIAS.update(handle.getBiasState(), force.compute(whole)[0] + 0.1))
         context = make_context(system, whole)
         expected, expected_forces = energy_and_forces(context, groups={31})
         expected_s = handle.last[0]
@@ -103,10 +103,10 @@ class TestBoxes:
         system = make_system(box=BOXES["orthorhombic"])
         handle = GeomGNNCV(cv_file, PDB.topology, precision="double").addToSystem(system)
         context = make_context(system)
-        expected = handle.value(context)[0]
+        expected = handle.getValue(context)[0]
         context.setPeriodicBoxVectors(*BOXES["triclinic"])
         context.setPositions(wrapped(POSITIONS, BOXES["triclinic"]))
-        np.testing.assert_allclose(handle.value(context)[0], expected, rtol=1e-9)
+        np.testing.assert_allclose(handle.getValue(context)[0], expected, rtol=1e-9)
 
     def test_periodic_is_decided_by_the_topology_or_by_hand(self, cv_file):
         topology = copy.deepcopy(PDB.topology)

@@ -113,7 +113,7 @@ def opes(case, one=False, **settings):
     bias = OPES(barrier=30, pace=10, sigma=0.4, **settings)
     system = make_system()
     handle = force.addToSystem(system, bias)
-    handle.setState(deposit(bias, here + 0.3 * np.random.default_rng(6).normal(size=(5, len(here))), len(here)))
+    handle.setBiasState(deposit(bias, here + 0.3 * np.random.default_rng(6).normal(size=(5, len(here))), len(here)))
     return make_context(system)
 
 
@@ -173,7 +173,7 @@ def test_a_simulation_evaluates_what_compute_gives_for_many_frames(encoder, mixe
     frames = POSITIONS + 0.02 * np.random.default_rng(2).normal(size=(3, *POSITIONS.shape))
     for frame, expected in zip(frames, one.watched.compute(frames), strict=True):
         context.setPositions(frame)
-        np.testing.assert_allclose(handle.value(context)[0], expected, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(handle.getValue(context)[0], expected, rtol=1e-10, atol=1e-10)
     assert np.ptp(one.watched.compute(frames), axis=0).min() > 0.1
 
 

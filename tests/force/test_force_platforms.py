@@ -63,7 +63,7 @@ class TestBothPrecisions:
         system = make_system(box=box)
         force = of_cv(cv_file, PDB.topology, precision=precision)
         handle = force.addToSystem(system, BIAS)
-        handle.setState(BIAS.update(handle.getState(), force.compute(POSITIONS)[0] + 0.1))
+        handle.setBiasState(BIAS.update(handle.getBiasState(), force.compute(POSITIONS)[0] + 0.1))
         system.addForce(of_cv(cv_file, PDB.topology, 1, precision=precision, periodic=box is not None))
         return system, handle
 
@@ -89,10 +89,10 @@ class TestBothPrecisions:
         context = make_context(system, POSITIONS, integrator, platform, **properties)
         context.setVelocitiesToTemperature(100, 1)
         integrator.step(20)
-        s, energy = handle.value(context)
+        s, energy = handle.getValue(context)
         positions = context.getState(getPositions=True).getPositions(asNumpy=True)
         np.testing.assert_allclose(s, value(cv_file, positions, precision=precision, engine="eager"), rtol=1e-4)
-        assert energy == pytest.approx(BIAS.bias(handle.getState(), s)[0], rel=1e-9)
+        assert energy == pytest.approx(BIAS.bias(handle.getBiasState(), s)[0], rel=1e-9)
         assert np.abs(s - value(cv_file, engine="eager")).max() > 1e-3
 
 
@@ -105,7 +105,7 @@ class TestPeriodic:
         system = make_system(box=box)
         force = of_cv(cv_file, PDB.topology, precision="double", periodic=True)
         handle = force.addToSystem(system, BIAS)
-        handle.setState(BIAS.update(handle.getState(), force.compute(POSITIONS)[0] + 0.1))
+        handle.setBiasState(BIAS.update(handle.getBiasState(), force.compute(POSITIONS)[0] + 0.1))
         expected = energy_and_forces(make_context(system), groups={31})
         context = make_context(system, POSITIONS, None, platform, **properties)
         rng = np.random.default_rng(5)
@@ -121,19 +121,19 @@ class TestPeriodic:
         system, topology, positions = water_system()
         force = of_cv(cv_file, topology)
         handle = force.addToSystem(system, BIAS)
-        handle.setState(BIAS.update(handle.getState(), force.compute(positions)[0] + 0.1))
+        handle.setBiasState(BIAS.update(handle.getBiasState(), force.compute(positions)[0] + 0.1))
         positions = positions - positions[:22].mean(axis=0)  # not wrapped by atom: OpenMM's bonds do not see the box
         integrator = openmm.LangevinMiddleIntegrator(300, 1.0, 0.001)
         integrator.setRandomNumberSeed(1)
         context = make_context(system, positions, integrator, platform, **properties)
         context.setVelocitiesToTemperature(300, 1)
         integrator.step(20 if platform == "Reference" else 260)
-        s, energy = handle.value(context)
+        s, energy = handle.getValue(context)
         state = context.getState(getPositions=True)
         frame = mdtraj.Trajectory(state.getPositions(asNumpy=True)._value[None], mdtraj.Topology.from_openmm(topology))
         frame.unitcell_vectors = state.getPeriodicBoxVectors(asNumpy=True)._value[None]
         np.testing.assert_allclose(s, force.compute(frame)[0], atol=1e-4)
-        assert energy == pytest.approx(BIAS.bias(handle.getState(), s)[0], rel=1e-9) and handle.error is None
+        assert energy == pytest.approx(BIAS.bias(handle.getBiasState(), s)[0], rel=1e-9) and handle.error is None
 
 
 @every_platform
@@ -168,10 +168,10 @@ class TestOthers:
         context = make_context(system, POSITIONS, None, platform, **properties)
         context.setVelocitiesToTemperature(100, 1)
         context.getIntegrator().step(3)
-        expected, saved = handle.value(context), context.createCheckpoint()
+        expected, saved = handle.getValue(context), context.createCheckpoint()
         context.getIntegrator().step(20)
-        assert np.abs(handle.value(context)[0] - expected[0]).max() > 1e-3
+        assert np.abs(handle.getValue(context)[0] - expected[0]).max() > 1e-3
         context.loadCheckpoint(saved)
-        found = handle.value(context)
+        found = handle.getValue(context)
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
         assert found[1] == pytest.approx(expected[1], rel=1e-6)

@@ -53,7 +53,7 @@ class TestCopies:
     def test_do_not_hold_the_network(self, large):
         system, positions, handle = both_biases(large, engine="eager")
         expected, expected_forces = energy_and_forces(make_context(system, positions))
-        handle.setState(BIAS.update(handle.getState(), handle.last[0]))  # copies start anew
+        handle.setBiasState(BIAS.update(handle.getBiasState(), handle.last[0]))  # copies start anew
         xml = openmm.XmlSerializer.serialize(system)
         assert len(xml) < os.path.getsize(large) / 50
         for again in (read_back(xml), copy.deepcopy(system)):
@@ -164,13 +164,13 @@ class TestMany:
         frames = [positions + 0.01 * rng.normal(size=positions.shape) for _ in contexts]
         for context, frame in zip(contexts, frames, strict=True):
             context.setPositions(frame)
-        values = [handle.value(context)[0] for context in contexts]
+        values = [handle.getValue(context)[0] for context in contexts]
         for context, found in zip(reversed(contexts), reversed(values), strict=True):
-            np.testing.assert_allclose(handle.value(context)[0], found, rtol=1e-14)
+            np.testing.assert_allclose(handle.getValue(context)[0], found, rtol=1e-14)
         assert np.ptp(values, axis=0).min() > 1e-3
-        state = BIAS.update(handle.getState(), values[0])
+        state = BIAS.update(handle.getBiasState(), values[0])
         before = energy_and_forces(contexts[2])[0]
-        handle.setState(state)  # of all of them
+        handle.setBiasState(state)  # of all of them
         assert energy_and_forces(contexts[2])[0] > before
 
     def test_forces_of_one_file_in_one_system(self, cv_file):
@@ -189,13 +189,13 @@ class TestMany:
         pulled.setForceGroup(4)
         system.addForce(pulled)
         assert {handle.forceGroup for handle in handles} == {31, 30}
-        handles[1].setState(BIAS.update(handles[1].getState(), expected))
+        handles[1].setBiasState(BIAS.update(handles[1].getBiasState(), expected))
         for again in (system, copy.deepcopy(system)):
             context = make_context(again)
             energies = [energy_and_forces(context, groups={group})[0] for group in (1, 2, 3, 4)]
             np.testing.assert_allclose(energies, [*expected[[0, 1, 0]], 3 * expected.prod()], rtol=1e-9)
         context = make_context(system)
-        assert handles[1].value(context)[1] > handles[0].value(context)[1]
+        assert handles[1].getValue(context)[1] > handles[0].getValue(context)[1]
 
 
 class TestWhatIsPickled:

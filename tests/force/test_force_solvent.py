@@ -24,10 +24,10 @@ def biased_water(cv_file, model="tip3p", constraints=app.HBonds, **options):
     system, topology, positions = water_system(model, constraints=constraints)
     force = of_cv(cv_file, topology, **options)
     handle = force.addToSystem(system, BIAS)
-    state = handle.getState()
+    state = handle.getBiasState()
     for k in range(3):
         state = BIAS.update(state, force.compute(positions)[0] + 0.1 * k)
-    handle.setState(state)
+    handle.setBiasState(state)
     return system, topology, positions, handle
 
 
@@ -49,7 +49,7 @@ class TestVirtualSites:
         context = make_context(system, positions, langevin(), "CPU")
         context.getIntegrator().step(10)
         expected = of_cv(cv_file, topology, precision="double").compute(positions_of(context))[0]
-        np.testing.assert_allclose(handle.value(context)[0], expected, rtol=1e-9)
+        np.testing.assert_allclose(handle.getValue(context)[0], expected, rtol=1e-9)
 
     def test_on_the_molecule_are_left_out(self, cv_file):
         """As lone pairs of a force field; a selection that names them is refused."""
@@ -61,7 +61,7 @@ class TestVirtualSites:
         handle = of_cv(cv_file, topology).addToSystem(system)
         context = make_context(system, np.vstack([POSITIONS, np.zeros(3)]))
         context.computeVirtualSites()
-        np.testing.assert_allclose(handle.value(context)[0], value(cv_file, engine="eager"), rtol=1e-6)
+        np.testing.assert_allclose(handle.getValue(context)[0], value(cv_file, engine="eager"), rtol=1e-6)
         with pytest.raises(GeomGNNError, match="virtual sites such as NME3-LP1, .* '\\(protein\\) and not element VS'"):
             random_cv(mdtraj.Topology.from_openmm(topology), selection="protein")
 
@@ -104,8 +104,8 @@ class TestInWater:
         for k in range(system.getNumConstraints()):
             a, b, length = system.getConstraintParameters(k)
             assert np.linalg.norm(positions[a] - positions[b]) == pytest.approx(length._value, rel=1e-4)
-        s, energy = handle.value(context)
-        assert energy == pytest.approx(BIAS.bias(handle.getState(), s)[0], rel=1e-9)
+        s, energy = handle.getValue(context)
+        assert energy == pytest.approx(BIAS.bias(handle.getBiasState(), s)[0], rel=1e-9)
         expected = of_cv(cv_file, topology, precision="double").compute(positions)[0]
         np.testing.assert_allclose(s, expected, rtol=1e-6)
 
@@ -118,7 +118,7 @@ class TestInWater:
         integrator = openmm.VerletIntegrator(1e-12)  # nothing moves but what the barostat moves
         context = make_context(system, positions, integrator, "CPU")
         context.setPositions(positions_of(context) - positions_of(context)[:22].mean(axis=0))  # cut by the box
-        expected = handle.value(context)[0]
+        expected = handle.getValue(context)[0]
         volumes, rejected = [], 0
         for _ in range(30):
             before = context.getState(getEnergy=True, getForces=True)
@@ -144,13 +144,13 @@ class TestInWater:
         before = context.getState().getPeriodicBoxVolume()._value
         for _ in range(2):
             context.getIntegrator().step(100)
-            s, energy = handle.value(context)
+            s, energy = handle.getValue(context)
             state = context.getState(getPositions=True, getEnergy=True)
             frame = mdtraj.Trajectory(state.getPositions(asNumpy=True)._value[None], mdtraj.Topology.from_openmm(topology))
             frame.unitcell_vectors = state.getPeriodicBoxVectors(asNumpy=True)._value[None]
             expected = of_cv(cv_file, topology).compute(frame)[0]
             np.testing.assert_allclose(s, expected, atol=1e-4)
-            assert energy == pytest.approx(BIAS.bias(handle.getState(), s)[0], rel=1e-9)
+            assert energy == pytest.approx(BIAS.bias(handle.getBiasState(), s)[0], rel=1e-9)
             fresh = make_context(system, state.getPositions(), platform="CPU")
             fresh.setPeriodicBoxVectors(*state.getPeriodicBoxVectors())
             fresh.setPositions(state.getPositions())
@@ -186,13 +186,13 @@ class TestInWater:
         )
         if way == "xml of the state":
             saved = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(saved))
-        at_save = handle.value(first)
+        at_save = handle.getValue(first)
         first.getIntegrator().step(steps)
-        expected, expected_positions = handle.value(first), positions_of(first)
+        expected, expected_positions = handle.getValue(first), positions_of(first)
         second = context()
         second.loadCheckpoint(saved) if way == "checkpoint" else second.setState(saved)
-        assert handle.value(second)[1] == at_save[1]
-        np.testing.assert_array_equal(handle.value(second)[0], at_save[0])
+        assert handle.getValue(second)[1] == at_save[1]
+        np.testing.assert_array_equal(handle.getValue(second)[0], at_save[0])
         second.getIntegrator().step(steps)
         np.testing.assert_array_equal(positions_of(second), expected_positions)
-        assert handle.value(second)[1] == expected[1]
+        assert handle.getValue(second)[1] == expected[1]

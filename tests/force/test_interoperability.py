@@ -102,7 +102,7 @@ class TestOpenMMApp:
         simulation = make_simulation(system, shaken)
         before, _ = energy_and_forces(simulation.context)
         simulation.minimizeEnergy(maxIterations=20)
-        assert energy_and_forces(simulation.context)[0] < before - 10 and handle.getState().n == 1
+        assert energy_and_forces(simulation.context)[0] < before - 10 and handle.getBiasState().n == 1
         log, trajectory = tmp_path / "log.csv", tmp_path / "frames.dcd"
         simulation.reporters += [
             app.StateDataReporter(str(log), 10, step=True, potentialEnergy=True, temperature=True),
@@ -111,8 +111,8 @@ class TestOpenMMApp:
         values = []
         for _ in range(3):
             simulation.step(10)
-            values.append(handle.value(simulation.context)[0])
-            handle.setState(BIAS.update(handle.getState(), values[-1]))
+            values.append(handle.getValue(simulation.context)[0])
+            handle.setBiasState(BIAS.update(handle.getBiasState(), values[-1]))
         for reporter in simulation.reporters[1:]:
             reporter.close()
         rows = np.loadtxt(log, delimiter=",", skiprows=1)
@@ -124,7 +124,7 @@ class TestOpenMMApp:
         simulation.saveCheckpoint(str(tmp_path / "run.chk"))
         simulation.saveState(str(tmp_path / "run.xml"))
         (tmp_path / "system.xml").write_text(openmm.XmlSerializer.serialize(simulation.system))
-        np.savez(tmp_path / "bias.npz", **BIAS.to_arrays(handle.getState()))
+        np.savez(tmp_path / "bias.npz", **BIAS.to_arrays(handle.getBiasState()))
         simulation.step(10)
         expected = positions_of(simulation.context)
 
@@ -133,7 +133,7 @@ class TestOpenMMApp:
         again = make_simulation(plain, POSITIONS, seed=2)
         again.loadCheckpoint(str(tmp_path / "run.chk"))
         with np.load(tmp_path / "bias.npz") as arrays:
-            handle.setState(BIAS.from_arrays(dict(arrays)))
+            handle.setBiasState(BIAS.from_arrays(dict(arrays)))
         again.step(10)
         assert again.currentStep == 40
         np.testing.assert_allclose(positions_of(again.context), expected, rtol=0, atol=1e-12)
@@ -182,11 +182,11 @@ class TestOpenMMML:
         alone, _ = energy_and_forces(link_atoms_placed(make_context(copy.deepcopy(system), positions)))
         handle = force.addToSystem(system, BIAS)
         here = force.compute(positions)[0]
-        handle.setState(deposit(BIAS, [here + 0.1, here - 0.2]))
+        handle.setBiasState(deposit(BIAS, [here + 0.1, here - 0.2]))
         integrator = openmm.VerletIntegrator(0.0002)
         context = link_atoms_placed(make_context(system, positions, integrator))
         bias, forces = energy_and_forces(context, groups={handle.forceGroup})
-        assert bias == pytest.approx(BIAS.bias(handle.getState(), here)[0], rel=1e-4) and np.abs(forces).max() > 1
+        assert bias == pytest.approx(BIAS.bias(handle.getBiasState(), here)[0], rel=1e-4) and np.abs(forces).max() > 1
         assert energy_and_forces(context)[0] == pytest.approx(alone + bias, rel=1e-6)
         totals, potentials = [], []
         for _ in range(10):

@@ -256,7 +256,7 @@ class TestVirtualSites:
 
         system.addForce(openmm.PythonForce(fail_once))
         handle = GeomGNNCV(cv_file, PDB.topology, engine="eager", failures=None).addToSystem(system, Counted(0.1), every=4)
-        integrator = copied(handle.integrator(300, "1/ps", "2 fs"))
+        integrator = copied(handle.createIntegrator(300, "1/ps", "2 fs"))
         assert integrator.getStepSize().value_in_unit(unit.picosecond) == pytest.approx(0.008)
         with pytest.raises(GeomGNNError, match="belongs to no Context yet"):
             integrator.step(1)
@@ -368,7 +368,7 @@ class TestAddToSystem:
         handle = cv.addToSystem(system, Counted(0.1), every=4)
         assert handle.every == 4 and handle.forceGroup == 31
         assert {force.getForceGroup() for force in system.getForces()} == {0, 31}
-        integrator = handle.integrator(300, "1/ps", "2 fs")
+        integrator = handle.createIntegrator(300, "1/ps", "2 fs")
         assert integrator.getStepSize()._value == pytest.approx(0.008)
         context = make_context(system, POSITIONS, integrator)
         Counted.calls = 0
@@ -380,7 +380,7 @@ class TestAddToSystem:
         system = make_system()
         handle = GeomGNNCV(cv_file, PDB.topology, engine="eager").addToSystem(system, Spring(0.1))
         assert handle.every == 1
-        assert isinstance(handle.integrator(300, 1, 0.002), openmm.LangevinMiddleIntegrator)
+        assert isinstance(handle.createIntegrator(300, 1, 0.002), openmm.LangevinMiddleIntegrator)
 
     def test_forces_in_other_groups_act_at_every_step(self, cv_file):
         """A force outside group 0 is not forgotten, nor is the reciprocal space of Ewald sums."""
@@ -392,7 +392,7 @@ class TestAddToSystem:
             wind.addParticle(i)
         system.addForce(wind)
         handle = GeomGNNCV(cv_file, PDB.topology, engine="eager").addToSystem(system, Spring(0.0), every=3)
-        integrator = handle.integrator(0.001, 0, 0.002)
+        integrator = handle.createIntegrator(0.001, 0, 0.002)
         context = make_context(system, POSITIONS, integrator)
         integrator.step(2)
         moved = positions(context) - POSITIONS
@@ -415,7 +415,7 @@ class TestAddToSystem:
         handle = cv.addToSystem(system, Spring(0.1), every=2)
         system.getForce(0).setReciprocalSpaceForceGroup(handle.forceGroup)
         with pytest.raises(GeomGNNError, match="NonbondedForce and GeomGNNCV bias are in force group 31"):
-            handle.integrator(300, 1, 0.002)
+            handle.createIntegrator(300, 1, 0.002)
         system.getForce(0).setReciprocalSpaceForceGroup(-1)
         with pytest.raises(GeomGNNError, match="is it in fs"):
-            handle.integrator(300, 1, 2.0)
+            handle.createIntegrator(300, 1, 2.0)

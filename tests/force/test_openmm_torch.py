@@ -96,12 +96,12 @@ class TestForces:
         handle = force.addToSystem(system, BIAS)
         context = make_context(system)
         assert handle.last is None
-        state = handle.getState()
+        state = handle.getBiasState()
         for k in range(4):
             energy_and_forces(context)
-            assert handle.getState() is state  # evaluations leave it alone
+            assert handle.getBiasState() is state  # evaluations leave it alone
             state = BIAS.update(state, force.compute(POSITIONS + 0.002 * np.random.default_rng(k).normal(size=(22, 3)))[0])
-            handle.setState(state)
+            handle.setBiasState(state)
             agrees(energy_and_forces(context), reference(force, bias=BIAS, state=state), tolerance)
         check_forces(context, POSITIONS, force.atoms)
         assert handle.error is None
@@ -212,27 +212,27 @@ class TestUses:
         for _ in range(4):
             for handle, integrator, context in runs:
                 integrator.step(5)
-                s, energy = handle.value(context)
+                s, energy = handle.getValue(context)
                 positions = context.getState(getPositions=True).getPositions(asNumpy=True).value_in_unit(NM)
                 np.testing.assert_allclose(s, force.compute(positions)[0], rtol=1e-5, atol=1e-5)
-                state = handle.getState()
+                state = handle.getBiasState()
                 assert energy == pytest.approx(bias.bias(state, s)[0], rel=1e-12) and handle.last[1] == energy
                 state = bias.update(state, s)
-                handle.setState(state)
+                handle.setBiasState(state)
                 assert energy_and_forces(context, groups={handle.forceGroup})[0] > energy
                 integrator.step(2)  # away from the centre of the new kernel, where its force is 0
                 positions = context.getState(getPositions=True).getPositions(asNumpy=True).value_in_unit(NM)
                 found = energy_and_forces(context, groups={handle.forceGroup})
                 agrees(found, reference(force, positions, bias=bias, state=state), 1e-4)
         (first, *_), (second, *_) = runs
-        assert len(first.getState().centres) and not np.allclose(first.last[0], second.last[0])
+        assert len(first.getBiasState().centres) and not np.allclose(first.last[0], second.last[0])
         assert first.error is None and second.error is None
 
     def test_without_a_bias_the_cv_is_watched(self, make):
         system = make_system()
         handle = make().addToSystem(system, forceGroup=3)
         context = make_context(system)
-        s, energy = handle.value(context)
+        s, energy = handle.getValue(context)
         assert energy == 0.0 and handle.forceGroup == 3
         np.testing.assert_allclose(s, make().compute(POSITIONS)[0], rtol=1e-9)
         assert not energy_and_forces(context)[1].any()
@@ -272,7 +272,7 @@ class TestSerialisation:
         system = make_system()
         handle = make(engine=engine).addToSystem(system, BIAS)
         context = make_context(system)
-        handle.setState(BIAS.update(handle.getState(), handle.value(context)[0]))
+        handle.setBiasState(BIAS.update(handle.getBiasState(), handle.getValue(context)[0]))
         energy, _ = energy_and_forces(context)
         again, _ = energy_and_forces(make_context(copy.deepcopy(system)))
         # a script refers to the bias in this process; what calls Python carries the bias along, in its initial state

@@ -49,8 +49,8 @@ def make_callback(cv_file, bias=BIAS, box=None, kind=Callback):
     if kind is OnTheDevice:
         as_on_a_gpu(evaluation.bound)
     if bias is BIAS:
-        s = handle.value(context)[0] if box is None else evaluation.bound.compute(POSITIONS)[0]
-        handle.setState(BIAS.update(handle.getState(), s + 0.1))
+        s = handle.getValue(context)[0] if box is None else evaluation.bound.compute(POSITIONS)[0]
+        handle.setBiasState(BIAS.update(handle.getBiasState(), s + 0.1))
     return kind(evaluation), context.getState(), handle
 
 
@@ -72,7 +72,7 @@ class TestCallback:
             s, expected = handle.last[0], GeomGNNCV(cv_file, PDB.topology, precision="double", engine="eager")
             at = torch.tensor(10 * positions, requires_grad=True)
             s = expected.bound.single(at)
-            expected_energy, slope = BIAS.bias(handle.getState(), s.detach().numpy())
+            expected_energy, slope = BIAS.bias(handle.getBiasState(), s.detach().numpy())
             (gradient,) = torch.autograd.grad(s, at, torch.from_numpy(slope))
             tolerance = 1e-9 if dtype is torch.float64 else 1e-4
             assert isinstance(energy, torch.Tensor) and energy.shape == () and energy.dtype == torch.float64
@@ -212,7 +212,7 @@ class TestForce:
             system = make_system()
             handle = force.addToSystem(system, BIAS)
             context = make_context(system, platform=platform)
-            handle.setState(BIAS.update(handle.getState(), handle.value(context)[0] + 0.1))
+            handle.setBiasState(BIAS.update(handle.getBiasState(), handle.getValue(context)[0] + 0.1))
             found.append(energy_and_forces(context))
         assert found[0][0] == pytest.approx(found[1][0], rel=1e-9) and np.abs(found[0][1]).max() > 1.0
         np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=1e-6 * np.abs(found[0][1]).max())
@@ -234,7 +234,7 @@ class TestForce:
         system = make_system()
         handle = GeomGNNCV(cv_file, PDB.topology, backend="PythonTorchForce").addToSystem(system, BIAS)
         context = make_context(system)
-        handle.value(context)
+        handle.getValue(context)
         positions = POSITIONS.copy()
         positions[8, 1] = np.nan
         with pytest.raises(openmm.OpenMMException, match="not finite at step 0"):
@@ -259,7 +259,7 @@ class TestForce:
         context = make_context(system, integrator=integrator, platform="CUDA", Precision=precision)
         for _ in range(100):
             integrator.step(10)
-            s, energy = handle.value(context)
+            s, energy = handle.getValue(context)
             state = context.getState(getPositions=True, getEnergy=True, groups={handle.forceGroup})
             positions = state.getPositions(asNumpy=True).value_in_unit(NM)
             np.testing.assert_allclose(s, expected.compute(positions)[0], atol=1e-3)
@@ -275,7 +275,7 @@ class TestForce:
             system = make_system()
             handle = GeomGNNCV(cv, PDB.topology, device=device, backend=backend).addToSystem(system, BIAS)
             context = make_context(system, platform=platform)
-            handle.setState(BIAS.update(handle.getState(), handle.value(context)[0] + 0.1))
+            handle.setBiasState(BIAS.update(handle.getBiasState(), handle.getValue(context)[0] + 0.1))
             found.append(energy_and_forces(context))
         assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
         np.testing.assert_allclose(found[1][1], found[0][1], rtol=0, atol=1e-3 * np.abs(found[0][1]).max())

@@ -51,10 +51,10 @@ class PhiHandle:
         force.setForceGroup(self.forceGroup)
         system.addForce(force)
 
-    def setState(self, state):
+    def setBiasState(self, state):
         self.state = state
 
-    def value(self, context):
+    def getValue(self, context):
         context.getState(getForces=True, groups={self.forceGroup})
         return self.last
 

@@ -212,7 +212,7 @@ class TestCollectiveVariable:
                 with pytest.raises(OpenMMException, match="another stereoisomer"):
                     context.getState(getForces=True)
             else:
-                assert np.isfinite(handle.value(context)[0]).all()
+                assert np.isfinite(handle.getValue(context)[0]).all()
 
     def test_training_on_two_stereoisomers(self, trajectory, mirrored, settings):
         with pytest.raises(GeomGNNError, match="CA of residue 2 .* in trajectory 1 and its mirror image in trajectory 2"):

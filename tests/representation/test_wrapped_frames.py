@@ -57,7 +57,7 @@ def live(force, protocol, trajectory):
     values = []
     for xyz in trajectory.xyz:
         context.setPositions(xyz.astype(np.float64))
-        values.append(handle.value(context)[0])
+        values.append(handle.getValue(context)[0])
     return np.array(values)
 
 
