@@ -5,8 +5,8 @@
 An encoder is a shipped name, a .safetensors of ours, a .ckpt of `torchmd-train` or a .pth of geom2vec; it must hold its
 noise head. Predicting no noise has a loss of 1.0. Each source of the conformers is a domain. By default the encoders and the
 conformers that ship are used; those conformers are training data, so name held-out ones for figures that mean something
-(docs/concepts/shipped-encoders.md says how the held-out molecules there were made). The noise depends on the index alone. Behind
-+- stands the standard error of the mean over molecules.
+(docs/concepts/shipped-encoders.md says how the held-out molecules there were made). The noise depends on the index alone.
+Behind +- stands the standard error of the mean over molecules.
 """
 
 import argparse
