@@ -15,6 +15,7 @@ from openmm_geomgnn.cli.report import check_analysis, report
 from openmm_geomgnn.cli.results import comparison_frame
 from openmm_geomgnn.cli.run_folder import add_wall_time, claimed, first_structure, has_biased_steps, settle
 from openmm_geomgnn.cv.fit import FitSettings, fit_cv
+from openmm_geomgnn.cv.kernel_widths import is_too_stiff, kernel_widths, narrowest_width
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.verdict import GRADES, in_words
 from openmm_geomgnn.errors import GeomGNNError
@@ -37,10 +38,6 @@ STAGES = {
 }
 # figures of a CV file without which it cannot be biased and reported on
 NEEDED_TO_BIAS = ("rate_300K_per_ps", "in_basin_spread", "vamp2_training", "timescales_ps")
-# radians per outer step; runs at 0.5 stayed at their temperature, runs at 0.7 warmed up, runs at 1 boiled
-LARGEST_PHASE = 0.5
-# a kernel this much wider than the fluctuations within a basin merges with every other one: the bias cannot build up
-WIDEST_KERNEL = 2.0
 
 
 def run_protocol(protocol, overwrite=False, source=None):
@@ -275,39 +272,22 @@ def _copy_given(protocol):
 def kernel_width(cv, protocol):
     """Widths of the bias's kernels, where the protocol leaves them open: {"sigma": ..., "sigma_min": ...}.
 
-    The width is the CV's fluctuation within a basin, but no less than what the integrator can follow: a kernel of width
-    sigma drives motions of angular frequency rate/sigma, whose phase must not advance by more than LARGEST_PHASE in a step.
-    A sigma_min of the protocol takes the place of that floor. With an adaptive_stride, the biased run measures its sigma.
-
     Raises
     ------
     GeomGNNError
         If the narrowest stable kernel is much wider than a basin: the bias could not build up.
     """
-    facts, bias = cv.training_information, protocol.bias
-    step = protocol.schedule.bias_step
-    thermal = np.sqrt(protocol.system.temperature / 300.0)
-    floor = np.array(facts["rate_300K_per_ps"]) * thermal * step / LARGEST_PHASE
+    facts, bias, step = cv.training_information, protocol.bias, protocol.schedule.bias_step
     spread = np.array(facts["in_basin_spread"])
-    too_stiff = floor > WIDEST_KERNEL * spread
-    if bias.sigma is None and bias.sigma_min is None and too_stiff.any():
+    narrowest = narrowest_width(facts["rate_300K_per_ps"], step, protocol.system.temperature)
+    if bias.sigma is None and bias.sigma_min is None and is_too_stiff(narrowest, spread).any():
         raise GeomGNNError(
             f"The CV is too stiff to bias: at {1000 * step:g} fs between evaluations (run.every times system.timestep) the "
-            f"narrowest kernel that does not heat the system is {_shown(floor)} wide, but the CV fluctuates by only "
+            f"narrowest kernel that does not heat the system is {_shown(narrowest)} wide, but the CV fluctuates by only "
             f"{_shown(spread)} within a basin. Evaluate the bias more often (run.every: 1), fit a softer CV (a longer "
             "cv.softening, or gradient_penalty with a vampnet), or set bias.sigma yourself."
         )
-    widths = {}
-    if bias.sigma_min is not None:
-        floor = np.array(bias.sigma_min) * np.ones(len(floor))
-    if bias.sigma is None and bias.adaptive_stride is not None:
-        return {"sigma_min": tuple(float(x) for x in floor)}
-    if bias.sigma is None:
-        widths["sigma"] = tuple(float(x) for x in np.maximum(spread, floor))
-    if bias.sigma_min is None:
-        given = np.array(widths.get("sigma", bias.sigma), dtype=float)
-        widths["sigma_min"] = tuple(float(x) for x in np.minimum(floor, given) * np.ones(len(floor)))
-    return widths
+    return kernel_widths(spread, narrowest, bias.sigma, bias.sigma_min, adaptive=bias.adaptive_stride is not None)
 
 
 def _biased(protocol, bias):

@@ -1,6 +1,6 @@
 """What the figures of a fitted collective variable mean: whether it is worth a biased simulation, and why."""
 
-import math
+from openmm_geomgnn.cv.kernel_widths import is_too_stiff, narrowest_width
 
 GRADES = ("usable", "weak", "not usable")
 SEPARATES = "separates runs; no timescale"
@@ -11,8 +11,7 @@ LEAST_ABOVE_CONSTANT = 0.05
 OVERFITTED = 0.5
 # transitions below which a rate is known to no better than about half of it
 FEW_TRANSITIONS = 5
-# a kernel as wide as 2 fs between evaluations need, over the fluctuation within a basin; see `cli.run.kernel_width`
-STIFF_STEP, LARGEST_PHASE, WIDEST_KERNEL = 0.002, 0.5, 2.0
+STIFF_STEP = 0.002  # ps; a CV that is too stiff even when the bias is evaluated this often is only weakly usable
 GOOD_R2, LEAST_R2 = 0.98, 0.5  # of a student
 
 
@@ -120,8 +119,8 @@ def _timescales(facts):
 def _stiffness(facts):
     """(grade, reason) pairs by how hard it pulls."""
     for number, (rate, spread) in enumerate(zip(facts["rate_300K_per_ps"], facts["in_basin_spread"], strict=True), start=1):
-        width = rate * STIFF_STEP / LARGEST_PHASE
-        if not math.isfinite(rate) or width > WIDEST_KERNEL * spread:
+        width = narrowest_width(rate, STIFF_STEP)
+        if is_too_stiff(width, spread):
             name = f"cv.{number}" if len(facts["in_basin_spread"]) > 1 else "it"
             yield (
                 "weak",

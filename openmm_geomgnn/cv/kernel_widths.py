@@ -1,0 +1,62 @@
+"""How wide the kernels of a bias on a CV are: as a basin, but no narrower than the integrator can follow."""
+
+import numpy as np
+
+# radians per outer step; runs at 0.5 stayed at their temperature, runs at 0.7 warmed up, runs at 1 boiled
+LARGEST_PHASE = 0.5
+# a kernel this much wider than the fluctuations within a basin merges with every other one: the bias cannot build up
+WIDEST_KERNEL = 2.0
+
+
+def narrowest_width(rate, step, temperature=300.0):
+    """The narrowest kernels that do not heat the system, in units of the CV, as an array or a number like `rate`.
+
+    A kernel of width sigma drives motions of angular frequency rate/sigma, whose phase must not advance by more than
+    LARGEST_PHASE between two evaluations of the bias.
+
+    Parameters
+    ----------
+    rate : float or (d,) array
+        `rate_300K_per_ps` of `stiffness`, (CV unit)/ps.
+    step : float
+        Time between two evaluations of the bias, ps.
+    temperature : float
+        K.
+    """
+    return np.asarray(rate) * np.sqrt(temperature / 300.0) * step / LARGEST_PHASE
+
+
+def is_too_stiff(width, spread):
+    """Whether the narrowest kernel is too wide for a basin, per component. spread: `in_basin_spread` of `stiffness`."""
+    return ~np.isfinite(width) | (width > WIDEST_KERNEL * np.asarray(spread))
+
+
+def kernel_widths(spread, narrowest, sigma=None, sigma_min=None, adaptive=False):
+    """What a bias needs to know of its kernels, of what is not given: {"sigma": ..., "sigma_min": ...}, tuples of float.
+
+    The width is the CV's fluctuation within a basin, but no less than what the integrator can follow; a sigma_min that is
+    given takes the place of that floor. An adaptive bias measures its sigma in the run.
+
+    Parameters
+    ----------
+    spread, narrowest : (d,) array
+        The fluctuation within a basin, and `narrowest_width`.
+    sigma, sigma_min : float or sequence of float, optional
+        As they are given.
+    adaptive : bool, optional
+        Whether the bias measures the width that is not given.
+    """
+    floor = narrowest if sigma_min is None else np.array(sigma_min) * np.ones(len(narrowest))
+    if sigma is None and adaptive:
+        return {"sigma_min": _floats(floor)}
+    widths = {}
+    if sigma is None:
+        widths["sigma"] = _floats(np.maximum(spread, floor))
+    if sigma_min is None:
+        given = np.array(widths.get("sigma", sigma), dtype=float)
+        widths["sigma_min"] = _floats(np.minimum(floor, given) * np.ones(len(floor)))
+    return widths
+
+
+def _floats(values):
+    return tuple(float(value) for value in values)
