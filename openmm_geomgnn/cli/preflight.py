@@ -22,8 +22,8 @@ from openmm_geomgnn.representation.periodic import SelectedMolecule
 from openmm_geomgnn.representation.selection import as_topology, residue_table, select_atoms
 from openmm_geomgnn.representation.tokens import Tokenizer
 from openmm_geomgnn.sampling.geometry import check_geometry
+from openmm_geomgnn.sampling.plan import prepare, whole_steps
 from openmm_geomgnn.sampling.relaxation import check_energy
-from openmm_geomgnn.sampling.runner import prepare, whole_steps
 from openmm_geomgnn.sampling.systems import choices_made, load_structure
 from openmm_geomgnn.sampling.walker import WalkerSpec, platform_of
 

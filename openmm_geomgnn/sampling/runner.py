@@ -1,52 +1,23 @@
-"""Biased and unbiased runs: walkers in lockstep, what they write, and how a run that was stopped goes on."""
+"""Runs of walkers in lockstep, with a common bias or without: what they write, and how a run that was stopped goes on."""
 
-import math
-import signal
-import threading
 import time as clock
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import openmm
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import remove_leftovers
 from openmm_geomgnn.locks import locked
-from openmm_geomgnn.sampling.checkpoint import (
-    NAME,
-    Checkpoint,
-    check_fingerprint,
-    fingerprint,
-    load_checkpoint,
-    save_checkpoint,
-    topology_hash,
-)
-from openmm_geomgnn.sampling.geometry import check_geometry
-from openmm_geomgnn.sampling.heating import HeatGuard
+from openmm_geomgnn.sampling.checkpoint import NAME, Checkpoint, check_fingerprint, load_checkpoint, save_checkpoint
+from openmm_geomgnn.sampling.interrupt import DelayedInterrupt
 from openmm_geomgnn.sampling.outputs import Outputs, Written, check_outputs, cut_back, trajectory_path
+from openmm_geomgnn.sampling.plan import Plan, Progress, prepare
 from openmm_geomgnn.sampling.pool import WalkerPool
-from openmm_geomgnn.sampling.systems import load_structure, system_topology
-from openmm_geomgnn.sampling.walker import make_system, platform_of
-from openmm_geomgnn.units import positive
 
-UNBIASED_BLOCK = 1000  # outer steps between reports of walkers without a bias
 # fields in which the walkers of one run may differ
 _OWN_FIELDS = ("structure", "index", "positions", "minimise", "equilibration")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands. time, length: ps per walker. started: ps at which this session began. temperature: mean of the
-    recent rows, K. diagnostics: of the bias. seconds: wall clock since this session began."""
-
-    time: float
-    length: float
-    started: float
-    temperature: float
-    diagnostics: dict
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,123 +73,106 @@ class Runner:
         progress: Callable | None = None,
         max_heating=1.02,
     ):
-        self._length = positive(length, "length", "ps")
-        if not max_heating > 1:
-            raise GeomGNNError(f"max_heating is {max_heating}, but must be above 1, as in 1.1 for 10 % too hot.")
-        self._specs = [replace(spec, bias=bias, failures=str(folder)) for spec in specs]
-        self._bias = bias
-        _check_walkers(self._specs)
+        specs = [replace(spec, bias=bias, failures=str(folder)) for spec in specs]
+        _check_walkers(specs)
+        self._plan = Plan(specs, length, checkpoint_interval, max_heating)
         self.folder = Path(folder)
         self._progress = progress
-        self._max_heating = max_heating
-        spec = self._specs[0]
-        self._outer_step = spec.outer_step
-        self._total = whole_steps(self._length, self._outer_step)
-        interval = positive(checkpoint_interval, "checkpoint_interval", "ps")
-        self._checkpoint_steps = whole_steps(interval, self._outer_step)
-        self._block = UNBIASED_BLOCK if bias is None else bias.pace
-        self._path = self.folder / NAME
 
     def run(self):
         """Do the run, or what is left of it. Returns a RunResult.
 
         Ctrl-C ends it after the current block, with a checkpoint and a KeyboardInterrupt; a second one at once.
         """
-        specs, topology, prints = prepare(self._specs)
+        prepared = prepare(self._plan.specs)
         with locked(self.folder):
-            return self._run(specs, topology, prints)
+            return self._run(prepared)
 
     def check(self):
         """Raise a GeomGNNError where `run` could not go on with what is in the folder; nothing is changed."""
-        self._find(prepare(self._specs)[2])
+        self._find(prepare(self._plan.specs).fingerprint)
 
-    def _run(self, specs, topology, prints):
-        checkpoint = self._find(prints)
+    def _run(self, prepared):
+        plan, checkpoint = self._plan, self._find(prepared.fingerprint)
         remove_leftovers(self.folder)
-        if checkpoint is not None and checkpoint.step >= self._total:
+        if checkpoint is not None and checkpoint.step >= plan.total:
             # it may have been killed when it was being prolonged
             cut_back(self.folder, checkpoint.written)
-            state = None if self._bias is None else self._bias.from_arrays(checkpoint.bias)
+            state = None if plan.bias is None else plan.bias.from_arrays(checkpoint.bias)
             return self._result(checkpoint.step, state, checkpoint.step)
         began = 0 if checkpoint is None else checkpoint.step
-        with WalkerPool(specs, began) as pool:
+        with WalkerPool(prepared.specs, began) as pool:
             if checkpoint is None:
-                pool.call("start", [()] * len(specs))
+                pool.call("start", [()] * plan.n_walkers)
             else:
                 pool.call("restore", [(state,) for state in checkpoint.walkers])
-            return _Session(self, pool, topology, prints, checkpoint).run()
+            session = _Session(plan, self.folder, pool, prepared, checkpoint)
+            session.run(self._progress)
+        return self._result(session.step, session.state, began)
 
     def _find(self, prints):
-        if not self._path.exists():
+        path = self.folder / NAME
+        if not path.exists():
             if (self.folder / "COLVAR").exists():
                 raise GeomGNNError(
                     f"{self.folder} holds a COLVAR file but no checkpoint, so it belongs to something else. Choose another "
                     "folder for the run."
                 )
             return None
-        checkpoint = load_checkpoint(self._path)
+        checkpoint = load_checkpoint(path)
         if checkpoint.step == 0:
             # a run that failed in its first block holds nothing to go on with, so it may be begun with better settings
             return None
-        check_fingerprint(checkpoint.fingerprint, prints, self._path)
-        check_outputs(self.folder, checkpoint.written, len(self._specs) if self._specs[0].frame_interval else 0)
+        check_fingerprint(checkpoint.fingerprint, prints, path)
+        plan = self._plan
+        check_outputs(self.folder, checkpoint.written, plan.n_walkers if plan.specs[0].frame_interval else 0)
         return checkpoint
 
     def _result(self, step, state, began):
-        interval = self._specs[0].frame_interval
+        plan, folder = self._plan, self.folder
         return RunResult(
-            folder=self.folder,
-            time=step * self._outer_step,
+            folder=folder,
+            time=step * plan.outer_step,
             state=state,
-            colvar=self.folder / "COLVAR",
-            kernels=None if self._bias is None else self.folder / "KERNELS",
-            trajectories=[trajectory_path(self.folder, spec.index) for spec in self._specs if interval],
-            began=began * self._outer_step,
+            colvar=folder / "COLVAR",
+            kernels=None if plan.bias is None else folder / "KERNELS",
+            trajectories=[trajectory_path(folder, spec.index) for spec in plan.specs if spec.frame_interval],
+            began=began * plan.outer_step,
         )
 
 
 class _Session:
     """One uninterrupted stretch of a run: the state that changes while it goes on."""
 
-    def __init__(self, runner, pool, topology, prints, checkpoint):
-        self.runner, self.pool, self.prints = runner, pool, prints
-        self.bias, spec = runner._bias, runner._specs[0]
-        self.n_walkers = len(runner._specs)
+    def __init__(self, plan, folder, pool, prepared, checkpoint):
+        self.plan, self.pool, self.bias = plan, pool, plan.bias
+        self.path, self.prints = folder / NAME, prepared.fingerprint
         facts = pool.facts[0]
         self.state = None
         if self.bias is not None:
             self.state = (
-                self.bias.initial_state(dimension=facts.dimension, n_walkers=self.n_walkers)
+                self.bias.initial_state(dimension=facts.dimension, n_walkers=plan.n_walkers)
                 if checkpoint is None
                 else self.bias.from_arrays(checkpoint.bias)
             )
             # of a bias that deposits kernels: afterwards its state does not show them, as they may have been merged
             self.deposits = getattr(self.bias, "deposits", None)
         self.began = self.step = 0 if checkpoint is None else checkpoint.step
-        self.guard = HeatGuard(
-            spec.temperature,
-            facts.degrees_of_freedom,
-            spec.friction,
-            spec.colvar_interval * spec.outer_step,
-            self.n_walkers,
-            runner._max_heating,
-            None if checkpoint is None else checkpoint.heat,
-        )
-        written = None if checkpoint is None else checkpoint.written
+        self.guard = plan.heat_guard(facts.degrees_of_freedom, checkpoint)
         fields, kernel_fields = self._fields(facts.dimension)
         if checkpoint is None:
             # before anything else is written: a folder with files but without a checkpoint is somebody else's
             self.outputs = None
             self._save()
         self.outputs = Outputs(
-            runner.folder,
-            topology,
+            folder,
+            prepared.topology,
             fields,
             kernel_fields,
-            self.n_walkers,
-            spec.outer_step,
-            spec.frame_interval,
-            written,
+            plan.n_walkers,
+            plan.outer_step,
+            plan.specs[0].frame_interval,
+            None if checkpoint is None else checkpoint.written,
         )
         self.saved = self.step
 
@@ -232,40 +186,39 @@ class _Session:
         fields = ("time", "walker", *names, f"{label}.bias", *diagnostics, "temperature")
         return fields, kernel_fields if self.deposits else None
 
-    def run(self):
-        runner = self.runner
-        started = clock.perf_counter()
+    def run(self, progress=None):
+        """Go on to the end of the run. progress: called with a Progress after every block."""
+        plan, started = self.plan, clock.perf_counter()
         with self.outputs, DelayedInterrupt() as interrupt:
             # a run that was stopped for its heat does not go on unless more is allowed now
-            self.guard.check(self.step * runner._outer_step)
-            while self.step < runner._total:
+            self.guard.check(self.step * plan.outer_step)
+            while self.step < plan.total:
                 self._advance()
-                if self.step >= runner._total or self.step - self.saved >= runner._checkpoint_steps:
+                if self.step >= plan.total or self.step - self.saved >= plan.checkpoint_steps:
                     self._save()
                 try:
-                    self.guard.check(self.step * runner._outer_step)
-                    if runner._progress is not None:
-                        runner._progress(self._where(clock.perf_counter() - started))
+                    self.guard.check(self.step * plan.outer_step)
+                    if progress is not None:
+                        progress(self._where(clock.perf_counter() - started))
                     if interrupt.came:
                         raise KeyboardInterrupt
                 except (GeomGNNError, KeyboardInterrupt):
                     if self.saved < self.step:
                         self._save()
                     raise
-        return runner._result(self.step, self.state, self.began)
 
     def _advance(self):
         """One block: to the next deposition, or to the end of the run."""
-        runner, block = self.runner, self.runner._block
-        n_steps = min(block - self.step % block, runner._total - self.step)
-        reports = self.pool.call("advance", [(self.state, n_steps)] * self.n_walkers)
+        plan = self.plan
+        n_steps = plan.steps_from(self.step)
+        reports = self.pool.call("advance", [(self.state, n_steps)] * plan.n_walkers)
         self.step += n_steps
         rows, kernels = self._rows(reports), None
         if self.bias is not None:
             for walker, report in enumerate(reports):
                 for s in () if report.observations is None else report.observations:
                     self.state = self.bias.observe(self.state, s, walker)
-            if self.step % block == 0:
+            if self.step % plan.block == 0:
                 kernels = self._deposit(np.stack([report.s for report in reports]))
         self.outputs.write(rows, kernels, reports)
         self.guard.add(rows[:, -1])
@@ -286,65 +239,29 @@ class _Session:
         if self.state is before or self.deposits is None:
             return None
         centres, sigmas, heights = self.deposits(before, s)
-        time = np.full(len(centres), self.step * self.runner._outer_step)
+        time = np.full(len(centres), self.step * self.plan.outer_step)
         return np.column_stack([time, np.arange(len(centres)), centres, sigmas, heights])
 
     def _save(self):
         bias = {} if self.bias is None else self.bias.to_arrays(self.state)
-        walkers = self.pool.call("checkpoint", [()] * self.n_walkers)
+        walkers = self.pool.call("checkpoint", [()] * self.plan.n_walkers)
         written = Written()
         if self.outputs is not None:
             self.outputs.sync()
             written = self.outputs.written
-        save_checkpoint(
-            self.runner._path,
-            Checkpoint(self.step, bias, walkers, self.guard.to_arrays(), written, self.prints),
-        )
+        save_checkpoint(self.path, Checkpoint(self.step, bias, walkers, self.guard.to_arrays(), written, self.prints))
         self.saved = self.step
 
     def _where(self, seconds):
-        step = self.runner._outer_step
+        step = self.plan.outer_step
         return Progress(
             time=self.step * step,
-            length=self.runner._total * step,
+            length=self.plan.total * step,
             started=self.began * step,
             temperature=self.guard.mean,
             diagnostics={} if self.bias is None else self.bias.diagnostics(self.state),
             seconds=seconds,
         )
-
-
-def prepare(specs):
-    """Make the system of a run once: (the specs with it as XML, topology, fingerprint).
-
-    Raises GeomGNNError when the walkers are not of one molecule, or cannot start where they are to (see `check_geometry`).
-    """
-    first = specs[0]
-    structures = {spec.structure: load_structure(spec.structure) for spec in specs}
-    topology = structures[first.structure][0]
-    system = make_system(first, topology)
-    topology = system_topology(topology, system)
-    expected = topology_hash(topology)
-    for path, (other, _) in structures.items():
-        if topology_hash(other) != expected:
-            raise GeomGNNError(
-                f"{path} and {first.structure} are not the same molecule with its atoms in the same order: "
-                "walkers of one run may only differ in where they start."
-            )
-    for spec in specs:
-        if spec.positions is None:
-            check_geometry(topology, structures[spec.structure][1], spec.structure)
-        else:
-            check_geometry(topology, spec.positions, f"The start of walker {spec.index}")
-    xml = openmm.XmlSerializer.serialize(system)
-    platform = platform_of(first, system.getNumParticles())[0].getName()
-    prints = fingerprint(specs, topology, xml, platform)
-    return [replace(spec, system=xml, platform=platform) for spec in specs], topology, prints
-
-
-def whole_steps(time, step):
-    """How many steps of `step` ps reach `time` ps."""
-    return max(1, math.ceil(time / step - 1e-6))
 
 
 def _check_walkers(specs):
@@ -363,33 +280,3 @@ def _check_walkers(specs):
                     f"Walker {spec.index} has {name} = {getattr(spec, name)!r} and walker 0 has {getattr(first, name)!r}: "
                     f"the walkers of one run may only differ in {', '.join(_OWN_FIELDS)}."
                 )
-
-
-class DelayedInterrupt:
-    """Ctrl-C is noted (`came`) instead of raised, so that a block can end in order; a second one is raised.
-
-    Only the main thread can do so; in others nothing changes.
-    """
-
-    def __init__(self):
-        self.came = False
-        self._insisted = False
-        self._before = None
-
-    def _note(self, number, frame):
-        if self.came:
-            self._insisted = True
-            raise KeyboardInterrupt
-        self.came = True
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-        if self._insisted and kind is not KeyboardInterrupt:
-            # raised within OpenMM's callback it came back as another error
-            raise KeyboardInterrupt from error

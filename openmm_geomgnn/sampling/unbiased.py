@@ -13,11 +13,10 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing, atomic_write, remove_leftovers, replace_file, sync_folder
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.sampling.checkpoint import Checkpoint, check_fingerprint, load_checkpoint, save_checkpoint
-from openmm_geomgnn.sampling.heating import HeatGuard
+from openmm_geomgnn.sampling.interrupt import DelayedInterrupt
 from openmm_geomgnn.sampling.outputs import Frames, TrajectoryWriter, Written, check_frames, read_dcd, trajectory_path
+from openmm_geomgnn.sampling.plan import Plan, Progress, prepare
 from openmm_geomgnn.sampling.pool import WalkerPool
-from openmm_geomgnn.sampling.runner import UNBIASED_BLOCK, DelayedInterrupt, Progress, prepare, whole_steps
-from openmm_geomgnn.units import positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,18 +62,17 @@ def run_unbiased(specs, length, folder, *, processes=1, checkpoint_interval=10.0
     GeomGNNError : a walker fails, after the others have done what they had to; a trajectory that is there, complete or
         not, was made in another way; or another process is at work in the folder.
     """
-    length = positive(length, "length", "ps")
     folder = Path(folder)
     specs = [replace(spec, bias=None, failures=str(folder)) for spec in specs]
+    plans = [Plan([spec], length, checkpoint_interval, max_heating) for spec in specs]
     if len({spec.index for spec in specs}) < len(specs):
         raise GeomGNNError(f"The walkers are numbered {[spec.index for spec in specs]}: give each an index of its own.")
     if any(spec.frame_interval == 0 for spec in specs):
         raise GeomGNNError("frame_interval is 0, so no trajectory would be written: give the steps between frames.")
     if processes < 1:
         raise GeomGNNError(f"processes is {processes}, but must be 1 or more.")
-    interval = positive(checkpoint_interval, "checkpoint_interval", "ps")
     with locked(folder):
-        making = [_Making(folder, *_prepared(spec, length), interval, max_heating) for spec in specs]
+        making = [_Making(folder, plan) for plan in plans]
         todo = [one for one in making if not one.check()]
         remove_leftovers(folder)
         for one in making:
@@ -88,7 +86,7 @@ def fingerprints(specs, length):
 
     Raises GeomGNNError where they cannot be prepared.
     """
-    return [_prepared(replace(spec, bias=None), length)[2] for spec in specs]
+    return [_prepared(Plan([replace(spec, bias=None)], length)).fingerprint for spec in specs]
 
 
 def check_made(specs, prints, folder):
@@ -104,10 +102,11 @@ def begun_length(folder, index):
     return None if prints is None else prints["number of steps"] * prints["timestep"]
 
 
-def _prepared(spec, length):
-    """The spec with its system made, the topology, and what the run depends on."""
-    (ready,), topology, prints = prepare([spec])
-    return ready, topology, prints | {"number of steps": whole_steps(length, spec.outer_step), **_start(spec)}
+def _prepared(plan):
+    """The walker of a plan, ready to start, with all that its trajectory depends on as its fingerprint."""
+    prepared = prepare(plan.specs)
+    prints = prepared.fingerprint | {"number of steps": plan.total, **_start(plan.specs[0])}
+    return prepared._replace(fingerprint=prints)
 
 
 def _start(spec):
@@ -182,18 +181,17 @@ class _Making(Closing):
     """One trajectory in the making. `check` comes first, then `begin`, then `send` and `receive` in turn until it is `done`,
     then `finish`."""
 
-    def __init__(self, folder, ready, topology, prints, checkpoint_interval, max_heating):
-        self.spec, self._topology, self._prints = ready, topology, prints
-        self.files = _Files(folder, ready.index)
-        self.step, self.total = 0, prints["number of steps"]
-        self._checkpoint_steps = whole_steps(checkpoint_interval, ready.outer_step)
-        self._max_heating = max_heating
+    def __init__(self, folder, plan):
+        self.plan, self.prepared = plan, _prepared(plan)
+        (self.spec,) = self.prepared.specs
+        self.files = _Files(folder, self.spec.index)
+        self.step = 0
         self._checkpoint = self._guard = self._writer = self._pool = None
         self._frames, self._pending = 0, None
 
     @property
     def done(self):
-        return self.step == self.total
+        return self.step == self.plan.total
 
     @property
     def temperature(self):
@@ -203,7 +201,7 @@ class _Making(Closing):
     def check(self):
         """Whether the trajectory is there; else `step` is where it goes on. Raises GeomGNNError where what is there was made
         in another way."""
-        self.files.check(self._prints)
+        self.files.check(self.prepared.fingerprint)
         if not self.files.complete and self.files.checkpoint.exists():
             self._checkpoint = load_checkpoint(self.files.checkpoint)
             self.step, self._frames = self._checkpoint.step, self._checkpoint.written.frames
@@ -211,22 +209,23 @@ class _Making(Closing):
 
     def begin(self, separate):
         """Open the trajectory, and make the walker where there is something left to do."""
-        step, interval = self.spec.outer_step, self.spec.frame_interval
-        self._writer = TrajectoryWriter(self.files.partial, self._topology, step, interval, self._frames)
+        topology, step, interval = self.prepared.topology, self.plan.outer_step, self.spec.frame_interval
+        self._writer = TrajectoryWriter(self.files.partial, topology, step, interval, self._frames)
         if not self.done:
             self._pool = WalkerPool([self.spec], self.step, separate)
 
     def send(self):
         """Let the walker do something: start or go on, and from then on a block of steps."""
         if self._pending is None:
-            self._guard = self._judge(self._pool.facts[0])
+            if self.spec.colvar_interval:
+                self._guard = self.plan.heat_guard(self._pool.facts[0].degrees_of_freedom, self._checkpoint)
             # a run that was stopped for its heat does not go on unless more is allowed now
             self._check_heat()
             self._pending = 0
             restart = () if self._checkpoint is None else (self._checkpoint.walkers[0],)
             self._pool.send("restore" if restart else "start", [restart])
         else:
-            self._pending = min(UNBIASED_BLOCK, self.total - self.step)
+            self._pending = self.plan.steps_from(self.step)
             self._pool.send("advance", [(None, self._pending)])
 
     def receive(self):
@@ -240,28 +239,15 @@ class _Making(Closing):
         if self._guard is not None:
             self._guard.add(report.rows[:, -1])
         saved = 0 if self._checkpoint is None else self._checkpoint.step
-        if self.done or self.step - saved >= self._checkpoint_steps:
+        if self.done or self.step - saved >= self.plan.checkpoint_steps:
             self.save()
         self._check_heat()
-
-    def _judge(self, facts):
-        if not self.spec.colvar_interval:
-            return None
-        return HeatGuard(
-            self.spec.temperature,
-            facts.degrees_of_freedom,
-            self.spec.friction,
-            self.spec.colvar_interval * self.spec.outer_step,
-            1,
-            self._max_heating,
-            None if self._checkpoint is None else self._checkpoint.heat,
-        )
 
     def _check_heat(self):
         if self._guard is None:
             return
         try:
-            self._guard.check(self.step * self.spec.outer_step)
+            self._guard.check(self.step * self.plan.outer_step)
         except GeomGNNError:
             self.save()
             raise
@@ -272,7 +258,8 @@ class _Making(Closing):
             return
         (walker,) = self._pool.call("checkpoint", [()])
         heat = {} if self._guard is None else self._guard.to_arrays()
-        self._checkpoint = Checkpoint(self.step, {}, [walker], heat, Written(frames=self._frames), self._prints)
+        written, prints = Written(frames=self._frames), self.prepared.fingerprint
+        self._checkpoint = Checkpoint(self.step, {}, [walker], heat, written, prints)
         self._writer.sync()
         sync_folder(self.files.partial.parent)
         save_checkpoint(self.files.checkpoint, self._checkpoint)
@@ -281,7 +268,8 @@ class _Making(Closing):
         """Give the trajectory its name."""
         self.close()
         heat = self._checkpoint.heat
-        self.files.finish(self._prints, float(heat["sum"] / heat["count"]) if heat and heat["count"] else float("nan"))
+        mean = float(heat["sum"] / heat["count"]) if heat and heat["count"] else float("nan")
+        self.files.finish(self.prepared.fingerprint, mean)
 
     def close(self):
         for part in (self._pool, self._writer):
@@ -327,11 +315,11 @@ class _Counter:
 
     def __init__(self, progress, todo):
         self._progress, self._todo = progress, todo
-        self._length = sum(one.total * one.spec.outer_step for one in todo)
+        self._length = sum(one.plan.total * one.plan.outer_step for one in todo)
         self._started, self._clock = self._time(), clock.perf_counter()
 
     def _time(self):
-        return sum(one.step * one.spec.outer_step for one in self._todo)
+        return sum(one.step * one.plan.outer_step for one in self._todo)
 
     def __call__(self, active):
         if self._progress is None or not active:

@@ -14,8 +14,9 @@ from openmm import app, unit
 from openmm_geomgnn.cli.first_frames import check_first_frames
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.geometry import check_geometry
+from openmm_geomgnn.sampling.plan import prepare
 from openmm_geomgnn.sampling.relaxation import hottest_start
-from openmm_geomgnn.sampling.runner import Runner, prepare
+from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.systems import SystemSettings, choices_made, load_structure
 from openmm_geomgnn.sampling.walker import WalkerSpec
 

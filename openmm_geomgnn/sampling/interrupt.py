@@ -1,0 +1,34 @@
+"""Ctrl-C while walkers are at work: a block of steps ends in order first."""
+
+import signal
+import threading
+
+
+class DelayedInterrupt:
+    """Ctrl-C is noted (`came`) instead of raised, so that a block can end in order; a second one is raised.
+
+    Only the main thread can do so; in others nothing changes.
+    """
+
+    def __init__(self):
+        self.came = False
+        self._insisted = False
+        self._before = None
+
+    def _note(self, number, frame):
+        if self.came:
+            self._insisted = True
+            raise KeyboardInterrupt
+        self.came = True
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        if self._insisted and kind is not KeyboardInterrupt:
+            # raised within OpenMM's callback it came back as another error
+            raise KeyboardInterrupt from error

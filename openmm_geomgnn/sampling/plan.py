@@ -1,0 +1,152 @@
+"""What a run is to do, with a bias or without, before its first step."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import openmm
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.checkpoint import fingerprint, topology_hash
+from openmm_geomgnn.sampling.geometry import check_geometry
+from openmm_geomgnn.sampling.heating import HeatGuard
+from openmm_geomgnn.sampling.systems import load_structure, system_topology
+from openmm_geomgnn.sampling.walker import make_system, platform_of
+from openmm_geomgnn.units import positive
+
+_UNBIASED_BLOCK = 1000  # outer steps
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How long walkers run, how often they report and are saved, and what heat stops them.
+
+    Attributes
+    ----------
+    specs : list of WalkerSpec
+        With one bias, or none, for all.
+    length : float
+        ps per walker.
+    checkpoint_interval : float
+        ps.
+    max_heating : float
+        The mean temperature that is tolerated, relative to the thermostat's; see `HeatGuard`.
+
+    Raises
+    ------
+    GeomGNNError
+        If a number makes no sense.
+    """
+
+    specs: list
+    length: float
+    checkpoint_interval: float = 10.0
+    max_heating: float = 1.02
+
+    def __post_init__(self):
+        object.__setattr__(self, "length", positive(self.length, "length", "ps"))
+        if not self.max_heating > 1:
+            raise GeomGNNError(f"max_heating is {self.max_heating}, but must be above 1, as in 1.1 for 10 % too hot.")
+        object.__setattr__(self, "checkpoint_interval", positive(self.checkpoint_interval, "checkpoint_interval", "ps"))
+
+    @property
+    def bias(self):
+        return self.specs[0].bias
+
+    @property
+    def n_walkers(self):
+        return len(self.specs)
+
+    @property
+    def outer_step(self):
+        """ps."""
+        return self.specs[0].outer_step
+
+    @property
+    def total(self):
+        """Outer steps of a whole run."""
+        return whole_steps(self.length, self.outer_step)
+
+    @property
+    def checkpoint_steps(self):
+        """Outer steps from one checkpoint to the next, at least."""
+        return whole_steps(self.checkpoint_interval, self.outer_step)
+
+    @property
+    def block(self):
+        """Outer steps between two reports of the walkers: with a bias, from one deposition to the next."""
+        return _UNBIASED_BLOCK if self.bias is None else self.bias.pace
+
+    def steps_from(self, step):
+        """Outer steps of the block that begins at a step; the last one ends with the run."""
+        return min(self.block - step % self.block, self.total - step)
+
+    def heat_guard(self, degrees_of_freedom, checkpoint=None):
+        """A `HeatGuard` for walkers with so many kinetic degrees of freedom, which goes on from a `Checkpoint`."""
+        spec = self.specs[0]
+        return HeatGuard(
+            spec.temperature,
+            degrees_of_freedom,
+            spec.friction,
+            spec.colvar_interval * spec.outer_step,
+            self.n_walkers,
+            self.max_heating,
+            None if checkpoint is None else checkpoint.heat,
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    time, length: ps per walker. started: ps at which this session began. temperature: mean of the recent rows, K.
+    diagnostics: those of the bias. seconds: wall clock since this session began.
+    """
+
+    time: float
+    length: float
+    started: float
+    temperature: float
+    diagnostics: dict
+    seconds: float
+
+
+class Prepared(NamedTuple):
+    """Walkers that are ready to start: their specs with the system as XML, its topology, and what the run depends on."""
+
+    specs: list
+    topology: openmm.app.Topology
+    fingerprint: dict
+
+
+def prepare(specs):
+    """Make the system of a run once, as `Prepared`.
+
+    Raises GeomGNNError when the walkers are not of one molecule, or cannot start where they are to (see `check_geometry`).
+    """
+    first = specs[0]
+    structures = {spec.structure: load_structure(spec.structure) for spec in specs}
+    topology = structures[first.structure][0]
+    system = make_system(first, topology)
+    topology = system_topology(topology, system)
+    expected = topology_hash(topology)
+    for path, (other, _) in structures.items():
+        if topology_hash(other) != expected:
+            raise GeomGNNError(
+                f"{path} and {first.structure} are not the same molecule with its atoms in the same order: "
+                "walkers of one run may only differ in where they start."
+            )
+    for spec in specs:
+        if spec.positions is None:
+            check_geometry(topology, structures[spec.structure][1], spec.structure)
+        else:
+            check_geometry(topology, spec.positions, f"The start of walker {spec.index}")
+    xml = openmm.XmlSerializer.serialize(system)
+    platform = platform_of(first, system.getNumParticles())[0].getName()
+    ready = [replace(spec, system=xml, platform=platform) for spec in specs]
+    return Prepared(ready, topology, fingerprint(specs, topology, xml, platform))
+
+
+def whole_steps(time, step):
+    """How many steps of `step` ps reach `time` ps."""
+    return max(1, math.ceil(time / step - 1e-6))
