@@ -35,7 +35,9 @@ from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.force.evaluation import Evaluation
 from openmm_geomgnn.representation.encoder import Encoder
-from openmm_geomgnn.representation.selection import residue_table, select_atoms
+from openmm_geomgnn.representation.featurization import Featurization
+from openmm_geomgnn.representation.selection import select_atoms
+from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.representation.windows import make_windows
 from openmm_geomgnn.sampling.opes.method import OPES
 from openmm_geomgnn.units import NM_TO_ANGSTROM
@@ -226,16 +228,13 @@ def compare_encoder(kind, layers, name, system, seconds):
 def random_cv(structure, selection, window, mixer):
     settings = settings_of("et", 3)
     encoder = Encoder(our_network("et", 3), settings, {}, "random")
-    atoms = select_atoms(structure.topology, selection)
-    tokens = make_windows(structure.topology, atoms, window).n_tokens
+    featurization = Featurization(structure.topology, TokenSpec(selection=selection, window=window), encoder)
     torch.manual_seed(0)
-    mixer = make_mixer(mixer, tokens, SIZE["embedding_dimension"])
+    mixer = make_mixer(mixer, featurization.windows.n_tokens, SIZE["embedding_dimension"])
     generator = np.random.default_rng(0)
     projection = generator.normal(size=(mixer.out_features, 2)) / np.sqrt(mixer.out_features)
-    return CollectiveVariable(
-        encoder, mixer, np.zeros(mixer.out_features), projection, np.ones(2), residue_table(structure.topology, atoms),
-        selection=selection, window=window,
-    )  # fmt: skip
+    koopman = np.zeros(mixer.out_features), projection, np.ones(2)
+    return CollectiveVariable(encoder, mixer, *koopman, featurization.table, spec=featurization.spec)
 
 
 def compare_cv(name, system, mixer, seconds):

@@ -28,9 +28,9 @@ from embedding import chignolin
 from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.representation.encoder import Encoder
-from openmm_geomgnn.representation.selection import residue_table, select_atoms
-from openmm_geomgnn.representation.tokens import Tokenizer
-from openmm_geomgnn.representation.windows import make_windows
+from openmm_geomgnn.representation.featurization import Featurization
+from openmm_geomgnn.representation.selection import select_atoms
+from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.sampling.opes.method import OPES
 from openmm_geomgnn.sampling.systems import SystemSettings
 from openmm_geomgnn.sampling.walker import Walker, WalkerSpec
@@ -56,18 +56,18 @@ AIMED_EVERY = 4
 def random_cv(structure, window):
     """A CV with random weights, whose values vary by about 1 when atoms move by 0.1 angstrom."""
     topology = structure.topology
-    atoms, encoder = select_atoms(topology), Encoder.load("et-64")
-    windows = make_windows(topology, atoms, window, context=1)
-    mixer = make_mixer("none", windows.n_tokens, encoder.hidden_channels)
+    encoder = Encoder.load("et-64")
+    featurization = Featurization(topology, TokenSpec(window=window), encoder)
+    atoms = featurization.atoms
+    mixer = make_mixer("none", featurization.windows.n_tokens, encoder.hidden_channels)
     rng = np.random.default_rng(0)
     frames = 10.0 * structure.xyz[0, atoms] + 0.1 * rng.normal(size=(50, len(atoms), 3))
     with torch.no_grad():
-        chi = mixer(Tokenizer(encoder, windows).embed(torch.as_tensor(frames))).double().numpy()
+        chi = mixer(featurization.tokenizer.embed(torch.as_tensor(frames))).double().numpy()
     projection = rng.normal(size=(mixer.out_features, 1))
     projection /= (chi @ projection).std()
-    table = residue_table(topology, atoms)
-    options = {"window": window, "context": 1, "neighbours": windows.neighbours}
-    return CollectiveVariable(encoder, mixer, chi.mean(axis=0), projection, np.ones(1), table, **options)
+    koopman = chi.mean(axis=0), projection, np.ones(1)
+    return CollectiveVariable(encoder, mixer, *koopman, featurization.table, spec=featurization.spec)
 
 
 def compare(molecule, structure, folder, rounds):

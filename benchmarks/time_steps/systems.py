@@ -15,6 +15,7 @@ from openmm_geomgnn.force.backends.python_force import make_force
 from openmm_geomgnn.force.evaluation import Evaluation
 from openmm_geomgnn.force.geomgnncv import BiasHandle, GeomGNNCV
 from openmm_geomgnn.force.integrators import make_integrator
+from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.sampling.opes.method import OPES
 from openmm_geomgnn.sampling.systems import build_system, load_structure
 from openmm_geomgnn.sampling.unbiased import run_unbiased
@@ -225,7 +226,7 @@ class Learned(Ala2):
             cv = fit_cv(
                 [run.trajectory(topology) for run in runs],
                 topology,
-                FitSettings(lag_time=5.0, frame_interval=0.2, window="all"),
+                FitSettings(lag_time=5.0, frame_interval=0.2, tokens=TokenSpec(window="all")),
             )
             cv.save(path)
         return GeomGNNCV(path, self.topology)

@@ -11,7 +11,8 @@ from openmm_geomgnn.representation.selection import as_topology
 def run_embed(embed, overwrite=False, source=None):
     """Fill the store that an `Embed` (of the file `source`) describes, or what is missing of it; returns the store."""
     settings = EmbedSettings(
-        **embed.token_settings(),
+        encoder=embed.encoder,
+        tokens=embed.token_spec(),
         stride=embed.stride,
         frame_interval=embed.frame_interval,
         dtype=embed.dtype,

@@ -120,13 +120,13 @@ def _fit_seconds(plan):
     settings, bound = plan.settings, plan.force.bound
     pos = bound.molecule.positions(plan.starts[0])
     batch = pos.repeat(min(bound.frames_per_pass, 64), 1, 1)
-    tokenizer = Tokenizer(plan.cv.encoder, bound.tokenizer.windows, settings.pooling)
+    tokenizer = Tokenizer(plan.cv.encoder, bound.tokenizer.windows, settings.tokens.pooling)
     tokenizer.embed(batch)  # compiles
     frames = len(plan.specs) * training_frames(plan.protocol)
     seconds = frames * _seconds(lambda n: [tokenizer.embed(batch) for _ in range(n)]) / len(batch)
     few = pos.repeat(4, 1, 1)
     if settings.estimator == "linear" and settings.softening:
-        double = Tokenizer(Encoder.load(settings.encoder, torch.float64), bound.tokenizer.windows, settings.pooling)
+        double = Tokenizer(Encoder.load(settings.encoder, torch.float64), bound.tokenizer.windows, settings.tokens.pooling)
         each = _seconds(lambda n: [double.embed(few) for _ in range(n)]) / len(few)
         seconds += 2 * min(RATE_FRAMES, frames) * each
     arguments = plan.cv, plan.topology, [few], settings.frame_interval

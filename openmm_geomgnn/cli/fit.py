@@ -48,8 +48,7 @@ def _fit(fit):
     say(f"{sum(lengths)} frames, {interval:g} ps apart, in {len(lengths)} trajectories")
     settings = fit_settings(fit.cv, interval, fit.seed)
     if fit.embeddings is not None:
-        stored = {name: value for name, value in trajectories.token_settings.items() if name not in fit.cv.model_fields_set}
-        settings = replace(settings, **stored)
+        settings = _with_stored(settings, trajectories, fit.cv.model_fields_set)
     unfinished = Unfinished(fit.output)
     cv = fit_with_progress(trajectories, topology, settings, unfinished)
     cv.save(fit.output)
@@ -58,6 +57,13 @@ def _fit(fit):
         say(line)
     say(f"written to {fit.output}")
     return cv
+
+
+def _with_stored(settings, store, given):
+    """FitSettings with the encoder and the tokens of a store, but for what was given in the settings file."""
+    stored = {name: value for name, value in store.spec.to_metadata().items() if name not in given}
+    encoder = settings.encoder if "encoder" in given else store.encoder_source
+    return replace(settings, encoder=encoder, tokens=replace(settings.tokens, **stored))
 
 
 def _frame_interval(fit, times):

@@ -84,8 +84,9 @@ def _show_cv(path):
     else:
         _line("encoder", _encoder(cv.encoder))
         _line("mixer", ", ".join(f"{name} {value}" for name, value in cv.mixer.settings.items()).removeprefix("name "))
-        extent = {"sequence": f", context {cv.context}", "space": f", radius {cv.radius:g} nm"}.get(cv.window, "")
-        _line("windows", f"{cv.window}{extent}; pooling {cv.pooling}")
+        spec = cv.spec
+        extent = {"sequence": f", context {spec.context}", "space": f", radius {spec.radius:g} nm"}.get(spec.window, "")
+        _line("windows", f"{spec.window}{extent}; pooling {spec.pooling}")
     atoms = sum(sum(elements.values()) for _, _, elements, *_ in cv.molecule)
     _line("selection", f"{cv.selection or 'the default'}: {atoms} atoms of {_count(len(cv.molecule), 'residue')}")
     _line("molecule", _residues(cv.molecule))

@@ -11,16 +11,14 @@ import openmm
 import torch
 
 from openmm_geomgnn.cli.results import comparison_frame
-from openmm_geomgnn.cv.fit import FitSettings, check_data, fitted_windows, make_cv
-from openmm_geomgnn.cv.mixers import make_mixer
+from openmm_geomgnn.cv.fit import FitSettings, check_data, make_cv, make_fit_mixer
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.force.geomgnncv import GeomGNNCV
 from openmm_geomgnn.force.integrators import make_integrator
 from openmm_geomgnn.processes import cores
 from openmm_geomgnn.representation.encoder import Encoder
-from openmm_geomgnn.representation.periodic import SelectedMolecule
-from openmm_geomgnn.representation.selection import as_topology, residue_table, select_atoms
-from openmm_geomgnn.representation.tokens import Tokenizer
+from openmm_geomgnn.representation.featurization import Featurization
+from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.sampling.geometry import check_geometry
 from openmm_geomgnn.sampling.plan import prepare, whole_steps
 from openmm_geomgnn.sampling.relaxation import check_energy
@@ -154,22 +152,21 @@ def _untrained(settings, topology, starts):
     first = mdtraj.Trajectory(np.array(starts), topology)
     if box is not None:
         first.unitcell_vectors = np.tile(box.value_in_unit(openmm.unit.nanometer), (len(starts), 1, 1))
-    atoms = select_atoms(topology, settings.selection)
     encoder = Encoder.load(settings.encoder)
-    windows = fitted_windows(settings, topology, atoms, first)
-    mixer = make_mixer(settings.mixer, windows.n_tokens, encoder.hidden_channels, **settings.mixer_settings)
+    featurization = Featurization(topology, settings.tokens, encoder, structure=lambda: first)
+    mixer = make_fit_mixer(settings, featurization)
     if mixer.out_features < settings.components:
         raise GeomGNNError(
-            f"cv.components is {settings.components}, but the mixer {settings.mixer} of {windows.n_tokens} residues has "
-            f"{mixer.out_features} outputs. Ask for fewer components."
+            f"cv.components is {settings.components}, but the mixer {settings.mixer} of {featurization.windows.n_tokens} "
+            f"residues has {mixer.out_features} outputs. Ask for fewer components."
         )
     if not mixer.has_statistics:
-        pos = SelectedMolecule(topology, atoms, windows.contacts).positions(first)
+        pos = featurization.molecule.positions(first)
         noise = torch.randn((4, *pos.shape[1:]), generator=torch.Generator().manual_seed(settings.seed), dtype=pos.dtype)
-        mixer.set_statistics(Tokenizer(encoder, windows, settings.pooling).embed(pos[0] + _TREMBLE * noise))
+        mixer.set_statistics(featurization.tokenizer.embed(pos[0] + _TREMBLE * noise))
     projection = np.full((mixer.out_features, settings.components), 1 / mixer.out_features)
     koopman = np.zeros(mixer.out_features), projection, np.full(settings.components, 0.5)
-    return make_cv(settings, encoder, mixer, koopman, residue_table(topology, atoms), windows)
+    return make_cv(settings, featurization, mixer, koopman)
 
 
 # ---------------------------------------------------------------------------------------------------------------- disk

@@ -166,7 +166,8 @@ def fit_settings(section, frame_interval, seed):
     return FitSettings(
         lag_time=section.lag,
         frame_interval=frame_interval,
-        **section.token_settings(),
+        encoder=section.encoder,
+        tokens=section.token_spec(),
         mixer=section.mixer,
         mixer_settings=dict(section.mixer_settings),
         estimator=section.estimator,

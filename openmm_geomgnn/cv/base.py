@@ -4,14 +4,13 @@ import warnings
 from pathlib import Path
 
 import mdtraj
-import numpy as np
 import torch
 from torch import nn
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.bond_graph import centres, inverted
-from openmm_geomgnn.representation.periodic import SelectedMolecule
-from openmm_geomgnn.representation.selection import as_topology, bonds_of, check_same_molecule, residue_table, select_atoms
+from openmm_geomgnn.representation.featurization import SelectedAtoms
+from openmm_geomgnn.representation.selection import bonds_of, check_same_molecule
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 WITHOUT_COORDINATES = (".prmtop", ".parm7", ".prm7", ".psf")
@@ -29,25 +28,18 @@ class Bound(nn.Module):
         The atoms it depends on.
     """
 
-    def _found(self, cv, topology):
-        """(topology, selected atoms in it, what was given if it is a SelectedMolecule or None).
+    def _select(self, cv, topology):
+        """The `SelectedAtoms` of a CV in a topology.
 
         Raises
         ------
         GeomGNNError
-            If the selected atoms are of another molecule than the CV's.
+            If they are of another molecule than the CV's.
         """
-        given = topology
-        if isinstance(topology, SelectedMolecule):
-            molecule, topology = topology, topology.topology
-            rows = np.arange(topology.n_atoms)
-        else:
-            molecule, topology = None, as_topology(topology)
-            rows = select_atoms(topology, cv.selection)
-        table = residue_table(topology, rows)
-        check_same_molecule(cv.molecule, table)
+        selected = SelectedAtoms.find(topology, cv.selection)
+        check_same_molecule(cv.molecule, selected.table)
         expected = bonds_of(cv.molecule)
-        if molecule is None and None in expected:
+        if selected.molecule is None and None in expected:
             warnings.warn(
                 "The CV file is of an older version, which says nothing of bonds: that this is its molecule is seen by the "
                 "names of residues and elements only. Fit it again to have bonds and stereocentres compared.",
@@ -55,11 +47,11 @@ class Bound(nn.Module):
                 stacklevel=4,
             )
         self._signs = {key: sign for part in expected if part for key, sign in part.get("centres", {}).items()}
-        self._centres = [centre for centre in centres(bonds_of(table)) if centre.key in self._signs]
-        structure = _first_structure(given) if self._centres else None
+        self._centres = [centre for centre in centres(bonds_of(selected.table)) if centre.key in self._signs]
+        structure = _first_structure(topology) if self._centres else None
         if structure is not None:
-            self.check_handedness(structure.xyz[:, rows] * NM_TO_ANGSTROM)
-        return topology, rows, molecule
+            self.check_handedness(structure.xyz[:, selected.atoms] * NM_TO_ANGSTROM)
+        return selected
 
     def check_handedness(self, pos):
         """Raise a GeomGNNError where conformations (F, n, 3) in angstrom are of another stereoisomer than the CV's."""

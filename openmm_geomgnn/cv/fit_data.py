@@ -1,13 +1,21 @@
 """What a collective variable is fitted to: tokens and positions, in memory or read from a store piece by piece."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.representation.store import encoder_identity
+from openmm_geomgnn.representation.bond_graph import record_centres
+from openmm_geomgnn.representation.encoder import Encoder
+from openmm_geomgnn.representation.featurization import Featurization, SelectedAtoms
+from openmm_geomgnn.representation.selection import bonds_of
+from openmm_geomgnn.representation.store import Embeddings, encoder_identity
+from openmm_geomgnn.unfinished import fingerprint
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 PIECE = 4096  # frames that a mixer sees at once
+PIECE_FRAMES = 250  # whose tokens are kept as one, about
+CENTRE_FRAMES = 20  # of each trajectory, in which the stereocentres are looked at
 FEATURES_IN_MEMORY = 1 << 30  # bytes of features that are kept; more are computed again for every pass over them
 
 
@@ -107,33 +115,113 @@ def in_memory(arrays):
     return list(parts)
 
 
-def check_stored(store, settings, encoder, topology, atoms, table):
-    """Raise a GeomGNNError unless a store is complete and as it was written, of this molecule, and made as `settings` say.
+@dataclass(frozen=True)
+class TrainingFrames:
+    """The data of a fit.
+
+    Attributes
+    ----------
+    featurization : Featurization
+    positions : list of (F, n, 3) tensors or StoredPositions
+        Whole molecules in angstrom, of each trajectory.
+    tokens : list of (F, R, 4, H) tensors or Zarr arrays
+    """
+
+    featurization: Featurization
+    positions: list
+    tokens: list
+
+
+def lengths_of(trajectories):
+    """Frames of each trajectory, of a list of mdtraj trajectories or of a store."""
+    return trajectories.lengths if isinstance(trajectories, Embeddings) else [len(part) for part in trajectories]
+
+
+def featurize(trajectories, topology, settings):
+    """The Featurization of a fit.
 
     Parameters
     ----------
+    trajectories : list of mdtraj.Trajectory, or Embeddings
+        A store has its own windows, and must have been made as the settings say.
+    topology : mdtraj.Topology
     settings : FitSettings
-    table : list
-        The residue table of `atoms`.
+
+    Raises
+    ------
+    GeomGNNError
+        If atoms, encoder and windows do not fit; if a store is incomplete, damaged, of another molecule or made otherwise.
     """
-    # a fit reads everything many times; a damaged chunk must not become a CV
-    store.check(content=True)
-    store.check_molecule(table, [topology.atom(int(index)).name for index in atoms])
-    there = store.settings
-    names = ["selection", "window", "pooling", *{"sequence": ["context"], "space": ["radius"]}.get(settings.window, [])]
-    differing = [
-        f"{name} {_shown(there[name])} there, {_shown(getattr(settings, name))} here"
-        for name in names
-        if getattr(settings, name) != there[name]
-    ]
-    if any(there[name] != value for name, value in encoder_identity(encoder).items()):
-        differing.append(f"encoder {there['encoder']} with hash {there['encoder_hash']} there, {settings.encoder} here")
-    if differing:
-        raise GeomGNNError(
-            f"{store.path} was made with other settings than the fit has: {'; '.join(differing)}. Leave these settings out "
-            "of the fit, and it takes those of the store; or embed the trajectories with them."
-        )
+    spec = settings.tokens
+    selected = SelectedAtoms.find(topology, spec.selection)
+    encoder = Encoder.load(settings.encoder)
+    if isinstance(trajectories, Embeddings):
+        trajectories.check(content=True)  # a fit reads everything many times; a damaged chunk must not become a CV
+        trajectories.check_molecule(selected.table, selected.names)
+        trajectories.check_made_with(spec, encoder, settings.encoder)
+        spec = spec.resolved(trajectories.spec.neighbours)
+    return Featurization(selected, spec, encoder, structure=lambda: trajectories[0])
 
 
-def _shown(value):
-    return "null" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
+def read_frames(trajectories, featurization, joined, progress, unfinished):
+    """The `TrainingFrames` of trajectories, whose stereocentres are noted in the residue table.
+
+    Parameters
+    ----------
+    joined : bool
+        Whether tokens of a store are read into memory, as parts of one tensor.
+    progress : callable
+        Called as progress("embed", done, total).
+    unfinished : Unfinished
+        Where tokens are kept.
+    """
+    store = trajectories if isinstance(trajectories, Embeddings) else None
+    if store is not None:
+        positions = [StoredPositions(store.positions(k)) for k in range(len(store))]
+    else:
+        positions = [featurization.molecule.positions(part) for part in trajectories]
+    record_centres(bonds_of(featurization.table), [evenly([part], CENTRE_FRAMES) for part in positions])
+    if store is None:
+        tokens = _embed(featurization.tokenizer, positions, progress, unfinished)
+    else:
+        tokens = [store.tokens(k) for k in range(len(store))]
+        tokens = in_memory(tokens) if joined else tokens
+    return TrainingFrames(featurization, positions, tokens)
+
+
+def _embed(tokenizer, positions, progress, unfinished):
+    """Tokens of each trajectory, in pieces that are kept as soon as they are done."""
+    lengths = [len(pos) for pos in positions]
+    advance = frame_counter(progress, "embed", sum(lengths))
+    encoder = tokenizer.encoder
+    # parts of one tensor, which the training of a VAMPnet needs joined: one copy, not two
+    shape = tokenizer.windows.n_tokens, 4, encoder.hidden_channels
+    tokens = torch.empty((sum(lengths), *shape), dtype=encoder.dtype).split(lengths)
+    size = max(1, PIECE_FRAMES // tokenizer.frames_per_pass) * tokenizer.frames_per_pass
+    graphs = tokenizer.rows, tokenizer.z, tokenizer.graph, tokenizer.own, tokenizer.token
+    same = fingerprint(encoder_identity(encoder), *graphs, tokenizer.pooling, sum(lengths))
+    for number, (part, pos) in enumerate(zip(tokens, positions, strict=True)):
+        for start in range(0, len(pos), size):
+            piece, name = pos[start : start + size], f"tokens.{number}.{start}"
+            made_from = fingerprint(same, piece)
+            found = unfinished.load(name, made_from)
+            if found is None:
+                found = {"tokens": tokenizer.embed(piece, advance, expected=sum(lengths))}
+                unfinished.save(name, made_from, found)
+            else:
+                advance(len(piece))
+            part[start : start + size] = found["tokens"]
+    return list(tokens)
+
+
+def frame_counter(progress, stage, total):
+    """A callable that takes how many more frames are done and reports the sum as progress(stage, done, total)."""
+    done = 0
+
+    def advance(frames):
+        nonlocal done
+        done += frames
+        progress(stage, done, total)
+
+    advance(0)
+    return advance

@@ -7,15 +7,17 @@ import torch
 
 from openmm_geomgnn.cv import file as cv_file
 from openmm_geomgnn.cv.base import PRECISIONS, Bound, check_precision
+from openmm_geomgnn.cv.cuda_graph import EagerFunction, GraphedFunction
+from openmm_geomgnn.cv.engines import choose_device, make_engine
 from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.readouts import make_readout
 from openmm_geomgnn.cv.students.cv import StudentCV
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import PluginError
 from openmm_geomgnn.representation.encoder import Encoder
-from openmm_geomgnn.representation.periodic import SelectedMolecule
-from openmm_geomgnn.representation.tokens import Tokenizer
-from openmm_geomgnn.representation.windows import RADIUS, make_windows, neighbours_by_number
+from openmm_geomgnn.representation.featurization import Featurization
+from openmm_geomgnn.representation.spec import TokenSpec
+from openmm_geomgnn.representation.windows import neighbours_by_number
 from torchmdnet_ext.checkpoints import build_network
 
 # what stands in the file of this kind of CV beyond `file.FIELDS`
@@ -41,11 +43,10 @@ class CollectiveVariable(cv_file.SavedCV):
         The frozen Koopman projection, float64.
     molecule : list
         The residue table (`selection.residue_table`) of the molecule it was trained on.
-    selection, window, context, radius, pooling
-        As in `selection.select_atoms`, `windows.make_windows` and `tokens.Tokenizer`.
-    neighbours : list of lists of int, optional
-        The windows, as `Windows.neighbours`: what they were made by (bonds, a reference structure) is not needed any more.
-        Without it windows by sequence follow from residue numbers, as they did in files of version 1.
+    spec : TokenSpec
+        How atoms become tokens, with the neighbours of each residue (`Featurization.spec`): bonds and reference structure
+        are not needed any more. Without neighbours windows by sequence follow from residue numbers, as they did in files of
+        version 1.
     lag_time : float
         Picoseconds.
     training : dict
@@ -61,12 +62,7 @@ class CollectiveVariable(cv_file.SavedCV):
         singular_values,
         molecule,
         *,
-        selection=None,
-        window="all",
-        context=1,
-        radius=RADIUS,
-        neighbours=None,
-        pooling="sum",
+        spec=None,
         lag_time=float("nan"),
         training=None,
     ):
@@ -77,18 +73,18 @@ class CollectiveVariable(cv_file.SavedCV):
         self.register_buffer("projection", torch.as_tensor(np.array(projection, dtype=np.float64)))
         self.register_buffer("singular_values", torch.as_tensor(np.array(singular_values, dtype=np.float64)))
         self.molecule = molecule
-        self.selection = selection
-        self.window = window
-        self.context = context
-        self.radius = radius
-        self.neighbours = neighbours
-        self.pooling = pooling
+        self.spec = spec or TokenSpec()
         self.lag_time = float(lag_time)
         self.training_information = dict(training or {})
 
     @property
     def dimension(self):
         return self.projection.shape[1]
+
+    @property
+    def selection(self):
+        """The atoms that the CV depends on, as in `selection.select_atoms`."""
+        return self.spec.selection
 
     def project(self, chi):
         """psi (F, d) in float64 from chi (F, n)."""
@@ -103,12 +99,7 @@ class CollectiveVariable(cv_file.SavedCV):
                 "training": self.encoder.training_information,
             },
             "mixer": self.mixer.settings,
-            "selection": self.selection,
-            "window": self.window,
-            "context": self.context,
-            "radius": self.radius,
-            "neighbours": self.neighbours,
-            "pooling": self.pooling,
+            **self.spec.to_metadata(),
             "lag_time_ps": self.lag_time,
             "molecule": self.molecule,
             "training": self.training_information,
@@ -171,12 +162,7 @@ class CollectiveVariable(cv_file.SavedCV):
             projection,
             values,
             metadata["molecule"],
-            selection=metadata["selection"],
-            window=metadata["window"],
-            context=metadata["context"],
-            radius=metadata["radius"],
-            neighbours=metadata["neighbours"],
-            pooling=metadata["pooling"],
+            spec=TokenSpec.from_metadata(metadata),
             lag_time=metadata["lag_time_ps"],
             training=metadata["training"],
         )
@@ -222,27 +208,23 @@ class BoundCV(Bound):
     def __init__(self, cv, topology, precision="single", engine="auto", device=None):
         super().__init__()
         check_precision(precision)
-        topology, rows, molecule = self._found(cv, topology)
-        neighbours = cv.neighbours
-        if neighbours is None and cv.window == "sequence":
-            neighbours = neighbours_by_number(topology, rows, cv.context)
-        windows = make_windows(topology, rows, cv.window, neighbours=neighbours)
+        selected, spec = self._select(cv, topology), cv.spec
+        if spec.neighbours is None and spec.window == "sequence":
+            spec = spec.resolved(neighbours_by_number(selected.topology, selected.atoms, spec.context))
         # a copy: two precisions of one CV must not share their parameters
         dtype = PRECISIONS[precision]
         settings = cv.encoder.settings
         network = build_network(settings, cv.encoder.network.state_dict()).to(dtype)
         encoder = Encoder(network, settings, cv.encoder.training_information, cv.encoder.name)
-        self.tokenizer = Tokenizer(encoder, windows, cv.pooling, engine)
+        featurization = Featurization(selected, spec, encoder, engine=engine)
+        self.tokenizer, self.molecule = featurization.tokenizer, featurization.molecule
         self.mixer = make_mixer(**cv.mixer.settings)
         self.mixer.load_state_dict(cv.mixer.state_dict())
         self.mixer.requires_grad_(False).eval().to(dtype)
         self.register_buffer("mean", cv.mean.clone())
         self.register_buffer("projection", cv.projection.clone())
         self.dtype = dtype
-        self.molecule = molecule or SelectedMolecule(topology, rows, windows.contacts)
         self.atoms = self.molecule.atoms
-        from openmm_geomgnn.cv.engines import choose_device, make_engine
-
         self.to(choose_device(device, engine))
         self._engine = make_engine(engine, self.tokenizer, precision)
         self.engine_name = self._engine.name
@@ -250,8 +232,6 @@ class BoundCV(Bound):
         self._readout = make_readout(*parts, self._project, compiled=self.engine_name == "numba")
         self._function = None
         if self.device.type != "cpu":
-            from openmm_geomgnn.cv.cuda_graph import EagerFunction, GraphedFunction
-
             if self.engine_name == "cuda":
                 self._function = GraphedFunction(self.single, self, network.distance.every_pair)
             else:

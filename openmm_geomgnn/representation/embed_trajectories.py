@@ -12,15 +12,12 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.locks import is_empty, locked, set_aside
 from openmm_geomgnn.representation.embed_workers import embed_chunks, import_distributed
 from openmm_geomgnn.representation.encoder import Encoder
-from openmm_geomgnn.representation.matching import AtomMatcher
-from openmm_geomgnn.representation.reference import first_frame, read_reference
-from openmm_geomgnn.representation.selection import as_topology, residue_table, select_atoms
-from openmm_geomgnn.representation.spec import TokenSettings
+from openmm_geomgnn.representation.featurization import Featurization, SelectedAtoms
+from openmm_geomgnn.representation.selection import as_topology
+from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.representation.store import DTYPES, Embeddings, encoder_identity, import_zarr
-from openmm_geomgnn.representation.tokens import Tokenizer
 from openmm_geomgnn.representation.trajectory_files import TrajectoryFile, fingerprint, has_content, has_stamp
 from openmm_geomgnn.representation.trajectory_times import frame_interval
-from openmm_geomgnn.representation.windows import make_windows
 from openmm_geomgnn.units import did_you_mean
 
 # the settings of a store that may not differ from one trajectory in it to the next, as an error names them
@@ -37,16 +34,18 @@ _COMMON = {
 }
 
 
-@dataclass(frozen=True)
-class EmbedSettings(TokenSettings):
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings:
     """How trajectories are embedded.
 
-    `stride` uses every stride-th frame. `frame_interval` is the time between frames in the files, in ps, for formats that
-    do not hold it. `dtype` is that of the stored tokens, one of `store.DTYPES`. `chunk` is the number of frames that are
-    embedded, written and resumed as one; by default as many as make `store.CHUNK_BYTES`. `allow_truncated` takes the whole
-    frames of files that end too early.
+    `encoder` is what `Encoder.load` takes; `tokens` says how atoms become tokens. `stride` uses every stride-th frame.
+    `frame_interval` is the time between frames in the files, in ps, for formats that do not hold it. `dtype` is that of the
+    stored tokens, one of `store.DTYPES`. `chunk` is the number of frames that are embedded, written and resumed as one; by
+    default as many as make `store.CHUNK_BYTES`. `allow_truncated` takes the whole frames of files that end too early.
     """
 
+    encoder: str = "et-64"
+    tokens: TokenSpec = TokenSpec()
     stride: int = 1
     frame_interval: float | None = None
     dtype: str = "float32"
@@ -113,27 +112,26 @@ def embed_trajectories(
         found = _existing(output)
         # one without trajectories comes from a command that failed: its settings bind nobody
         old = None if overwrite or not found else found
-        common, tokenizer = _describe(topology, trajectories, settings, old)
+        featurization = _featurization(topology, trajectories, settings, old)
+        common = _in_common(featurization, settings)
         if old:
             _check_same(old, common)
         elif found:
             _check_readable(trajectories, topology, settings)
-            files = (topology_path, *trajectories, settings.encoder, settings.reference, settings_file)
+            files = (topology_path, *trajectories, settings.encoder, settings.tokens.reference, settings_file)
             set_aside(output, [file for file in files if file is not None])
             stack.enter_context(locked(output))
         elif found is not None:
             shutil.rmtree(output)
             stack.enter_context(locked(output))
         store = old or Embeddings.create(output, {**common, "topology": str(topology_path)})
-        _fill(store, topology, topology_path, trajectories, tokenizer, settings, workers, scheduler, progress)
+        _fill(store, featurization, topology_path, trajectories, settings, workers, scheduler, progress)
         return Embeddings.open(output)
 
 
-def _fill(store, topology, topology_path, trajectories, tokenizer, settings, workers, scheduler, progress):
+def _fill(store, featurization, topology_path, trajectories, settings, workers, scheduler, progress):
     """Embed what is missing of trajectories."""
-    matcher = AtomMatcher(topology, select_atoms(topology, settings.selection))
-    shape = (tokenizer.windows.n_tokens, 4, tokenizer.encoder.hidden_channels)
-    numbers = [_enter(store, topology, path, settings, shape, matcher) for path in trajectories]
+    numbers = [_enter(store, featurization, path, settings) for path in trajectories]
     tasks = [(k, c) for k in sorted(set(numbers)) for c in store.missing(k)]
     total = sum(store.lengths[k] for k in set(numbers))
     resumed = total - sum(len(store.chunks(k)[c]) for k, c in tasks)
@@ -190,45 +188,33 @@ def _check_times(name, times, settings):
             warnings.warn(f"{error} A fit will refuse it as it is.", UserWarning, stacklevel=4)
 
 
-def _describe(topology, trajectories, settings, old):
-    """What all trajectories of a store have in common, JSON-able, and the tokenizer."""
-    atoms = select_atoms(topology, settings.selection)
-    encoder = Encoder.load(settings.encoder)
-    if settings.window == "space" and settings.reference is None and old is not None:
-        neighbours, reference = old.settings["neighbours"], None
-    else:
-        neighbours, reference = None, _reference(topology, atoms, trajectories, settings)
-    windows = make_windows(
-        topology, atoms, settings.window, settings.context, settings.radius, reference, neighbours=neighbours
-    )
-    tokenizer = Tokenizer(encoder, windows, settings.pooling)
-    path = Path(settings.encoder)
-    common = {
+def _featurization(topology, trajectories, settings, old):
+    """How these trajectories are embedded; `old`: the store that they are added to, or None."""
+    selected = SelectedAtoms.find(topology, settings.tokens.selection)
+    spec = settings.tokens
+    if old is not None and spec.needs_structure and spec.reference is None:
+        spec = spec.resolved(old.spec.neighbours)
+
+    def structure():
+        return _first(trajectories[0], topology, settings)
+
+    return Featurization(selected, spec, Encoder.load(settings.encoder), structure=structure)
+
+
+def _in_common(featurization, settings):
+    """What all trajectories of a store have in common, a dict that JSON can hold."""
+    encoder, path = featurization.encoder, Path(settings.encoder)
+    return {
         "encoder": encoder.name,
         "encoder_source": os.path.abspath(path) if path.is_file() else settings.encoder,
         **encoder_identity(encoder),
-        "selection": settings.selection,
-        "window": settings.window,
-        "context": settings.context,
-        "radius": settings.radius,
-        "neighbours": windows.neighbours,
-        "pooling": settings.pooling,
+        **featurization.spec.to_metadata(),
         "stride": settings.stride,
         "frame_interval": settings.frame_interval,
         "dtype": settings.dtype,
-        "molecule": residue_table(topology, atoms),
-        "atoms": [topology.atom(int(index)).name for index in atoms],
+        "molecule": featurization.table,
+        "atoms": featurization.atom_names,
     }
-    return common, tokenizer
-
-
-def _reference(topology, atoms, trajectories, settings):
-    """The selected atoms of the structure in which residues are near each other; None where the windows need none."""
-    if settings.window != "space":
-        return None
-    if settings.reference is not None:
-        return read_reference(settings.reference, topology, atoms, settings.selection)
-    return first_frame(_first(trajectories[0], topology, settings), topology, atoms)
 
 
 def _check_same(store, common):
@@ -283,7 +269,7 @@ def _entered(store, path):
     return None, now
 
 
-def _enter(store, topology, path, settings, shape, matcher):
+def _enter(store, featurization, path, settings):
     """The number of a trajectory in a store, with room made for it where it is new.
 
     Raises GeomGNNError where it is there, but has changed, or where it does not have the selected atoms.
@@ -294,18 +280,18 @@ def _enter(store, topology, path, settings, shape, matcher):
     k, now = _entered(store, path)
     if k is not None:
         return k
-    with TrajectoryFile(path, topology, settings.allow_truncated) as file:
+    with TrajectoryFile(path, featurization.topology, settings.allow_truncated) as file:
         frames = len(range(0, len(file), settings.stride))
         if frames == 0:
             raise GeomGNNError(f"The trajectory {path} has no frames. Leave it out.")
         frame = next(file.blocks(0, 1))
         try:
-            selected = matcher.rows(frame.topology)
+            featurization.molecule.rows(frame.topology)
         except GeomGNNError as error:
             raise GeomGNNError(f"{path.name}: {error}") from error
         _check_times(path.name, file.times(), settings)
     entry = {"name": path.name, "path": str(path), **now, "frames": frames}
     if file.truncated:
         entry["truncated"] = True
-    store.add(entry, shape, len(selected), settings.chunk)
+    store.add(entry, featurization.token_shape, len(featurization.atoms), settings.chunk)
     return len(store) - 1

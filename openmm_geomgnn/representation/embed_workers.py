@@ -14,12 +14,9 @@ import torch
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.processes import cores
 from openmm_geomgnn.representation.encoder import Encoder
-from openmm_geomgnn.representation.periodic import SelectedMolecule
-from openmm_geomgnn.representation.selection import as_topology, select_atoms
+from openmm_geomgnn.representation.featurization import Featurization
 from openmm_geomgnn.representation.store import Embeddings
-from openmm_geomgnn.representation.tokens import Tokenizer
 from openmm_geomgnn.representation.trajectory_files import WITH_TIMES, TrajectoryFile, has_content, has_stamp
-from openmm_geomgnn.representation.windows import make_windows
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 # seconds of work in this process before others are started, which takes as long
@@ -85,7 +82,6 @@ class _Worker:
 
     def __init__(self, output, topology):
         self.store = Embeddings.open(output, writable=True)
-        self.topology = as_topology(topology)
         settings = self.store.settings
         encoder = Encoder.load(settings["encoder_source"])
         if encoder.content_hash() != settings["encoder_hash"]:
@@ -93,10 +89,7 @@ class _Worker:
                 f"The encoder {settings['encoder_source']} is not the one that {output} was made with: it was changed "
                 "meanwhile, or is another one on this machine. Restore it, or embed anew with --overwrite."
             )
-        atoms = select_atoms(self.topology, settings["selection"])
-        windows = make_windows(self.topology, atoms, settings["window"], neighbours=settings["neighbours"])
-        self.tokenizer = Tokenizer(encoder, windows, settings["pooling"])
-        self.molecule = SelectedMolecule(self.topology, atoms, windows.contacts)
+        self.featurization = Featurization(topology, self.store.spec, encoder)
         self._opened = None, None
 
     def embed(self, k, number):
@@ -105,12 +98,12 @@ class _Worker:
         positions, times = [], []
         for piece in self._file(k).blocks(frames.start * stride, (frames.stop - 1) * stride + 1, stride):
             try:
-                positions.append(self.molecule.positions(piece))
+                positions.append(self.featurization.molecule.positions(piece))
             except GeomGNNError as error:
                 raise GeomGNNError(f"{entry['name']}, frames {frames.start} to {frames.stop - 1}: {error}") from error
             times.append(piece.time)
         positions = torch.cat(positions)
-        tokens = self.tokenizer.embed(positions).numpy()
+        tokens = self.featurization.tokenizer.embed(positions).numpy()
         if interval is not None:
             times = interval * stride * np.arange(frames.start, frames.stop)
         elif Path(entry["path"]).suffix.lower() in WITH_TIMES:
@@ -131,7 +124,7 @@ class _Worker:
                 raise GeomGNNError(f"The trajectory {entry['path']} changed while it was being embedded. Start again later.")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of a truncated file, when it was entered
-                file = TrajectoryFile(entry["path"], self.topology, entry.get("truncated", False))
+                file = TrajectoryFile(entry["path"], self.featurization.topology, entry.get("truncated", False))
             self._opened = k, file
         return file
 

@@ -11,6 +11,7 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.locks import is_empty
 from openmm_geomgnn.representation.formats import reason
 from openmm_geomgnn.representation.selection import bonds_of, check_same_molecule
+from openmm_geomgnn.representation.spec import TokenSpec
 
 FORMAT = "openmm-geomgnn embeddings"
 VERSION = 2
@@ -147,10 +148,14 @@ class Embeddings:
         )
 
     @property
-    def token_settings(self):
-        """What `fit.FitSettings` has to say of the tokens in this store."""
-        names = ("selection", "window", "context", "radius", "pooling")
-        return {"encoder": self.settings["encoder_source"], **{name: self.settings[name] for name in names}}
+    def spec(self):
+        """The TokenSpec that the tokens were made by."""
+        return TokenSpec.from_metadata(self.settings)
+
+    @property
+    def encoder_source(self):
+        """The encoder that the tokens were made by, as `Encoder.load` takes it."""
+        return self.settings["encoder_source"]
 
     def chunks(self, k):
         """The range of frames of each chunk of trajectory k."""
@@ -175,6 +180,30 @@ class Embeddings:
             raise GeomGNNError(
                 f"The atoms of the topology are not in the order of those in {self.path}. Use the topology that it was made "
                 f"with, {self.settings['topology']}."
+            )
+
+    def check_made_with(self, spec, encoder, source):
+        """Raise a GeomGNNError that names what differs, unless the tokens are those of a spec and an encoder.
+
+        Parameters
+        ----------
+        spec : TokenSpec
+            Its neighbours do not matter.
+        encoder : Encoder
+        source : str
+            Where the encoder comes from, for the message.
+        """
+        there, here = self.spec.to_metadata(), spec.to_metadata()
+        differing = [
+            f"{name} {_shown(there[name])} there, {_shown(here[name])} here" for name in spec.differences(self.spec)
+        ]
+        if any(self.settings[name] != value for name, value in encoder_identity(encoder).items()):
+            name, content = self.settings["encoder"], self.settings["encoder_hash"]
+            differing.append(f"encoder {name} with hash {content} there, {source} here")
+        if differing:
+            raise GeomGNNError(
+                f"{self.path} was made with other settings than the fit has: {'; '.join(differing)}. Leave these settings "
+                "out of the fit, and it takes those of the store; or embed the trajectories with them."
             )
 
     def check(self, content=False):
@@ -309,6 +338,10 @@ class Embeddings:
                 f"The tokens of {name} reach {largest:.4g}, beyond the largest {dtype} of {float(np.finfo(dtype).max):g}. "
                 "Use --dtype float32."
             )
+
+
+def _shown(value):
+    return "null" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
 
 
 def encoder_identity(encoder):

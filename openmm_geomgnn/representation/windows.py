@@ -10,9 +10,9 @@ import numpy as np
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.reference import contacts
 from openmm_geomgnn.representation.selection import Polymers
+from openmm_geomgnn.representation.spec import RADIUS
 from openmm_geomgnn.units import did_you_mean
 
-RADIUS = 0.45  # nm; heavy atoms of residues in contact are closer
 _POLYMER_BONDS = ({"C", "N"}, {"O", "P"})  # peptide and phosphodiester
 
 

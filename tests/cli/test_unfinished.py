@@ -19,6 +19,7 @@ from openmm_geomgnn.cv import fit as fitting
 from openmm_geomgnn.cv.distillation import DistillSettings, distill
 from openmm_geomgnn.cv.fit import FitSettings, fit_cv
 from openmm_geomgnn.koopman import train_vampnet
+from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.representation.tokens import Tokenizer
 from openmm_geomgnn.unfinished import Unfinished, fingerprint
 
@@ -117,7 +118,7 @@ class TestVAMPNet:
 
 
 FITS = {
-    "linear": {"window": "sequence"},
+    "linear": {"tokens": TokenSpec(window="sequence")},
     "vampnet": {
         "estimator": "vampnet",
         "mixer": "mlp",

@@ -15,6 +15,7 @@ from openmm_geomgnn.cv.fit import FitSettings, fit_cv
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.selection import residue_table, select_atoms
+from openmm_geomgnn.representation.spec import TokenSpec
 
 
 def of_version_1(path):
@@ -44,7 +45,7 @@ def test_files_of_version_1_give_the_same_values(tmp_path, window):
         cv = random_cv(topology, window=window, context=2)
         cv.save(tmp_path / "new.cv")
         again = CollectiveVariable.load(of_version_1(tmp_path / "new.cv"))
-        assert again.neighbours is None and again.window == window
+        assert again.spec.neighbours is None and again.spec.window == window
         xyz = frames(topology)
         expected = cv.bind(topology, engine="eager").compute(xyz)
         np.testing.assert_array_equal(again.bind(topology, engine="eager").compute(xyz), expected)
@@ -54,7 +55,7 @@ def test_files_of_version_1_go_by_residue_numbers(tmp_path):
     topology = peptide([1, 2, 3, 4])
     topology.residue(2).resSeq, topology.residue(3).resSeq = 9, 10  # bonded, but numbered with a gap
     cv = random_cv(topology, window="sequence")
-    assert cv.neighbours == [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3]]
+    assert cv.spec.neighbours == [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3]]
     cv.save(tmp_path / "new.cv")
     old = CollectiveVariable.load(of_version_1(tmp_path / "new.cv")).bind(topology, engine="eager")
     assert np.bincount(old.tokenizer.windows.graph).tolist() == [8, 8, 8, 8]
@@ -70,7 +71,7 @@ def test_bonds_are_not_needed_where_a_cv_is_used(tmp_path):
     bare._bonds = []
     again = CollectiveVariable.load(tmp_path / "ring.cv")
     np.testing.assert_array_equal(again.bind(bare, engine="eager").compute(frames(topology)), expected)
-    assert again.neighbours == [[0, 1, 3], [0, 1, 2], [1, 2, 3], [0, 2, 3]]
+    assert again.spec.neighbours == [[0, 1, 3], [0, 1, 2], [1, 2, 3], [0, 2, 3]]
 
 
 def test_a_reference_is_not_needed_where_a_cv_is_used(tmp_path):
@@ -78,10 +79,10 @@ def test_a_reference_is_not_needed_where_a_cv_is_used(tmp_path):
     xyz, atoms = frames(topology), select_atoms(topology)
     reference = mdtraj.Trajectory(xyz[0], topology).atom_slice(atoms)
     cv = random_cv(topology, window="space", radius=0.45, reference=reference)
-    assert cv.neighbours[0] != list(range(5)) and max(map(len, cv.neighbours)) > 1
+    assert cv.spec.neighbours[0] != list(range(5)) and max(map(len, cv.spec.neighbours)) > 1
     cv.save(tmp_path / "space.cv")
     again = CollectiveVariable.load(tmp_path / "space.cv")
-    assert (again.window, again.radius, again.neighbours) == ("space", 0.45, cv.neighbours)
+    assert again.spec == cv.spec and (cv.spec.window, cv.spec.radius) == ("space", 0.45)
     expected = cv.bind(topology, engine="eager").compute(xyz)
     np.testing.assert_array_equal(again.bind(topology, engine="eager").compute(xyz), expected)
     # chains that the box has torn apart: their windows say which residues are near
@@ -98,12 +99,15 @@ class TestFit:
     rng = np.random.default_rng(3)
     xyz = ala2().xyz[0] + np.cumsum(rng.normal(size=(300, 22, 3)), axis=0) * 2e-3 + rng.normal(size=(300, 22, 3)) * 0.005
     trajectory = mdtraj.Trajectory(xyz, topology)
-    settings = FitSettings(1.0, 1.0, window="space", radius=0.2, pca=5, softening=0.0)
+    settings = FitSettings(1.0, 1.0, pca=5, softening=0.0, tokens=TokenSpec(window="space", radius=0.2))
+
+    def with_reference(self, path):
+        return replace(self.settings, tokens=replace(self.settings.tokens, reference=str(path)))
 
     @pytest.mark.slow
     def test_the_first_frame_is_the_reference(self):
         cv = fit_cv([self.trajectory], self.topology, self.settings)
-        assert cv.neighbours == [[0, 1], [0, 1, 2], [1, 2]] and (cv.window, cv.radius) == ("space", 0.2)
+        assert cv.spec.neighbours == [[0, 1], [0, 1, 2], [1, 2]] and (cv.spec.window, cv.spec.radius) == ("space", 0.2)
         assert np.isfinite(cv.bind(self.topology).compute(self.xyz)).all()
 
     @pytest.mark.slow
@@ -111,10 +115,10 @@ class TestFit:
         far = mdtraj.Trajectory(self.xyz[:1].copy(), self.topology)
         far.xyz[0, 16:] += 1.0  # NME is carried away
         far.save_pdb(str(tmp_path / "far.pdb"))
-        cv = fit_cv([self.trajectory], self.topology, replace(self.settings, reference=str(tmp_path / "far.pdb")))
-        assert cv.neighbours == [[0, 1], [0, 1], [2]]
+        cv = fit_cv([self.trajectory], self.topology, self.with_reference(tmp_path / "far.pdb"))
+        assert cv.spec.neighbours == [[0, 1], [0, 1], [2]]
         with pytest.raises(GeomGNNError, match="There is no topology file .*none.pdb"):
-            fit_cv([self.trajectory], self.topology, replace(self.settings, reference=str(tmp_path / "none.pdb")))
+            fit_cv([self.trajectory], self.topology, self.with_reference(tmp_path / "none.pdb"))
 
     def test_wrong_topologies_are_errors(self):
         with pytest.raises(GeomGNNError, match="it has 0 ALA instead of 1"):

@@ -10,7 +10,8 @@ from molecules import ALA2, BOXES, ala2, wrapped
 from turning_phi import INTERVAL, TIMESCALE, trajectory
 
 from openmm_geomgnn.cv import fit as fitting
-from openmm_geomgnn.cv.fit import FitSettings, _feature_rates, fit_cv
+from openmm_geomgnn.cv.estimators import feature_rates, softened_linear
+from openmm_geomgnn.cv.fit import FitSettings, fit_cv
 from openmm_geomgnn.cv.fit_data import even_frames
 from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.network import CollectiveVariable
@@ -18,10 +19,11 @@ from openmm_geomgnn.cv.stiffness import stiffness
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import fit_linear
 from openmm_geomgnn.representation.encoder import Encoder
+from openmm_geomgnn.representation.featurization import Featurization
 from openmm_geomgnn.representation.periodic import SelectedMolecule
 from openmm_geomgnn.representation.selection import select_atoms
+from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.representation.tokens import Tokenizer
-from openmm_geomgnn.representation.windows import make_windows
 from openmm_geomgnn.sampling.unbiased import run_unbiased
 from openmm_geomgnn.sampling.walker import WalkerSpec
 from torchmdnet_ext.quiet import without_lines
@@ -35,7 +37,7 @@ def data():
 
 
 ESTIMATORS = {
-    "linear": {"window": "sequence", "components": 2},
+    "linear": {"tokens": TokenSpec(window="sequence"), "components": 2},
     "linear, not reversible": {"reversible": False, "softening": 0.0},
     "vampnet": {
         "estimator": "vampnet",
@@ -150,7 +152,7 @@ class TestStiffness:
 
         monkeypatch.setattr(fitting, "fit_linear", watched)
         n = mixer.out_features
-        fitting._fit_linear(mixer, tokens, np.tile(rates[:, None], n), 5, FitSettings(10.0, INTERVAL, softening=1e-9))
+        softened_linear(mixer, tokens, np.tile(rates[:, None], n), 5, FitSettings(10.0, INTERVAL, softening=1e-9))
         (whole, every), *folds = fits
         assert len(folds) == 4 and len(whole) == 800 and len(every) == 500
         for training, softened in folds:
@@ -167,7 +169,7 @@ class TestErrors:
             ({"mixer": "mlp"}, "mixer: none, or estimator: vampnet"),
             ({"encoder": "none-64"}, "There is no encoder 'none-64'"),
             ({"selection": "resname XYZ"}, "matches none of the 22 atoms"),
-            ({"window": "sequnce"}, "Did you mean 'sequence'"),
+            ({"tokens": TokenSpec(window="sequnce")}, "Did you mean 'sequence'"),
             ({"pooling": "max"}, "Unknown token pooling"),
         ],
     )
@@ -322,11 +324,11 @@ class TestAlanineDipeptide:
     def test_rates_of_the_features(self, simulated):
         """Differences in time against the chain rule, dchi/dt = J v, in random combinations of the features."""
         topology = ala2().topology
-        molecule = SelectedMolecule(topology, select_atoms(topology))
-        tokenizer = Tokenizer(Encoder.load("et-64"), make_windows(topology, molecule.atoms))
+        featurization = Featurization(topology, TokenSpec(), Encoder.load("et-64"))
+        molecule, tokenizer = featurization.molecule, featurization.tokenizer
         mixer = make_mixer("none", 3, 64)
         frames = molecule.positions(simulated[0][0])[::50]
-        rates = torch.from_numpy(_feature_rates(tokenizer, mixer, [frames], molecule, topology, SHORT))
+        rates = torch.from_numpy(feature_rates(featurization, mixer, [frames], SHORT))
         assert rates.shape == (len(frames), mixer.out_features)
         # the same velocities again
         noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(SHORT.seed), dtype=torch.float64)
@@ -342,7 +344,9 @@ class TestAlanineDipeptide:
             torch.testing.assert_close((weights * rates).sum(1), expected, rtol=1e-4, atol=1e-4 * scale)
 
     def test_windows_along_the_sequence(self, simulated):
-        settings = replace(SHORT, frame_interval=2 * FRAME, window="sequence", components=2, pooling="mean")
+        settings = replace(
+            SHORT, frame_interval=2 * FRAME, tokens=TokenSpec(window="sequence", pooling="mean"), components=2
+        )
         parts = [part[::2] for part in simulated[0]]
         cv = fit_cv(parts, ALA2, settings)
         left, right = values(cv, parts)
@@ -406,7 +410,7 @@ class TestPublishedTrajectories:
         folder = shared_data / "trajectories" / "chignolin"
         with without_lines("dcdplugin)", 1):
             part = mdtraj.load(str(folder / "traj.dcd"), top=str(folder / "topology.pdb"), stride=30)
-        settings = FitSettings(1.0, 1.0, window="sequence", components=2, pca=5, softening=0.0)
+        settings = FitSettings(1.0, 1.0, components=2, pca=5, softening=0.0, tokens=TokenSpec(window="sequence"))
         cv = fit_cv([part], folder / "topology.pdb", settings)
         (psi,) = values(cv, [part])
         assert psi.shape == (35, 2) and np.isfinite(psi).all()

@@ -15,6 +15,7 @@ from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import fit_linear
 from openmm_geomgnn.representation.embed_trajectories import EmbedSettings, embed_trajectories
+from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.representation.store import Embeddings
 from torchmdnet_ext.checkpoints import write_encoder
 
@@ -45,7 +46,7 @@ def folder(tmp_path_factory):
     paths = [folder / "a.trr", folder / "b.trr"]
     for seed, (path, length) in enumerate(zip(paths, LENGTHS, strict=True)):
         trajectory(length, seed).save(str(path))
-    settings = EmbedSettings(encoder=str(folder / "random.safetensors"), window="sequence", chunk=50)
+    settings = EmbedSettings(encoder=str(folder / "random.safetensors"), chunk=50, tokens=TokenSpec(window="sequence"))
     embed_trajectories(ALA2, paths, folder / "a.zarr", settings, workers=1)
     return folder
 
@@ -61,7 +62,7 @@ def trajectories(folder):
 
 
 def fit_settings(store, **settings):
-    return FitSettings(10.0, INTERVAL, **{**store.token_settings, **settings})
+    return FitSettings(10.0, INTERVAL, **{"encoder": store.encoder_source, "tokens": store.spec, **settings})
 
 
 ESTIMATORS = {
@@ -106,7 +107,9 @@ class TestFit:
         assert len(psi) == LENGTHS[1] and 0.3 < psi.std() < 3
 
     def test_half_precision_is_nearly_the_same(self, folder, store, tmp_path):
-        settings = EmbedSettings(encoder=str(folder / "random.safetensors"), window="sequence", dtype="float16")
+        settings = EmbedSettings(
+            encoder=str(folder / "random.safetensors"), dtype="float16", tokens=TokenSpec(window="sequence")
+        )
         half = embed_trajectories(ALA2, [folder / "a.trr", folder / "b.trr"], tmp_path / "half.zarr", settings, workers=1)
         for name in ("linear", "vampnet"):
             fits = [fit_cv(part, ALA2, fit_settings(part, **ESTIMATORS[name])) for part in (half, store)]

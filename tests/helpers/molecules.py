@@ -11,9 +11,8 @@ from physics import as_if_trained
 from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.representation.encoder import Encoder
-from openmm_geomgnn.representation.selection import residue_table, select_atoms
-from openmm_geomgnn.representation.tokens import Tokenizer
-from openmm_geomgnn.representation.windows import make_windows
+from openmm_geomgnn.representation.featurization import Featurization
+from openmm_geomgnn.representation.spec import TokenSpec
 from torchmdnet_ext import registration
 
 ALA2 = resources.files("openmm_geomgnn") / "data" / "ala2-c7eq.pdb"
@@ -55,23 +54,20 @@ def random_encoder(model=TRANSFORMER, seed=5, **settings):
 def random_cv(topology, encoder=None, dimension=2, mixer="none", scale=1.0, mixer_settings=None, **options):
     """A CV of random weights whose components vary by about `scale`.
 
-    `options` are those of CollectiveVariable; for windows by space without `neighbours`, the `reference` as well.
+    `options` are those of TokenSpec and of CollectiveVariable; a `reference` is an mdtraj.Trajectory.
     """
-    encoder = encoder or random_encoder()
-    atoms = select_atoms(topology, options.get("selection"))
-    kind = {name: options[name] for name in ("window", "context", "radius", "neighbours") if name in options}
-    windows = make_windows(topology, atoms, **kind, reference=options.pop("reference", None))
-    options.setdefault("neighbours", windows.neighbours)
-    mixer = make_mixer(mixer, windows.n_tokens, encoder.hidden_channels, **(mixer_settings or {}))
+    reference = options.pop("reference", None)
+    spec = TokenSpec(**{name: options.pop(name) for name in TokenSpec().to_metadata() if name in options})
+    featurization = Featurization(topology, spec, encoder or random_encoder(), structure=lambda: reference)
+    encoder, n_tokens = featurization.encoder, featurization.windows.n_tokens
+    mixer = make_mixer(mixer, n_tokens, encoder.hidden_channels, **(mixer_settings or {}))
     if not mixer.has_statistics:
-        noise = np.random.default_rng(2).normal(size=(40, len(atoms), 3))
-        mixer.set_statistics(Tokenizer(encoder, windows, options.get("pooling", "sum")).embed(3 * noise))
+        noise = np.random.default_rng(2).normal(size=(40, len(featurization.atoms), 3))
+        mixer.set_statistics(featurization.tokenizer.embed(3 * noise))
     rng = np.random.default_rng(3)
     projection = scale * rng.normal(size=(mixer.out_features, dimension)) / np.sqrt(mixer.out_features)
-    table = residue_table(topology, atoms)
-    return CollectiveVariable(
-        encoder, mixer, rng.normal(size=mixer.out_features), projection, np.linspace(0.9, 0.5, dimension), table, **options
-    )
+    koopman = rng.normal(size=mixer.out_features), projection, np.linspace(0.9, 0.5, dimension)
+    return CollectiveVariable(encoder, mixer, *koopman, featurization.table, spec=featurization.spec, **options)
 
 
 def peptide(*chains):

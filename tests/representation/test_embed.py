@@ -21,6 +21,7 @@ from openmm_geomgnn.representation.embed_trajectories import EmbedSettings, embe
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.periodic import SelectedMolecule
 from openmm_geomgnn.representation.selection import select_atoms
+from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.representation.store import Embeddings
 from openmm_geomgnn.representation.tokens import Tokenizer
 from openmm_geomgnn.representation.trajectory_files import TrajectoryFile, fingerprint, has_content, has_stamp
@@ -57,7 +58,7 @@ def encoders(tmp_path_factory):
 
 @pytest.fixture
 def settings(encoders):
-    return EmbedSettings(encoder=encoders["one"], window="sequence", context=0, chunk=6)
+    return EmbedSettings(encoder=encoders["one"], chunk=6, tokens=TokenSpec(window="sequence", context=0))
 
 
 @pytest.fixture
@@ -74,9 +75,10 @@ def embed(paths, output, settings, **options):
 
 def expected(trajectory, settings):
     topology = trajectory.topology
-    atoms = select_atoms(topology, settings.selection)
-    windows = make_windows(topology, atoms, settings.window, settings.context)
-    tokenizer = Tokenizer(Encoder.load(settings.encoder), windows, settings.pooling)
+    spec = settings.tokens
+    atoms = select_atoms(topology, spec.selection)
+    windows = make_windows(topology, atoms, spec.window, spec.context)
+    tokenizer = Tokenizer(Encoder.load(settings.encoder), windows, spec.pooling)
     return tokenizer.embed(SelectedMolecule(topology, atoms, windows.contacts).positions(trajectory)).numpy()
 
 

@@ -14,6 +14,7 @@ from openmm_geomgnn.representation.embed_trajectories import EmbedSettings, embe
 from openmm_geomgnn.representation.matching import AtomMatcher
 from openmm_geomgnn.representation.reference import first_frame
 from openmm_geomgnn.representation.selection import select_atoms
+from openmm_geomgnn.representation.spec import TokenSpec
 from torchmdnet_ext.checkpoints import write_encoder
 
 TOPOLOGY = ala2().topology
@@ -129,7 +130,7 @@ class TestResidues:
 class TestFiles:
     def test_fit(self, encoder):
         parts = [frames(), frames()[::-1]]
-        settings = FitSettings(2.0, 2.0, encoder=encoder, pca=5, softening=0.0, window="space")
+        settings = FitSettings(2.0, 2.0, encoder=encoder, pca=5, softening=0.0, tokens=TokenSpec(window="space"))
         expected, found = (fit_cv(data, ALA2, settings) for data in (parts, [reordered(part) for part in parts]))
         np.testing.assert_allclose(found.singular_values, expected.singular_values, rtol=1e-4)
         assert found.neighbours == expected.neighbours
@@ -141,7 +142,7 @@ class TestFiles:
             pytest.importorskip("tables")
         frames().save(str(tmp_path / "a.xtc"))
         reordered(frames()).save(str(tmp_path / f"b.{ending}"))
-        settings = EmbedSettings(encoder=encoder, window="sequence")
+        settings = EmbedSettings(encoder=encoder, tokens=TokenSpec(window="sequence"))
         paths = [tmp_path / "a.xtc", tmp_path / f"b.{ending}"]
         store = embed_trajectories(ALA2, paths, tmp_path / "a.zarr", settings, workers=1)
         np.testing.assert_allclose(store.positions(1)[:], store.positions(0)[:], atol=2e-3)

@@ -35,6 +35,7 @@ from openmm_geomgnn.cli.settings.fields import (
 )
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import PluginError
+from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.units import did_you_mean, quantity
 
 SHORTEST_TIMESTEP, LONGEST_TIMESTEP = 1e-5, 0.005  # ps
@@ -132,17 +133,21 @@ class TokenSection(Section):
         "without protein those of nucleic acid, without either those of the only ligand",
     )
     window: Literal["all", "sequence", "space"] = Field(
-        "all",
+        TokenSpec.window,
         description="graphs of the encoder: all atoms at once, or each residue with its neighbours in sequence, or in the "
         "space of a reference structure",
     )
-    context: Whole = Field(1, ge=0, description="neighbours on each side of a residue, with window: sequence")
-    radius: Nanometres = Field(0.45, gt=0, le=2, description="how near a neighbour is, atom to atom, with window: space, nm")
+    context: Whole = Field(
+        TokenSpec.context, ge=0, description="neighbours on each side of a residue, with window: sequence"
+    )
+    radius: Nanometres = Field(
+        TokenSpec.radius, gt=0, le=2, description="how near a neighbour is, atom to atom, with window: space, nm"
+    )
     reference: Structure | None = Field(
         None,
         description="structure file of the molecule, with window: space; null is the first frame of the training data",
     )
-    pooling: Literal["sum", "mean"] = Field("sum", description="how the atoms of a residue make its token")
+    pooling: Literal["sum", "mean"] = Field(TokenSpec.pooling, description="how the atoms of a residue make its token")
 
     @field_validator("selection")
     @classmethod
@@ -168,10 +173,10 @@ class TokenSection(Section):
             )
         return self
 
-    def token_settings(self):
-        """Arguments of `spec.TokenSettings`."""
-        values = {name: getattr(self, name) for name in TokenSection.model_fields}
-        return {**values, "reference": self.reference and str(self.reference)}
+    def token_spec(self):
+        """The TokenSpec of these settings."""
+        names = ("selection", "window", "context", "radius", "pooling")
+        return TokenSpec(**{name: getattr(self, name) for name in names}, reference=self.reference and str(self.reference))
 
 
 class CVSection(TokenSection):

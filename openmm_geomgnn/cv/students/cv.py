@@ -151,14 +151,14 @@ class BoundStudent(Bound):
                 "A student runs on the CPU, where it takes microseconds: on a GPU it would not be faster. Leave out device "
                 "and engine: cuda; the simulation may run on a GPU all the same."
             )
-        topology, selected, molecule = self._found(cv, topology)
-        rows = _rows(cv, named_atoms(topology, selected))
+        selected = self._select(cv, topology)
+        rows = _rows(cv, named_atoms(selected.topology, selected.atoms))
         self.coordinates = InternalCoordinates(rows[cv.coordinates.torsions], rows[cv.coordinates.distances])
         self.network = StudentNetwork(len(self.coordinates), cv.network.first.out_features, cv.dimension).double()
         self.network.load_state_dict(cv.network.state_dict())
         self.network.requires_grad_(False).eval()
         near = [(int(rows[a]), int(rows[b])) for a, b in cv.near]
-        self.molecule = molecule or SelectedMolecule(topology, selected, near)
+        self.molecule = selected.molecule or SelectedMolecule(selected.topology, selected.atoms, near)
         self.atoms = self.molecule.atoms
         self._compiled = _compiled(self.coordinates, self.network) if _use_numba(engine) else None
         self.engine_name = "eager" if self._compiled is None else "numba"

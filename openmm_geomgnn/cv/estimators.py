@@ -1,0 +1,129 @@
+"""From tokens to a frozen Koopman model: linear estimators and VAMPnets, with their scores on data held out."""
+
+from dataclasses import asdict
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from openmm_geomgnn.cv.fit_data import even_frames, evenly, features_of, frame_counter
+from openmm_geomgnn.cv.mixers.base import Mixer
+from openmm_geomgnn.cv.stiffness import atomic_masses
+from openmm_geomgnn.koopman import KoopmanModel, cross_validate, fit_linear, train_vampnet
+from openmm_geomgnn.representation.encoder import Encoder
+from openmm_geomgnn.unfinished import fingerprint
+from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM
+
+FOLDS = 4  # of the cross-validation of a linear CV
+RATE_FRAMES = 500  # at which the velocity of the features is sampled, for the softening
+
+
+class Estimate(NamedTuple):
+    """What an estimator makes of the training data: the trained mixer, the Koopman model of its outputs, and scores."""
+
+    mixer: Mixer
+    model: KoopmanModel
+    scores: dict
+
+
+def estimate_linear(mixer, frames, lag, settings, progress, unfinished):
+    """Principal components and TICA or VAMP of the features, with the softening of `koopman.fit_linear`."""
+    rates = None
+    if settings.softening:
+        rates = feature_rates(frames.featurization, mixer, frames.positions, settings, progress)
+    return softened_linear(mixer, frames.tokens, rates, lag, settings)
+
+
+def feature_rates(featurization, mixer, positions, settings, progress=None):
+    """(K, n) time derivatives per ps of the features at 300 K: at up to RATE_FRAMES frames, along drawn velocities.
+
+    Central differences in double precision, which need no derivative of the features with respect to each atom.
+    """
+    frames = evenly(positions, RATE_FRAMES)
+    noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(settings.seed), dtype=torch.float64)
+    masses = atomic_masses(featurization.topology, featurization.atoms)
+    velocities = noise * torch.sqrt(BOLTZMANN * 300.0 / masses)[:, None] * NM_TO_ANGSTROM
+    double = featurization.tokenizer_of(Encoder.load(settings.encoder, torch.float64))
+    step = 1e-4  # ps
+    advance = frame_counter(progress or (lambda *where: None), "rates", 2 * len(frames))
+    with torch.no_grad():
+        after, before = (mixer(double.embed(frames + sign * step * velocities, advance)) for sign in (1, -1))
+    return ((after - before) / (2 * step)).numpy()
+
+
+def softened_linear(mixer, tokens, rates, lag, settings):
+    """The `Estimate` of a linear CV; rates (K, n): those of `feature_rates`, or None."""
+    features = features_of(mixer, tokens)
+    where = even_frames([len(part) for part in features], RATE_FRAMES)  # the frames that `rates` were taken at
+
+    def fit(training, rates=rates):
+        return fit_linear(
+            training,
+            lag,
+            settings.components,
+            settings.pca,
+            settings.reversible,
+            rates=rates,
+            softening=settings.softening,
+        )
+
+    def training_rates(segments):
+        """The rates at frames of these segments only: what is scored has no part in the softening either."""
+        if rates is None:
+            return {}
+        inside = [torch.zeros(len(frames), dtype=torch.bool) for frames in where]
+        for s in segments:
+            inside[s.trajectory] |= (where[s.trajectory] >= s.start) & (where[s.trajectory] < s.stop)
+        return {"rates": rates[torch.cat(inside).numpy()]}
+
+    model = fit(features)
+    folds = cross_validate(fit, features, lag, folds=FOLDS, reversible=settings.reversible, options=training_rates)
+    scores = {
+        "vamp2_training": 1.0 + float(np.sum(np.square(model.singular_values))),
+        "vamp2_held_out": float(np.mean(folds)),
+        "vamp2_held_out_std": float(np.std(folds, ddof=1)),
+        "vamp2_held_out_error": float(np.std(folds, ddof=1) / np.sqrt(len(folds))),
+        "pca": settings.pca,
+        "softening_ps": settings.softening,
+    }
+    return Estimate(mixer, model, scores)
+
+
+def estimate_vampnet(mixer, frames, lag, settings, progress, unfinished):
+    """A mixer trained by `koopman.train_vampnet`."""
+    tokens = frames.tokens
+
+    def report(epoch, epochs, train_score, validation_score):
+        progress("train", epoch + 1, epochs)
+
+    name, made_from = "vampnet", fingerprint(*tokens, *mixer.state_dict().values(), asdict(settings))
+    result = train_vampnet(
+        mixer,
+        tokens,
+        lag,
+        settings.components,
+        reversible=settings.reversible,
+        seed=settings.seed,
+        progress=report,
+        resume=unfinished.load(name, made_from),
+        keep=lambda state: unfinished.save_now_and_then(name, made_from, state),
+        **settings.training,
+    )
+    scores = {
+        "vamp2_training": 1.0 + float(np.sum(np.square(result.model.singular_values))),
+        "vamp2_validation": _best(result.history),
+        "vamp2_held_out": result.test_score,
+        "vamp2_held_out_error": result.test_error,
+        "history": {name: [None if x is None else float(x) for x in row] for name, row in result.history.items()},
+        "best_epoch": int(result.best_epoch),
+    }
+    return Estimate(result.lobe, result.model, scores)
+
+
+def _best(history):
+    """The score that chose the epoch: no measure of how good the CV is, for being the best of many."""
+    validation = [value for value in history["validation"] if value is not None]
+    return float(max(validation)) if validation else None
+
+
+ESTIMATORS = {"linear": estimate_linear, "vampnet": estimate_vampnet}

@@ -1,0 +1,123 @@
+"""From the positions of a system to residue tokens of one molecule in it: all that depends on the topology, made once."""
+
+from dataclasses import dataclass
+
+import mdtraj
+import numpy as np
+
+from openmm_geomgnn.representation.periodic import SelectedMolecule
+from openmm_geomgnn.representation.reference import first_frame, read_reference
+from openmm_geomgnn.representation.selection import as_topology, residue_table, select_atoms
+from openmm_geomgnn.representation.tokens import Tokenizer
+from openmm_geomgnn.representation.windows import make_windows
+
+
+@dataclass(frozen=True)
+class SelectedAtoms:
+    """The atoms that a selection finds in a topology.
+
+    Attributes
+    ----------
+    topology : mdtraj.Topology
+    atoms : (n,) int
+        Indices of the selected atoms.
+    table : list
+        Their residue table, see `selection.residue_table`.
+    molecule : SelectedMolecule, optional
+        What the atoms were taken from, where that is one.
+    """
+
+    topology: mdtraj.Topology
+    atoms: np.ndarray
+    table: list
+    molecule: SelectedMolecule | None = None
+
+    @classmethod
+    def find(cls, topology, selection=None):
+        """Select atoms.
+
+        Parameters
+        ----------
+        topology : openmm.app.Topology, mdtraj.Topology, path or SelectedMolecule
+            Of a SelectedMolecule all atoms are taken.
+        selection : str, optional
+            As in `selection.select_atoms`, which also says what is raised.
+        """
+        if isinstance(topology, SelectedMolecule):
+            molecule, topology = topology, topology.topology
+            atoms = np.arange(topology.n_atoms)
+        else:
+            molecule, topology = None, as_topology(topology)
+            atoms = select_atoms(topology, selection)
+        return cls(topology, atoms, residue_table(topology, atoms), molecule)
+
+    @property
+    def names(self):
+        """The name of each atom."""
+        return [self.topology.atom(int(index)).name for index in self.atoms]
+
+
+class Featurization:
+    """Residue tokens of one molecule, from positions of the system that holds it.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology, mdtraj.Topology, path, SelectedMolecule or SelectedAtoms
+    spec : TokenSpec
+    encoder : Encoder
+    structure : callable, optional
+        Returns an mdtraj.Trajectory, whose first frame says which residues are near each other. Called only for windows by
+        space where the spec has neither neighbours nor a reference.
+    engine : {"auto", "eager"}
+        As in `tokens.Tokenizer`.
+
+    Attributes
+    ----------
+    topology : mdtraj.Topology
+    atoms : (n,) int
+        Indices of the selected atoms.
+    atom_names : list of str
+    table : list
+        Their residue table, see `selection.residue_table`.
+    windows : Windows
+    spec : TokenSpec
+        With the neighbours of each residue, so that no structure is needed to make the windows again.
+    tokenizer : Tokenizer
+    molecule : SelectedMolecule
+
+    Raises
+    ------
+    GeomGNNError
+        If atoms, windows or encoder do not fit, see the parts.
+    """
+
+    def __init__(self, topology, spec, encoder, *, structure=None, engine="auto"):
+        selected = topology if isinstance(topology, SelectedAtoms) else SelectedAtoms.find(topology, spec.selection)
+        self.topology, self.atoms, self.table = selected.topology, selected.atoms, selected.table
+        self.atom_names = selected.names
+        reference = self._reference(spec, structure) if spec.needs_structure else None
+        self.windows = make_windows(
+            self.topology, self.atoms, spec.window, spec.context, spec.radius, reference, neighbours=spec.neighbours
+        )
+        self.spec = spec.resolved(self.windows.neighbours)
+        self.tokenizer = Tokenizer(encoder, self.windows, spec.pooling, engine)
+        self.molecule = selected.molecule or SelectedMolecule(self.topology, self.atoms, self.windows.contacts)
+
+    def _reference(self, spec, structure):
+        """The selected atoms of the structure that says which residues are near each other; None where there is none."""
+        if spec.reference is not None:
+            return read_reference(spec.reference, self.topology, self.atoms, spec.selection)
+        return None if structure is None else first_frame(structure(), self.topology, self.atoms)
+
+    @property
+    def encoder(self):
+        return self.tokenizer.encoder
+
+    @property
+    def token_shape(self):
+        """(R, 4, H), the shape of the tokens of a frame."""
+        return self.windows.n_tokens, 4, self.encoder.hidden_channels
+
+    def tokenizer_of(self, encoder):
+        """The tokenizer of the same windows with another encoder."""
+        return Tokenizer(encoder, self.windows, self.spec.pooling)
