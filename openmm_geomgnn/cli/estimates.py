@@ -9,7 +9,7 @@ import openmm
 import torch
 
 from openmm_geomgnn.cli.preflight import training_frames
-from openmm_geomgnn.cv.fit import RATE_FRAMES
+from openmm_geomgnn.cv.estimators import RATE_FRAMES
 from openmm_geomgnn.cv.stiffness import GRADIENT_FRAMES, stiffness
 from openmm_geomgnn.force.geomgnncv import GeomGNNCV
 from openmm_geomgnn.force.integrators import make_integrator

@@ -10,14 +10,14 @@ SPACE = MINIMAL + "cv:\n  window: space\n  radius: 5 A\n  reference: b.pdb\n  po
 
 def test_windows_by_space(load_text, shipped_files, tmp_path):
     protocol = load_text(SPACE)
-    settings = fit_settings(protocol.cv, 0.2, 1)
+    settings = fit_settings(protocol.cv, 0.2, 1).tokens
     assert (settings.window, settings.radius, settings.pooling) == ("space", 0.5, "mean")
     assert settings.reference == str(tmp_path / "input" / "b.pdb")
     assert load_text(dump(protocol)).cv == protocol.cv
 
 
 def test_the_first_frame_is_the_reference_otherwise(load_text, shipped_files):
-    settings = fit_settings(load_text(MINIMAL + "cv:\n  window: space\n").cv, 0.2, 1)
+    settings = fit_settings(load_text(MINIMAL + "cv:\n  window: space\n").cv, 0.2, 1).tokens
     assert (settings.radius, settings.reference, settings.pooling) == (0.45, None, "sum")
 
 

@@ -14,8 +14,7 @@ from turning_phi import INTERVAL, encoder, trajectory  # noqa: F401
 
 from openmm_geomgnn.cli.fit import run_fit
 from openmm_geomgnn.cli.settings.yaml_files import load_fit
-from openmm_geomgnn.cv import distillation
-from openmm_geomgnn.cv import fit as fitting
+from openmm_geomgnn.cv import distillation, fit_data
 from openmm_geomgnn.cv.distillation import DistillSettings, distill
 from openmm_geomgnn.cv.fit import FitSettings, fit_cv
 from openmm_geomgnn.koopman import train_vampnet
@@ -134,7 +133,7 @@ class TestFit:
         [("linear", "embed", 150), ("linear", "rates", 1), ("vampnet", "train", 3), ("vampnet", "stiffness", 1)],
     )
     def test_same_bytes(self, name, stage, done, encoder, tmp_path, monkeypatch):  # noqa: F811
-        monkeypatch.setattr(fitting, "PIECE_FRAMES", 50)
+        monkeypatch.setattr(fit_data, "PIECE_FRAMES", 50)
         parts = [trajectory(120, seed)[0] for seed in range(2)]
         settings = FitSettings(6.0, INTERVAL, encoder=encoder, **FITS[name])
         fit_cv(parts, ALA2, settings).save(tmp_path / "whole.cv")
@@ -166,7 +165,7 @@ class TestFit:
         fit_cv(parts, ALA2, settings, None, unfinished)
         other = parts[1][:]
         other.xyz[40, 8] += 0.01
-        for data, changes in (([parts[0], other], {}), (parts, {"pooling": "mean"})):
+        for data, changes in (([parts[0], other], {}), (parts, {"tokens": TokenSpec(pooling="mean")})):
             changed = FitSettings(4.0, INTERVAL, encoder=encoder, softening=0.0, **changes)
             fit_cv(data, ALA2, changed, None, unfinished).save(tmp_path / "found.cv")
             fit_cv(data, ALA2, changed).save(tmp_path / "expected.cv")

@@ -69,7 +69,7 @@ class TestFile:
         cv = random_cv(FRAME.topology, dimension=3, mixer="mlp", lag_time=12.5, training=training, **options)
         cv.save(tmp_path / "a.cv")
         again = CollectiveVariable.load(tmp_path / "a.cv")
-        for name in ("selection", "window", "context", "pooling", "lag_time", "molecule", "dimension"):
+        for name in ("spec", "selection", "lag_time", "molecule", "dimension"):
             assert getattr(again, name) == getattr(cv, name)
         assert again.training_information == training and again.encoder.training_information == {"seed": 5}
         assert again.mixer.settings == cv.mixer.settings and again.encoder.name == "random"

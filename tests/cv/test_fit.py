@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from molecules import ALA2, BOXES, ala2, wrapped
-from turning_phi import INTERVAL, TIMESCALE, trajectory
+from turning_phi import INTERVAL, TIMESCALE, encoder, trajectory  # noqa: F401
 
-from openmm_geomgnn.cv import fit as fitting
+from openmm_geomgnn.cv import estimators
 from openmm_geomgnn.cv.estimators import feature_rates, softened_linear
 from openmm_geomgnn.cv.fit import FitSettings, fit_cv
 from openmm_geomgnn.cv.fit_data import even_frames
@@ -49,7 +49,7 @@ ESTIMATORS = {
 
 
 @pytest.fixture(scope="module", params=ESTIMATORS)
-def fitted(request, encoder, data):
+def fitted(request, encoder, data):  # noqa: F811
     settings = FitSettings(10.0, INTERVAL, encoder=encoder, **ESTIMATORS[request.param])
     calls = []
     cv = fit_cv([part for part, _ in data], ALA2, settings, lambda *call: calls.append(call))
@@ -102,7 +102,7 @@ class TestFit:
         again = fit_cv([part for part, _ in data], ala2().topology, settings)
         np.testing.assert_allclose(again.projection, cv.projection, rtol=1e-6, atol=1e-9)
 
-    def test_trajectories_cut_by_the_box_give_the_same(self, encoder, data):
+    def test_trajectories_cut_by_the_box_give_the_same(self, encoder, data):  # noqa: F811
         settings, box = FitSettings(10.0, INTERVAL, encoder=encoder), BOXES["triclinic"]
         cut = []
         for part, _ in data:
@@ -114,7 +114,7 @@ class TestFit:
 
 
 class TestStiffness:
-    def test_rate_is_that_of_thermal_velocities(self, encoder, data):
+    def test_rate_is_that_of_thermal_velocities(self, encoder, data):  # noqa: F811
         """The root mean square of ds/dt over velocities drawn at 300 K, by differences in time."""
         cv = fit_cv([part for part, _ in data], ALA2, FitSettings(10.0, INTERVAL, encoder=encoder))
         topology = ala2().topology
@@ -127,7 +127,7 @@ class TestStiffness:
         ends = [bound.compute_whole(frame + sign * step * torch.from_numpy(velocity)) for sign in (1, -1)]
         assert rate == pytest.approx(((ends[0] - ends[1]) / (2 * step)).std(), rel=0.06)
 
-    def test_softening_makes_it_softer(self, encoder, data):
+    def test_softening_makes_it_softer(self, encoder, data):  # noqa: F811
         rates = []
         for softening in (0.0, 0.5):
             settings = FitSettings(10.0, INTERVAL, encoder=encoder, softening=softening)
@@ -150,7 +150,7 @@ class TestStiffness:
             fits.append((np.concatenate(training)[:, column], options["rates"][:, 0]))
             return fit_linear(training, *arguments, **options)
 
-        monkeypatch.setattr(fitting, "fit_linear", watched)
+        monkeypatch.setattr(estimators, "fit_linear", watched)
         n = mixer.out_features
         softened_linear(mixer, tokens, np.tile(rates[:, None], n), 5, FitSettings(10.0, INTERVAL, softening=1e-9))
         (whole, every), *folds = fits
@@ -173,7 +173,7 @@ class TestErrors:
             ({"pooling": "max"}, "Unknown token pooling"),
         ],
     )
-    def test_wrong_settings(self, settings, message, encoder, data):
+    def test_wrong_settings(self, settings, message, encoder, data):  # noqa: F811
         with pytest.raises(GeomGNNError, match=message):
             fit_cv([data[0][0]], ALA2, FitSettings(10.0, INTERVAL, **{"encoder": encoder, **settings}))
 
@@ -188,7 +188,7 @@ class TestErrors:
     def test_lag_time_that_is(self, interval):
         assert FitSettings(30 * interval, interval).lag_frames() == 30
 
-    def test_trajectories_shorter_than_the_lag_time(self, encoder):
+    def test_trajectories_shorter_than_the_lag_time(self, encoder):  # noqa: F811
         with pytest.raises(GeomGNNError, match="lag"):
             fit_cv([trajectory(5, 0)[0]], ALA2, FitSettings(20.0, INTERVAL, encoder=encoder))
 
@@ -199,7 +199,7 @@ class TestErrors:
             ({**ESTIMATORS["vampnet"], "training": {"validation_fraction": 0.1}}, "too short to hold out a fraction of 0.1"),
         ],
     )
-    def test_too_little_data_is_seen_before_the_embedding(self, encoder, data, changes, message):
+    def test_too_little_data_is_seen_before_the_embedding(self, encoder, data, changes, message):  # noqa: F811
         settings = FitSettings(50.0, INTERVAL, encoder=encoder, **changes)
 
         def progress(stage, done, total):
@@ -208,20 +208,20 @@ class TestErrors:
         with pytest.raises(GeomGNNError, match=f"{message}.*a shorter lag"):
             fit_cv([part[:100] for part, _ in data[:2]], data[0][0].topology, settings, progress)
 
-    def test_frames_that_are_not_finite(self, encoder):
+    def test_frames_that_are_not_finite(self, encoder):  # noqa: F811
         part, _ = trajectory(50, 0)
         part.xyz[7, 8] = np.nan
         with pytest.raises(GeomGNNError, match="the first is frame 7"):
             fit_cv([part], ALA2, FitSettings(10.0, INTERVAL, encoder=encoder))
 
-    def test_no_trajectories_or_frames(self, encoder):
+    def test_no_trajectories_or_frames(self, encoder):  # noqa: F811
         settings = FitSettings(10.0, INTERVAL, encoder=encoder)
         with pytest.raises(GeomGNNError, match="no trajectories"):
             fit_cv([], ALA2, settings)
         with pytest.raises(GeomGNNError, match="Trajectory 1 has 0 frames, which is not more than the lag of 5 frames"):
             fit_cv([trajectory(50, 0)[0], trajectory(50, 0)[0][:0]], ALA2, settings)
 
-    def test_another_topology(self, encoder):
+    def test_another_topology(self, encoder):  # noqa: F811
         with pytest.raises(GeomGNNError, match="it has 0 ACE instead of 1"):
             fit_cv([trajectory(50, 0)[0].atom_slice(range(6, 22))], ALA2, FitSettings(10.0, INTERVAL, encoder=encoder))
         # a topology of the molecule's heavy atoms does for a trajectory of all of them
@@ -230,7 +230,7 @@ class TestErrors:
         expected, found = (fit_cv(data, topology, settings) for topology in (ALA2, heavy))
         np.testing.assert_allclose(found.singular_values, expected.singular_values, rtol=1e-6)
 
-    def test_frames_that_do_not_differ(self, encoder):
+    def test_frames_that_do_not_differ(self, encoder):  # noqa: F811
         still = mdtraj.Trajectory(np.tile(ala2().xyz, (50, 1, 1)), ala2().topology)
         with pytest.raises(GeomGNNError, match="features varies"):
             fit_cv([still], ALA2, FitSettings(10.0, INTERVAL, encoder=encoder))

@@ -96,7 +96,7 @@ class TestFit:
                 np.testing.assert_allclose(ours, theirs, rtol=1e-3, err_msg=key)
         assert found.training_information.keys() == expected.training_information.keys()
         assert found.training_information["frames"] == list(LENGTHS)
-        assert found._metadata().keys() == expected._metadata().keys() and found.neighbours == expected.neighbours
+        assert found._metadata().keys() == expected._metadata().keys() and found.spec == expected.spec
         assert "embed" not in {stage for stage, _, _ in calls}
 
     def test_its_file_is_as_good(self, store, trajectories, tmp_path):

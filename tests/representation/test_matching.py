@@ -133,7 +133,7 @@ class TestFiles:
         settings = FitSettings(2.0, 2.0, encoder=encoder, pca=5, softening=0.0, tokens=TokenSpec(window="space"))
         expected, found = (fit_cv(data, ALA2, settings) for data in (parts, [reordered(part) for part in parts]))
         np.testing.assert_allclose(found.singular_values, expected.singular_values, rtol=1e-4)
-        assert found.neighbours == expected.neighbours
+        assert found.spec == expected.spec
 
     @pytest.mark.parametrize("ending", ["pdb", "h5", "gro"])
     def test_embed(self, ending, encoder, tmp_path):
