@@ -20,10 +20,13 @@ def made_from(settings, runs):
 
     settings : FitSettings. runs : what each of the unbiased runs depends on, see `sampling.unbiased.fingerprints`.
     """
-    fit = asdict(settings)
+    others = asdict(settings)
+    tokens = others.pop("tokens")
+    del tokens["neighbours"]  # they follow from the rest
+    fit = {"encoder": None, **tokens, **others}
     # the names of files say nothing
     fit["encoder"] = Encoder.load(settings.encoder).content_hash()
-    fit["reference"] = None if settings.reference is None else sha256(settings.reference)
+    fit["reference"] = None if settings.tokens.reference is None else sha256(settings.tokens.reference)
     runs = [{name: value for name, value in run.items() if name not in _INCIDENTAL} for run in runs]
     return json.loads(json.dumps({"fit": fit, "unbiased runs": runs}))
 

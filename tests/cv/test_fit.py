@@ -168,9 +168,9 @@ class TestErrors:
             ({"reversible": False}, "set reversible: true, or softening: 0"),
             ({"mixer": "mlp"}, "mixer: none, or estimator: vampnet"),
             ({"encoder": "none-64"}, "There is no encoder 'none-64'"),
-            ({"selection": "resname XYZ"}, "matches none of the 22 atoms"),
+            ({"tokens": TokenSpec(selection="resname XYZ")}, "matches none of the 22 atoms"),
             ({"tokens": TokenSpec(window="sequnce")}, "Did you mean 'sequence'"),
-            ({"pooling": "max"}, "Unknown token pooling"),
+            ({"tokens": TokenSpec(pooling="max")}, "Unknown token pooling"),
         ],
     )
     def test_wrong_settings(self, settings, message, encoder, data):  # noqa: F811

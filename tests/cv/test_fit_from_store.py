@@ -120,16 +120,18 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"pooling": "mean"}, "pooling 'sum' there, 'mean' here"),
-            ({"context": 2}, "context 1 there, 2 here"),
-            ({"window": "all"}, "window 'sequence' there, 'all' here"),
+            ({"tokens": {"pooling": "mean"}}, "pooling 'sum' there, 'mean' here"),
+            ({"tokens": {"context": 2}}, "context 1 there, 2 here"),
+            ({"tokens": {"window": "all"}}, "window 'sequence' there, 'all' here"),
             ({"encoder": "et-64"}, r"encoder random with hash \w+ there, et-64 here"),
-            ({"selection": "protein and not element H O"}, "not that of the store a.zarr"),
+            ({"tokens": {"selection": "protein and not element H O"}}, "not that of the store a.zarr"),
         ],
     )
     def test_other_settings(self, change, message, store):
         with pytest.raises(GeomGNNError, match=message):
-            fit_cv(store, ALA2, replace(fit_settings(store), **change))
+            settings = fit_settings(store)
+            tokens = replace(settings.tokens, **change.get("tokens", {}))
+            fit_cv(store, ALA2, replace(settings, **{**change, "tokens": tokens}))
 
     def test_a_store_that_is_not_finished(self, folder, tmp_path):
         settings = EmbedSettings(encoder=str(folder / "random.safetensors"), stride=10, chunk=5)

@@ -150,7 +150,7 @@ class TestFormats:
         np.testing.assert_allclose(half[:], single[:], rtol=1e-3, atol=1e-6)
 
     def test_windows_in_the_space_of_the_first_frame(self, xtc, settings, tmp_path):
-        settings = replace(settings, window="space", radius=0.2)
+        settings = replace(settings, tokens=TokenSpec(window="space", radius=0.2))
         store = embed(xtc, tmp_path / "a.zarr", settings)
         assert store.settings["neighbours"] == [[0, 1], [0, 1, 2], [1, 2]]
         # they are those of the store when it goes on, whatever comes next
@@ -214,17 +214,18 @@ class TestGoingOn:
         ("change", "message"),
         [
             ({"encoder": "two"}, r"encoder \(parameters\): one with hash \w+ there, two with hash"),
-            ({"pooling": "mean"}, "pooling: sum there, mean now"),
+            ({"tokens": {"pooling": "mean"}}, "pooling: sum there, mean now"),
             ({"stride": 2, "dtype": "float16"}, "stride: 1 there, 2 now; dtype: float32 there, float16 now"),
-            ({"window": "all"}, "window: sequence there, all now; residues in each window"),
-            ({"context": 1}, r"residues in each window: \[\[0\], \[1\], \[2\]\] there, \[\[0, 1\]"),
+            ({"tokens": {"window": "all"}}, "window: sequence there, all now; residues in each window"),
+            ({"tokens": {"context": 1}}, r"residues in each window: \[\[0\], \[1\], \[2\]\] there, \[\[0, 1\]"),
             ({"frame_interval": 3.0}, "frame_interval: null there, 3.0 now"),
-            ({"selection": "protein and not element H O"}, "not that of the store a.zarr"),
+            ({"tokens": {"selection": "protein and not element H O"}}, "not that of the store a.zarr"),
         ],
     )
     def test_settings_are_not_mixed(self, change, message, xtc, settings, encoders, tmp_path):
         embed(xtc, tmp_path / "a.zarr", settings)
-        change = {name: encoders.get(value, value) if name == "encoder" else value for name, value in change.items()}
+        change = {name: encoders[value] if name == "encoder" else value for name, value in change.items()}
+        change["tokens"] = replace(settings.tokens, **change.get("tokens", {}))
         with pytest.raises(GeomGNNError, match=message):
             embed(xtc, tmp_path / "a.zarr", replace(settings, **change))
         assert embed(xtc, tmp_path / "a.zarr", settings).lengths == [FRAMES]
@@ -400,7 +401,10 @@ class TestErrors:
         (tmp_path / "torn.xtc").write_bytes(xtc.read_bytes()[:100])
         with pytest.raises(GeomGNNError, match="torn.xtc"):
             embed(tmp_path / "torn.xtc", tmp_path / "a.zarr", settings)
-        assert embed(xtc, tmp_path / "a.zarr", replace(settings, pooling="mean")).settings["pooling"] == "mean"
+        assert (
+            embed(xtc, tmp_path / "a.zarr", replace(settings, tokens=TokenSpec(pooling="mean"))).settings["pooling"]
+            == "mean"
+        )
 
     def test_only_stores_are_overwritten(self, xtc, settings, tmp_path):
         folder = tmp_path / "precious"
