@@ -22,6 +22,7 @@ from openmm_geomgnn.conformers.sources import SOURCES
 from openmm_geomgnn.cv import FitSettings, distill, fit_cv
 from openmm_geomgnn.cv.distillation import DistillSettings
 from openmm_geomgnn.representation.embed_trajectories import EmbedSettings, embed_trajectories
+from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.sampling import OPES
 from openmm_geomgnn.sampling.checkpoint import NAME as CHECKPOINT
 from openmm_geomgnn.sampling.checkpoint import load_checkpoint
@@ -140,7 +141,7 @@ def embeddings(folder):
         source = f"{temporary}/tiny.safetensors"
         random_encoder().save(source)
         trajectory(5, 6, interval=2.0).save(f"{temporary}/b.xtc")
-        settings = EmbedSettings(encoder=source, window="sequence", context=0, chunk=3)
+        settings = EmbedSettings(encoder=source, tokens=TokenSpec(window="sequence", context=0), chunk=3)
         store = embed_trajectories(PDB, [f"{temporary}/b.xtc"], path, settings, workers=1)
     arrays = {"tokens": store.tokens(0)[:], "positions": store.positions(0)[:], "times": store.times(0)}
     entry = store.trajectories[0]
