@@ -6,7 +6,7 @@ from .loss import vamp2
 from .transitions import Transitions, transitions
 from .validation import Segment, check_folds, cross_validate, held_out_score, hold_out
 from .vamp import EPSILON, KoopmanModel, fix_sign, skewness, timescales, vamp, vamp_score
-from .vampnet import VAMPNetResult, train_vampnet
+from .vampnet import VAMPNetResult, VAMPNetSettings, train_vampnet
 
 __all__ = [
     "EPSILON",
@@ -15,6 +15,7 @@ __all__ = [
     "Segment",
     "Transitions",
     "VAMPNetResult",
+    "VAMPNetSettings",
     "check_folds",
     "covariances",
     "cross_validate",

@@ -1,6 +1,6 @@
 """A linear CV in one step: standardised features, principal components, TICA or VAMP, folded into one projection."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
@@ -71,54 +71,83 @@ def fit_linear(
     check_lag(lag)
     trajs = as_trajectories(features, lag)
     frames = _frame_weights([len(x) for x in trajs], lag, weights)
+    whitened = _whiten(trajs, frames, pca, epsilon)
+    mean, to_components = whitened.mean, whitened.projection
+    check_dim(dim, to_components.shape[1], len(mean))
+    reduced = [project(x, mean, to_components) for x in trajs]
+    cov = covariances(reduced, lag, weights, reversible)
+    if softening > 0:
+        soft = _soft_directions(cov, rates, to_components, softening, dim)
+        to_components = to_components @ soft
+        cov = covariances([x @ soft for x in reduced], lag, weights, reversible)
+    inner = vamp(cov, dim, epsilon)
+    model = KoopmanModel(
+        mean,
+        to_components @ inner.projection,
+        inner.singular_values,
+        len(mean) - whitened.info["rank"] + inner.dropped,
+        lag,
+        reversible,
+        info=inner.info | whitened.info,
+    )
+    if not reversible:
+        model = _two_sided(model, to_components @ inner.right_projection, trajs, weights)
+    return fix_sign(model, trajs)
+
+
+def _two_sided(model, right_projection, trajs, weights) -> KoopmanModel:
+    """The model of VAMP, with the means of the first and of the second frames of all pairs."""
+    lag = model.lag
+    pairs = pair_weights([len(x) for x in trajs], lag, weights)
+    return replace(
+        model,
+        mean=_mean([x[:-lag] for x in trajs], pairs),
+        right_mean=_mean([x[lag:] for x in trajs], pairs),
+        right_projection=right_projection,
+    )
+
+
+@dataclass(frozen=True)
+class _Whitened:
+    """The mean (n,) of the features, the projection (n, k) to principal components of unit variance, and facts on both."""
+
+    mean: np.ndarray
+    projection: np.ndarray
+    info: dict
+
+
+def _whiten(trajs, frames, pca, epsilon) -> _Whitened:
+    """Standardise the features and keep their `pca` principal components of largest variance."""
     mean, std, flat = _standardisation(trajs, frames)
-    if flat == len(mean):
+    n = len(mean)
+    if flat == n:
         raise GeomGNNError(
             f"None of the {flat} features varies by more than the noise of float32 numbers: check "
             "that the frames differ and that the selection moves."
         )
     variances, components = _principal_components(trajs, frames, mean, std)
-    n = len(mean)
     rank = int(np.count_nonzero(variances > epsilon * variances[0]))
     kept = rank if pca is None else min(pca, rank)
-    check_dim(dim, kept, n)
     # Components of unit variance, so that the cutoff inside `vamp` sees dependence only, not size.
-    to_components = components[:, :kept] / std[:, None] / np.sqrt(variances[:kept])
-    reduced = [project(x, mean, to_components) for x in trajs]
-    cov = covariances(reduced, lag, weights, reversible)
-    if softening > 0:
-        if rates is None or not reversible:
-            raise GeomGNNError(
-                "softening needs the features' rates and the reversible estimator: set reversible: true, or softening: 0."
-            )
-        soft = _soft_directions(cov, np.float64(rates) @ to_components, softening, dim)
-        to_components = to_components @ soft
-        cov = covariances([x @ soft for x in reduced], lag, weights, reversible)
-    inner = vamp(cov, dim, epsilon)
+    projection = components[:, :kept] / std[:, None] / np.sqrt(variances[:kept])
     info = {
-        **inner.info,
         "n_features": n,
         "rank": rank,
         "flat_features": flat,
         "pca_components": kept,
         "explained_variance": float(variances[:kept].sum() / variances.sum()),
     }
-    model = KoopmanModel(
-        mean, to_components @ inner.projection, inner.singular_values, n - rank + inner.dropped, lag, reversible, info=info
-    )
-    if not reversible:
-        pairs = pair_weights([len(x) for x in trajs], lag, weights)
-        model = replace(
-            model,
-            mean=_mean([x[:-lag] for x in trajs], pairs),
-            right_mean=_mean([x[lag:] for x in trajs], pairs),
-            right_projection=to_components @ inner.right_projection,
+    return _Whitened(mean, projection, info)
+
+
+def _soft_directions(cov, rates, to_components, softening, dim) -> np.ndarray:
+    """(k, dim) directions of largest autocorrelation over variance + softening^2 * mean squared rate. rates: (K, n) of the
+    features; to_components: (n, k)."""
+    if rates is None or not cov.reversible:
+        raise GeomGNNError(
+            "softening needs the features' rates and the reversible estimator: set reversible: true, or softening: 0."
         )
-    return fix_sign(model, trajs)
-
-
-def _soft_directions(cov, rates, softening, dim) -> np.ndarray:
-    """(n, dim) directions of largest autocorrelation over variance + softening^2 * mean squared rate."""
+    rates = np.float64(rates) @ to_components
     penalised = cov.c00 + softening**2 * (rates.T @ rates) / len(rates)
     _, directions = scipy.linalg.eigh(0.5 * (cov.c0t + cov.c0t.T), penalised)
     return directions[:, ::-1][:, :dim]

@@ -21,6 +21,68 @@ _EVALUATION_BATCH = 4096
 _JACKKNIFE = 10
 
 
+@dataclass(frozen=True, kw_only=True)
+class VAMPNetSettings:
+    """How a lobe is trained.
+
+    Attributes
+    ----------
+    reversible : bool
+        True gives a state-free reversible VAMPnet, False a VAMPnet.
+    epochs, batch_size : int
+        Passes over all pairs, at most, and pairs per step.
+    lr, weight_decay : float
+        Of AdamW.
+    validation_fraction : float
+        Of the frames, held out as whole contiguous blocks (see `hold_out`) to choose the epoch by; 0 trains for all
+        `epochs` and keeps the last weights.
+    test_fraction : float
+        Of the frames, held out for the final score; 0 gives none.
+    patience : int
+        Epochs without a better validation score before stopping.
+    seed : int
+        Of the split, the batches and the penalty's probes; torch's own generators are not touched.
+    gradient_penalty : float
+        Weight of the mean of |d psi_i / d z|^2 over the whitened outputs, with z the tokens in units of their own
+        spread: a softer CV heats a biased simulation less. Zero switches it off; try 0.05 to 0.5 and watch the
+        test score.
+    ridge : float
+        Relative; see `vamp2`.
+    epsilon : float
+        Relative cutoff of the whitening in the returned model; see `vamp`.
+
+    Raises
+    ------
+    GeomGNNError
+        If a number makes no sense.
+    """
+
+    reversible: bool = True
+    epochs: int = 100
+    batch_size: int = 1000
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    validation_fraction: float = VALIDATION_FRACTION
+    test_fraction: float = TEST_FRACTION
+    patience: int = 10
+    seed: int = 0
+    gradient_penalty: float = 0.0
+    ridge: float = 1e-6
+    epsilon: float = EPSILON
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "patience"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise GeomGNNError(f"{name} must be a whole number of at least 1 but was {value!r}.")
+        if not (self.lr > 0 and self.weight_decay >= 0 and self.gradient_penalty >= 0 and self.ridge > 0):
+            raise GeomGNNError(
+                "lr and ridge must be positive, weight_decay and gradient_penalty not negative, but they "
+                f"were lr={self.lr!r}, ridge={self.ridge!r}, weight_decay={self.weight_decay!r}, "
+                f"gradient_penalty={self.gradient_penalty!r}."
+            )
+
+
 @dataclass(frozen=True)
 class VAMPNetResult:
     """A trained lobe and the frozen projection of its outputs.
@@ -62,22 +124,11 @@ def train_vampnet(
     lag: int,
     dim: int,
     *,
-    reversible: bool = True,
-    epochs: int = 100,
-    batch_size: int = 1000,
-    lr: float = 1e-3,
-    weight_decay: float = 1e-4,
-    validation_fraction: float = VALIDATION_FRACTION,
-    test_fraction: float = TEST_FRACTION,
-    patience: int = 10,
-    seed: int = 0,
-    gradient_penalty: float = 0.0,
-    ridge: float = 1e-6,
     weights=None,
-    epsilon: float = EPSILON,
     progress: Callable[[int, int, float, float | None], None] | None = None,
     resume: dict | None = None,
     keep: Callable[[Callable[[], dict]], None] | None = None,
+    **settings,
 ) -> VAMPNetResult:
     """Train a copy of `lobe` so that its outputs span the slowest functions of the tokens.
 
@@ -97,27 +148,8 @@ def train_vampnet(
         In frames.
     dim
         Components of psi.
-    reversible
-        True gives a state-free reversible VAMPnet, False a VAMPnet.
-    validation_fraction
-        Of the frames, held out as whole contiguous blocks (see `hold_out`) to choose the epoch by; 0 trains for all
-        `epochs` and keeps the last weights.
-    test_fraction
-        Of the frames, held out for the final score; 0 gives none.
-    patience
-        Epochs without a better validation score before stopping.
-    seed
-        Of the split, the batches and the penalty's probes; torch's own generators are not touched.
-    gradient_penalty
-        Weight of the mean of |d psi_i / d z|^2 over the whitened outputs, with z the tokens in units of their own
-        spread: a softer CV heats a biased simulation less. Zero switches it off; try 0.05 to 0.5 and watch the
-        test score.
-    ridge
-        Relative; see `vamp2`.
     weights
         (T,) for each trajectory; see `covariances`.
-    epsilon
-        Relative cutoff of the whitening in the returned model; see `vamp`.
     progress
         Called after each epoch as progress(epoch, epochs, train_score, validation_score or None), epoch from 0.
     keep
@@ -126,6 +158,8 @@ def train_vampnet(
     resume
         Such a state. The training goes on from it, and ends as it would have without a break. Data and settings must be
         the same.
+    settings
+        The attributes of `VAMPNetSettings`, by name.
 
     Raises
     ------
@@ -136,27 +170,31 @@ def train_vampnet(
     Mardt et al., Nat. Commun. 9, 5 (2018); Chen, Sidky & Ferguson, J. Chem. Phys. 150, 214114 (2019) for the
     reversible one.
     """
-    data = _Data(tokens, lag, weights)
-    _check_whole_numbers(epochs=epochs, batch_size=batch_size, patience=patience)
-    _check_real_numbers(lr, weight_decay, gradient_penalty, ridge)
+    how, data = VAMPNetSettings(**settings), _Data(tokens, lag, weights)
     like = _first_trainable(lobe)
-    training, validation, test = hold_out(data.lengths, lag, (validation_fraction, test_fraction), seed=seed)
+    training, validation, test = hold_out(data.lengths, lag, (how.validation_fraction, how.test_fraction), seed=how.seed)
     lobe = _prepared_copy(lobe, data, training, dim, like)
-    scale = _spread([s.take(data.tokens) for s in training]).to(like) if gradient_penalty else None
-    loss_of = partial(_loss, lobe, data, scale=scale, reversible=reversible, gradient_penalty=gradient_penalty, ridge=ridge)
-    scores_of = partial(_Scores, lobe, data, training, dim, reversible, epsilon)
+    scale = _spread([s.take(data.tokens) for s in training]).to(like) if how.gradient_penalty else None
+    loss_of = partial(_loss, lobe, data, scale=scale, settings=how)
+    scores_of = partial(_Scores, lobe, data, training, dim, how)
     trainer = Trainer(
-        lobe, data.first_frames(training), loss_of, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed
+        lobe,
+        data.first_frames(training),
+        loss_of,
+        batch_size=how.batch_size,
+        lr=how.lr,
+        weight_decay=how.weight_decay,
+        seed=how.seed,
     )
     trainer.train(
         lambda epoch: scores_of(epoch).training_and(validation),
-        epochs=epochs,
-        patience=patience,
+        epochs=how.epochs,
+        patience=how.patience,
         resume=resume,
         keep=keep,
         progress=progress,
     )
-    scores, model = scores_of(trainer.best_epoch), _final_model(lobe, data, dim, reversible, epsilon)
+    scores, model = scores_of(trainer.best_epoch), _final_model(lobe, data, dim, how)
     return VAMPNetResult(lobe, model, trainer.history, trainer.best_epoch, scores.of(test), scores.error(test))
 
 
@@ -214,21 +252,6 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
-def _check_whole_numbers(**settings) -> None:
-    for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise GeomGNNError(f"{name} must be a whole number of at least 1 but was {value!r}.")
-
-
-def _check_real_numbers(lr, weight_decay, gradient_penalty, ridge) -> None:
-    if not (lr > 0 and weight_decay >= 0 and gradient_penalty >= 0 and ridge > 0):
-        raise GeomGNNError(
-            "lr and ridge must be positive, weight_decay and gradient_penalty not negative, but they "
-            f"were lr={lr!r}, ridge={ridge!r}, weight_decay={weight_decay!r}, "
-            f"gradient_penalty={gradient_penalty!r}."
-        )
-
-
 def _first_trainable(lobe: nn.Module) -> Tensor:
     """The parameter whose device and dtype the tokens get."""
     trainable = next((p for p in lobe.parameters() if p.requires_grad), None)
@@ -256,18 +279,18 @@ def _check_outputs(lobe: nn.Module, tokens: Tensor, dim: int) -> None:
     check_dim(dim, chi.shape[1], chi.shape[1])
 
 
-def _loss(lobe, data: _Data, index: Tensor, generator, *, scale, reversible, gradient_penalty, ridge) -> Tensor:
-    """-VAMP-2 of the pairs that begin at `index`, and the penalty on its gradients by the tokens."""
+def _loss(lobe, data: _Data, index: Tensor, generator, *, scale: Tensor | None, settings: VAMPNetSettings) -> Tensor:
+    """-VAMP-2 of the pairs that begin at `index`, and the penalty on its gradients by the tokens, in units of `scale`."""
     first, second, weights = data.pairs(index, next(lobe.parameters()))
-    if not gradient_penalty:
+    if scale is None:
         chi_0, chi_t = lobe(torch.cat([first, second])).tensor_split(2)
-        return -vamp2(chi_0, chi_t, weights, reversible, ridge)
+        return -vamp2(chi_0, chi_t, weights, settings.reversible, settings.ridge)
     first.requires_grad_()
     chi_0, chi_t = lobe(first), lobe(second)
-    probe = whitened_probe(chi_0, weights, ridge, generator)
+    probe = whitened_probe(chi_0, weights, settings.ridge, generator)
     (gradient,) = torch.autograd.grad((chi_0 * probe.to(chi_0.dtype)).sum(), first, create_graph=True)
     stiffness = (gradient * scale).square().flatten(1).sum(1).double().mean() / chi_0.shape[1]
-    return gradient_penalty * stiffness - vamp2(chi_0, chi_t, weights, reversible, ridge)
+    return settings.gradient_penalty * stiffness - vamp2(chi_0, chi_t, weights, settings.reversible, settings.ridge)
 
 
 def _spread(tokens: Sequence[Tensor]) -> Tensor:
@@ -301,7 +324,7 @@ def _evaluate(lobe: nn.Module, tokens: Tensor) -> np.ndarray:
 class _Scores:
     """VAMP-2 of the leading functions of a lobe's outputs chi, estimated on the training segments, there and elsewhere."""
 
-    def __init__(self, lobe, data: _Data, training, dim, reversible, epsilon, epoch):
+    def __init__(self, lobe, data: _Data, training, dim, settings: VAMPNetSettings, epoch):
         chi = [_evaluate(lobe, x) for x in data.tokens]
         if not all(np.isfinite(x).all() for x in chi):
             raise GeomGNNError(
@@ -309,9 +332,9 @@ class _Scores:
             )
         self._lag = data.lag
         self._moments = lambda segments: covariances(
-            [s.take(chi) for s in segments], data.lag, data.segment_weights(segments), reversible
+            [s.take(chi) for s in segments], data.lag, data.segment_weights(segments), settings.reversible
         )
-        self._model = vamp(self._moments(training), epsilon=epsilon).truncate(dim)
+        self._model = vamp(self._moments(training), epsilon=settings.epsilon).truncate(dim)
         self.training = vamp_score(self._model)
 
     def training_and(self, segments) -> tuple[float, float | None]:
@@ -348,8 +371,8 @@ def _cut(segment: Segment, count: int) -> list[Segment]:
     return [Segment(segment.trajectory, *ends) for ends in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def _final_model(lobe, data: _Data, dim, reversible, epsilon) -> KoopmanModel:
+def _final_model(lobe, data: _Data, dim, settings: VAMPNetSettings) -> KoopmanModel:
     double = copy.deepcopy(lobe).double()
     chi = [_evaluate(double, x) for x in data.tokens]
-    model = vamp(covariances(chi, data.lag, data.frame_weights, reversible), dim, epsilon)
+    model = vamp(covariances(chi, data.lag, data.frame_weights, settings.reversible), dim, settings.epsilon)
     return with_sign(model, np.concatenate([model.transform(x) for x in chi]))

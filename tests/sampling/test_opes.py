@@ -283,8 +283,10 @@ def test_nonsense_is_refused(settings, message):
     ],
 )
 def test_doubtful_settings_warn(settings, message):
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(UserWarning, match=message) as given:
         OPES(**({"barrier": 40, "pace": 500} | settings))
+    # where the user made it
+    assert given[0].filename == __file__
 
 
 def test_sensible_settings_do_not_warn():

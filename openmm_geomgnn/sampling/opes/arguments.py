@@ -2,11 +2,12 @@
 
 import math
 import operator
+import warnings
 
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.units import quantity
+from openmm_geomgnn.units import BOLTZMANN, quantity
 
 
 def read_number(value, name, unit=None, zero=False, infinite=False):
@@ -47,6 +48,44 @@ def read_widths(value, name):
     if not widths:
         raise GeomGNNError(f"{name} is empty: give a number, or one per CV component.")
     return widths
+
+
+def read_biasfactor(value, barrier, temperature, explore, adaptive):
+    """The biasfactor as a float > 1, by default barrier/kT; infinite for a flat target.
+
+    barrier: kJ/mol. temperature: K. explore: whether OPES_EXPLORE is meant. adaptive: whether sigma is measured.
+    """
+    ratio = barrier / (BOLTZMANN * temperature)
+    too_low = (
+        f"A barrier of {barrier:g} kJ/mol is only {ratio:.3g} kT at {temperature:g} K: is your barrier "
+        "too low, or not in kJ/mol?"
+    )
+    if value is None:
+        if ratio <= 1:
+            raise GeomGNNError(f"The biasfactor, barrier/kT = {ratio:.3g}, must be greater than 1. {too_low}")
+        return ratio
+    gamma = read_number(value, "biasfactor", infinite=True)
+    if gamma <= 1:
+        advice = f"leave it out to use barrier/kT = {ratio:.3g}." if ratio > 1 else f"leave it out. {too_low}"
+        raise GeomGNNError(f"biasfactor is {gamma:g} but must be greater than 1 (1 is unbiased): {advice}")
+    if math.isinf(gamma) and explore:
+        raise GeomGNNError(
+            "biasfactor = inf is not possible with explore=True, whose target needs a finite one: leave it out, or "
+            "use explore=False for a flat target."
+        )
+    if math.isinf(gamma) and adaptive:
+        raise GeomGNNError(
+            "biasfactor = inf (a flat target) needs a given sigma, because an adaptive one is scaled by the "
+            "biasfactor: give sigma, about the spread of the CV inside a basin, or a finite biasfactor."
+        )
+    if 100 < gamma < math.inf and gamma > 2 * ratio:
+        consequence = (
+            "with explore=True it widens every kernel by its square root and makes the weights overflow. Leave it out."
+            if explore
+            else "the target is flat in all but name. Leave it out, or say biasfactor=inf for a flat target."
+        )
+        warn(f"biasfactor = {gamma:g} is far above barrier/kT = {ratio:.3g}: {consequence}", depth=1)
+    return gamma
 
 
 def read_periods(periods):
@@ -104,3 +143,9 @@ def check_values(s, caller):
             "cannot enter the bias: the simulation or the network failed before this point. Look at the last frames, and "
             "try a smaller time step or a softer CV."
         )
+
+
+def warn(message, depth=0):
+    """Give a UserWarning at the line that made a bias. depth: calls between this one and the bias's __post_init__."""
+    # up through __post_init__ and the generated __init__
+    warnings.warn(message, UserWarning, stacklevel=4 + depth)

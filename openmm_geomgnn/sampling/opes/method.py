@@ -5,7 +5,6 @@ J. Chem. Theory Comput. 2022, 10.1021/acs.jctc.2c00152 (EXPLORE). The force is t
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,11 +16,13 @@ from openmm_geomgnn.sampling.opes.arguments import (
     box_of,
     check_values,
     common_dimension,
+    read_biasfactor,
     read_count,
     read_energies,
     read_number,
     read_periods,
     read_widths,
+    warn,
 )
 from openmm_geomgnn.sampling.opes.kernel_sum import KernelSum, add_kernel, minimum_image, wrap
 from openmm_geomgnn.sampling.opes.state import (
@@ -98,12 +99,13 @@ class OPES:
         put("explore", bool(self.explore))
         ratio = barrier / kT
         if ratio > 200:
-            _warn(
+            warn(
                 f"A barrier of {barrier:g} kJ/mol is {ratio:.0f} kT at {self.temperature:g} K, more than sampling "
                 "along a CV can cross: is it in J/mol, or is your barrier too high? Conformational changes need 20 to "
                 "100 kJ/mol."
             )
-        gamma = put("biasfactor", self._checked_biasfactor(ratio))
+        given = read_biasfactor(self.biasfactor, barrier, self.temperature, self.explore, self.sigma is None)
+        gamma = put("biasfactor", given)
         put("p", gamma - 1.0 if self.explore else 1.0 - 1.0 / gamma)
         put("epsilon", math.exp(put("log_epsilon", -ratio / self.p)))
 
@@ -112,7 +114,7 @@ class OPES:
             cutoff = math.sqrt(2 * ratio if self.explore else 2 * ratio / self.p)
         put("kernel_cutoff", cutoff := read_number(cutoff, "kernel_cutoff"))
         if cutoff < 3.5:
-            _warn(
+            warn(
                 f"Kernels are cut off at {cutoff:.3g} sigma, below 3.5, so the truncation shows in the bias: is your "
                 f"barrier ({barrier:g} kJ/mol = {ratio:.3g} kT) too low, or your kernel_cutoff too short?"
             )
@@ -139,39 +141,6 @@ class OPES:
         if not self.adaptive:
             self._check_widths()
 
-    def _checked_biasfactor(self, ratio):
-        too_low = (
-            f"A barrier of {self.barrier:g} kJ/mol is only {ratio:.3g} kT at {self.temperature:g} K: is your barrier "
-            "too low, or not in kJ/mol?"
-        )
-        if self.biasfactor is None:
-            if ratio <= 1:
-                raise GeomGNNError(f"The biasfactor, barrier/kT = {ratio:.3g}, must be greater than 1. {too_low}")
-            return ratio
-        gamma = read_number(self.biasfactor, "biasfactor", infinite=True)
-        if gamma <= 1:
-            advice = f"leave it out to use barrier/kT = {ratio:.3g}." if ratio > 1 else f"leave it out. {too_low}"
-            raise GeomGNNError(f"biasfactor is {gamma:g} but must be greater than 1 (1 is unbiased): {advice}")
-        if math.isinf(gamma) and (self.explore or self.sigma is None):
-            raise GeomGNNError(
-                "biasfactor = inf is not possible with explore=True, whose target needs a finite one: leave it out, or "
-                "use explore=False for a flat target."
-                if self.explore
-                else "biasfactor = inf (a flat target) needs a given sigma, because an adaptive one is scaled by the "
-                "biasfactor: give sigma, about the spread of the CV inside a basin, or a finite biasfactor."
-            )
-        if 100 < gamma < math.inf and gamma > 2 * ratio:
-            _warn(
-                f"biasfactor = {gamma:g} is far above barrier/kT = {ratio:.3g}: "
-                + (
-                    "with explore=True it widens every kernel by its square root and makes the weights overflow. Leave "
-                    "it out."
-                    if self.explore
-                    else "the target is flat in all but name. Leave it out, or say biasfactor=inf for a flat target."
-                )
-            )
-        return gamma
-
     def _check_widths(self):
         sigma0, sigma_min = self._sigma0(self.dimension or 1)[0], self._floor(self.dimension or 1)
         if sigma_min is not None and np.any(sigma_min > sigma0):
@@ -181,10 +150,11 @@ class OPES:
             )
         for i, (low, high) in enumerate(period or (-math.inf, math.inf) for period in self.periods or ()):
             if not self.explore and 2 * self.kernel_cutoff * sigma0[i] > high - low:
-                _warn(
+                warn(
                     f"sigma = {sigma0[i]:g} in component {i} reaches beyond half the period ({low:g}, {high:g}) with a "
                     f"cutoff of {self.kernel_cutoff:.3g} sigma, so the force jumps opposite each kernel: use a sigma "
-                    f"below {(high - low) / (2 * self.kernel_cutoff):.3g}."
+                    f"below {(high - low) / (2 * self.kernel_cutoff):.3g}.",
+                    depth=1,
                 )
 
     def initial_state(self, dimension=None, n_walkers=1):
@@ -428,8 +398,3 @@ class OPES:
 
 def _effective_size(log_W, log_W2):
     return math.exp(2 * np.logaddexp(0.0, log_W) - np.logaddexp(0.0, log_W2))
-
-
-def _warn(message):
-    # up through __post_init__ and the generated __init__ to the line that made the OPES
-    warnings.warn(message, UserWarning, stacklevel=4)
