@@ -133,8 +133,14 @@ class TrajectoryFile(Closing):
         if self.path.suffix.lower() == ".xtc":
             offsets = self._handle.offsets[numbers.start : numbers.stop : numbers.step]
             check_streams(self.path, offsets, numbers.start, numbers.step)
+        if len(numbers) > 1 and numbers.step > 1 and ".xyz" in self.path.suffixes:
+            # after the last frame of a call mdtraj skips step - 1 more, and fails if the file breaks off in one of them
+            return self._read_from(numbers[:-1]).join(self._read_from(numbers[-1:]), check_topology=False)
+        return self._read_from(numbers)
+
+    def _read_from(self, numbers):
         self._handle.seek(numbers.start)
-        arguments = {"n_frames": len(numbers), "stride": None if numbers.step == 1 else numbers.step}
+        arguments = {"n_frames": len(numbers), "stride": numbers.step if len(numbers) > 1 and numbers.step > 1 else None}
         if hasattr(self._handle, "topology"):  # a format that holds it
             return self._handle.read_as_traj(**arguments)
         return self._handle.read_as_traj(self.topology, **arguments)

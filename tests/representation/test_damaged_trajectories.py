@@ -81,6 +81,21 @@ class TestTruncated:
             found = load_trajectory(cut, TOPOLOGY, stride=2, allow_truncated=True)
         np.testing.assert_array_equal(found.xyz, expected.xyz[:7:2])
 
+    @pytest.mark.parametrize("stride", [2, 3, 7])
+    def test_an_xyz_file_cut_within_a_line(self, stride, tmp_path):
+        """The part of a frame is neither used nor skipped as a whole one, wherever in a line the file breaks off."""
+        whole, cut = tmp_path / "a.xyz", tmp_path / "cut.xyz"
+        frames(10, box=None).save(str(whole))
+        expected = mdtraj.load(str(whole), top=TOPOLOGY)
+        lines = whole.read_bytes().splitlines(keepends=True)
+        start = sum(map(len, lines[: 7 * 24 + 5]))  # of the third atom in the eighth frame
+        for size in range(start, start + len(lines[7 * 24 + 5]) + 1):
+            cut.write_bytes(whole.read_bytes()[:size])
+            with pytest.warns(UserWarning, match="it holds 7 whole frames and a part of another"):
+                found = load_trajectory(cut, TOPOLOGY, stride, allow_truncated=True)
+            np.testing.assert_array_equal(found.xyz, expected.xyz[:7:stride])
+            np.testing.assert_array_equal(found.time, expected.time[:7:stride])
+
     def test_a_dcd_file_cut_between_two_frames(self, tmp_path):
         """There is no part of another frame: only the header tells."""
         path = tmp_path / "a.dcd"
