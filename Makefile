@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_VENV ?= .venv-openmm-torch
+LOWEST_VENV ?= .venv-lowest
 # one thread per process: walkers and tests share the cores, and oversubscribed threads are far slower
 export OMP_NUM_THREADS ?= 1
 # tests run side by side, one process for each core
 WORKERS ?= auto
 PYTEST = -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-openmm-torch lint docs bench pretrain soak clean
+.PHONY: demo test test-fast test-lowest test-openmm-torch lint docs bench pretrain soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/geomgnn demo
@@ -20,6 +21,11 @@ test: $(VENV)/.installed
 # for people who change code: the tests that are not marked slow
 test-fast: $(VENV)/.installed
 	$(BIN)/python $(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+# the tests of test-fast with the lowest versions that setup.cfg allows, in an environment of its own (Python 3.11): 4 GB to
+# download, 7 GB on the disk
+test-lowest: $(LOWEST_VENV)/.installed
+	$(LOWEST_VENV)/bin/python $(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # openmm-torch's TorchForce with the released wheels, in an environment of its own: 4 GB to download, 7 GB on the disk
 test-openmm-torch: $(TORCH_VENV)/.installed
@@ -56,5 +62,11 @@ $(TORCH_VENV)/.installed: setup.cfg pyproject.toml constraints-openmm-torch.txt
 	$(TORCH_VENV)/bin/python -m pip install -c constraints-openmm-torch.txt -e ".[fast,test]"
 	touch $@
 
+$(LOWEST_VENV)/.installed: setup.cfg pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST_VENV)/bin/python || $(PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/python -m pip install -c constraints-lowest.txt torch
+	$(LOWEST_VENV)/bin/python -m pip install -c constraints-lowest.txt -e ".[all,test]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TORCH_VENV) build dist docs/_build docs/reference/api/generated *.egg-info
+	rm -rf $(VENV) $(TORCH_VENV) $(LOWEST_VENV) build dist docs/_build docs/reference/api/generated *.egg-info
