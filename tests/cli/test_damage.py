@@ -17,6 +17,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import pytest
+import read_trajectories
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from molecules import ALA2, ala2, random_cv, random_encoder
@@ -287,7 +288,7 @@ def any_damage(content, rng):
 
 def outcomes(paths, topology):
     """What became of reading each of these files, in a process that may crash: [(name, outcome)]."""
-    child = Path(__file__).with_name("read_trajectories.py")
+    child = Path(read_trajectories.__file__)
     done = subprocess.run([sys.executable, child, topology, *paths], capture_output=True, text=True, timeout=300)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     if done.returncode != 0:
