@@ -37,6 +37,8 @@ soak: $(VENV)/.installed
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # the site, in docs/_build/html; a warning is an error. Everything is read again: pages are also made from the package.
 docs: $(VENV)/.installed

@@ -29,7 +29,7 @@ from packaging.version import Version
 pytestmark = pytest.mark.slow
 
 PACKAGES = ("openmm_geomgnn", "torchmdnet_ext")
-DATA = (".safetensors", ".pdb", ".yaml")
+DATA = (".safetensors", ".pdb", ".yaml", ".typed")
 
 
 def run(*command, cwd=None):

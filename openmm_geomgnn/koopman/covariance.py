@@ -3,10 +3,17 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import GeomGNNError
+
+# one array (T, n) or tensor, or one for each trajectory
+Trajectories: TypeAlias = npt.ArrayLike | Sequence[npt.ArrayLike]
+# one array (T,), or one for each trajectory
+Weights: TypeAlias = np.ndarray | Sequence[np.ndarray]
 
 _CHUNK = 16384  # frames converted to float64 at a time, at most
 _CHUNK_NUMBERS = 1 << 24  # of their features
@@ -63,7 +70,7 @@ class Covariances:
         )
 
 
-def as_trajectories(trajs, lag: int = 0) -> list[np.ndarray]:
+def as_trajectories(trajs: Trajectories, lag: int = 0) -> list[np.ndarray]:
     """A list of (T, n) arrays from one array or tensor, or a sequence of them.
 
     What has an attribute `lazy` that is true is left as it is: data that are read or computed piece by piece, with a shape,
@@ -75,11 +82,9 @@ def as_trajectories(trajs, lag: int = 0) -> list[np.ndarray]:
         If a trajectory is not two-dimensional, has another number of features than the first, is not longer than the
         lag, or holds NaN or inf (trajectory and frame are named).
     """
-    if not isinstance(trajs, (list, tuple)):
-        trajs = [trajs]
-    if not trajs:
+    arrays = [_as_array(x) for x in as_list(trajs)]
+    if not arrays:
         raise GeomGNNError("There are no trajectories: pass a list of arrays of shape (frames, features).")
-    arrays = [_as_array(x) for x in trajs]
     for k, x in enumerate(arrays):
         if x.ndim != 2:
             raise GeomGNNError(
@@ -96,13 +101,18 @@ def as_trajectories(trajs, lag: int = 0) -> list[np.ndarray]:
     return arrays
 
 
-def _as_array(x):
+def as_list(arrays: Any) -> list[Any]:
+    """A list of arrays, one for each trajectory, from one of them or a sequence."""
+    return list(arrays) if isinstance(arrays, (list, tuple)) else [arrays]
+
+
+def _as_array(x: Any) -> np.ndarray:
     if getattr(x, "lazy", False):
         return x
     return x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
 
 
-def frames_at_once(x) -> int:
+def frames_at_once(x: np.ndarray) -> int:
     """How many frames of x (T, ...) are worked on at a time."""
     return max(256, min(_CHUNK, _CHUNK_NUMBERS // max(1, int(np.prod(x.shape[1:])))))
 
@@ -148,14 +158,12 @@ def static_weights(log_weights: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [np.exp(w - top) for w in log_weights]
 
 
-def pair_weights(lengths: Sequence[int], lag: int, weights: Sequence[np.ndarray] | None) -> list[np.ndarray]:
+def pair_weights(lengths: Sequence[int], lag: int, weights: Weights | None) -> list[np.ndarray]:
     """Weight of each pair, (T - lag,) for each trajectory, summing to one over all of them: that of its first frame."""
     if weights is None:
         n_pairs = sum(length - lag for length in lengths)
         return [np.full(length - lag, 1.0 / n_pairs) for length in lengths]
-    if not isinstance(weights, (list, tuple)):
-        weights = [weights]
-    weights = [np.asarray(w, dtype=np.float64) for w in weights]
+    weights = [np.asarray(w, dtype=np.float64) for w in as_list(weights)]
     if [w.shape for w in weights] != [(length,) for length in lengths]:
         raise GeomGNNError(
             "Weights must be one array (frames,) for each trajectory: expected lengths "
@@ -175,7 +183,7 @@ def pair_weights(lengths: Sequence[int], lag: int, weights: Sequence[np.ndarray]
     return [w[: len(w) - lag] / total for w in weights]
 
 
-def covariances(trajs, lag: int, weights=None, reversible: bool = True) -> Covariances:
+def covariances(trajs: Trajectories, lag: int, weights: Weights | None = None, reversible: bool = True) -> Covariances:
     """Means and covariances of all pairs of frames `lag` apart within a trajectory, never across two.
 
     Parameters
@@ -232,9 +240,11 @@ def check_lag(lag: int) -> None:
         raise GeomGNNError(f"The lag must be a whole number of at least one frame but was {lag!r}.")
 
 
-def _chunks(trajs, pairs, lag) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _chunks(
+    trajs: Sequence[np.ndarray], pairs: Sequence[np.ndarray], lag: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Pieces of (weights, first frames, second frames) in float64."""
     for x, w in zip(trajs, pairs, strict=True):
         for start in range(0, len(w), _CHUNK):
             stop = min(start + _CHUNK, len(w))
-            yield w[start:stop], np.float64(x[start:stop]), np.float64(x[start + lag : stop + lag])
+            yield w[start:stop], np.asarray(x[start:stop], np.float64), np.asarray(x[start + lag : stop + lag], np.float64)

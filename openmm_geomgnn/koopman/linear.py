@@ -1,12 +1,24 @@
 """A linear CV in one step: standardised features, principal components, TICA or VAMP, folded into one projection."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.linalg
 
 from ..errors import GeomGNNError
-from .covariance import as_trajectories, check_lag, covariances, frames_at_once, pair_weights
+from .covariance import (
+    Covariances,
+    Trajectories,
+    Weights,
+    as_trajectories,
+    check_lag,
+    covariances,
+    frames_at_once,
+    pair_weights,
+)
 from .vamp import EPSILON, KoopmanModel, check_dim, fix_sign, project, vamp
 
 # A feature whose spread is below these shares of its mean and of the widest spread is noise of float32 arithmetic: it
@@ -15,14 +27,14 @@ FLOOR_OF_MEAN, FLOOR_OF_WIDEST = 1e-5, 1e-6
 
 
 def fit_linear(
-    features,
+    features: Trajectories,
     lag: int,
     dim: int,
     pca: int | None = 50,
     reversible: bool = True,
-    weights=None,
+    weights: Weights | None = None,
     epsilon: float = EPSILON,
-    rates=None,
+    rates: npt.ArrayLike | None = None,
     softening: float = 0.0,
 ) -> KoopmanModel:
     """The slowest linear combinations of features, as one map from the raw features.
@@ -95,7 +107,9 @@ def fit_linear(
     return fix_sign(model, trajs)
 
 
-def _two_sided(model, right_projection, trajs, weights) -> KoopmanModel:
+def _two_sided(
+    model: KoopmanModel, right_projection: np.ndarray, trajs: Sequence[np.ndarray], weights: Weights | None
+) -> KoopmanModel:
     """The model of VAMP, with the means of the first and of the second frames of all pairs."""
     lag = model.lag
     pairs = pair_weights([len(x) for x in trajs], lag, weights)
@@ -113,10 +127,10 @@ class _Whitened:
 
     mean: np.ndarray
     projection: np.ndarray
-    info: dict
+    info: dict[str, Any]
 
 
-def _whiten(trajs, frames, pca, epsilon) -> _Whitened:
+def _whiten(trajs: Sequence[np.ndarray], frames: Sequence[np.ndarray], pca: int | None, epsilon: float) -> _Whitened:
     """Standardise the features and keep their `pca` principal components of largest variance."""
     mean, std, flat = _standardisation(trajs, frames)
     n = len(mean)
@@ -140,20 +154,24 @@ def _whiten(trajs, frames, pca, epsilon) -> _Whitened:
     return _Whitened(mean, projection, info)
 
 
-def _soft_directions(cov, rates, to_components, softening, dim) -> np.ndarray:
-    """(k, dim) directions of largest autocorrelation over variance + softening^2 * mean squared rate. rates: (K, n) of the
-    features; to_components: (n, k)."""
+def _soft_directions(
+    cov: Covariances, rates: npt.ArrayLike | None, to_components: np.ndarray, softening: float, dim: int
+) -> np.ndarray:
+    """Directions (k, dim) of largest autocorrelation over variance + softening^2 * mean squared rate.
+
+    `rates` is (K, n), of the features, and `to_components` (n, k).
+    """
     if rates is None or not cov.reversible:
         raise GeomGNNError(
             "softening needs the features' rates and the reversible estimator: set reversible: true, or softening: 0."
         )
-    rates = np.float64(rates) @ to_components
-    penalised = cov.c00 + softening**2 * (rates.T @ rates) / len(rates)
+    changes = np.asarray(rates, np.float64) @ to_components
+    penalised = cov.c00 + softening**2 * (changes.T @ changes) / len(changes)
     _, directions = scipy.linalg.eigh(0.5 * (cov.c0t + cov.c0t.T), penalised)
     return directions[:, ::-1][:, :dim]
 
 
-def _frame_weights(lengths, lag, weights) -> list[np.ndarray]:
+def _frame_weights(lengths: Sequence[int], lag: int, weights: Weights | None) -> list[np.ndarray]:
     """Weight of each frame, summing to one: half of each pair that it is part of."""
     result = []
     for length, w in zip(lengths, pair_weights(lengths, lag, weights), strict=True):
@@ -164,18 +182,19 @@ def _frame_weights(lengths, lag, weights) -> list[np.ndarray]:
     return result
 
 
-def _pieces(trajs, frames):
+def _pieces(trajs: Sequence[np.ndarray], frames: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pieces of (features in float64, weights of their frames)."""
     for x, w in zip(trajs, frames, strict=True):
         size = frames_at_once(x)
         for start in range(0, len(x), size):
             yield np.asarray(x[start : start + size], np.float64), w[start : start + size]
 
 
-def _mean(trajs, frames) -> np.ndarray:
+def _mean(trajs: Sequence[np.ndarray], frames: Sequence[np.ndarray]) -> np.ndarray:
     return sum(w @ x for x, w in _pieces(trajs, frames))
 
 
-def _standardisation(trajs, frames) -> tuple[np.ndarray, np.ndarray, int]:
+def _standardisation(trajs: Sequence[np.ndarray], frames: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
     """Mean (n,), floored standard deviation (n,) and the number of features below the floor."""
     mean = _mean(trajs, frames)
     std = np.sqrt(sum(w @ (x - mean) ** 2 for x, w in _pieces(trajs, frames)))
@@ -185,7 +204,9 @@ def _standardisation(trajs, frames) -> tuple[np.ndarray, np.ndarray, int]:
     return mean, np.where(std > 0, std, 1.0), flat
 
 
-def _principal_components(trajs, frames, mean, std) -> tuple[np.ndarray, np.ndarray]:
+def _principal_components(
+    trajs: Sequence[np.ndarray], frames: Sequence[np.ndarray], mean: np.ndarray, std: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Variances (k,), descending, and components (n, k) of the standardised features."""
     n, n_frames = len(mean), sum(len(x) for x in trajs)
     if n_frames < n:

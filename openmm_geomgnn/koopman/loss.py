@@ -58,8 +58,10 @@ def vamp2(
 
 
 def whitened_probe(chi: Tensor, weights: Tensor | None, ridge: float, generator: torch.Generator) -> Tensor:
-    """Random rows u (B, k) with covariance C^-1: the expectation of |d(u.chi)|^2 is the sum of |d psi_i|^2 over the
-    whitened outputs psi. Differentiable, so that shrinking chi does not lower it.
+    """Draw random rows u (B, k) with covariance C^-1, differentiable by chi.
+
+    The expectation of |d(u.chi)|^2 is the sum of |d psi_i|^2 over the whitened outputs psi. Since u is differentiable,
+    shrinking chi does not lower it.
     """
     chi = chi.double()
     w = torch.full((len(chi),), 1.0, dtype=torch.float64, device=chi.device) if weights is None else weights.double()

@@ -54,8 +54,8 @@ class Trainer:
         epochs: int,
         patience: int,
         resume: dict | None,
-        keep,
-        progress,
+        keep: Callable[[Callable[[], dict]], None] | None,
+        progress: Callable[[int, int, float, float | None], None] | None,
     ) -> None:
         """Train until the validation score has not risen for `patience` epochs; the lobe ends with the best weights.
 
@@ -76,7 +76,8 @@ class Trainer:
                     keep(self.state)
                 if progress is not None:
                     progress(self.epoch - 1, epochs, *scores)
-        self._lobe.load_state_dict(self.best)
+        if self.best is not None:  # None where no epoch was trained
+            self._lobe.load_state_dict(self.best)
         self._lobe.eval()
 
     def _pass_over_samples(self) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import chdtri
 
 from .vamp import timescales
@@ -28,7 +29,7 @@ class Transitions:
     separates_runs: np.ndarray
 
 
-def transitions(psi: Sequence[np.ndarray], lag: int, singular_values) -> Transitions:
+def transitions(psi: Sequence[np.ndarray], lag: int, singular_values: npt.ArrayLike) -> Transitions:
     """Count the transitions between the extremes of each component of psi, within trajectories.
 
     The estimator cannot tell a barrier that was never crossed from a difference between runs: two runs of white noise,

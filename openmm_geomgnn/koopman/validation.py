@@ -1,12 +1,12 @@
 """Held-out VAMP scores: contiguous blocks of frames, a lag apart from what was fitted, never pairs across a cut."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import GeomGNNError
-from .covariance import check_lag, check_lengths, covariances
+from .covariance import Weights, as_list, check_lag, check_lengths, covariances
 from .vamp import EPSILON, subspace_score
 
 
@@ -17,7 +17,7 @@ class Segment(NamedTuple):
     start: int
     stop: int
 
-    def take(self, arrays: Sequence):
+    def take(self, arrays: Sequence[Any]) -> Any:
         """The segment's frames out of one array for each trajectory."""
         return arrays[self.trajectory][self.start : self.stop]
 
@@ -111,7 +111,7 @@ def hold_out_blocks(
     return parts
 
 
-def _place(length: int, sizes: dict[int, int], count: int, gap: int, rng) -> list[tuple[int, int, int]]:
+def _place(length: int, sizes: dict[int, int], count: int, gap: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
     """(part, start, stop) of a block of each part at a random place in each of `count` stretches of a trajectory."""
     edges = np.linspace(0, length, count + 1).astype(int).tolist()
     held = []
@@ -125,7 +125,9 @@ def _place(length: int, sizes: dict[int, int], count: int, gap: int, rng) -> lis
     return held
 
 
-def held_out_score(model, trajs, lag: int, r: float = 2, reversible: bool = True, weights=None) -> float:
+def held_out_score(
+    model: Any, trajs: Sequence[Any], lag: int, r: float = 2, reversible: bool = True, weights: Weights | None = None
+) -> float:
     """VAMP-r score on `trajs` of the functions of a fitted model, which the data had no part in fitting.
 
     The space that psi spans is scored: its covariances over `trajs`, 1 + |C00^-1/2 C0t Ctt^-1/2|_r^r, with nothing
@@ -144,13 +146,13 @@ def held_out_score(model, trajs, lag: int, r: float = 2, reversible: bool = True
 
 
 def cross_validate(
-    fit: Callable,
-    trajs,
+    fit: Callable[..., Any],
+    trajs: Any,
     lag: int,
     folds: int = 5,
     r: float = 2,
     reversible: bool = True,
-    weights=None,
+    weights: Weights | None = None,
     blocks: int = 4,
     options: Callable[[list[Segment]], dict] | None = None,
 ) -> np.ndarray:
@@ -173,18 +175,17 @@ def cross_validate(
         frames.
     """
     check_lag(lag)
-    trajs = list(trajs) if isinstance(trajs, (list, tuple)) else [trajs]
-    if weights is not None and not isinstance(weights, (list, tuple)):
-        weights = [weights]
+    trajs = as_list(trajs)
+    frame_weights = None if weights is None else as_list(weights)
     lengths = [len(x) for x in trajs]
     check_folds(lengths, lag, folds, blocks)
     scores = []
     for training, validation in _folds(lengths, lag, folds, blocks):
         more = {} if options is None else options(training)
-        if weights is not None:
-            more["weights"] = [s.take(weights) for s in training]
+        if frame_weights is not None:
+            more["weights"] = [s.take(frame_weights) for s in training]
         model = fit([s.take(trajs) for s in training], **more)
-        held_weights = None if weights is None else [s.take(weights) for s in validation]
+        held_weights = None if frame_weights is None else [s.take(frame_weights) for s in validation]
         scores.append(held_out_score(model, [s.take(trajs) for s in validation], lag, r, reversible, held_weights))
     return np.array(scores)
 
@@ -203,7 +204,7 @@ def check_folds(lengths: Sequence[int], lag: int, folds: int, blocks: int = 4) -
         )
 
 
-def _folds(lengths, lag, folds, blocks):
+def _folds(lengths: Sequence[int], lag: int, folds: int, blocks: int) -> Iterator[tuple[list[Segment], list[Segment]]]:
     """(training, validation) segments of each fold."""
     owners: list[list[tuple[int, Segment]]] = []  # for each trajectory, its blocks in order, each with its fold
     n_short = 0
@@ -217,7 +218,8 @@ def _folds(lengths, lag, folds, blocks):
         edges = np.linspace(0, length, count + 1).astype(int).tolist()
         owners.append([(i % folds, Segment(k, edges[i], edges[i + 1])) for i in range(count)])
     for fold in range(folds):
-        training, validation = [], []
+        training: list[Segment] = []
+        validation: list[Segment] = []
         for row in owners:
             after_validation, open_run = False, False
             for owner, segment in row:

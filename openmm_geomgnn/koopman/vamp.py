@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field, replace
 from numbers import Integral
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import GeomGNNError
-from .covariance import Covariances, as_trajectories, frames_at_once
+from .covariance import Covariances, Trajectories, as_trajectories, frames_at_once
 
 # Directions whose variance is below this share of the largest variance are dropped in the whitening.
 EPSILON = 1e-6
@@ -43,15 +45,15 @@ class KoopmanModel:
     reversible: bool = True
     right_mean: np.ndarray | None = None
     right_projection: np.ndarray | None = None
-    info: dict = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
 
     @property
     def dim(self) -> int:
         """Number of components of psi."""
         return self.projection.shape[1]
 
-    def transform(self, chi) -> np.ndarray:
-        """psi (T, m) float64 of chi (T, n)."""
+    def transform(self, chi: Any) -> np.ndarray:
+        """Evaluate psi (T, m), in float64, from an array or tensor chi (T, n)."""
         if not getattr(chi, "lazy", False):
             chi = chi.detach().cpu().numpy() if hasattr(chi, "detach") else np.asarray(chi)
         if chi.ndim != 2 or chi.shape[1] != len(self.mean):
@@ -66,7 +68,7 @@ class KoopmanModel:
         )
 
 
-def project(chi, mean, projection) -> np.ndarray:
+def project(chi: np.ndarray, mean: np.ndarray, projection: np.ndarray) -> np.ndarray:
     """(chi - mean) @ projection in float64, (T, m), piece by piece."""
     size = frames_at_once(chi)
     pieces = [(np.asarray(chi[i : i + size], np.float64) - mean) @ projection for i in range(0, len(chi), size)]
@@ -172,7 +174,7 @@ def subspace_score(cov: Covariances, r: float = 2, epsilon: float = EPSILON) -> 
     return singular_score(np.linalg.svd(correlation, compute_uv=False), r)
 
 
-def timescales(singular_values, lag_time: float) -> np.ndarray:
+def timescales(singular_values: npt.ArrayLike, lag_time: float) -> np.ndarray:
     """Implied timescales -lag_time / ln|s|, in the unit of `lag_time`; inf where |s| >= 1, 0 where s = 0.
 
     Relaxation times for reversible, unbiased, equilibrium data; for other data an ordering.
@@ -189,7 +191,7 @@ def skewness(psi: np.ndarray) -> np.ndarray:
     return np.mean(centred**3, axis=0) / np.where(spread > 0, spread, 1.0) ** 3
 
 
-def fix_sign(model: KoopmanModel, trajs) -> KoopmanModel:
+def fix_sign(model: KoopmanModel, trajs: Trajectories) -> KoopmanModel:
     """The model with each component's sign such that its skewness over all frames of `trajs` is positive.
 
     The rarer side of a component is then its positive side. The rule survives retraining and a change of basis, which

@@ -4,13 +4,15 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from ..errors import GeomGNNError
-from .covariance import check_finite, check_lag, check_lengths, covariances, pair_weights
+from .covariance import Weights, as_list, check_finite, check_lag, check_lengths, covariances, pair_weights
 from .loss import vamp2, whitened_probe
 from .training import Trainer
 from .validation import Segment, hold_out
@@ -19,6 +21,9 @@ from .vamp import EPSILON, KoopmanModel, check_dim, vamp, vamp_score, with_sign
 VALIDATION_FRACTION, TEST_FRACTION = 0.2, 0.1
 _EVALUATION_BATCH = 4096
 _JACKKNIFE = 10
+
+# one array or tensor (T, ...), or one for each trajectory
+Tokens: TypeAlias = npt.ArrayLike | Tensor | Sequence[npt.ArrayLike | Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,7 @@ class VAMPNetSettings:
     ridge: float = 1e-6
     epsilon: float = EPSILON
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -112,23 +117,23 @@ class VAMPNetResult:
     test_score: float | None = None
     test_error: float | None = None
 
-    def transform(self, tokens) -> np.ndarray:
-        """psi (T, dim) of tokens (T, ...), in float64 throughout."""
+    def transform(self, tokens: npt.ArrayLike | Tensor) -> np.ndarray:
+        """Evaluate psi (T, dim) from tokens (T, ...), in float64 throughout."""
         double = copy.deepcopy(self.lobe).double()
         return self.model.transform(_evaluate(double, torch.as_tensor(tokens)))
 
 
 def train_vampnet(
     lobe: nn.Module,
-    tokens,
+    tokens: Tokens,
     lag: int,
     dim: int,
     *,
-    weights=None,
+    weights: Weights | None = None,
     progress: Callable[[int, int, float, float | None], None] | None = None,
     resume: dict | None = None,
     keep: Callable[[Callable[[], dict]], None] | None = None,
-    **settings,
+    **settings: Any,
 ) -> VAMPNetResult:
     """Train a copy of `lobe` so that its outputs span the slowest functions of the tokens.
 
@@ -201,10 +206,10 @@ def train_vampnet(
 class _Data:
     """The checked trajectories of tokens and where their frames lie in one joined tensor."""
 
-    def __init__(self, tokens, lag: int, weights):
+    def __init__(self, tokens: Tokens, lag: int, weights: Weights | None):
         check_lag(lag)
         self.lag = lag
-        self.tokens = [torch.as_tensor(t).detach() for t in (tokens if isinstance(tokens, (list, tuple)) else [tokens])]
+        self.tokens = [torch.as_tensor(t).detach() for t in as_list(tokens)]
         if not self.tokens:
             raise GeomGNNError(
                 "There are no trajectories: pass a list of token arrays of shape (frames, tokens, 4, channels)."
@@ -222,12 +227,11 @@ class _Data:
         self.offsets = [0, *np.cumsum(self.lengths).tolist()]
         self.joined = _joined(self.tokens)
         self.tokens = list(self.joined.split(self.lengths))  # views: one copy of the data here, not two
-        self.frame_weights = None
-        self.weights = None
+        self.frame_weights: list[np.ndarray] | None = None
+        self.weights: Tensor | None = None
         if weights is not None:
             pair_weights(self.lengths, lag, weights)  # raises when they do not fit
-            weights = list(weights) if isinstance(weights, (list, tuple)) else [weights]
-            self.frame_weights = [np.asarray(w, dtype=np.float64) for w in weights]
+            self.frame_weights = [np.asarray(w, dtype=np.float64) for w in as_list(weights)]
             self.weights = torch.as_tensor(np.concatenate(self.frame_weights))
 
     def first_frames(self, segments: Sequence[Segment]) -> Tensor:
@@ -240,6 +244,7 @@ class _Data:
         return first, second, None if self.weights is None else self.weights[index].to(like.device)
 
     def segment_weights(self, segments: Sequence[Segment]) -> list[np.ndarray] | None:
+        """Weights of the frames of each segment; None where all weigh the same."""
         return None if self.frame_weights is None else [s.take(self.frame_weights) for s in segments]
 
 
@@ -263,8 +268,9 @@ def _first_trainable(lobe: nn.Module) -> Tensor:
 def _prepared_copy(lobe: nn.Module, data: _Data, training: Sequence[Segment], dim: int, like: Tensor) -> nn.Module:
     """A copy of the lobe to train, with statistics of the training segments where it has none; its outputs are checked."""
     lobe = copy.deepcopy(lobe)
-    if hasattr(lobe, "set_statistics") and not lobe.has_statistics:
-        lobe.set_statistics([s.take(data.tokens) for s in training])
+    set_statistics = getattr(lobe, "set_statistics", None)
+    if set_statistics is not None and not lobe.has_statistics:
+        set_statistics([s.take(data.tokens) for s in training])
     _check_outputs(lobe, data.tokens[0][:2].to(like), dim)
     return lobe
 
@@ -279,7 +285,15 @@ def _check_outputs(lobe: nn.Module, tokens: Tensor, dim: int) -> None:
     check_dim(dim, chi.shape[1], chi.shape[1])
 
 
-def _loss(lobe, data: _Data, index: Tensor, generator, *, scale: Tensor | None, settings: VAMPNetSettings) -> Tensor:
+def _loss(
+    lobe: nn.Module,
+    data: _Data,
+    index: Tensor,
+    generator: torch.Generator,
+    *,
+    scale: Tensor | None,
+    settings: VAMPNetSettings,
+) -> Tensor:
     """-VAMP-2 of the pairs that begin at `index`, and the penalty on its gradients by the tokens, in units of `scale`."""
     first, second, weights = data.pairs(index, next(lobe.parameters()))
     if scale is None:
@@ -302,7 +316,7 @@ def _spread(tokens: Sequence[Tensor]) -> Tensor:
     rows = [_norms(t.double()) for t in tokens]
     n = sum(len(r) for r in rows)
     mean = sum(r.sum(0) for r in rows) / n
-    std = torch.sqrt(sum((r - mean).square().sum(0) for r in rows) / n)[None]
+    std = torch.as_tensor(sum((r - mean).square().sum(0) for r in rows) / n).sqrt()[None]
     return std.repeat_interleave(torch.tensor([1, 3]), dim=-2) if tokens[0].ndim == 4 else std
 
 
@@ -313,7 +327,7 @@ def _norms(tokens: Tensor) -> Tensor:
 
 
 def _evaluate(lobe: nn.Module, tokens: Tensor) -> np.ndarray:
-    """chi (T, k) float64, evaluated in the lobe's dtype on the lobe's device."""
+    """Outputs chi (T, k) in float64, evaluated in the lobe's dtype on the lobe's device."""
     p = next(lobe.parameters())
     with torch.no_grad():
         return np.concatenate(
@@ -324,7 +338,15 @@ def _evaluate(lobe: nn.Module, tokens: Tensor) -> np.ndarray:
 class _Scores:
     """VAMP-2 of the leading functions of a lobe's outputs chi, estimated on the training segments, there and elsewhere."""
 
-    def __init__(self, lobe, data: _Data, training, dim, settings: VAMPNetSettings, epoch):
+    def __init__(
+        self,
+        lobe: nn.Module,
+        data: _Data,
+        training: Sequence[Segment],
+        dim: int,
+        settings: VAMPNetSettings,
+        epoch: int,
+    ):
         chi = [_evaluate(lobe, x) for x in data.tokens]
         if not all(np.isfinite(x).all() for x in chi):
             raise GeomGNNError(
@@ -337,26 +359,26 @@ class _Scores:
         self._model = vamp(self._moments(training), epsilon=settings.epsilon).truncate(dim)
         self.training = vamp_score(self._model)
 
-    def training_and(self, segments) -> tuple[float, float | None]:
+    def training_and(self, segments: Sequence[Segment]) -> tuple[float, float | None]:
         """The score of the training segments, and that of others."""
         return self.training, self.of(segments)
 
-    def of(self, segments) -> float | None:
+    def of(self, segments: Sequence[Segment]) -> float | None:
         """The score of held-out segments; None without any."""
         return vamp_score(self._model, self._moments(segments)) if segments else None
 
-    def error(self, segments) -> float | None:
-        """Its standard error, by a jackknife: one part of each segment is left out at a time, or, where they are too short
-        to be cut into parts of 1.5 lags, segments in turn. None where neither leaves two groups.
+    def error(self, segments: Sequence[Segment]) -> float | None:
+        """The jackknife's standard error of that score; None where the segments do not make two groups.
 
-        Without a part of each, the rest still is of all basins, which a segment by itself need not be.
+        One part of each segment is left out at a time, so that what remains still comes from all basins. Where segments
+        are too short to be cut into parts of 1.5 lags, whole segments are left out in turn.
         """
         shortest = max(self._lag + 1, 3 * self._lag // 2)
         count = min(((s.stop - s.start) // shortest for s in segments), default=0)
-        groups = [[s] for s in segments]
+        groups: list[Sequence[Segment]] = [[s] for s in segments]
         if count > 1:
             cut = [_cut(s, min(count, _JACKKNIFE)) for s in segments]
-            groups = [list(group) for group in zip(*cut, strict=True)]
+            groups = list(zip(*cut, strict=True))
         elif len(groups) > _JACKKNIFE:
             groups = [segments[k::_JACKKNIFE] for k in range(_JACKKNIFE)]
         n = len(groups)
@@ -371,7 +393,7 @@ def _cut(segment: Segment, count: int) -> list[Segment]:
     return [Segment(segment.trajectory, *ends) for ends in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def _final_model(lobe, data: _Data, dim, settings: VAMPNetSettings) -> KoopmanModel:
+def _final_model(lobe: nn.Module, data: _Data, dim: int, settings: VAMPNetSettings) -> KoopmanModel:
     double = copy.deepcopy(lobe).double()
     chi = [_evaluate(double, x) for x in data.tokens]
     model = vamp(covariances(chi, data.lag, data.frame_weights, settings.reversible), dim, settings.epsilon)
