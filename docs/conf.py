@@ -27,7 +27,7 @@ extensions = [
     "plain_docstrings",
     "internal_links",
 ]
-exclude_patterns = ["*-steps.md", "pretraining.md", "distillation.md", "force.md", "_build", "_ext", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_ext", "**/.ipynb_checkpoints"]
 nitpicky = True
 # what other packages define cannot be looked up without network
 nitpick_ignore_regex = [

@@ -20,6 +20,9 @@ PREFIXES = {command: "" if command == "run" else f"{command.split()[0]}." for co
 BOUNDS = {annotated_types.Ge: "at least {ge}", annotated_types.Gt: "more than {gt}"}
 BOUNDS |= {annotated_types.Le: "at most {le}", annotated_types.Lt: "less than {lt}"}
 
+WORDS = {"bool": "`true` or `false`", "int": "a whole number", "float": "a number", "str": "text"}
+WORDS |= {"list of float": "a list of numbers", "str or list of str": "text or a list of texts", "mapping": "a section"}
+
 
 def protocol_settings(command, level=2):
     """All settings of the file that a command reads; sections of it under headings of their own."""
@@ -56,9 +59,14 @@ def setting(name, field):
 
 
 def sentence(text):
-    """A description as a sentence; names of settings and values are left as they are."""
-    text = text.strip()
+    """A description as a sentence of Markdown; names of settings and values are left as they are."""
+    text = plain(text.strip())
     return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def plain(text):
+    """Text in which * and < outside of code mean themselves."""
+    return re.sub(r"(``.*?``|`.*?`)|([*<])", lambda match: match[1] or f"\\{match[2]}", text)
 
 
 def section_of(field):
@@ -86,7 +94,7 @@ def _metadata(annotation):
 def kind_text(field):
     """What may be written: the unit or the kind of the value, whether null is a choice, its bounds."""
     unit, parts = unit_of(field), list(_parts(field.annotation))
-    kinds = [f"Unit: {unit}"] if unit else []
+    kinds = [f"unit: {unit}"] if unit else []
     if not unit:
         for part in parts:
             text = _kind(part)
@@ -95,7 +103,7 @@ def kind_text(field):
     null = type(None) in parts
     text = " or ".join(kinds) + (", or null" if null and kinds else "")
     bounds = [BOUNDS[type(entry)].format(**asdict(entry)) for entry in _bounds(field)]
-    return "; ".join(filter(None, [text[:1].upper() + text[1:], " and ".join(bounds)]))
+    return "; ".join(filter(None, [text, " and ".join(bounds)]))
 
 
 def _bounds(field):
@@ -121,7 +129,7 @@ def _kind(part):
         return "a list"
     if origin is dict:
         return "a section of `name: value` lines"
-    return {bool: "`true` or `false`", int: "a whole number", float: "a number", str: "text"}.get(part, "")
+    return WORDS.get(getattr(part, "__name__", None), "")
 
 
 def default_text(field):
@@ -141,15 +149,11 @@ def default_text(field):
 
 
 def mixer_settings():
-    """The settings of every mixer, from the docstrings and signatures of their classes."""
+    """The settings of every mixer, from the dataclass that checks them; what a mixer is, from its own docstring."""
     lines = []
     for name, mixer in MIXERS.items():
-        defaults = {
-            key: parameter.default
-            for key, parameter in inspect.signature(mixer.__init__).parameters.items()
-            if key not in ("self", "n_tokens", "hidden_channels")
-        }
-        lines += ["", f"## `{name}`", "", *_described(mixer, "Parameters", f"mixer.{name}.", defaults)]
+        summary, _ = numpydoc_entries(mixer, "Parameters")
+        lines += ["", f"## `{name}`", "", plain(summary), "", *_described(mixer.settings_class, f"mixer.{name}.")]
     return "\n".join(lines)
 
 
@@ -157,29 +161,35 @@ def source_settings():
     """The settings of every source of conformers, from the docstrings and fields of their classes."""
     lines = []
     for name, source in SOURCES.items():
-        defaults = {setting.name: setting.default for setting in fields(source)}
-        lines += ["", f"## `{name}`", "", *_described(source, "Attributes", f"data.sources.{name}.", defaults)]
+        summary, _ = numpydoc_entries(source, "Attributes")
+        lines += ["", f"## `{name}`", "", plain(summary), "", *_described(source, f"data.sources.{name}.")]
     return "\n".join(lines)
 
 
-def _described(cls, heading, prefix, defaults):
-    head, entries = numpydoc_entries(cls, heading)
-    missing = set(defaults) - set(entries)
+def _described(cls, prefix):
+    """The fields of a dataclass, described by the attributes in its docstring and in those of its bases."""
+    entries = {}
+    for base in reversed(cls.__mro__[:-1]):
+        if base.__doc__:
+            entries |= numpydoc_entries(base, "Attributes")[1]
+    missing = {field.name for field in fields(cls)} - set(entries)
     if missing:
         raise ValueError(f"{cls.__name__} says nothing of {', '.join(sorted(missing))}")
-    yield from (head, "")
-    for key, default in defaults.items():
-        kind, text = entries[key]
-        yield f":::{{setting}} {prefix}{key} = {_written(default)}"
+    own = list(vars(cls).get("__annotations__", {}))
+    # a class's own settings first, then those it shares with others
+    for field in sorted(fields(cls), key=lambda field: own.index(field.name) if field.name in own else len(own)):
+        kind, text = entries[field.name]
+        kind = WORDS.get(kind, kind)
+        yield f":::{{setting}} {prefix}{field.name} = {_written(field.default_factory() if field.default_factory is not MISSING else field.default)}"
         yield sentence(text)
         if kind:
-            yield from ("", "{.setting-kind}", sentence(kind).removesuffix("."))
+            yield from ("", "{.setting-kind}", plain(kind))
         yield from (":::", "")
 
 
 def _written(default):
     """A default as it would be written in a file."""
-    if default in (MISSING, inspect.Parameter.empty):
+    if default is MISSING:
         return "required"
     if default is None or isinstance(default, bool):
         return "null" if default is None else str(default).lower()

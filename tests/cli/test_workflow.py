@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import shutil
 import signal
 import socket
@@ -183,6 +184,13 @@ class TestRun:
         assert summary["wall_seconds"] == json.loads((folder / "wall_time.json").read_text())["seconds"] > 1
         assert summary["n_walkers"] == 2 and summary["crossing_variable"] == "phi"
         assert 1 < summary["cv_vamp2"] <= 2 and len(summary["cv_rate_300K_per_ps"]) == 1
+
+    def test_every_number_of_the_summary_is_documented(self, finished, repository):
+        _, folder = finished
+        page = (repository / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+        table = page.partition("summary.json`\n\nA number")[2]
+        documented = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
+        assert json.loads((folder / "summary.json").read_text()).keys() <= documented
 
     def test_walkers_start_in_turn_and_the_cv_tells_the_basins(self, finished):
         _, folder = finished

@@ -9,12 +9,8 @@ import doc_pages as pages
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OLD = {"README.md", "force.md", "distillation.md", "pretraining.md", "multiple-time-steps.md"}  # on their way to the site
-PAGES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    if "_build" not in path.parts and path.name not in OLD
-)
+# the README is added when it is short
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
 FIT = """
 topology: topology.pdb
 trajectories: [a.xtc, b.xtc]

@@ -61,7 +61,7 @@ def test_units_and_defaults_are_those_of_the_models():
         ":::{setting} cv.reversible = true",
     ):
         assert line in text.splitlines()
-    assert "Unit: nm, or null; more than 0" in text.splitlines()
+    assert "unit: nm, or null; more than 0" in text.splitlines()
 
 
 def test_every_mixer_and_source_is_described():

@@ -41,7 +41,7 @@ class HDF5(Source):
     file : path, pattern or list of those
         The files to read.
     unit : angstrom, nanometer or bohr
-        Of the coordinates; by default what their attribute `units` says, and angstrom where they have none.
+        Unit of the coordinates; by default what their attribute `units` says, and angstrom where they have none.
     coordinates, elements : str
         The names of the arrays, where they are others.
     number : int

@@ -25,7 +25,7 @@ class PCQM4Mv2(Source):
     skip : int
         How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
     per_molecule, optimise
-        Of conformers made from SMILES, as in the source `smiles`.
+        How conformers are made from SMILES, as in the source `smiles`.
     """
 
     name: ClassVar[str] = "pcqm4mv2"

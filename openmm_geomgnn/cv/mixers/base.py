@@ -60,7 +60,7 @@ class LearnedSettings(MixerSettings):
     readout : int
         Width of the read-out's hidden layer.
     seed : int
-        Of the initial weights; torch's own generator is not touched.
+        Seed of the initial weights; torch's own generator is not touched.
     """
 
     out_features: int = 6
