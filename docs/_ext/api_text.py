@@ -1,4 +1,4 @@
-"""MyST text of a part of the API: a table of names, and the description of each."""
+"""MyST text of a part of the API: a table of the names where they are many, and the description of each."""
 
 import importlib
 import inspect
@@ -8,8 +8,9 @@ def api(arguments):
     """`MODULE NAME NAME ...`: classes, functions and data of a module."""
     module, *names = arguments.split()
     found = importlib.import_module(module)
-    lines = ["```{eval-rst}", f".. currentmodule:: {module}", "", ".. autosummary::", "   :nosignatures:", ""]
-    lines += [f"   {name}" for name in names]
+    lines = ["```{eval-rst}", f".. currentmodule:: {module}"]
+    if len(names) > 2:  # a table of contents
+        lines += ["", ".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in names)]
     for name in names:
         lines += ["", f".. {_directive(getattr(found, name))}:: {name}"]
     return "\n".join([*lines, "```"])

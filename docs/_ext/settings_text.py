@@ -30,28 +30,39 @@ def protocol_settings(command, level=2):
 
 
 def _section(model, prefix, path, level, command):
+    """Settings of a model, then its sections under headings of their own."""
     sections = []
     for name, field in model.model_fields.items():
-        key = f"{path}{name}"
-        inner = section_of(field)
+        key, inner = f"{path}{name}", section_of(field)
         if inner is None:
             yield from setting(f"{prefix}{key}", field)
-        elif command != "run" and name == "cv":
-            sections.append(
-                (f"{'#' * level} Section `{key}`", ["The settings are those of [a protocol](run.md#section-cv)."])
-            )
+            continue
+        heading = f"Section `{key}`"
+        here = f"#{_target(prefix, key)}"
+        if command != "run" and name == "cv":
+            here, text = "run.md#section-cv", ["The settings are those of [a protocol](run.md#section-cv)."]
         else:
-            text = [inspect.cleandoc(inner.__doc__), "", *_section(inner, prefix, f"{key}.", level + 1, command)]
-            sections.append((f"{'#' * level} Section `{key}`", text))
-    for heading, text in sections:
-        yield from ("", heading, "", *text)
+            text = [sentence(inspect.cleandoc(inner.__doc__)), "", *_section(inner, prefix, f"{key}.", level + 1, command)]
+        yield from setting(f"{prefix}{key}", field, kind=f"[a section]({here})" + ", or null" * (_takes_null(field)))
+        sections.append((_target(prefix, key), heading, text))
+    for target, heading, text in sections:
+        yield from ("", f"({target})=", f"{'#' * level} {heading}", "", *text)
 
 
-def setting(name, field):
+def _target(prefix, key):
+    return f"section-of-{prefix}{key}".replace(".", "-").replace("_", "-")
+
+
+def _takes_null(field):
+    return type(None) in _parts(field.annotation)
+
+
+def setting(name, field, kind=None):
     """The lines of one setting."""
-    yield f":::{{setting}} {name} = {default_text(field)}"
+    section = kind is not None and field.default is not None
+    yield f":::{{setting}} {name}" + ("" if section else f" = {default_text(field)}")
     yield sentence(field.description)
-    kind = kind_text(field)
+    kind = kind or kind_text(field)
     if kind:
         yield from ("", "{.setting-kind}", kind)
     yield ":::"
@@ -180,7 +191,8 @@ def _described(cls, prefix):
     for field in sorted(fields(cls), key=lambda field: own.index(field.name) if field.name in own else len(own)):
         kind, text = entries[field.name]
         kind = WORDS.get(kind, kind)
-        yield f":::{{setting}} {prefix}{field.name} = {_written(field.default_factory() if field.default_factory is not MISSING else field.default)}"
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        yield f":::{{setting}} {prefix}{field.name} = {_written(default)}"
         yield sentence(text)
         if kind:
             yield from ("", "{.setting-kind}", plain(kind))
