@@ -21,6 +21,7 @@ ROOMS = (
     "sampling",
     "analysis conformers",
     "cli",
+    "testing",
     "__init__ data encoder store",  # `from openmm_geomgnn.encoder import Encoder` for other people's code
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms.split()}
@@ -82,6 +83,12 @@ def test_rooms_import_from_below(name):
             others = ours if name not in GROUND else ours - set(GROUND)
             upwards = [other for other in others if LEVEL[other] >= LEVEL[name]]
             assert not upwards, f"{source} imports {upwards}"
+
+
+def test_pytest_is_imported_by_the_suites_only():
+    ours = sources("torchmdnet_ext", "openmm_geomgnn")
+    users = {room(module(source)) for source in ours if "pytest" in map(room, imports(source))}
+    assert users == {"testing"}
 
 
 def test_no_import_cycle():

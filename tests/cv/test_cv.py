@@ -8,15 +8,16 @@ import pytest
 import torch
 from cv_files import changed
 from mdtraj.core import element
-from molecules import ALA2, BOXES, CUTOFF, TRANSFORMER, ala2, random_cv, random_encoder, rotation, with_water, wrapped
+from molecules import ALA2, BOXES, CUTOFF, TRANSFORMER, ala2, random_cv, random_encoder, with_water, wrapped
 from openmm import app, unit
-from physics import JUMP, STEP, relative
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from openmm_geomgnn.cv import file as cv_file
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.testing import CVSuite
+from openmm_geomgnn.testing.numerics import relative
 
 FRAME = ala2()
 # encoder, mixer and window of the CVs that all tests of the value run with
@@ -53,6 +54,11 @@ def bound(cv):
 def written(cv, tmp_path):
     cv.save(tmp_path / "ala2.cv")
     return tmp_path / "ala2.cv"
+
+
+def positions(n=4):
+    """Deformed conformations (n, 10, 3) in angstrom of the heavy atoms."""
+    return 10 * torch.from_numpy(frames(n)[:, [0, 4, 5, 6, 8, 10, 11, 12, 16, 18]])
 
 
 class TestFile:
@@ -274,21 +280,16 @@ class TestInput:
         np.testing.assert_allclose(self.bound.compute(xyz), self.expected, atol=1e-5)
 
 
-class TestValue:
-    @staticmethod
-    def positions(n=4):
-        return 10 * torch.from_numpy(frames(n)[:, [0, 4, 5, 6, 8, 10, 11, 12, 16, 18]])
+class TestValue(CVSuite):
+    mirror_images = "alike"
+    cutoff = CUTOFF
 
-    def test_components_vary(self, bound):
-        assert (bound["double"].compute(frames(50, spread=0.05)).std(axis=0) > 1e-2).all()
+    @pytest.fixture(scope="class", params=KINDS)
+    def cv(self, request):
+        return make(request.param)
 
-    @pytest.mark.parametrize("precision", PRECISIONS)
-    @pytest.mark.parametrize("proper", [True, False], ids=["rotation", "reflection"])
-    def test_invariant_under_rotation_reflection_and_translation(self, bound, precision, proper):
-        expected = bound[precision].compute(frames())
-        for seed in range(5):
-            moved = frames() @ rotation(seed, proper).T + [1.5, -0.7, 2.2]
-            assert np.abs(bound[precision].compute(moved) - expected).max() < PRECISIONS[precision] * np.abs(expected).max()
+    def structure(self):
+        return FRAME
 
     @pytest.mark.parametrize("precision", PRECISIONS)
     def test_invariant_under_permutation_of_equal_atoms(self, precision):
@@ -299,51 +300,9 @@ class TestValue:
         expected = bound.compute(xyz)
         assert np.abs(bound.compute(xyz[:, order]) - expected).max() < PRECISIONS[precision] * np.abs(expected).max()
 
-    def test_gradient_is_the_derivative(self, bound):
-        pos = self.positions(1)[0].requires_grad_(True)
+    def test_single_is_differentiable(self, bound):
+        pos = positions(1)[0].requires_grad_(True)
         assert torch.autograd.gradcheck(bound["double"].single, pos, eps=1e-6, atol=1e-7, rtol=1e-6)
-
-    def test_one_frame_and_many_are_the_same(self, bound):
-        pos = self.positions()
-        for precision, tolerance in PRECISIONS.items():
-            together = bound[precision](pos)
-            for frame in range(4):
-                alone = bound[precision].single(pos[frame])
-                torch.testing.assert_close(alone, together[frame], atol=tolerance, rtol=tolerance)
-
-    def test_single_agrees_with_double_precision(self, bound):
-        values = [bound[precision].compute(frames()) for precision in PRECISIONS]
-        assert np.abs(values[0] - values[1]).max() < 2e-5 * np.abs(values[1]).max()
-
-    def test_continuous_when_a_pair_crosses_the_cutoff(self, bound):
-        """One atom is carried away along a line; at its crossings neither value nor gradient jump."""
-        start, crossings = self.positions(1)[0], 0
-        direction = torch.nn.functional.normalize(torch.tensor([0.3, -0.5, 0.8], dtype=torch.float64), dim=0)
-        for partner in (0, 2, 3):
-            apart = start[8] - start[partner]
-            along = float(apart @ direction)
-            reach = CUTOFF**2 - float(apart.square().sum()) + along**2
-            distance = -along + reach**0.5
-            values, slopes, inside = [], [], []
-            for step in (-1.5, -0.5, 0.5):
-                pos = start.clone()
-                pos[8] += (distance + step * STEP) * direction
-                pos.requires_grad_(True)
-                psi = bound["double"].single(pos)
-                values.append(psi)
-                slopes.append(torch.autograd.grad(psi.sum(), pos)[0])
-                inside.append(bool((pos[8] - pos[partner]).norm() < CUTOFF))
-            crossings += inside == [True, True, False]
-            for before, here, after in (values, slopes):
-                # the step across the cutoff is like the step before it; the network may be steep here
-                assert relative(after - here + before, here) < 10 * JUMP
-        assert crossings == 3
-
-    def test_a_cv_is_not_changed_by_its_use(self, cv):
-        before = {name: tensor.clone() for name, tensor in cv.state_dict().items()}
-        for precision in PRECISIONS:
-            cv.bind(FRAME.topology, precision, "eager").compute(frames())
-        assert all(torch.equal(before[name], tensor) for name, tensor in cv.state_dict().items())
 
 
 @pytest.mark.slow
@@ -355,7 +314,7 @@ def test_engines_agree():
     cv = random_cv(FRAME.topology, Encoder.load("et-64"), window="sequence", mixer="mlp")
     engines = [cv.bind(FRAME.topology, engine=engine) for engine in ("numba", "eager", "auto")]
     assert [bound.engine_name for bound in engines] == ["numba", "eager", "numba"]
-    for pos in TestValue.positions():
+    for pos in positions():
         found = []
         for bound in engines:
             pos = pos.detach().requires_grad_(True)
@@ -380,7 +339,7 @@ def test_vector_jacobian_product_of_the_engines(precision, window):
     for engine in ("eager", "numba"):
         bound = cv.bind(FRAME.topology, precision, engine)
         assert bound.engine_name == engine
-        for pos in TestValue.positions():
+        for pos in positions():
             pos, weights = pos.detach().requires_grad_(True), rng.normal(size=cv.dimension)
             expected = exact.single(pos)
             (gradient,) = torch.autograd.grad(expected, pos, torch.from_numpy(weights))

@@ -4,17 +4,14 @@ import json
 
 import pytest
 import torch
-from mixer_cases import CASES, LEARNED, SMALL, F, H, R, random, raw_tokens, ready, turned
+from mixer_cases import CASES, LEARNED, SMALL, F, H, R, random, raw_tokens, ready
+from toy_mixer import ToyMixer, ToySettings
 
 from openmm_geomgnn.cv.mixers import MIXERS, Mixer, MixerSettings, invariants, make_mixer, mixer_settings
 from openmm_geomgnn.cv.mixers.message_passing import sequence_graph
 from openmm_geomgnn.cv.mixers.token_merging import sequence_blocks
 from openmm_geomgnn.errors import GeomGNNError
-
-
-@pytest.fixture(params=CASES)
-def mixer(request):
-    return ready(request.param)
+from openmm_geomgnn.testing import MixerSuite
 
 
 def test_every_setting_that_sizes_a_mixer_is_small_here():
@@ -23,150 +20,22 @@ def test_every_setting_that_sizes_a_mixer_is_small_here():
     assert set().union(*map(mixer_settings, MIXERS)) - common == set(SMALL)
 
 
-class TestEveryMixer:
-    def test_shape_and_none_of_it_constant(self, mixer):
-        chi = mixer(raw_tokens())
-        assert chi.shape == (F, mixer.out_features) and chi.dtype == torch.float64
-        assert (chi.std(0) > 1e-6).all()
+class TestEveryMixer(MixerSuite):
+    """As they are registered, small, in all the ways that any of them can be set up."""
 
-    @pytest.mark.parametrize("seed", range(4))
-    def test_invariant_under_rotations_and_reflections_of_the_vectors(self, mixer, seed):
-        tokens = raw_tokens()
-        chi = mixer(tokens)
-        torch.testing.assert_close(mixer(turned(tokens, seed)), chi, atol=1e-11, rtol=1e-11)
-        mirrored = mixer(turned(tokens, seed, mirrored=True))
-        if mixer.chirality:
-            assert ((mirrored - chi).abs().amax(1) > 1e-3).all()
-        else:
-            torch.testing.assert_close(mirrored, chi, atol=1e-11, rtol=1e-11)
+    tokens, channels = R, H
 
-    def test_depends_on_scalars_and_on_vectors_of_every_token(self, mixer):
-        tokens = raw_tokens().requires_grad_()
-        (gradient,) = torch.autograd.grad(mixer(tokens).square().sum(), tokens)
-        assert (gradient[:, :, 0].abs().amax((0, 2)) > 1e-8).all()
-        assert (gradient[:, :, 1:].abs().amax((0, 2, 3)) > 1e-8).all()
+    @pytest.fixture(params=CASES)
+    def mixer(self, request):
+        return ready(request.param)
 
-    def test_what_is_masked_has_no_influence(self, mixer):
-        mask = torch.ones(F, R, dtype=torch.bool)
-        mask[:, 3], mask[2, 0] = False, False
-        tokens = raw_tokens()
-        garbage = tokens.clone()
-        garbage[~mask] = 1e6
-        nan = tokens.clone()
-        nan[~mask] = float("nan")
-        chi = mixer(tokens, mask)
-        torch.testing.assert_close(mixer(garbage, mask), chi, atol=0, rtol=0)
-        nan.requires_grad_()
-        chi_nan = mixer(nan, mask)
-        torch.testing.assert_close(chi_nan, chi, atol=0, rtol=0)
-        (gradient,) = torch.autograd.grad(chi_nan.square().sum(), nan)
-        assert torch.isfinite(gradient).all() and (gradient[~mask] == 0).all() and (gradient[mask] != 0).any()
-        assert (chi - mixer(tokens)).abs().max() > 1e-6
-        torch.testing.assert_close(mixer(tokens, torch.ones_like(mask)), mixer(tokens), atol=1e-13, rtol=1e-13)
+    def rebuilt(self, mixer):
+        return make_mixer(**json.loads(json.dumps(mixer.settings)))
 
-    def test_batch_is_single(self, mixer):
-        tokens = raw_tokens()
-        mask = torch.ones(F, R, dtype=torch.bool)
-        mask[1, 2:] = False
-        batch = mixer(tokens, mask)
-        for k in range(F):
-            torch.testing.assert_close(mixer(tokens[k : k + 1], mask[k : k + 1]), batch[k : k + 1], atol=1e-12, rtol=1e-12)
-        assert mixer(tokens[:0]).shape == (0, mixer.out_features)
 
-    def test_float32_is_float64_to_its_precision(self, mixer):
-        tokens = raw_tokens()
-        double = mixer(tokens)
-        single = mixer.float()(tokens.float())
-        assert single.dtype == torch.float32
-        torch.testing.assert_close(single.double(), double, atol=2e-4, rtol=2e-4)
-
-    def test_gradients_are_derivatives(self, mixer):
-        tokens = raw_tokens(2).requires_grad_()
-        assert torch.autograd.gradcheck(lambda t: mixer(t)[:, :6], tokens, atol=1e-6, rtol=1e-4, fast_mode=True)
-
-    def test_second_derivatives_exist(self, mixer):
-        """A gradient penalty differentiates the gradient."""
-        tokens, direction = raw_tokens(2), random(2, R, 4, H, seed=8)
-
-        def slope(t):
-            t = t.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(mixer(t).square().mean(), t, create_graph=True)
-            return t, (gradient * direction).sum()
-
-        t, value = slope(tokens)
-        (second,) = torch.autograd.grad(value, t)
-        step = 2e-6 * random(2, R, 4, H, seed=9)
-        difference = (slope(tokens + step)[1] - slope(tokens - step)[1]).item() / 2
-        assert (second * step).sum().item() == pytest.approx(difference, rel=1e-4, abs=1e-12)
-
-    def test_smooth_where_vectors_vanish(self, mixer):
-        tokens = raw_tokens()
-        tokens[:, 1, 1:] = 0
-        tokens[0, :, 1:] = 0
-        tokens.requires_grad_()
-        (gradient,) = torch.autograd.grad(mixer(tokens).sum(), tokens)
-        assert torch.isfinite(gradient).all()
-
-    @pytest.mark.parametrize("reach", [2e-3, 2.0])
-    def test_gradient_has_no_jumps(self, mixer, reach):
-        """Along lines on which vectors pass through zero, and far enough to choose other tokens if any were chosen:
-        ten times finer steps, ten times smaller changes."""
-        weights, middle = random(mixer.out_features), raw_tokens(1)
-        direction = raw_tokens(1, seed=3) - middle
-        if reach < 1:
-            middle[:, 0, 1:] = 0
-
-        def largest_change(points):
-            t = torch.linspace(-reach, reach, points, dtype=torch.float64, requires_grad=True)
-            chi = mixer(middle + t[:, None, None, None] * direction)
-            (slope,) = torch.autograd.grad((chi @ weights).sum(), t)
-            return slope.diff().abs().max()
-
-        assert 0 < largest_change(2001) < 0.15 * largest_change(201)
-
-    def test_number_of_tokens_is_fixed_or_free(self, mixer):
-        tokens, wider = raw_tokens(), torch.cat([raw_tokens(), raw_tokens(seed=4)[:, :3]], 1)
-        if mixer.n_tokens is not None:
-            with pytest.raises(GeomGNNError, match=f"frames, {R}, 4, {H}"):
-                mixer(wider)
-            return
-        assert mixer(wider).shape == (F, mixer.out_features) and mixer(tokens[:, :1]).isfinite().all()
-        mask = torch.arange(R + 3).expand(F, -1) < R
-        torch.testing.assert_close(mixer(wider, mask), mixer(tokens), atol=1e-11, rtol=1e-11)
-
-    def test_rebuilt_from_settings_and_weights(self, mixer):
-        settings = json.loads(json.dumps(mixer.settings))
-        assert settings["name"] == mixer.name and settings == mixer.settings
-        twin = make_mixer(**settings).double()
-        twin.load_state_dict(mixer.state_dict())
-        assert twin.has_statistics and twin.out_features == mixer.out_features
-        torch.testing.assert_close(twin(raw_tokens()), mixer(raw_tokens()), atol=0, rtol=0)
-
-    def test_deterministic_in_training_and_evaluation(self, mixer):
-        tokens = raw_tokens()
-        chi = mixer.train()(tokens)
-        torch.testing.assert_close(mixer.eval()(tokens), chi, atol=0, rtol=0)
-        with torch.no_grad():
-            torch.testing.assert_close(mixer(tokens), chi, atol=0, rtol=0)
-
-    def test_construction_leaves_torchs_generator_alone(self, mixer):
-        state = torch.random.get_rng_state()
-        twin = make_mixer(**mixer.settings)
-        assert torch.equal(torch.random.get_rng_state(), state)
-        torch.manual_seed(1234)
-        for a, b in zip(twin.parameters(), make_mixer(**mixer.settings).parameters(), strict=True):
-            assert torch.equal(a, b)
-
-    @pytest.mark.slow
-    def test_shapes_that_do_not_fit_are_refused(self, mixer):
-        tokens = raw_tokens()
-        for bad in (tokens[:, :0], tokens[..., :5], tokens[:, :, :3], tokens[0]):
-            with pytest.raises(GeomGNNError, match=f"frames, {mixer.n_tokens or 'any'}, 4, {H}"):
-                mixer(bad)
-        with pytest.raises(GeomGNNError, match="mask must be bool"):
-            mixer(tokens, torch.ones(F, R))
-        with pytest.raises(GeomGNNError, match="no token at all"):
-            mixer(tokens, torch.zeros(F, R, dtype=torch.bool))
+class TestAMixerOfAnotherPackage(MixerSuite):
+    def make(self, n_tokens, hidden_channels, **settings):
+        return ToyMixer(n_tokens, hidden_channels, ToySettings(width=12, readout=10, out_features=4, **settings))
 
 
 @pytest.mark.parametrize("name", LEARNED)

@@ -28,6 +28,7 @@ from openmm_geomgnn.cv.students.network import StudentNetwork
 from openmm_geomgnn.cv.students.training import Labels, errors, train, values_and_gradients
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.selection import residue_table, select_atoms
+from openmm_geomgnn.testing import CVSuite
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +74,16 @@ def bound(cv, request):
     if request.param == "numba":
         pytest.importorskip("numba")
     return cv.bind(FRAME.topology, engine=request.param)
+
+
+class TestPhysics(CVSuite):
+    mirror_images = "different"
+
+    def make(self):
+        return student()
+
+    def structure(self):
+        return FRAME
 
 
 class TestCoordinates:

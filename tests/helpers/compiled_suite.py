@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from molecules import ala2, random_cv, random_encoder
-from physics import molecule, orthogonal
 
 from openmm_geomgnn import Encoder
+from openmm_geomgnn.testing.numerics import molecule, orthogonal
 from torchmdnet_ext.compiled import compiled_class, compiled_forward
 
 CUTOFF = 5.0

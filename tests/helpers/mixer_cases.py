@@ -58,10 +58,3 @@ def ready(case):
     mixer = make_mixer(name, tokens, H, **settings).double()
     mixer.set_statistics(raw_tokens(200, seed=5))
     return mixer
-
-
-def turned(tokens, seed, mirrored=False):
-    """The tokens of the molecule after a rotation, or after a rotation and a reflection."""
-    q, _ = torch.linalg.qr(random(3, 3, seed=seed))
-    q = q * torch.det(q) * (-1 if mirrored else 1)
-    return torch.cat([tokens[:, :, :1], torch.einsum("ij,frjh->frih", q, tokens[:, :, 1:])], 2)

@@ -6,13 +6,13 @@ import mdtraj
 import numpy as np
 import torch
 from mdtraj.core import element
-from physics import as_if_trained
 
 from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.featurization import Featurization
 from openmm_geomgnn.representation.spec import TokenSpec
+from openmm_geomgnn.testing.numerics import as_if_trained
 from torchmdnet_ext import registration
 
 ALA2 = resources.files("openmm_geomgnn") / "data" / "ala2-c7eq.pdb"

@@ -8,7 +8,6 @@ import pytest
 import torch
 from mixer_cases import small
 from molecules import ALA2, ala2, random_encoder
-from physics import relative
 
 from openmm_geomgnn.cv.fit import FitSettings, fit_cv
 from openmm_geomgnn.cv.mixers import MIXERS, invariants, make_mixer
@@ -19,6 +18,7 @@ from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.selection import residue_table, select_atoms
 from openmm_geomgnn.representation.tokens import Tokenizer
 from openmm_geomgnn.representation.windows import make_windows
+from openmm_geomgnn.testing.numerics import relative
 from torchmdnet_ext.checkpoints import write_encoder
 from torchmdnet_ext.registration import MODELS
 

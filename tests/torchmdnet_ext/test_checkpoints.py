@@ -8,7 +8,6 @@ import stat
 import numpy as np
 import pytest
 import torch
-from physics import as_if_trained, relative
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torchmdnet.models.tensornet import TensorNet
@@ -17,6 +16,7 @@ from torchmdnet.models.torchmd_et import TorchMD_ET
 from openmm_geomgnn import Encoder
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.encoder import shipped_encoders
+from openmm_geomgnn.testing.numerics import as_if_trained, relative
 from torchmdnet_ext import checkpoints, registration
 from torchmdnet_ext.heads.noise import EquivariantNoise
 from torchmdnet_ext.tensor_files import with_checksum

@@ -8,10 +8,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from physics import relative
 
 from openmm_geomgnn import Encoder
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.testing.numerics import relative
 from torchmdnet_ext import checkpoints, geom2vec
 
 # what the names of the files say; the code must find it in the tensors

@@ -2,21 +2,12 @@
 
 import pytest
 import torch
-from physics import (
-    CUTOFF,
-    JUMP,
-    ORTHORHOMBIC,
-    TRICLINIC,
-    PhysicsSuite,
-    as_if_trained,
-    molecule,
-    randn,
-    relative,
-    run,
-)
+from physics import NetworkSuite, run
 from torch_geometric.nn.models.visnet import Sphere
 from torchmdnet.models.torchmd_et import TorchMD_ET
 
+from openmm_geomgnn.testing.encoders import CUTOFF, ORTHORHOMBIC, TRICLINIC
+from openmm_geomgnn.testing.numerics import JUMP, as_if_trained, molecule, randn, relative
 from torchmdnet_ext.models import neighbours
 from torchmdnet_ext.models.envelopes import C2Envelope
 from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
@@ -26,12 +17,12 @@ from torchmdnet_ext.models.visnet import ViSNet, vectors
 SMALL = {"hidden_channels": 16, "num_layers": 2, "num_rbf": 8, "num_heads": 4, "cutoff_upper": CUTOFF, "max_z": 40}
 
 
-class TestSmoothEquivariantTransformer(PhysicsSuite):
+class TestSmoothEquivariantTransformer(NetworkSuite):
     def make(self, **settings):
         return SmoothEquivariantTransformer(**SMALL, neighbor_embedding=False, trainable_rbf=False, **settings)
 
 
-class TestWithNeighbourEmbeddingAndVectorCutoff(PhysicsSuite):
+class TestWithNeighbourEmbeddingAndVectorCutoff(NetworkSuite):
     def make(self, **settings):
         return SmoothEquivariantTransformer(**SMALL, neighbor_embedding=True, vector_cutoff=True, **settings)
 
@@ -41,12 +32,12 @@ class TestWithNeighbourEmbeddingAndVectorCutoff(PhysicsSuite):
         assert value < JUMP and JUMP < slope < 1e-5
 
 
-class TestViSNet(PhysicsSuite):
+class TestViSNet(NetworkSuite):
     def make(self, **settings):
         return ViSNet(**SMALL, **settings)
 
 
-class Degree2(PhysicsSuite):
+class Degree2(NetworkSuite):
     def rotate_vectors(self, v, q):
         points = randn(50, 3, seed=1)
         sphere = Sphere(lmax=2)
@@ -65,7 +56,7 @@ class TestViSNetOfDegree2WithVertexFeatures(Degree2):
         return ViSNet(**SMALL, lmax=2, vertex=True, **settings)
 
 
-class TestViSNetWithNormalisedVectors(PhysicsSuite):
+class TestViSNetWithNormalisedVectors(NetworkSuite):
     """`max_min` is not smooth, as its documentation says; all else holds for it as well."""
 
     test_continuous_at_the_cutoff = None

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from physics import CUTOFF, JUMP, PhysicsSuite, as_if_trained, generator, molecule, randn, relative, run
+from physics import NetworkSuite, run
 from torchmdnet.models.model import load_model
 from torchmdnet.models.tensornet import TensorNet
 
 from openmm_geomgnn import Encoder
+from openmm_geomgnn.testing.encoders import CUTOFF
+from openmm_geomgnn.testing.numerics import JUMP, as_if_trained, generator, molecule, randn, relative
 from torchmdnet_ext.checkpoints import read_denoiser
 from torchmdnet_ext.datasets.conformers import Conformers, write_conformers
 from torchmdnet_ext.models import tensornet
@@ -33,7 +35,7 @@ pytestmark = pytest.mark.slow
 SMALL = {"hidden_channels": 16, "num_layers": 2, "num_rbf": 8, "cutoff_upper": CUTOFF, "max_z": 40}
 
 
-class TestSmoothTensorNet(PhysicsSuite):
+class TestSmoothTensorNet(NetworkSuite):
     def make(self, **settings):
         return SmoothTensorNet(**SMALL, **settings)
 

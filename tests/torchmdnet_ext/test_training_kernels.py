@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
-from physics import CUTOFF, PhysicsSuite, as_if_trained, molecule, randn, relative
+from physics import NetworkSuite
 
 pytest.importorskip("numba")
 
+from openmm_geomgnn.testing.encoders import CUTOFF
+from openmm_geomgnn.testing.numerics import as_if_trained, molecule, randn, relative
 from torchmdnet_ext.heads.noise import EquivariantNoise
 from torchmdnet_ext.models import fused_attention
 from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
@@ -59,7 +61,7 @@ def largest_difference(found, expected):
     return max(relative(found[name], expected[name]) for name in found if bool(expected[name].any()))
 
 
-class TestPhysicsOfCompiledMessages(PhysicsSuite):
+class TestPhysicsOfCompiledMessages(NetworkSuite):
     """The suite in training mode: without a gradient of the positions its messages are the compiled ones."""
 
     def make(self, **settings):
