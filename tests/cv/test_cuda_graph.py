@@ -12,7 +12,7 @@ from graph_stand_in import Operators, StandIn, as_on_a_gpu
 from molecules import TRANSFORMER, ala2, peptide, random_cv, random_encoder
 
 from openmm_geomgnn import GeomGNNCV
-from openmm_geomgnn.cv import engines
+from openmm_geomgnn.cv import network
 from openmm_geomgnn.cv.cuda_graph import EagerFunction, GraphedFunction, Replay
 from openmm_geomgnn.cv.engines import choose_device
 from openmm_geomgnn.cv.mixers import MIXERS
@@ -291,7 +291,7 @@ class TestDevice:
     )
     def test_bound_to_another_device(self, monkeypatch, engine, name, kind):
         """With the meta device for a GPU: what the constructor makes, and that all of the CV is there."""
-        monkeypatch.setattr(engines, "choose_device", lambda device, engine: torch.device("meta"))
+        monkeypatch.setattr(network, "choose_device", lambda device, engine: torch.device("meta"))
         bound = bound_cv(engine=engine)
         assert bound.engine_name == name and type(bound._function) is kind and bound.takes_tensors
         assert {tensor.device.type for tensor in [*bound.parameters(), *bound.buffers()]} == {"meta"}
