@@ -6,7 +6,7 @@ import openmm
 
 from openmm_geomgnn.cli.estimates import stage_seconds
 from openmm_geomgnn.cli.preflight import disk_bytes, training_frames
-from openmm_geomgnn.cli.progress import say
+from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.run import check_folder, examined
 from openmm_geomgnn.cli.run_folder import input_files
 from openmm_geomgnn.errors import GeomGNNError
@@ -25,9 +25,9 @@ def check_run(protocol, overwrite=False, source=None):
     else:
         check_folder(protocol, beginning)
     for line in describe(beginning.plan):
-        say(line)
-    say(f"time           {_time(beginning.plan)}")
-    say("Nothing was run, and nothing was written.")
+        echo(line)
+    echo(f"time           {_time(beginning.plan)}")
+    echo("Nothing was run, and nothing was written.")
 
 
 def describe(plan):
@@ -72,7 +72,7 @@ def _network(plan):
 
 def _time(plan):
     try:
-        stages = stage_seconds(plan, lambda: say("Compiling kernels for this network (once, about 20 s) ..."))
+        stages = stage_seconds(plan, lambda: echo("Compiling kernels for this network (once, about 20 s) ..."))
     except GeomGNNError as error:
         return f"not known, as the first steps failed: {error}"
     parts = ", ".join(f"{_NAMES[name]} {_duration(seconds)}" for name, seconds in stages.items())

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from openmm_geomgnn.cli.progress import bar, say
+from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
@@ -38,11 +38,11 @@ def run_compute(settings):
     with atomic_write(settings.output) as temporary, ColvarWriter(temporary, fields) as colvar:
         colvar.write(rows)
     for number, (path, length) in enumerate(zip(settings.trajectories, lengths, strict=True)):
-        say(f"{f'walker {number}: ' * several}{length} frames of {path}")
+        echo(f"{f'walker {number}: ' * several}{length} frames of {path}")
     for k, name in enumerate(fields[-bound.dimension :]):
         column = rows[:, len(fields) - bound.dimension + k]
-        say(f"{name}: {column.min():.4g} to {column.max():.4g}, mean {column.mean():.4g}")
-    say(f"written to {settings.output}")
+        echo(f"{name}: {column.min():.4g} to {column.max():.4g}, mean {column.mean():.4g}")
+    echo(f"written to {settings.output}")
     return rows
 
 

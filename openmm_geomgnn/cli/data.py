@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openmm_geomgnn.cli.progress import bar, say
+from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.conformers.build import Build, build, damaged_shards
 from openmm_geomgnn.conformers.folder import SPLITS_NAME, index_of
 from openmm_geomgnn.conformers.splits import NAMES, Splits, of_some
@@ -26,7 +26,7 @@ def run_build(settings, overwrite=False, source=None):
     with bar("conformers", "tasks") as progress:
         index = build(plan, settings.processes, overwrite, progress, source)
     _show_store(settings.output, index)
-    say(f"splits         {settings.output / SPLITS_NAME}")
+    echo(f"splits         {settings.output / SPLITS_NAME}")
     return index
 
 
@@ -50,7 +50,7 @@ def show_info(store, check=False):
             "`geomgnn data build` that made the store: it makes what is missing."
         )
     if check:
-        say("check          all shards are as they were written")
+        echo("check          all shards are as they were written")
 
 
 def write_splits_of(store, output, sources):
@@ -69,7 +69,7 @@ def write_splits_of(store, output, sources):
     with atomic_write(output) as temporary:
         np.savez(temporary, **some)
     counts = ", ".join(f"{len(some[f'idx_{name}'])} {name}" for name in NAMES)
-    say(f"{output}: {counts} of the {chosen.sum()} conformers of {', '.join(sources)}")
+    echo(f"{output}: {counts} of the {chosen.sum()} conformers of {', '.join(sources)}")
 
 
 def read_splits(path, conformers):
@@ -108,7 +108,7 @@ def _readable():
 def _show_store(folder, index):
     _show(index)
     size = sum(shard["bytes"] for shard in index["shards"]) / 1e6
-    say(f"store          {folder} ({len(index['shards'])} shards, {size:.4g} MB, hash {index['hash']})")
+    echo(f"store          {folder} ({len(index['shards'])} shards, {size:.4g} MB, hash {index['hash']})")
 
 
 def _show(index):
@@ -124,14 +124,14 @@ def _show(index):
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for name, *cells, by in table:
         numbers = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=False))
-        say(f"{name:<{max(14, widths[0])}} {'  '.join(numbers)}  {by}".rstrip())
+        echo(f"{name:<{max(14, widths[0])}} {'  '.join(numbers)}  {by}".rstrip())
     for name, entry in rows.items():
         total = entry["atoms"] or 1
         commonest = sorted(entry["elements"].items(), key=lambda pair: -pair[1])
         shares = ", ".join(f"{element} {100 * number / total:.2g} %" for element, number in commonest[:_MOST_ELEMENTS])
         more = f", {len(commonest) - _MOST_ELEMENTS} more" if len(commonest) > _MOST_ELEMENTS else ""
-        say(f"{name:<14} {shares}{more}")
+        echo(f"{name:<14} {shares}{more}")
     for name, entry in index["sources"].items():
         reasons = sorted(entry["skipped"].items(), key=lambda pair: -pair[1])
         for why, number in reasons[:_MOST_REASONS]:
-            say(f"{name:<14} skipped {number}: {why}")
+            echo(f"{name:<14} skipped {number}: {why}")

@@ -3,13 +3,12 @@
 import warnings
 from dataclasses import fields
 
-import numpy as np
-
 from openmm_geomgnn.cli.first_frames import check_first_frame
-from openmm_geomgnn.cli.progress import progress_bars, say
-from openmm_geomgnn.cv.distillation import DistillSettings, costs, distill
+from openmm_geomgnn.cli.progress import echo, progress_bars
+from openmm_geomgnn.cv.distillation import DistillSettings, benchmark_evaluation, distill
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.verdict import GOOD_R2, in_words
+from openmm_geomgnn.formatting import format_values
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.representation.trajectory_files import load_trajectory
@@ -48,18 +47,19 @@ def _distill(settings):
         check_first_frame(trajectory, path, cv.selection)
     chosen = {field.name: getattr(settings, field.name) for field in fields(DistillSettings)}
     chosen["displacement"] *= NM_TO_ANGSTROM
-    say(f"teacher {settings.cv.name}; {sum(map(len, trajectories))} frames in {len(trajectories)} trajectories")
+    echo(f"teacher {settings.cv.name}; {sum(map(len, trajectories))} frames in {len(trajectories)} trajectories")
     unfinished = Unfinished(settings.output)
     with progress_bars(STAGES) as progress:
         student = distill(cv, topology, trajectories, DistillSettings(**chosen), progress, unfinished)
-    student.training_information["distillation"]["cost_ms"] = cost = costs(cv, student, topology, trajectories[0])
+    cost = benchmark_evaluation(cv, student, topology, trajectories[0])
+    student.training_information["distillation"]["cost_ms"] = cost
     student.save(settings.output)
     unfinished.remove()
     for line in (*table(student), *remarks(student, cost)):
-        say(line)
+        echo(line)
     _warn(student.training_information["distillation"])
-    say(f"verdict: {in_words(student.training_information['verdict'])}")
-    say(f"written to {settings.output}")
+    echo(f"verdict: {in_words(student.training_information['verdict'])}")
+    echo(f"written to {settings.output}")
     return student
 
 
@@ -84,10 +84,10 @@ def remarks(student, cost):
     teacher = f"teacher {_time(cost['eager'])} in plain PyTorch{compiled}"
     yield f"value and gradient: {teacher}; student {_time(cost['student'])}: {times}"
     before = facts["teacher"]["rate_300K_per_ps"]
-    known = "" if before is None else f" (teacher {_shown(before)})"
-    yield f"stiffness {_shown(facts['rate_300K_per_ps'])} per ps{known}"
+    known = "" if before is None else f" (teacher {format_values(before)})"
+    yield f"stiffness {format_values(facts['rate_300K_per_ps'])} per ps{known}"
     ranges = "; ".join(f"{low:.3g} to {high:.3g}" for low, high in facts["range"])
-    yield f"range {ranges}; wherever it is asked, |s| stays below {_shown(facts['distillation']['largest'])}"
+    yield f"range {ranges}; wherever it is asked, |s| stays below {format_values(facts['distillation']['largest'])}"
 
 
 def _warn(found):
@@ -115,7 +115,3 @@ def _warn(found):
 
 def _time(milliseconds):
     return f"{milliseconds:.3g} ms" if milliseconds >= 0.1 else f"{1000 * milliseconds:.3g} us"
-
-
-def _shown(values):
-    return ", ".join(f"{value:.3g}" for value in np.atleast_1d(values))

@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 from rich.table import Table
 
-from openmm_geomgnn.cli.progress import console, say
+from openmm_geomgnn.cli.progress import console, echo
 from openmm_geomgnn.force.backends import BACKENDS, PREFERENCE
 from openmm_geomgnn.force.backends.versions import installed_versions
 
@@ -175,7 +175,7 @@ def show(found):
     auto = found["auto"]
     if auto["engine"] is not None and auto["platform"]:
         platforms = auto["platform"]
-        say(
+        echo(
             f"auto takes the backend {auto['backend']}, the engine {auto['engine']} for et-64, and the platform "
             f"{platforms['large']}, for small systems {platforms['small']}."
         )

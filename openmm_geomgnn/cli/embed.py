@@ -3,7 +3,7 @@
 import time
 
 from openmm_geomgnn.cli.first_frames import check_first_frames
-from openmm_geomgnn.cli.progress import bar, say
+from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.representation.embed_trajectories import EmbedSettings, embed_trajectories
 from openmm_geomgnn.representation.selection import as_topology
 
@@ -38,11 +38,11 @@ def run_embed(embed, overwrite=False, source=None):
             source,
         )
     frames, residues, channels = sum(store.lengths), len(store.settings["molecule"]), store.tokens(0).shape[3]
-    say(
+    echo(
         f"{frames} frames of {len(store)} trajectories, {residues} residues with {channels} channels of scalars and vectors "
         f"in {embed.dtype}, {_size(embed.output):.4g} MB"
     )
-    say(f"written to {embed.output}")
+    echo(f"written to {embed.output}")
     return store
 
 

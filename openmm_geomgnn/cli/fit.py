@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 
 from openmm_geomgnn.cli.first_frames import check_first_frame
-from openmm_geomgnn.cli.progress import say
+from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.run import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.cli.run_folder import input_files
 from openmm_geomgnn.cli.settings.yaml_files import lag_in_frames
@@ -45,7 +45,7 @@ def _fit(fit):
         times = [(entry["name"], trajectories.times(k)) for k, entry in enumerate(trajectories.trajectories)]
     interval = _frame_interval(fit, times)
     lag_in_frames(fit.cv.lag, interval)
-    say(f"{sum(lengths)} frames, {interval:g} ps apart, in {len(lengths)} trajectories")
+    echo(f"{sum(lengths)} frames, {interval:g} ps apart, in {len(lengths)} trajectories")
     settings = fit_settings(fit.cv, interval, fit.seed)
     if fit.embeddings is not None:
         settings = _with_stored(settings, trajectories, fit.cv.model_fields_set)
@@ -54,8 +54,8 @@ def _fit(fit):
     cv.save(fit.output)
     unfinished.remove()
     for line in describe(cv):
-        say(line)
-    say(f"written to {fit.output}")
+        echo(line)
+    echo(f"written to {fit.output}")
     return cv
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from openmm_geomgnn.cli import data
 from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, PROTOCOL, SUMMARY, UNBIASED
-from openmm_geomgnn.cli.progress import say
+from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.results import comparison_runs
 from openmm_geomgnn.cli.run import NEEDED_TO_BIAS, describe
 from openmm_geomgnn.cli.run_folder import wall_time
@@ -68,7 +68,7 @@ def _kind_of_file(path):
 
 
 def _line(name, value):
-    say(f"{name:<14} {value}")
+    echo(f"{name:<14} {value}")
 
 
 def _show_cv(path):
@@ -95,9 +95,9 @@ def _show_cv(path):
         _line("trained on", f"{sum(facts['frames'])} frames of {_count(len(facts['frames']), 'trajectory', 'trajectories')}")
     if all(name in facts for name in NEEDED_TO_BIAS):
         for line in describe(cv):
-            say(line)
+            echo(line)
     else:
-        say("It says nothing of its scores and its stiffness, so it cannot be biased by a protocol.")
+        echo("It says nothing of its scores and its stiffness, so it cannot be biased by a protocol.")
     _line("hash", metadata["content_hash"])
     _line("file", f"{path}, {_megabytes(path)}")
 
@@ -142,7 +142,7 @@ def _show_checkpoint(path):
     checkpoint = load_checkpoint(path)
     _line("kind", f"checkpoint of a run of {_count(len(checkpoint.walkers), 'walker')}, at outer step {checkpoint.step}")
     for name, value in checkpoint.fingerprint.items():
-        say(f"  {name}: {value}")
+        echo(f"  {name}: {value}")
 
 
 def _show_run(path):
@@ -159,7 +159,7 @@ def _show_run(path):
     if (path / CV_FILE).is_file():
         _line("CV", path / CV_FILE)
         for line in describe(CollectiveVariable.load(path / CV_FILE)):
-            say(f"  {line}")
+            echo(f"  {line}")
     else:
         _line("CV", "not yet")
     checkpoint = find_checkpoint(path)

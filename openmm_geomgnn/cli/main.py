@@ -300,7 +300,7 @@ def _overrides(settings):
 
 def _show(folder, summary):
     """The headline numbers of a run on the terminal; what is not known is left out."""
-    from openmm_geomgnn.cli.progress import say
+    from openmm_geomgnn.cli.progress import echo
 
     def known(*keys):
         return all(isinstance(summary.get(key), (int, float)) and math.isfinite(summary[key]) for key in keys)
@@ -328,7 +328,7 @@ def _show(folder, summary):
         definition = f" = {summary['delta_F_definition']}" if "delta_F_definition" in summary else ""
         lines.append(f"free energy    delta F = {number('delta_F_kJ_per_mol')}{error} kJ/mol{definition}")
     for line in (*lines, f"report         {folder / 'report.html'}"):
-        say(line)
+        echo(line)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 console = Console()
 
 
-def say(text):
+def echo(text):
     """Print one line as it is."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 

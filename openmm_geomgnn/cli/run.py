@@ -9,17 +9,18 @@ import numpy as np
 from openmm_geomgnn.cli.molecule import walker_spec
 from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, TOPOLOGY, UNBIASED
 from openmm_geomgnn.cli.preflight import examine
-from openmm_geomgnn.cli.progress import bar, progress_bars, say
+from openmm_geomgnn.cli.progress import bar, echo, progress_bars
 from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, made_from
 from openmm_geomgnn.cli.report import check_analysis, report
 from openmm_geomgnn.cli.results import comparison_frame
-from openmm_geomgnn.cli.run_folder import add_wall_time, claimed, first_structure, has_biased_steps, settle
+from openmm_geomgnn.cli.run_folder import add_wall_time, first_structure, has_biased_steps, prepare_output_folder, settle
 from openmm_geomgnn.cv.fit import FitSettings, fit_cv
 from openmm_geomgnn.cv.kernel_widths import is_too_stiff, kernel_widths, narrowest_width
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.verdict import GRADES, in_words
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
+from openmm_geomgnn.formatting import format_values
 from openmm_geomgnn.locks import set_aside
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
@@ -61,7 +62,7 @@ def run_protocol(protocol, overwrite=False, source=None):
     began = time.perf_counter()
     beginning = examined(protocol)
     given = beginning.given
-    with claimed(protocol, overwrite, source):
+    with prepare_output_folder(protocol, overwrite, source):
         cv = _check_claimed(protocol, beginning)
         settle(protocol)
         try:
@@ -71,10 +72,12 @@ def run_protocol(protocol, overwrite=False, source=None):
                 cv = _fit(protocol, _unbiased(protocol), beginning.record)
             Unfinished(protocol.output / CV_FILE).remove()
             for line in describe(cv):
-                say(line)
+                echo(line)
             check_verdict(cv, protocol)
             bias = protocol.opes(**kernel_width(cv, protocol))
-            say(f"OPES: barrier {bias.barrier:g} kJ/mol, sigma {_shown(bias.sigma)}, biasfactor {bias.biasfactor:.3g}")
+            echo(
+                f"OPES: barrier {bias.barrier:g} kJ/mol, sigma {format_values(bias.sigma)}, biasfactor {bias.biasfactor:.3g}"
+            )
             _biased(protocol, bias)
             _comparison(protocol)
         finally:
@@ -114,7 +117,7 @@ def examined(protocol):
 
 def check_folder(protocol, beginning):
     """Raise a GeomGNNError where the protocol could not go on in its folder; nothing changes there."""
-    with claimed(protocol):
+    with prepare_output_folder(protocol):
         _check_claimed(protocol, beginning)
 
 
@@ -191,14 +194,16 @@ def describe(cv):
     facts = cv.training_information
     if "distillation" in facts:
         found = facts["distillation"]["held_out"]
-        origin = f"Student: R2 {_shown(found['r2'])}, error of the gradient {_shown(found['gradient_error'])}; its teacher"
+        r2, gradient_error = format_values(found["r2"]), format_values(found["gradient_error"])
+        origin = f"Student: R2 {r2}, error of the gradient {gradient_error}; its teacher"
     else:
         origin = "CV"
     held_out, error = facts.get("vamp2_held_out"), facts.get("vamp2_held_out_error")
     score = "" if held_out is None else f", held out {held_out:.3f}" + ("" if error is None else f" +- {error:.3f}")
     yield (
         f"{origin}: VAMP-2 {facts['vamp2_training']:.3f}{score} at a lag of {cv.lag_time:g} ps; {_timescales(facts)}; "
-        f"spread in a basin {_shown(facts['in_basin_spread'])}; stiffness {_shown(facts['rate_300K_per_ps'])} per ps"
+        f"spread in a basin {format_values(facts['in_basin_spread'])}; "
+        f"stiffness {format_values(facts['rate_300K_per_ps'])} per ps"
     )
     if "verdict" in facts:
         yield f"Verdict: {in_words(facts['verdict'])}."
@@ -284,9 +289,9 @@ def kernel_width(cv, protocol):
     if bias.sigma is None and bias.sigma_min is None and is_too_stiff(narrowest, spread).any():
         raise GeomGNNError(
             f"The CV is too stiff to bias: at {1000 * step:g} fs between evaluations (run.every times system.timestep) the "
-            f"narrowest kernel that does not heat the system is {_shown(narrowest)} wide, but the CV fluctuates by only "
-            f"{_shown(spread)} within a basin. Evaluate the bias more often (run.every: 1), fit a softer CV (a longer "
-            "cv.softening, or gradient_penalty with a vampnet), or set bias.sigma yourself."
+            f"narrowest kernel that does not heat the system is {format_values(narrowest)} wide, but the CV fluctuates by only "
+            f"{format_values(spread)} within a basin. Evaluate the bias more often (run.every: 1), fit a softer CV (a "
+            "longer cv.softening, or gradient_penalty with a vampnet), or set bias.sigma yourself."
         )
     return kernel_widths(spread, narrowest, bias.sigma, bias.sigma_min, adaptive=bias.adaptive_stride is not None)
 
@@ -328,7 +333,7 @@ def _runner(protocol, bias, progress=None):
 def _compile(protocol, spec):
     """Compile the network's kernels before the walkers start, all of which would do so at once."""
     bound = CollectiveVariable.load(spec.cv_path).bind(protocol.output / TOPOLOGY, spec.precision, spec.engine)
-    bound.warm_up(lambda: say("Compiling kernels for this network (once, about 20 s) ..."))
+    bound.warm_up(lambda: echo("Compiling kernels for this network (once, about 20 s) ..."))
 
 
 def _comparison(protocol):
@@ -361,7 +366,3 @@ def _compare(protocol, indices, frame, length):
             checkpoint_interval=protocol.run.checkpoint_interval,
             progress=lambda p: update(p.time, p.length, f"{p.temperature:.0f} K"),
         )
-
-
-def _shown(values):
-    return ", ".join(f"{value:.3g}" for value in np.atleast_1d(values))

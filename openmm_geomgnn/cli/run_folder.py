@@ -25,7 +25,7 @@ _FREE = (
 
 
 @contextmanager
-def claimed(protocol, overwrite=False, source=None):
+def prepare_output_folder(protocol, overwrite=False, source=None):
     """The output folder is that of a protocol, and of this process alone, while the block runs; nothing in it changes yet.
 
     It is new, empty, or holds what this very protocol has done so far. What has not been used yet may have changed since:

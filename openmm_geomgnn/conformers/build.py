@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openmm_geomgnn.conformers.folder import SPLITS_NAME, claimed, index_of, note_tasks
+from openmm_geomgnn.conformers.folder import SPLITS_NAME, index_of, note_tasks, prepare_output_folder
 from openmm_geomgnn.conformers.merging import Merger
 from openmm_geomgnn.conformers.sources.base import Source
 from openmm_geomgnn.conformers.splits import NAMES, Splits, hold_out, molecules
@@ -108,7 +108,7 @@ def build(plan, processes=None, overwrite=False, progress=lambda done, total, no
     inputs += [path for labelled in plan.sources for path in labelled.source.input_files()]
     if overwrite:
         _tasks(plan)  # all files can be read, before anything is moved
-    with claimed(plan.folder, plan.settings(), overwrite, inputs):
+    with prepare_output_folder(plan.folder, plan.settings(), overwrite, inputs):
         if (plan.folder / INDEX_NAME).is_file():
             index = index_of(plan.folder)
             if index["settings"] == plan.settings() and not damaged_shards(plan.folder, index):

@@ -13,7 +13,7 @@ _SETTINGS = "settings.json"
 
 
 @contextmanager
-def claimed(folder, settings, overwrite=False, inputs=()):
+def prepare_output_folder(folder, settings, overwrite=False, inputs=()):
     """Make a folder that of one build: it is new, empty, or holds what a build with the same settings has done so far.
 
     overwrite: move what an earlier build has left there aside, with whatever settings. inputs: files that the new build

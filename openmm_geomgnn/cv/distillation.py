@@ -12,7 +12,7 @@ from openmm_geomgnn.cv.students.augmentation import Moves
 from openmm_geomgnn.cv.students.coordinates import InternalCoordinates, nearest_pairs, proper_torsions
 from openmm_geomgnn.cv.students.cv import StudentCV, named_atoms
 from openmm_geomgnn.cv.students.network import StudentNetwork
-from openmm_geomgnn.cv.students.training import Labels, ask, errors, train
+from openmm_geomgnn.cv.students.training import TeacherLabels, errors, label_frames, train
 from openmm_geomgnn.cv.verdict import judge_student
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman.validation import hold_out_blocks
@@ -128,11 +128,16 @@ def distill(cv, topology, trajectories, settings=None, progress=None, unfinished
     return student
 
 
-def costs(cv, student, topology, trajectory):
-    """What one evaluation takes, value and gradient: {"eager": ms, "compiled": ms or None, "student": ms} of processor time.
+def benchmark_evaluation(cv, student, topology, trajectory):
+    """Time one evaluation of value and gradient by the teacher and by its student.
 
-    The teacher in plain PyTorch, compiled where it can be, and the student take turns on a frame of `trajectory`; the
-    shortest of its turns counts for each.
+    The teacher in plain PyTorch, the teacher with compiled kernels where there are some, and the student take turns on one
+    frame of `trajectory`; the shortest turn of each counts.
+
+    Returns
+    -------
+    dict
+        {"eager": ms, "compiled": ms or None, "student": ms} of processor time.
     """
     bound = {"eager": cv.bind(topology, engine="eager"), "compiled": cv.bind(topology), "student": student.bind(topology)}
     if bound["compiled"].engine_name == "eager":
@@ -222,7 +227,7 @@ def _moved(moves, number):
 
 
 def _ask_all(teacher, teacher_hash, sets, progress, unfinished):
-    """`Labels` of each set of conformations, asked for in pieces that are kept as soon as they are done."""
+    """`TeacherLabels` of each set of conformations, asked for in pieces that are kept as soon as they are done."""
     done, total = 0, sum(map(len, sets.values()))
 
     def advance(frames):
@@ -239,12 +244,12 @@ def _ask_all(teacher, teacher_hash, sets, progress, unfinished):
             made_from = fingerprint(teacher_hash, teacher.engine_name, pos)
             found = unfinished.load(part, made_from)
             if found is None:
-                found = ask(teacher, pos, advance)
+                found = label_frames(teacher, pos, advance)
                 unfinished.save(part, made_from, found)
             else:
                 advance(len(pos))
-            pieces.append(Labels(*found))
-        labels[name] = Labels(*map(torch.cat, zip(*pieces, strict=True)))
+            pieces.append(TeacherLabels(*found))
+        labels[name] = TeacherLabels(*map(torch.cat, zip(*pieces, strict=True)))
     return labels
 
 

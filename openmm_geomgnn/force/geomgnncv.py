@@ -200,7 +200,7 @@ class GeomGNNCV:
             )
         evaluation = Evaluation(source, int(component), periodic=bool(periodic), bound=bound, failures=failures)
         backend = backends.choose(backend)
-        force = backends.backend(backend).make_force(evaluation)
+        force = backends.get_backend(backend).make_force(evaluation)
         # OpenMM makes forces of its own classes: this one becomes an instance of both
         force.__class__ = _both(cls, type(force))
         force._evaluation, force._backend = evaluation, backend
@@ -285,7 +285,7 @@ class GeomGNNCV:
         periodic = system.usesPeriodicBoundaryConditions()
         source, failures = self._evaluation.source, self._evaluation.failures
         evaluation = Evaluation(source, bias=bias, periodic=periodic, bound=self.bound, failures=failures)
-        force = backends.backend(self._backend).make_force(evaluation)
+        force = backends.get_backend(self._backend).make_force(evaluation)
         force.setForceGroup(int(forceGroup))
         force.setName("GeomGNNCV bias")
         system.addForce(force)

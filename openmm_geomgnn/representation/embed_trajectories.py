@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.formatting import format_setting
 from openmm_geomgnn.locks import is_empty, locked, set_aside
 from openmm_geomgnn.representation.embed_workers import embed_chunks, import_distributed
 from openmm_geomgnn.representation.encoder import Encoder
@@ -223,18 +224,18 @@ def _check_same(store, common):
     store.check_molecule(common["molecule"], common["atoms"])
     differing = [name for name in _COMMON if there[name] != common[name]]
     if differing:
-        listed = "; ".join(f"{_COMMON[name]}: {_shown(name, there)} there, {_shown(name, common)} now" for name in differing)
+        pairs = [(_COMMON[name], _described(name, there), _described(name, common)) for name in differing]
+        listed = "; ".join(f"{label}: {before} there, {now} now" for label, before, now in pairs)
         raise GeomGNNError(
             f"{store.path} was made with other settings ({listed}). One store holds one kind of embedding: use the settings "
             "it was made with, another output, or --overwrite."
         )
 
 
-def _shown(name, settings):
+def _described(name, settings):
     if name == "encoder_hash":
         return f"{settings['encoder']} with hash {settings['encoder_hash']}"
-    text = "null" if settings[name] is None else str(settings[name])
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return format_setting(settings[name], limit=60)
 
 
 def _entered(store, path):

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
 from openmm_geomgnn.force.integrators import has_virtual_sites
+from openmm_geomgnn.formatting import format_setting
 from openmm_geomgnn.sampling.outputs import Written
 from openmm_geomgnn.sampling.systems import SystemSettings
 from torchmdnet_ext.tensor_files import CHECKSUM, DamagedFile, is_as_written, read_tensor_file, with_checksum
@@ -156,9 +157,10 @@ def check_fingerprint(saved, mine, path):
         old, new = saved.get(name), mine.get(name)
         if _same(old, new):
             continue
+        before, now = (format_setting(value, absent="absent") for value in (old, new))
         raise GeomGNNError(
-            f"{path} belongs to a run with another {name}: it was {_shown(old)} and is now {_shown(new)}. A run is "
-            "only continued as it began: put it back as it was, or start a new run in another folder."
+            f"{path} belongs to a run with another {name}: it was {before} and is now {now}. A run is only continued as it "
+            "began: put it back as it was, or start a new run in another folder."
         )
 
 
@@ -169,10 +171,6 @@ def _same(old, new):
         # not to the last bit: the same number in other units may differ by a rounding error
         return old == new or math.isclose(old, new, rel_tol=1e-9)
     return old == new
-
-
-def _shown(value):
-    return "absent" if value is None else repr(value)
 
 
 def topology_hash(topology):

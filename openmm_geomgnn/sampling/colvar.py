@@ -54,8 +54,8 @@ class ColvarWriter(Closing):
         found = tuple(headers[-1][len(_FIELDS) :].split()) if headers else ()
         if found != self.fields:
             raise GeomGNNError(
-                f"{self.path} has the fields {_shown(found)}, but the run to be continued writes "
-                f"{_shown(self.fields)}. Continue it with the settings it was started with, or choose another "
+                f"{self.path} has the fields {_field_list(found)}, but the run to be continued writes "
+                f"{_field_list(self.fields)}. Continue it with the settings it was started with, or choose another "
                 "output folder."
             )
         if not text.endswith(b"\n"):
@@ -214,8 +214,8 @@ def _parse(path):
                     names = header
                 elif set(header) != set(names):
                     raise GeomGNNError(
-                        f"{path} changes its fields at line {number}, from {_shown(names)} to {_shown(header)}. Split "
-                        "the file there and read the parts one by one."
+                        f"{path} changes its fields at line {number}, from {_field_list(names)} to {_field_list(header)}. "
+                        "Split the file there and read the parts one by one."
                     )
                 order = None if header == names else [header.index(name) for name in names]
             continue
@@ -281,10 +281,10 @@ def _no_header(path):
 
 
 def _hint(name, fields):
-    return f"{did_you_mean(name, fields)} The fields are {_shown(fields)}."
+    return f"{did_you_mean(name, fields)} The fields are {_field_list(fields)}."
 
 
-def _shown(fields, limit=12):
+def _field_list(fields, limit=12):
     fields = list(fields)
     if not fields:
         return "none"

@@ -207,8 +207,13 @@ class TestDistillation:
         unfinished = Unfinished(tmp_path / "a.cv", seconds=0)
         with pytest.raises(Stopped):
             distill(cv, ALA2, parts, settings, stop_at(stage, done), unfinished)
-        asked, ask = [], distillation.ask
-        monkeypatch.setattr(distillation, "ask", lambda teacher, pos, *a: asked.append(len(pos)) or ask(teacher, pos, *a))
+        asked, label_frames = [], distillation.label_frames
+
+        def counted(teacher, pos, *rest):
+            asked.append(len(pos))
+            return label_frames(teacher, pos, *rest)
+
+        monkeypatch.setattr(distillation, "label_frames", counted)
         distill(cv, ALA2, parts, settings, None, unfinished).save(tmp_path / "a.cv")
         assert (tmp_path / "a.cv").read_bytes() == (tmp_path / "whole.cv").read_bytes()
         assert (stage == "labels") == bool(asked) and sum(asked) <= 60

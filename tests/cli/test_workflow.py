@@ -94,8 +94,8 @@ def no_report(monkeypatch):
     monkeypatch.setattr(workflow, "report", lambda protocol, seconds: {})
 
 
-def claim(protocol, overwrite=False, source=None):
-    with folders.claimed(protocol, overwrite, source):
+def prepare(protocol, overwrite=False, source=None):
+    with folders.prepare_output_folder(protocol, overwrite, source):
         folders.settle(protocol)
 
 
@@ -292,7 +292,7 @@ class TestAgain:
                 break
             time.sleep(0.01)
         with pytest.raises(GeomGNNError, match=f"killed is in use by process {process.pid} on"):
-            claim(load_protocol(protocol_file, {"output": str(killed)}))
+            prepare(load_protocol(protocol_file, {"output": str(killed)}))
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert ROWS / 2 <= len(read_colvar(colvar)["time"]) < ROWS
@@ -335,7 +335,7 @@ class TestFolder:
     def test_a_changed_protocol_is_refused(self, changes, named, load, copied):
         before = contents(copied)
         with pytest.raises(GeomGNNError, match=f"another protocol: .*{named}.*--overwrite"):
-            claim(load(**changes))
+            prepare(load(**changes))
         assert contents(copied) == before
 
     @pytest.mark.parametrize(
@@ -347,27 +347,27 @@ class TestFolder:
     )
     def test_what_may_change(self, changes, load, copied):
         protocol = load(**changes)
-        claim(protocol)
+        prepare(protocol)
         assert load_protocol(copied / "protocol.yaml") == protocol
 
     def test_what_is_not_used_yet_may_change(self, load, copied):
         """The advice that a fit or a stiff CV gives can be followed without losing the training data."""
         not_biased_yet(copied)
-        claim(load(run__every=1, bias__barrier=20, cv__softening=0.1))
+        prepare(load(run__every=1, bias__barrier=20, cv__softening=0.1))
         with pytest.raises(GeomGNNError, match="system.temperature, unbiased.frame_interval differ"):
-            claim(load(system__temperature=310, unbiased__frame_interval=0.4))
+            prepare(load(system__temperature=310, unbiased__frame_interval=0.4))
         shutil.rmtree(copied / "unbiased")
-        claim(load(system__temperature=310))
+        prepare(load(system__temperature=310))
 
     def test_overwrite_moves_all_aside(self, load, copied):
         (copied / "notes.txt").write_text("mine")
         for number in (1, 2):
             before, aside = contents(copied), copied.with_name(f"copy.previous-{number}")
             with pytest.warns(UserWarning, match=f"{copied} is now {aside}"):
-                claim(load(seed=5), overwrite=True)
+                prepare(load(seed=5), overwrite=True)
             assert contents(aside) == before
             assert sorted(path.name for path in copied.iterdir()) == ["protocol.yaml", "topology.pdb"]
-        claim(load(seed=5), overwrite=False)
+        prepare(load(seed=5), overwrite=False)
 
     @pytest.mark.parametrize("what", ["structure", "force field", "CV", "encoder", "reference", "protocol"])
     def test_overwrite_keeps_what_is_needed(self, what, load, copied):
@@ -388,7 +388,7 @@ class TestFolder:
         }[what]
         before = contents(copied)
         with pytest.raises(GeomGNNError, match=f"would move {copied} aside, but .* needs {copied / named} in it. Copy that"):
-            claim(load(**changes), overwrite=True, source=source)
+            prepare(load(**changes), overwrite=True, source=source)
         assert contents(copied) == before and not list(copied.parent.glob("*.previous-*"))
 
     @pytest.mark.parametrize("moment", ["before", "after"])
@@ -402,8 +402,8 @@ class TestFolder:
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
             "os.rename = killed\n"
             "from openmm_geomgnn.cli.settings.yaml_files import load_protocol\n"
-            "from openmm_geomgnn.cli.run_folder import claimed\n"
-            "with claimed(load_protocol(sys.argv[2], {'output': sys.argv[3]}), overwrite=True): pass\n"
+            "from openmm_geomgnn.cli.run_folder import prepare_output_folder\n"
+            "with prepare_output_folder(load_protocol(sys.argv[2], {'output': sys.argv[3]}), overwrite=True): pass\n"
         )
         done = subprocess.run([sys.executable, "-c", program, moment, str(protocol_file), str(copied)])
         assert done.returncode == -signal.SIGKILL
@@ -414,7 +414,7 @@ class TestFolder:
         # and the command can be given again
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            claim(load(seed=5), overwrite=True)
+            prepare(load(seed=5), overwrite=True)
         assert {path: content for path, content in contents(aside).items() if path.name != ".lock"} == before
 
     def test_killed_before_the_first_file(self, load, tmp_path):
@@ -423,7 +423,7 @@ class TestFolder:
         folder.mkdir()
         (folder / ".protocol.yaml.temporary-abcd_123.yaml").touch()
         (folder / ".lock").touch()
-        claim(load(output=str(folder)))
+        prepare(load(output=str(folder)))
         assert sorted(path.name for path in folder.iterdir()) == ["protocol.yaml", "topology.pdb"]
 
     def test_folders_of_others_are_left_alone(self, load, copied, tmp_path):
@@ -434,10 +434,10 @@ class TestFolder:
             (folder / name).write_text(text)
             for overwrite in (False, True):
                 with pytest.raises(GeomGNNError, match="not empty and was not made by"):
-                    claim(load(output=str(folder)), overwrite)
+                    prepare(load(output=str(folder)), overwrite)
             assert [path.read_text() for path in folder.iterdir()] == [text]
         with pytest.raises(GeomGNNError, match="is a file.*another output"):
-            claim(load(output=str(tmp_path / "notes" / "notes.txt")))
+            prepare(load(output=str(tmp_path / "notes" / "notes.txt")))
 
     def test_structures_of_several_molecules(self, load, tmp_path):
         other = tmp_path / "other.pdb"
@@ -453,7 +453,7 @@ class TestFolder:
         topology, positions = molecule.load_structure(load().system.structures[0])
         with (tmp_path / "a.cif").open("w") as file:
             PDBxFile.writeFile(topology, positions * 10, file)
-        claim(load(system__structures=[str(tmp_path / "a.cif")] * 2, output=str(tmp_path / "new")))
+        prepare(load(system__structures=[str(tmp_path / "a.cif")] * 2, output=str(tmp_path / "new")))
         again, close = molecule.load_structure(tmp_path / "new" / "topology.pdb")
         assert [atom.name for atom in again.atoms()] == [atom.name for atom in topology.atoms()]
         np.testing.assert_allclose(close, positions, atol=1e-4)

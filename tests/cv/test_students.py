@@ -25,7 +25,7 @@ from openmm_geomgnn.cv.students.coordinates import (
 )
 from openmm_geomgnn.cv.students.cv import StudentCV, named_atoms
 from openmm_geomgnn.cv.students.network import StudentNetwork
-from openmm_geomgnn.cv.students.training import Labels, errors, train, values_and_gradients
+from openmm_geomgnn.cv.students.training import TeacherLabels, errors, train, values_and_gradients
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.selection import residue_table, select_atoms
 from openmm_geomgnn.testing import CVSuite
@@ -369,7 +369,7 @@ class TestTraining:
 
     def labels(self, network, pos):
         values, gradients = values_and_gradients(network, InternalCoordinates(TORSIONS, PAIRS), pos)
-        return Labels(pos, values.float(), gradients.detach().float())
+        return TeacherLabels(pos, values.float(), gradients.detach().float())
 
     def test_gradients_are_those_of_autograd(self, cv):
         pos = self.pos[:5].double().requires_grad_(True)

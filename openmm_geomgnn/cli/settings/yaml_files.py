@@ -15,6 +15,7 @@ from openmm_geomgnn.cli.settings.fields import find_file
 from openmm_geomgnn.cli.settings.protocol import Embed, Fit, Protocol, Schedule, lag_in_frames
 from openmm_geomgnn.cli.settings.yaml_text import read_value, read_yaml, write_yaml
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.formatting import format_setting
 from openmm_geomgnn.units import did_you_mean
 
 __all__ = [
@@ -249,7 +250,7 @@ def _describe(model, file, line, location, problem, cause):
     needed = needed.format(**problem.get("ctx", {}))
     choices = re.findall(r"'([^']*)'", needed) if problem["type"] == "literal_error" else ()
     guess = did_you_mean(problem["input"], choices)
-    return f"{where}{name} is {_shown(problem['input'])}, but must be {needed}{described}.{guess}"
+    return f"{where}{name} is {format_setting(problem['input'])}, but must be {needed}{described}.{guess}"
 
 
 def _hint(model, owner, name):
@@ -281,11 +282,3 @@ def _section_of(field):
     """The section that a field holds, or None."""
     kinds = [field.annotation, *get_args(field.annotation)]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-
-
-def _shown(value):
-    if isinstance(value, (str, Path)):
-        return f"'{value}'"
-    if isinstance(value, tuple):
-        value = list(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)

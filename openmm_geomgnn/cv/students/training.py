@@ -14,16 +14,16 @@ SMALLEST_SCALE = 0.02  # of a coordinate (angstrom, or cosine): what hardly move
 _EVALUATED = 256  # frames at once
 
 
-class Labels(NamedTuple):
-    """What a teacher says of conformations."""
+class TeacherLabels(NamedTuple):
+    """The teacher's values and gradients for a set of conformations."""
 
     pos: torch.Tensor  # (F, n, 3), angstrom
     values: torch.Tensor  # (F, d)
     gradients: torch.Tensor  # (F, d, n, 3), per angstrom
 
 
-def ask(teacher, pos, progress=None):
-    """`Labels` in single precision; conformations that the teacher has no finite answer for are left out.
+def label_frames(teacher, pos, progress=None):
+    """Evaluate the teacher on frames: `TeacherLabels` in single precision, without frames where it is not finite.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def ask(teacher, pos, progress=None):
     units = np.eye(teacher.dimension)
     for k, frame in enumerate(pos):
         frame = np.ascontiguousarray(frame)
-        # a teacher answers one question about the gradient for each evaluation
+        # one vector-Jacobian product per evaluation of a teacher
         answers = [(psi, vjp(unit)) for unit in units for psi, vjp in [teacher.value_and_vjp(frame)]]
         psi, slopes = answers[0][0], np.stack([slope for _, slope in answers])
         if np.isfinite(psi).all() and np.isfinite(slopes).all():
@@ -46,7 +46,7 @@ def ask(teacher, pos, progress=None):
         if progress is not None:
             progress(1)
     shape = (teacher.dimension, *pos.shape[1:])
-    return Labels(
+    return TeacherLabels(
         torch.tensor(pos[kept], dtype=torch.float32),
         torch.tensor(np.array(values).reshape(-1, teacher.dimension)),
         torch.tensor(np.array(gradients).reshape(-1, *shape)),
@@ -67,7 +67,7 @@ def train(
     ----------
     network : StudentNetwork
     coordinates : InternalCoordinates
-    labels, stopping : Labels
+    labels, stopping : TeacherLabels
     progress : callable, optional
         Called as progress(epoch, epochs, loss on stopping).
     keep : callable, optional
@@ -106,7 +106,7 @@ def train(
     while run["epoch"] < epochs and run["epoch"] - run["best_epoch"] < patience:
         run["epoch"] += 1
         for batch in torch.randperm(len(labels.pos), generator=generator).split(batch_size):
-            chosen = Labels(*(part[batch] for part in labels))
+            chosen = TeacherLabels(*(part[batch] for part in labels))
             values, gradients = values_and_gradients(network, coordinates, chosen.pos, training=True)
             loss = _loss(*_squared_errors(chosen, values, gradients), weights)
             optimizer.zero_grad()
@@ -166,7 +166,7 @@ def _mean_errors(network, coordinates, labels):
     """The same over many frames."""
     total = [0.0, 0.0]
     for chunk in zip(*(part.split(_EVALUATED) for part in labels), strict=True):
-        chosen = Labels(*chunk)
+        chosen = TeacherLabels(*chunk)
         found = _squared_errors(chosen, *values_and_gradients(network, coordinates, chosen.pos))
         total = [sum_ + len(chosen.pos) * part.detach() for sum_, part in zip(total, found, strict=True)]
     return [part / len(labels.pos) for part in total]

@@ -1,4 +1,4 @@
-"""How OpenMM comes to evaluate a CV: the backends, and which of them can be used here.
+"""The backends, by which OpenMM evaluates a CV, and which of them can be used here.
 
 A backend is a module with `why_not() -> str | None`, the reason why it cannot be used, and
 `make_force(evaluation) -> openmm.Force`.
@@ -12,36 +12,36 @@ from openmm_geomgnn.units import did_you_mean
 
 # name of the class of the force: module
 BACKENDS = {"PythonForce": "python_force", "PythonTorchForce": "python_torch_force", "TorchForce": "torch_force"}
-# what `auto` tries, in this order. On a GPU PythonTorchForce would keep positions there, but by the sources of OpenMM 8.6
-# and openmm-torch (commit b653290) PyTorch does not wait until OpenMM, in a CUDA context of its own, has written them; that
-# was not tried on a GPU, so it has to be asked for.
+# what `auto` tries, in this order. On a GPU PythonTorchForce would keep positions there, but according to the sources of
+# OpenMM 8.6 and openmm-torch (commit b653290) PyTorch does not wait until OpenMM, in a CUDA context of its own, has written
+# them; this has not been tried on a GPU, so it has to be requested.
 PREFERENCE = ("PythonForce", "TorchForce", "PythonTorchForce")
 
 
-def backend(name):
-    """The module of a backend.
+def get_backend(name):
+    """Import the module of a backend.
 
     Raises
     ------
     GeomGNNError
         If there is no backend of this name.
     """
-    return importlib.import_module(f"openmm_geomgnn.force.backends.{BACKENDS[known(name)]}")
+    check_backend_name(name)
+    return importlib.import_module(f"openmm_geomgnn.force.backends.{BACKENDS[name]}")
 
 
-def known(name):
-    """The name of a backend; raises a GeomGNNError if there is none."""
+def check_backend_name(name):
+    """Raise a GeomGNNError unless there is a backend of this name."""
     if name not in BACKENDS:
         raise GeomGNNError(
             f"Unknown backend '{name}'; the choices are auto, {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}"
         )
-    return name
 
 
 def why_not(name):
-    """Why a backend cannot be used here, with what helps; None if it can. What would crash is never imported."""
-    known(name)
-    return refusal(name, installed_versions()) or backend(name).why_not()
+    """Say why a backend cannot be used here and what to do; None if it can. A package that would crash is never imported."""
+    check_backend_name(name)
+    return refusal(name, installed_versions()) or get_backend(name).why_not()
 
 
 def choose(name="auto"):

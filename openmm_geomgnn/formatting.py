@@ -1,0 +1,22 @@
+"""How values are written in messages."""
+
+from pathlib import Path
+
+
+def format_values(values, digits=3):
+    """Numbers to a few significant digits, "0.123, 45.6"; `values` is a number or an array of them."""
+    numbers = values if hasattr(values, "__len__") else [values]
+    return ", ".join(f"{number:.{digits}g}" for number in numbers)
+
+
+def format_setting(value, absent="null", limit=None):
+    """A setting as it would stand in YAML; `absent` stands for None, and text beyond `limit` characters is cut off."""
+    if value is None:
+        return absent
+    if isinstance(value, str | Path):
+        text = f"'{value}'"
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    else:
+        text = str(list(value) if isinstance(value, tuple) else value)
+    return text if limit is None or len(text) <= limit else f"{text[: limit - 3]}..."
