@@ -289,8 +289,8 @@ def kernel_width(cv, protocol):
     if bias.sigma is None and bias.sigma_min is None and is_too_stiff(narrowest, spread).any():
         raise GeomGNNError(
             f"The CV is too stiff to bias: at {1000 * step:g} fs between evaluations (run.every times system.timestep) the "
-            f"narrowest kernel that does not heat the system is {format_values(narrowest)} wide, but the CV fluctuates by only "
-            f"{format_values(spread)} within a basin. Evaluate the bias more often (run.every: 1), fit a softer CV (a "
+            f"narrowest kernel that does not heat the system is {format_values(narrowest)} wide, but the CV fluctuates by "
+            f"only {format_values(spread)} within a basin. Evaluate the bias more often (run.every: 1), fit a softer CV (a "
             "longer cv.softening, or gradient_penalty with a vampnet), or set bias.sigma yourself."
         )
     return kernel_widths(spread, narrowest, bias.sigma, bias.sigma_min, adaptive=bias.adaptive_stride is not None)

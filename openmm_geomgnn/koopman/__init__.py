@@ -1,4 +1,4 @@
-"""Slow functions of time series: covariances, VAMP and TICA, VAMPnets, held-out scores. Pure: arrays in, arrays out."""
+"""Slow functions of time series: covariances, VAMP and TICA, VAMPnets and held-out scores, from arrays to arrays."""
 
 from .covariance import Covariances, covariances, static_weights
 from .linear import fit_linear

@@ -16,7 +16,7 @@ Trajectories: TypeAlias = npt.ArrayLike | Sequence[npt.ArrayLike]
 Weights: TypeAlias = np.ndarray | Sequence[np.ndarray]
 
 _CHUNK = 16384  # frames converted to float64 at a time, at most
-_CHUNK_NUMBERS = 1 << 24  # of their features
+_CHUNK_NUMBERS = 1 << 24  # features of all these frames, at most
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Covariances:
         Number of pairs.
     effective_pairs : float
         Kish size (sum w)^2 / sum w^2 of the pairs; n_pairs without weights.
-    lag : int
+    lagtime : int
         In frames.
     reversible : bool
     """
@@ -45,7 +45,7 @@ class Covariances:
     ctt: np.ndarray
     n_pairs: int
     effective_pairs: float = float("nan")
-    lag: int = 0
+    lagtime: int = 0
     reversible: bool = False
 
     @property
@@ -65,22 +65,22 @@ class Covariances:
             right.T @ self.ctt @ right,
             self.n_pairs,
             self.effective_pairs,
-            self.lag,
+            self.lagtime,
             self.reversible,
         )
 
 
-def as_trajectories(trajs: Trajectories, lag: int = 0) -> list[np.ndarray]:
+def as_trajectories(trajs: Trajectories, lagtime: int = 0) -> list[np.ndarray]:
     """A list of (T, n) arrays from one array or tensor, or a sequence of them.
 
-    What has an attribute `lazy` that is true is left as it is: data that are read or computed piece by piece, with a shape,
-    `ndim`, a length, slices of frames that are as lazy, and `__array__`.
+    Objects whose attribute `lazy` is true are passed through: data that are read or computed piece by piece and have
+    `shape`, `ndim`, a length, slices of frames that are lazy as well, and `__array__`.
 
     Raises
     ------
     GeomGNNError
-        If a trajectory is not two-dimensional, has another number of features than the first, is not longer than the
-        lag, or holds NaN or inf (trajectory and frame are named).
+        If a trajectory is not two-dimensional, differs from the first in its number of features, is not longer than the
+        lag time, or holds NaN or inf (the message names trajectory and frame).
     """
     arrays = [_as_array(x) for x in as_list(trajs)]
     if not arrays:
@@ -96,7 +96,7 @@ def as_trajectories(trajs: Trajectories, lag: int = 0) -> list[np.ndarray]:
                 f"Trajectory {k} has {x.shape[1]} features but trajectory 0 has {arrays[0].shape[1]}: "
                 "all must come from the same selection and encoder."
             )
-    check_lengths([len(x) for x in arrays], lag)
+    check_lengths([len(x) for x in arrays], lagtime)
     check_finite(arrays)
     return arrays
 
@@ -117,20 +117,20 @@ def frames_at_once(x: np.ndarray) -> int:
     return max(256, min(_CHUNK, _CHUNK_NUMBERS // max(1, int(np.prod(x.shape[1:])))))
 
 
-def check_lengths(lengths: Sequence[int], lag: int) -> None:
-    """GeomGNNError naming the trajectories without a pair of frames `lag` apart."""
-    short = [k for k, length in enumerate(lengths) if length <= lag]
+def check_lengths(lengths: Sequence[int], lagtime: int) -> None:
+    """Raise a GeomGNNError that names a trajectory without a pair of frames `lagtime` apart, if there is one."""
+    short = [k for k, length in enumerate(lengths) if length <= lagtime]
     if short:
         k = short[0]
         raise GeomGNNError(
-            f"Trajectory {k} has {lengths[k]} frames, which is not more than the lag of {lag} frames "
+            f"Trajectory {k} has {lengths[k]} frames, which is not more than the lag of {lagtime} frames "
             f"({len(short)} of {len(lengths)} trajectories are so short): leave them out or take a "
             "shorter lag. Trajectories are never joined, since a pair across a joint is not dynamics."
         )
 
 
 def check_finite(arrays: Sequence[np.ndarray]) -> None:
-    """GeomGNNError naming the first trajectory and frame with NaN or inf."""
+    """Raise a GeomGNNError that names the first trajectory and frame with NaN or inf, if there is one."""
     for k, x in enumerate(arrays):
         size = frames_at_once(x)
         for start in range(0, len(x), size):
@@ -145,11 +145,11 @@ def check_finite(arrays: Sequence[np.ndarray]) -> None:
 
 
 def static_weights(log_weights: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Weights exp(l) from log-weights l (T,) of each trajectory, such as beta*V, with one common offset.
+    """Compute weights exp(l) from log-weights l (T,) of each trajectory, such as beta*V, with one common offset.
 
-    The offset is the largest log-weight over all trajectories: an offset for each trajectory would corrupt their
-    relative weights. Weights of biased data correct the distribution, not the propagator, so label the singular
-    values that follow as an ordering, not as timescales.
+    The offset is the largest log-weight over all trajectories: a separate offset for each trajectory would corrupt their
+    relative weights. Weights correct the distribution of biased data, not the propagator, so treat the singular values as
+    an ordering, not as timescales.
     """
     log_weights = [np.asarray(w, dtype=np.float64) for w in log_weights]
     top = max((float(w.max()) for w in log_weights if w.size), default=np.nan)
@@ -158,11 +158,11 @@ def static_weights(log_weights: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [np.exp(w - top) for w in log_weights]
 
 
-def pair_weights(lengths: Sequence[int], lag: int, weights: Weights | None) -> list[np.ndarray]:
-    """Weight of each pair, (T - lag,) for each trajectory, summing to one over all of them: that of its first frame."""
+def pair_weights(lengths: Sequence[int], lagtime: int, weights: Weights | None) -> list[np.ndarray]:
+    """Weight of each pair, (T - lagtime,) for each trajectory, summing to one over all of them: that of its first frame."""
     if weights is None:
-        n_pairs = sum(length - lag for length in lengths)
-        return [np.full(length - lag, 1.0 / n_pairs) for length in lengths]
+        n_pairs = sum(length - lagtime for length in lengths)
+        return [np.full(length - lagtime, 1.0 / n_pairs) for length in lengths]
     weights = [np.asarray(w, dtype=np.float64) for w in as_list(weights)]
     if [w.shape for w in weights] != [(length,) for length in lengths]:
         raise GeomGNNError(
@@ -177,24 +177,24 @@ def pair_weights(lengths: Sequence[int], lag: int, weights: Weights | None) -> l
                 "finite and not negative. From log-weights use static_weights(), which cannot "
                 "overflow."
             )
-    total = sum(w[: len(w) - lag].sum() for w in weights)
+    total = sum(w[: len(w) - lagtime].sum() for w in weights)
     if not total > 0:
         raise GeomGNNError("All weights are zero: nothing is left to estimate from.")
-    return [w[: len(w) - lag] / total for w in weights]
+    return [w[: len(w) - lagtime] / total for w in weights]
 
 
-def covariances(trajs: Trajectories, lag: int, weights: Weights | None = None, reversible: bool = True) -> Covariances:
-    """Means and covariances of all pairs of frames `lag` apart within a trajectory, never across two.
+def covariances(trajs: Trajectories, lagtime: int, weights: Weights | None = None, reversible: bool = True) -> Covariances:
+    """Means and covariances of all pairs of frames `lagtime` apart within a trajectory, never across two.
 
     Parameters
     ----------
     trajs
         (T, n) array or a list of them; converted to float64 piece by piece.
-    lag
+    lagtime
         In frames, at least 1.
     weights
-        (T,) array for each trajectory, of any common scale: a pair counts with the weight of its first frame, in all
-        three covariances. A weight of 2 is the same as having the pair twice.
+        (T,) array for each trajectory, on any common scale: a pair has the weight of its first frame in all three
+        covariances. A weight of 2 is equivalent to having the pair twice.
     reversible
         Count each pair in both directions: one common mean, C = (C00 + Ctt)/2, C0t symmetrised. Its singular values
         are at most 1 by construction.
@@ -202,23 +202,23 @@ def covariances(trajs: Trajectories, lag: int, weights: Weights | None = None, r
     Raises
     ------
     GeomGNNError
-        For bad trajectories or weights; see `as_trajectories`.
+        If trajectories or weights are not usable; see `as_trajectories`.
 
     Wu & Noé, J. Nonlinear Sci. 30, 23 (2020); the reversible estimator is that of Pérez-Hernández et al., J. Chem.
     Phys. 139, 015102 (2013).
     """
-    check_lag(lag)
-    trajs = as_trajectories(trajs, lag)
-    pairs = pair_weights([len(x) for x in trajs], lag, weights)
+    check_lagtime(lagtime)
+    trajs = as_trajectories(trajs, lagtime)
+    pairs = pair_weights([len(x) for x in trajs], lagtime, weights)
     n = trajs[0].shape[1]
     mean_0, mean_t = np.zeros(n), np.zeros(n)
-    for w, first, second in _chunks(trajs, pairs, lag):
+    for w, first, second in _chunks(trajs, pairs, lagtime):
         mean_0 += w @ first
         mean_t += w @ second
     if reversible:
         mean_0 = mean_t = 0.5 * (mean_0 + mean_t)
     c00, c0t, ctt = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n))
-    for w, first, second in _chunks(trajs, pairs, lag):
+    for w, first, second in _chunks(trajs, pairs, lagtime):
         first, second = first - mean_0, second - mean_t
         weighted_first = w[:, None] * first
         c00 += weighted_first.T @ first
@@ -231,20 +231,24 @@ def covariances(trajs: Trajectories, lag: int, weights: Weights | None = None, r
         c00, ctt = 0.5 * (c00 + c00.T), 0.5 * (ctt + ctt.T)
     n_pairs = sum(map(len, pairs))
     kish = float(n_pairs) if weights is None else 1.0 / sum(float(w @ w) for w in pairs)
-    return Covariances(mean_0, mean_t, c00, c0t, ctt, n_pairs, kish, lag, reversible)
+    return Covariances(mean_0, mean_t, c00, c0t, ctt, n_pairs, kish, lagtime, reversible)
 
 
-def check_lag(lag: int) -> None:
-    """GeomGNNError unless `lag` is a whole number of at least one frame."""
-    if isinstance(lag, bool) or not isinstance(lag, Integral) or lag < 1:
-        raise GeomGNNError(f"The lag must be a whole number of at least one frame but was {lag!r}.")
+def check_lagtime(lagtime: int) -> None:
+    """Raise a GeomGNNError unless `lagtime` is a whole number of at least one frame."""
+    if isinstance(lagtime, bool) or not isinstance(lagtime, Integral) or lagtime < 1:
+        raise GeomGNNError(f"The lag must be a whole number of at least one frame but was {lagtime!r}.")
 
 
 def _chunks(
-    trajs: Sequence[np.ndarray], pairs: Sequence[np.ndarray], lag: int
+    trajs: Sequence[np.ndarray], pairs: Sequence[np.ndarray], lagtime: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Pieces of (weights, first frames, second frames) in float64."""
     for x, w in zip(trajs, pairs, strict=True):
         for start in range(0, len(w), _CHUNK):
             stop = min(start + _CHUNK, len(w))
-            yield w[start:stop], np.asarray(x[start:stop], np.float64), np.asarray(x[start + lag : stop + lag], np.float64)
+            yield (
+                w[start:stop],
+                np.asarray(x[start:stop], np.float64),
+                np.asarray(x[start + lagtime : stop + lagtime], np.float64),
+            )

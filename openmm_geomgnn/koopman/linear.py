@@ -1,4 +1,4 @@
-"""A linear CV in one step: standardised features, principal components, TICA or VAMP, folded into one projection."""
+"""A linear CV in one step: standardisation, principal components and TICA or VAMP, folded into one projection."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,22 +14,22 @@ from .covariance import (
     Trajectories,
     Weights,
     as_trajectories,
-    check_lag,
+    check_lagtime,
     covariances,
     frames_at_once,
     pair_weights,
 )
-from .vamp import EPSILON, KoopmanModel, check_dim, fix_sign, project, vamp
+from .vamp import EPSILON, KoopmanModel, check_n_components, fix_sign, project, vamp
 
-# A feature whose spread is below these shares of its mean and of the widest spread is noise of float32 arithmetic: it
-# is divided by the floor, which keeps it small, and not by its spread.
+# A feature whose spread is below these fractions of its mean and of the widest spread is noise of float32 arithmetic: it
+# is divided by this floor, which keeps it small, instead of its spread.
 FLOOR_OF_MEAN, FLOOR_OF_WIDEST = 1e-5, 1e-6
 
 
 def fit_linear(
     features: Trajectories,
-    lag: int,
-    dim: int,
+    lagtime: int,
+    n_components: int,
     pca: int | None = 50,
     reversible: bool = True,
     weights: Weights | None = None,
@@ -37,68 +37,68 @@ def fit_linear(
     rates: npt.ArrayLike | None = None,
     softening: float = 0.0,
 ) -> KoopmanModel:
-    """The slowest linear combinations of features, as one map from the raw features.
+    """Find the slowest linear combinations of features, as one map from the raw features.
 
-    Standardise, keep the `pca` principal components of largest variance, then TICA (reversible) or VAMP on them. Few
-    components hold back overfitting and the noise of directions that hardly vary.
+    The features are standardised and reduced to the `pca` principal components of largest variance, to which TICA
+    (reversible) or VAMP is applied. Few components limit overfitting and the noise of directions that hardly vary.
 
-    A CV that reacts to every bond vibration heats the simulation that it biases. With `softening`, a time, the estimator
-    maximises the autocorrelation over <psi^2> + softening^2 <(dpsi/dt)^2>, so among functions that are about as slow it
-    takes one that moves little at the thermal velocities of the atoms.
+    A CV that follows every bond vibration heats the simulation that it biases. With `softening`, a time, the estimator
+    maximises the autocorrelation over <psi^2> + softening^2 <(dpsi/dt)^2>: of several functions that are about equally slow
+    it selects one that moves little at the thermal velocities of the atoms.
 
     Parameters
     ----------
     features
         (T, n) array, or a list of them, one for each trajectory; they may be lazy, see `covariance.as_trajectories`.
-    lag
+    lagtime
         In frames.
-    dim
-        Components of the result.
+    n_components
+        Number of components of the result.
     pca
-        Principal components; None keeps all above the cutoff.
+        Number of principal components; None keeps all above the cutoff.
     reversible
         See `covariances`.
     weights
         (T,) array for each trajectory; see `covariances`.
     epsilon
-        Principal components with less than this share of the largest one's variance are dropped.
+        Principal components with less than this fraction of the largest variance are dropped.
     rates
-        (K, n) time derivatives of the features at thermal velocities, drawn at frames of the data; for `softening`.
+        (K, n) time derivatives of the features at thermal velocities, drawn at frames of the data; needed for `softening`.
     softening
-        In the time unit of `rates`; 0 switches it off. For the reversible estimator only.
+        In the time unit of `rates`; 0 switches it off. Requires the reversible estimator.
 
     Returns
     -------
     KoopmanModel
-        From raw features to psi: unit variance, decorrelated, singular values descending, positive skewness over
-        `features`. `info` says how many features are flat (vary no more than float32 noise), how many components and
-        which share of the variance the PCA kept; `dropped` counts the directions below `epsilon`.
+        The map from raw features to psi: unit variance, decorrelated, singular values descending, positive skewness over
+        `features`. `info` has the number of flat features (which vary no more than float32 noise) and the number of
+        components and fraction of the variance that the PCA kept; `dropped` counts the directions below `epsilon`.
 
     Raises
     ------
     GeomGNNError
-        For trajectories no longer than the lag, features that are not finite (trajectory and frame are named), bad
-        weights, or a `dim` larger than the number of independent directions.
+        If trajectories are not longer than the lag time, features are not finite (the message names trajectory and frame),
+        weights are not usable, or `n_components` exceeds the number of independent directions.
     """
-    check_lag(lag)
-    trajs = as_trajectories(features, lag)
-    frames = _frame_weights([len(x) for x in trajs], lag, weights)
+    check_lagtime(lagtime)
+    trajs = as_trajectories(features, lagtime)
+    frames = _frame_weights([len(x) for x in trajs], lagtime, weights)
     whitened = _whiten(trajs, frames, pca, epsilon)
     mean, to_components = whitened.mean, whitened.projection
-    check_dim(dim, to_components.shape[1], len(mean))
+    check_n_components(n_components, to_components.shape[1], len(mean))
     reduced = [project(x, mean, to_components) for x in trajs]
-    cov = covariances(reduced, lag, weights, reversible)
+    cov = covariances(reduced, lagtime, weights, reversible)
     if softening > 0:
-        soft = _soft_directions(cov, rates, to_components, softening, dim)
+        soft = _soft_directions(cov, rates, to_components, softening, n_components)
         to_components = to_components @ soft
-        cov = covariances([x @ soft for x in reduced], lag, weights, reversible)
-    inner = vamp(cov, dim, epsilon)
+        cov = covariances([x @ soft for x in reduced], lagtime, weights, reversible)
+    inner = vamp(cov, n_components, epsilon)
     model = KoopmanModel(
         mean,
         to_components @ inner.projection,
         inner.singular_values,
         len(mean) - whitened.info["rank"] + inner.dropped,
-        lag,
+        lagtime,
         reversible,
         info=inner.info | whitened.info,
     )
@@ -111,19 +111,19 @@ def _two_sided(
     model: KoopmanModel, right_projection: np.ndarray, trajs: Sequence[np.ndarray], weights: Weights | None
 ) -> KoopmanModel:
     """The model of VAMP, with the means of the first and of the second frames of all pairs."""
-    lag = model.lag
-    pairs = pair_weights([len(x) for x in trajs], lag, weights)
+    lagtime = model.lagtime
+    pairs = pair_weights([len(x) for x in trajs], lagtime, weights)
     return replace(
         model,
-        mean=_mean([x[:-lag] for x in trajs], pairs),
-        right_mean=_mean([x[lag:] for x in trajs], pairs),
+        mean=_mean([x[:-lagtime] for x in trajs], pairs),
+        right_mean=_mean([x[lagtime:] for x in trajs], pairs),
         right_projection=right_projection,
     )
 
 
 @dataclass(frozen=True)
 class _Whitened:
-    """The mean (n,) of the features, the projection (n, k) to principal components of unit variance, and facts on both."""
+    """The mean (n,) of features, their projection (n, k) to principal components of unit variance, and facts about both."""
 
     mean: np.ndarray
     projection: np.ndarray
@@ -155,7 +155,7 @@ def _whiten(trajs: Sequence[np.ndarray], frames: Sequence[np.ndarray], pca: int 
 
 
 def _soft_directions(
-    cov: Covariances, rates: npt.ArrayLike | None, to_components: np.ndarray, softening: float, dim: int
+    cov: Covariances, rates: npt.ArrayLike | None, to_components: np.ndarray, softening: float, n_components: int
 ) -> np.ndarray:
     """Directions (k, dim) of largest autocorrelation over variance + softening^2 * mean squared rate.
 
@@ -168,16 +168,16 @@ def _soft_directions(
     changes = np.asarray(rates, np.float64) @ to_components
     penalised = cov.c00 + softening**2 * (changes.T @ changes) / len(changes)
     _, directions = scipy.linalg.eigh(0.5 * (cov.c0t + cov.c0t.T), penalised)
-    return directions[:, ::-1][:, :dim]
+    return directions[:, ::-1][:, :n_components]
 
 
-def _frame_weights(lengths: Sequence[int], lag: int, weights: Weights | None) -> list[np.ndarray]:
+def _frame_weights(lengths: Sequence[int], lagtime: int, weights: Weights | None) -> list[np.ndarray]:
     """Weight of each frame, summing to one: half of each pair that it is part of."""
     result = []
-    for length, w in zip(lengths, pair_weights(lengths, lag, weights), strict=True):
+    for length, w in zip(lengths, pair_weights(lengths, lagtime, weights), strict=True):
         frame = np.zeros(length)
-        frame[: length - lag] += 0.5 * w
-        frame[lag:] += 0.5 * w
+        frame[: length - lagtime] += 0.5 * w
+        frame[lagtime:] += 0.5 * w
         result.append(frame)
     return result
 

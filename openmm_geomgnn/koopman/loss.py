@@ -14,19 +14,19 @@ _BROKEN = (
 def vamp2(
     chi_0: Tensor, chi_t: Tensor, weights: Tensor | None = None, reversible: bool = True, ridge: float = 1e-6
 ) -> Tensor:
-    """VAMP-2 score 1 + tr(C00^-1 C0t Ctt^-1 Ct0) of a batch of pairs, differentiable, in float64.
+    """Compute the VAMP-2 score 1 + tr(C00^-1 C0t Ctt^-1 Ct0) of a batch of pairs in float64; it is differentiable.
 
     Parameters
     ----------
     chi_0, chi_t
         (B, k) first and second frames of the pairs; any floating dtype.
     weights
-        (B,) non-negative, of any scale.
+        (B,) non-negative, on any scale.
     reversible
         Count each pair in both directions, as `covariances` does.
     ridge
-        Added to the diagonals of C00 and Ctt, times their mean diagonal element: keeps the solves stable when outputs
-        depend on each other, and the score invariant to the scale of chi.
+        Added to the diagonals of C00 and Ctt, times their mean diagonal element. It keeps the solves stable when outputs
+        are linearly dependent, and the score independent of the scale of chi.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Epochs of gradient descent with early stopping; a training that was stopped goes on to the same result."""
+"""Gradient descent with early stopping; a training that was interrupted continues to the same result."""
 
 import copy
 from collections.abc import Callable
@@ -10,18 +10,18 @@ from ..errors import GeomGNNError
 
 
 class Trainer:
-    """The training of a lobe in place, and all that changes from epoch to epoch.
+    """Trains a lobe in place and holds everything that changes from epoch to epoch.
 
     Parameters
     ----------
     samples
-        (N,) indices of all that an epoch passes over once, in shuffled batches of about `batch_size`.
+        (N,) indices that each epoch passes over once, in shuffled batches of about `batch_size`.
     loss_of
-        Called as loss_of(indices of a batch, generator); what it draws comes from the generator.
+        Called as loss_of(indices of a batch, generator); it takes its random numbers from the generator.
     lr, weight_decay
-        Of AdamW.
+        Learning rate and weight decay of AdamW.
     seed
-        Of the shuffling, the loss and the lobe's dropout; torch's own generators are left as they were.
+        Seed of the shuffling, the loss and the lobe's dropout; torch's own generators are left as they were.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Trainer:
         trainable = [p for p in lobe.parameters() if p.requires_grad]
         self._device = trainable[0].device
         self._optimiser = torch.optim.AdamW(trainable, lr=lr, weight_decay=weight_decay)
-        self.epoch = 0  # that comes next
+        self.epoch = 0  # the next one
         self.best_epoch = 0
         self.best: dict | None = None
         self.history: dict[str, list[float]] = {"loss": [], "train": [], "validation": []}
@@ -59,14 +59,14 @@ class Trainer:
     ) -> None:
         """Train until the validation score has not risen for `patience` epochs; the lobe ends with the best weights.
 
-        `rate` is called after each epoch with its index and the lobe in evaluation mode. It returns the training and the
-        validation score; where the latter is None, the last weights are the best. `resume`, `keep` and `progress` are
-        those of `train_vampnet`.
+        `rate` is called after each epoch with its index, while the lobe is in evaluation mode. It returns the training and
+        the validation score; if the latter is None, the last weights count as the best. `resume`, `keep` and `progress` are
+        as in `train_vampnet`.
         """
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             torch.default_generator.manual_seed(self._seed)  # for a lobe with dropout
             if resume is not None:
-                self._go_on_from(resume)
+                self._restore(resume)
             while self.epoch < epochs and self.epoch - self.best_epoch <= patience:
                 self.history["loss"].append(self._pass_over_samples())
                 self._lobe.eval()
@@ -81,7 +81,7 @@ class Trainer:
         self._lobe.eval()
 
     def _pass_over_samples(self) -> float:
-        """One step for each batch; the mean loss."""
+        """Take one step per batch and return the mean loss."""
         self._lobe.train()
         shuffled = self._samples[torch.randperm(len(self._samples), generator=self._generator)]
         total = 0.0
@@ -99,7 +99,7 @@ class Trainer:
         return total / self._batches
 
     def _note(self, train_score: float, validation_score: float | None) -> None:
-        """The scores after an epoch; its weights are kept if they are the best, or if nothing chooses."""
+        """Record the scores of an epoch; keep its weights if they are the best, or if there is no validation score."""
         earlier = self.history["validation"]
         if validation_score is None or not earlier or validation_score > earlier[self.best_epoch]:
             self.best_epoch, self.best = self.epoch, copy.deepcopy(self._lobe.state_dict())
@@ -109,7 +109,7 @@ class Trainer:
         self.epoch += 1
 
     def state(self) -> dict:
-        """All that a training with the same data and settings needs to go on from here."""
+        """Everything that a training with the same data and settings needs to continue from here."""
         return {
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
@@ -122,7 +122,7 @@ class Trainer:
             "device_generator": torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None,
         }
 
-    def _go_on_from(self, state: dict) -> None:
+    def _restore(self, state: dict) -> None:
         self.epoch, self.best_epoch, self.history = state["epoch"], state["best_epoch"], state["history"]
         self.best = state["best"]
         self._lobe.load_state_dict(state["lobe"])

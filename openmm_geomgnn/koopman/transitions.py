@@ -1,4 +1,4 @@
-"""Whether a slow function has been crossed in the data, or only tells one trajectory from another."""
+"""Tests of whether the data cross a slow function, or whether it merely distinguishes trajectories."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,54 +9,54 @@ from scipy.special import chdtri
 
 from .vamp import timescales
 
-# how unlikely, in data that mix, are run averages as far apart as those that count as separated
+# p-value below which the averages of runs count as separated
 SIGNIFICANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """What the trajectories say of the components of psi; see `transitions`.
+    """Transitions of the components of psi in the trajectories; see `transitions`.
 
     Attributes
     ----------
     counts : (m,) ndarray of int
-        Transitions between the extremes, within trajectories.
+        Number of transitions between the extremes, within trajectories.
     separates_runs : (m,) ndarray of bool
-        Whether a component tells trajectories apart, and its singular value is a separation, not a relaxation.
+        Whether a component distinguishes trajectories, so that its singular value describes a separation, not a relaxation.
     """
 
     counts: np.ndarray
     separates_runs: np.ndarray
 
 
-def transitions(psi: Sequence[np.ndarray], lag: int, singular_values: npt.ArrayLike) -> Transitions:
+def transitions(psi: Sequence[np.ndarray], lagtime: int, singular_values: npt.ArrayLike) -> Transitions:
     """Count the transitions between the extremes of each component of psi, within trajectories.
 
-    The estimator cannot tell a barrier that was never crossed from a difference between runs: two runs of white noise,
-    apart, have a singular value near one. Two tests find them out.
+    The estimator cannot distinguish a barrier that was never crossed from a difference between runs: two runs of white noise
+    with different means have a singular value near one. Two tests detect this.
 
-    Transitions: psi is averaged over a lag, which removes what relaxes faster. All averages are split in two groups where
-    the variance between the groups is largest (N. Otsu, IEEE Trans. Syst. Man Cybern. 9, 62, 1979), which finds a state
-    whatever its share. The core of either group is what lies beyond its mean; a transition is an arrival in one core from
-    the other, so recrossings between the cores do not count.
+    Transitions: psi is averaged over a lag time, which removes faster relaxations. The averages are split into two groups
+    such that the variance between the groups is largest (N. Otsu, IEEE Trans. Syst. Man Cybern. 9, 62, 1979), which finds a
+    state whatever its population. The core of a group lies beyond its mean; a transition is an arrival in one core from the
+    other, so recrossings between the cores do not count.
 
-    Averages: the mean of a run of length L over a process of unit variance with relaxation time t has the variance
-    2(t/L)(1 - (t/L)(1 - exp(-L/t))). Means of the runs that are further apart than that explains (chi-square, at the
-    level SIGNIFICANCE) are a separation as well, although noise may reach from one run's values into those of another.
+    Averages: for a process of unit variance with relaxation time t, the mean of a run of length L has the variance
+    2(t/L)(1 - (t/L)(1 - exp(-L/t))). If the means of the runs differ by more than this explains (chi-square test at the
+    level SIGNIFICANCE), the runs are separated as well, even if noise makes their values overlap.
 
     Parameters
     ----------
     psi
-        (T, m) values, for each trajectory, of unit variance over all of them.
-    lag
+        (T, m) values for each trajectory, of unit variance over all of them.
+    lagtime
         In frames.
     singular_values
-        (m,), of psi at that lag.
+        (m,) singular values of psi at that lag time.
     """
     singular_values = np.atleast_1d(singular_values)
-    smooth = [_running_mean(np.asarray(x, np.float64), min(lag, len(x))) for x in psi]
+    smooth = [_running_mean(np.asarray(x, np.float64), min(lagtime, len(x))) for x in psi]
     counts, separated = [], []
-    for component, relaxation in enumerate(timescales(singular_values, lag)):
+    for component, relaxation in enumerate(timescales(singular_values, lagtime)):
         low, high = _groups(np.concatenate([x[:, component] for x in smooth]))
         count = sum(_passages(x[:, component], low, high) for x in smooth)
         apart = _means_are_apart([np.asarray(x, np.float64)[:, component] for x in psi], relaxation)
@@ -66,7 +66,7 @@ def transitions(psi: Sequence[np.ndarray], lag: int, singular_values: npt.ArrayL
 
 
 def _running_mean(x: np.ndarray, window: int) -> np.ndarray:
-    """Averages of `window` rows in a row: (T - window + 1, m)."""
+    """Averages of `window` consecutive rows, (T - window + 1, m)."""
     sums = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x - x.mean(0), axis=0)])
     return (sums[window:] - sums[:-window]) / window + x.mean(0)
 
@@ -82,7 +82,7 @@ def _groups(values: np.ndarray) -> tuple[float, float]:
 
 
 def _passages(values: np.ndarray, low: float, high: float) -> int:
-    """How often values go from at most `low` to at least `high`, or back."""
+    """Count how often values go from at most `low` to at least `high`, or back."""
     core = np.where(values <= low, -1, np.where(values >= high, 1, 0))
     visited = core[core != 0]
     return int(np.count_nonzero(np.diff(visited)))

@@ -1,4 +1,4 @@
-"""Held-out VAMP scores: contiguous blocks of frames, a lag apart from what was fitted, never pairs across a cut."""
+"""Held-out VAMP scores on contiguous blocks of frames that are at least a lag time away from the training data."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import GeomGNNError
-from .covariance import Weights, as_list, check_lag, check_lengths, covariances
+from .covariance import Weights, as_list, check_lagtime, check_lengths, covariances
 from .vamp import EPSILON, subspace_score
 
 
 class Segment(NamedTuple):
-    """Frames start..stop of one trajectory."""
+    """Frames start to stop (exclusive) of one trajectory."""
 
     trajectory: int
     start: int
@@ -23,37 +23,37 @@ class Segment(NamedTuple):
 
 
 def hold_out(
-    lengths: Sequence[int], lag: int, fraction: float | Sequence[float], blocks: int = 4, seed: int = 0
+    lengths: Sequence[int], lagtime: int, fraction: float | Sequence[float], blocks: int = 4, seed: int = 0
 ) -> tuple[list[Segment], ...]:
-    """Split trajectories into training segments and one or several held-out parts, each segment longer than the lag.
+    """Split trajectories into training segments and one or several held-out parts, each segment longer than the lag time.
 
-    Every trajectory that is long enough gives up to `blocks` contiguous blocks at random places to each part, so every
-    run (and every basin with a run of its own) is in all of them. Of the trajectories too short for that, whole ones are
-    held out. Pairs exist within a segment only, so none straddles a cut, and at least a lag is left out around each
-    held-out block: frames that are nearer than the lag to one another tell of each other.
+    Every trajectory that is long enough contributes up to `blocks` contiguous blocks at random places to each part, so every
+    run (and every basin with a run of its own) is in all of them. Shorter trajectories are held out whole. Pairs are formed
+    within a segment only, so none straddles a cut, and at least a lag time is left out around each held-out block, because
+    frames closer than that are correlated.
 
     Parameters
     ----------
     lengths
         Frames of each trajectory.
-    lag
+    lagtime
         In frames.
     fraction
-        Of the frames, for each part: between 0 (none) and 1, exclusive. A block needs two lags, and may take up to twice
-        its share of a short trajectory for that.
+        Fraction of the frames for each part: between 0 (none) and 1, exclusive. A block needs two lag times, and may take up
+        to twice its share of a short trajectory for that.
 
     Returns
     -------
     training, *held_out
-        A list of segments for each.
+        A list of segments for each part.
 
     Raises
     ------
     GeomGNNError
         If the data are too short to hold out these parts and keep one.
     """
-    check_lag(lag)
-    check_lengths(lengths, lag)
+    check_lagtime(lagtime)
+    check_lengths(lengths, lagtime)
     fractions = tuple(fraction) if isinstance(fraction, (list, tuple)) else (fraction,)
     for one in fractions:
         if not 0 <= one < 1:
@@ -62,13 +62,13 @@ def hold_out(
         raise GeomGNNError(
             f"The fractions {fractions} that are held out leave nothing to train on: they must sum to less than 1."
         )
-    parts = hold_out_blocks(lengths, fractions, lag, 2 * lag, blocks, seed)
-    parts = [[s for s in part if s.stop - s.start > lag] for part in parts]
+    parts = hold_out_blocks(lengths, fractions, lagtime, 2 * lagtime, blocks, seed)
+    parts = [[s for s in part if s.stop - s.start > lagtime] for part in parts]
     if not all(part for part, wanted in zip(parts, (1, *fractions), strict=True) if wanted):
         wanted = " and ".join(f"{one:g}" for one in fractions if one)
         raise GeomGNNError(
             f"The trajectories ({sum(lengths)} frames in {len(lengths)}, longest {max(lengths)}) are "
-            f"too short to hold out a fraction of {wanted} at a lag of {lag} frames: a held-out "
+            f"too short to hold out a fraction of {wanted} at a lag of {lagtime} frames: a held-out "
             "block needs two lags, and a lag on either side. Use more data, a shorter lag, other "
             "fractions, or fractions of 0."
         )
@@ -78,7 +78,7 @@ def hold_out(
 def hold_out_blocks(
     lengths: Sequence[int], fractions: Sequence[float], gap: int, shortest: int, blocks: int = 4, seed: int = 0
 ) -> list[list[Segment]]:
-    """[training, *held out] segments as `hold_out` chooses them, for a gap and a shortest block of any number of frames."""
+    """Choose segments [training, *held out] as `hold_out` does, for any gap and shortest block, in frames."""
     rng = np.random.default_rng(seed)
     parts: list[list[Segment]] = [[] for _ in (0, *fractions)]
     short = []
@@ -126,29 +126,28 @@ def _place(length: int, sizes: dict[int, int], count: int, gap: int, rng: np.ran
 
 
 def held_out_score(
-    model: Any, trajs: Sequence[Any], lag: int, r: float = 2, reversible: bool = True, weights: Weights | None = None
+    model: Any, trajs: Sequence[Any], lagtime: int, r: float = 2, reversible: bool = True, weights: Weights | None = None
 ) -> float:
     """VAMP-r score on `trajs` of the functions of a fitted model, which the data had no part in fitting.
 
-    The space that psi spans is scored: its covariances over `trajs`, 1 + |C00^-1/2 C0t Ctt^-1/2|_r^r, with nothing
-    refitted but the metric of the m functions themselves. (McGibbon & Pande, J. Chem. Phys. 142, 124105, 2015.)
+    The score 1 + |C00^-1/2 C0t Ctt^-1/2|_r^r is that of the space that psi spans, with its covariances over `trajs`; only
+    the metric of the m functions is refitted. (McGibbon & Pande, J. Chem. Phys. 142, 124105, 2015.)
 
     Parameters
     ----------
     model
-        Something with ``transform(array (T, ...)) -> psi (T, m)`` (a KoopmanModel, a VAMPNetResult), or such a
-        function.
+        An object with ``transform(array (T, ...)) -> psi (T, m)`` (a KoopmanModel, a VAMPNetResult), or such a function.
     trajs
         One array for each held-out trajectory.
     """
     transform = getattr(model, "transform", model)
-    return subspace_score(covariances([transform(x) for x in trajs], lag, weights, reversible), r, EPSILON)
+    return subspace_score(covariances([transform(x) for x in trajs], lagtime, weights, reversible), r, EPSILON)
 
 
 def cross_validate(
     fit: Callable[..., Any],
     trajs: Any,
-    lag: int,
+    lagtime: int,
     folds: int = 5,
     r: float = 2,
     reversible: bool = True,
@@ -156,62 +155,62 @@ def cross_validate(
     blocks: int = 4,
     options: Callable[[list[Segment]], dict] | None = None,
 ) -> np.ndarray:
-    """Held-out VAMP-r score of each fold, (folds,).
+    """Compute the held-out VAMP-r score of each fold, (folds,).
 
-    Every trajectory is cut into ``folds * blocks`` contiguous blocks (fewer where a block would be shorter than 4
-    lags), dealt to the folds in turn; trajectories too short for a block of 2 lags in each fold go to one fold whole.
-    For each fold, `fit` sees the rest without the frames that are nearer than a lag to the fold, as separate trajectories,
+    Every trajectory is cut into ``folds * blocks`` contiguous blocks (fewer if a block would be shorter than 4 lag times),
+    which are dealt to the folds in turn; a trajectory too short for a block of 2 lag times in each fold goes to one fold
+    whole. For each fold, `fit` sees the rest as separate trajectories, without frames closer than a lag time to the fold,
     and its model is scored on the fold.
 
     Parameters
     ----------
     fit
         ``fit(training) -> model``, with `training` a list of arrays, and ``fit(training, weights=...)`` when weights
-        are given; the model as in `held_out_score`. For instance ``lambda x: fit_linear(x, lag, dim=2)``.
+        are given; the model as in `held_out_score`. For instance ``lambda x: fit_linear(x, lagtime, n_components=2)``.
     trajs
-        One array (T, ...) for each trajectory: features or tokens, whatever `fit` takes.
+        One array (T, ...) for each trajectory: features or tokens, as `fit` takes them.
     options
-        Takes the segments that a fold is trained on to more keyword arguments of `fit`, such as what was measured at their
+        Function from the training segments of a fold to further keyword arguments of `fit`, such as measurements at their
         frames.
     """
-    check_lag(lag)
+    check_lagtime(lagtime)
     trajs = as_list(trajs)
     frame_weights = None if weights is None else as_list(weights)
     lengths = [len(x) for x in trajs]
-    check_folds(lengths, lag, folds, blocks)
+    check_folds(lengths, lagtime, folds, blocks)
     scores = []
-    for training, validation in _folds(lengths, lag, folds, blocks):
+    for training, validation in _folds(lengths, lagtime, folds, blocks):
         more = {} if options is None else options(training)
         if frame_weights is not None:
             more["weights"] = [s.take(frame_weights) for s in training]
         model = fit([s.take(trajs) for s in training], **more)
         held_weights = None if frame_weights is None else [s.take(frame_weights) for s in validation]
-        scores.append(held_out_score(model, [s.take(trajs) for s in validation], lag, r, reversible, held_weights))
+        scores.append(held_out_score(model, [s.take(trajs) for s in validation], lagtime, r, reversible, held_weights))
     return np.array(scores)
 
 
-def check_folds(lengths: Sequence[int], lag: int, folds: int, blocks: int = 4) -> None:
-    """GeomGNNError where trajectories of these lengths, in frames, are too short for `cross_validate`; it needs no data."""
-    check_lengths(lengths, lag)
+def check_folds(lengths: Sequence[int], lagtime: int, folds: int, blocks: int = 4) -> None:
+    """Raise a GeomGNNError if trajectories of these lengths, in frames, are too short for `cross_validate`."""
+    check_lengths(lengths, lagtime)
     if folds < 2:
         raise GeomGNNError(f"Cross-validation needs at least 2 folds but folds was {folds!r}.")
-    if not all(training and validation for training, validation in _folds(lengths, lag, folds, blocks)):
+    if not all(training and validation for training, validation in _folds(lengths, lagtime, folds, blocks)):
         raise GeomGNNError(
             f"The trajectories ({sum(lengths)} frames in {len(lengths)}) are too short for {folds} folds, in "
-            f"which a CV is scored on data it was not fitted to, at a lag of {lag} frames: a fold needs "
+            f"which a CV is scored on data it was not fitted to, at a lag of {lagtime} frames: a fold needs "
             "blocks of two lags, a lag away from the rest. Use a shorter lag, or more or longer "
             "trajectories."
         )
 
 
-def _folds(lengths: Sequence[int], lag: int, folds: int, blocks: int) -> Iterator[tuple[list[Segment], list[Segment]]]:
+def _folds(lengths: Sequence[int], lagtime: int, folds: int, blocks: int) -> Iterator[tuple[list[Segment], list[Segment]]]:
     """(training, validation) segments of each fold."""
     owners: list[list[tuple[int, Segment]]] = []  # for each trajectory, its blocks in order, each with its fold
     n_short = 0
     for k, length in enumerate(lengths):
-        count = min(folds * blocks, length // (4 * lag))
+        count = min(folds * blocks, length // (4 * lagtime))
         count = max(count - count % folds, folds)
-        if length // count < 2 * lag:
+        if length // count < 2 * lagtime:
             owners.append([(n_short % folds, Segment(k, 0, length))])
             n_short += 1
             continue
@@ -226,11 +225,11 @@ def _folds(lengths: Sequence[int], lag: int, folds: int, blocks: int) -> Iterato
                 if owner == fold:
                     validation.append(segment)
                     if open_run:
-                        training[-1] = training[-1]._replace(stop=training[-1].stop - lag)
+                        training[-1] = training[-1]._replace(stop=training[-1].stop - lagtime)
                     after_validation, open_run = True, False
                 elif open_run:  # neighbouring training blocks are one run
                     training[-1] = training[-1]._replace(stop=segment.stop)
                 else:
-                    training.append(segment._replace(start=segment.start + lag * after_validation))
+                    training.append(segment._replace(start=segment.start + lagtime * after_validation))
                     open_run = True
-        yield [s for s in training if s.stop - s.start > lag], validation
+        yield [s for s in training if s.stop - s.start > lagtime], validation

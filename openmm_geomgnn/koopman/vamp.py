@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ..errors import GeomGNNError
 from .covariance import Covariances, Trajectories, as_trajectories, frames_at_once
 
-# Directions whose variance is below this share of the largest variance are dropped in the whitening.
+# Directions with less than this fraction of the largest variance are dropped in the whitening.
 EPSILON = 1e-6
 
 
@@ -24,31 +24,31 @@ class KoopmanModel:
     projection : (n, m) ndarray
         U; all float64.
     singular_values : (m,) ndarray
-        Descending; of the Koopman operator without the constant function. Within [0, 1].
+        Singular values of the Koopman operator without the constant function, descending, within [0, 1].
     dropped : int
-        Directions the whitening dropped for want of variance (of the first frames, when not reversible).
-    lag : int
+        Number of directions that the whitening dropped because they hardly vary (over the first frames, if not reversible).
+    lagtime : int
         In frames.
     reversible : bool
     right_mean, right_projection : ndarray or None
-        The same for the second frames of the pairs, needed for scores only; None when reversible, where both maps
-        agree but for the sign.
+        The same for the second frames of the pairs, needed for scores only; None when reversible, where both maps agree
+        up to the sign.
     info : dict
-        JSON-able facts of the estimation.
+        Facts about the estimation, which JSON can hold.
     """
 
     mean: np.ndarray
     projection: np.ndarray
     singular_values: np.ndarray
     dropped: int = 0
-    lag: int = 0
+    lagtime: int = 0
     reversible: bool = True
     right_mean: np.ndarray | None = None
     right_projection: np.ndarray | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def dim(self) -> int:
+    def n_components(self) -> int:
         """Number of components of psi."""
         return self.projection.shape[1]
 
@@ -60,11 +60,14 @@ class KoopmanModel:
             raise GeomGNNError(f"The projection takes (frames, {len(self.mean)}) features but got {chi.shape}.")
         return project(chi, self.mean, self.projection)
 
-    def truncate(self, dim: int) -> "KoopmanModel":
-        """The model of the `dim` leading components."""
-        right = None if self.right_projection is None else self.right_projection[:, :dim]
+    def truncate(self, n_components: int) -> "KoopmanModel":
+        """Return the model of the `n_components` leading components."""
+        right = None if self.right_projection is None else self.right_projection[:, :n_components]
         return replace(
-            self, projection=self.projection[:, :dim], singular_values=self.singular_values[:dim], right_projection=right
+            self,
+            projection=self.projection[:, :n_components],
+            singular_values=self.singular_values[:n_components],
+            right_projection=right,
         )
 
 
@@ -76,7 +79,7 @@ def project(chi: np.ndarray, mean: np.ndarray, projection: np.ndarray) -> np.nda
 
 
 def whiten(covariance: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
-    """L (n, r) with L.T @ C @ L = 1 for the symmetric C (n, n): C^-1 = L L^T on the directions that are kept.
+    """Compute L (n, r) with L.T @ C @ L = 1 for the symmetric C (n, n): C^-1 = L L^T on the directions that are kept.
 
     A direction is kept when its eigenvalue exceeds `epsilon` times the largest one; the cutoff is relative, so it
     does not depend on the unit of the features (but on their relative scale: standardise features of different
@@ -87,24 +90,24 @@ def whiten(covariance: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
     return vectors[:, keep] / np.sqrt(values[keep])
 
 
-def vamp(cov: Covariances, dim: int | None = None, epsilon: float = EPSILON) -> KoopmanModel:
-    """The `dim` leading singular functions of the Koopman operator in the span of the features.
+def vamp(cov: Covariances, n_components: int | None = None, epsilon: float = EPSILON) -> KoopmanModel:
+    """Estimate the `n_components` leading singular functions of the Koopman operator in the span of the features.
 
-    With C00^-1 = L0 L0^T and the SVD L0^T C0t Lt = A S B^T, the projection is U = L0 A[:, :dim].
+    With C00^-1 = L0 L0^T and the SVD L0^T C0t Lt = A S B^T, the projection is U = L0 A[:, :n_components].
 
     Parameters
     ----------
     cov
         See `covariances`; reversible ones give TICA, others VAMP.
-    dim
-        All directions that the whitening keeps, by default.
+    n_components
+        By default all directions that the whitening keeps.
     epsilon
         Relative cutoff of the whitening; see `whiten`.
 
     Raises
     ------
     GeomGNNError
-        If no feature varies or `dim` exceeds the number of independent directions.
+        If no feature varies or `n_components` exceeds the number of independent directions.
 
     Wu & Noé, J. Nonlinear Sci. 30, 23 (2020).
     """
@@ -116,43 +119,43 @@ def vamp(cov: Covariances, dim: int | None = None, epsilon: float = EPSILON) -> 
     left = whiten(cov.c00, epsilon)
     right = left if cov.reversible else whiten(cov.ctt, epsilon)
     n, rank = len(cov.c00), min(left.shape[1], right.shape[1])
-    check_dim(dim, rank, n)
+    check_n_components(n_components, rank, n)
     a, s, bt = np.linalg.svd(left.T @ cov.c0t @ right, full_matrices=False)
-    m = rank if dim is None else dim
+    m = rank if n_components is None else n_components
     # At most 1 by Cauchy and Schwarz; whitening of nearly dependent features lets rounding exceed it.
     s = np.minimum(s[:m], 1.0)
     info = {"n_features": n, "rank": rank, "n_pairs": cov.n_pairs, "effective_pairs": cov.effective_pairs}
-    model = KoopmanModel(cov.mean_0, left @ a[:, :m], s, n - left.shape[1], cov.lag, cov.reversible, info=info)
+    model = KoopmanModel(cov.mean_0, left @ a[:, :m], s, n - left.shape[1], cov.lagtime, cov.reversible, info=info)
     if cov.reversible:
         return model
     return replace(model, right_mean=cov.mean_t, right_projection=right @ bt[:m].T)
 
 
-def check_dim(dim: int | None, rank: int, n_features: int) -> None:
-    """GeomGNNError unless 1 <= dim <= rank (None is fine)."""
-    if dim is None:
+def check_n_components(n_components: int | None, rank: int, n_features: int) -> None:
+    """Raise a GeomGNNError unless 1 <= n_components <= rank (None is fine)."""
+    if n_components is None:
         return
-    if isinstance(dim, bool) or not isinstance(dim, Integral) or dim < 1:
-        raise GeomGNNError(f"dim must be a whole number of at least 1 but was {dim!r}.")
-    if dim > rank:
+    if isinstance(n_components, bool) or not isinstance(n_components, Integral) or n_components < 1:
+        raise GeomGNNError(f"n_components must be a whole number of at least 1 but was {n_components!r}.")
+    if n_components > rank:
         raise GeomGNNError(
-            f"dim is {dim} but only {rank} of the {n_features} features' directions vary "
-            "independently: take a smaller dim, or more features or data."
+            f"n_components is {n_components} but only {rank} of the {n_features} features' directions vary "
+            "independently: take a smaller n_components, or more features or data."
         )
 
 
 def singular_score(singular_values: np.ndarray, r: float = 2) -> float:
-    """VAMP-r score 1 + sum s_i^r; the 1 is the constant function's, which the means remove."""
+    """Compute the VAMP-r score 1 + sum s_i^r; the 1 belongs to the constant function, which the means remove."""
     return 1.0 + float(np.sum(np.asarray(singular_values, dtype=np.float64) ** r))
 
 
 def vamp_score(model: KoopmanModel, held_out: Covariances | None = None, r: float = 2, epsilon: float = EPSILON) -> float:
-    """VAMP-r score of the model: on its own data, or of its fixed functions on held-out data.
+    """Compute the VAMP-r score of a model on its own data, or of its fixed functions on held-out data.
 
     Parameters
     ----------
     held_out
-        Covariances of the same features chi over data that the model has not seen; None scores the model's own data.
+        Covariances of the same features chi over data that the model has not seen; by default the model's own data.
     r
         1 or 2 (any r >= 1).
 
@@ -164,7 +167,7 @@ def vamp_score(model: KoopmanModel, held_out: Covariances | None = None, r: floa
 
 
 def subspace_score(cov: Covariances, r: float = 2, epsilon: float = EPSILON) -> float:
-    """VAMP-r score of the space spanned by given functions with covariances `cov`: 1 + |C00^-1/2 C0t Ctt^-1/2|_r^r.
+    """Compute the VAMP-r score of the space that functions with covariances `cov` span: 1 + |C00^-1/2 C0t Ctt^-1/2|_r^r.
 
     Functions that do not vary over the data contribute nothing.
     """
@@ -174,18 +177,18 @@ def subspace_score(cov: Covariances, r: float = 2, epsilon: float = EPSILON) -> 
     return singular_score(np.linalg.svd(correlation, compute_uv=False), r)
 
 
-def timescales(singular_values: npt.ArrayLike, lag_time: float) -> np.ndarray:
-    """Implied timescales -lag_time / ln|s|, in the unit of `lag_time`; inf where |s| >= 1, 0 where s = 0.
+def timescales(singular_values: npt.ArrayLike, lagtime: float) -> np.ndarray:
+    """Implied timescales -lagtime / ln|s|, in the unit of `lagtime`; inf where |s| >= 1, 0 where s = 0.
 
-    Relaxation times for reversible, unbiased, equilibrium data; for other data an ordering.
+    They are relaxation times for reversible, unbiased equilibrium data, and merely an ordering for other data.
     """
     s = np.abs(np.asarray(singular_values, dtype=np.float64))
     with np.errstate(divide="ignore"):
-        return np.where(s >= 1, np.inf, -lag_time / np.log(np.where(s >= 1, 0.5, s)))
+        return np.where(s >= 1, np.inf, -lagtime / np.log(np.where(s >= 1, 0.5, s)))
 
 
 def skewness(psi: np.ndarray) -> np.ndarray:
-    """Third standardised moment of each column of psi (T, m)."""
+    """Compute the third standardised moment of each column of psi (T, m)."""
     centred = psi - psi.mean(0)
     spread = np.sqrt(np.mean(centred**2, axis=0))
     return np.mean(centred**3, axis=0) / np.where(spread > 0, spread, 1.0) ** 3
@@ -194,14 +197,14 @@ def skewness(psi: np.ndarray) -> np.ndarray:
 def fix_sign(model: KoopmanModel, trajs: Trajectories) -> KoopmanModel:
     """The model with each component's sign such that its skewness over all frames of `trajs` is positive.
 
-    The rarer side of a component is then its positive side. The rule survives retraining and a change of basis, which
-    a rule on coefficients does not; it is undecided where the distribution is symmetric.
+    The rarer side of a component is then its positive side. Unlike a rule on coefficients, this one survives retraining and
+    a change of basis; it is undecided for symmetric distributions.
     """
     return with_sign(model, np.concatenate([model.transform(x) for x in as_trajectories(trajs)]))
 
 
 def with_sign(model: KoopmanModel, psi: np.ndarray) -> KoopmanModel:
-    """`fix_sign` when psi (T, m), the model's values over the training data, is at hand."""
+    """Do as `fix_sign` does, given psi (T, m), the model's values over the training data."""
     sign = np.where(skewness(psi) < 0, -1.0, 1.0)
     right = None if model.right_projection is None else model.right_projection * sign
     return replace(model, projection=model.projection * sign, right_projection=right)

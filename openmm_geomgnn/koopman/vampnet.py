@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GeomGNNError
-from .covariance import Weights, as_list, check_finite, check_lag, check_lengths, covariances, pair_weights
+from .covariance import Weights, as_list, check_finite, check_lagtime, check_lengths, covariances, pair_weights
 from .loss import vamp2, whitened_probe
 from .training import Trainer
 from .validation import Segment, hold_out
-from .vamp import EPSILON, KoopmanModel, check_dim, vamp, vamp_score, with_sign
+from .vamp import EPSILON, KoopmanModel, check_n_components, vamp, vamp_score, with_sign
 
 VALIDATION_FRACTION, TEST_FRACTION = 0.2, 0.1
 _EVALUATION_BATCH = 4096
@@ -37,16 +37,16 @@ class VAMPNetSettings:
     epochs, batch_size : int
         Passes over all pairs, at most, and pairs per step.
     lr, weight_decay : float
-        Of AdamW.
+        Learning rate and weight decay of AdamW.
     validation_fraction : float
-        Of the frames, held out as whole contiguous blocks (see `hold_out`) to choose the epoch by; 0 trains for all
+        Fraction of the frames that is held out in contiguous blocks (see `hold_out`) to select the epoch; 0 trains for all
         `epochs` and keeps the last weights.
     test_fraction : float
-        Of the frames, held out for the final score; 0 gives none.
+        Fraction of the frames that is held out for the final score; with 0 there is none.
     patience : int
         Epochs without a better validation score before stopping.
     seed : int
-        Of the split, the batches and the penalty's probes; torch's own generators are not touched.
+        Seed of the split, the batches and the penalty's probes; torch's own generators are not touched.
     gradient_penalty : float
         Weight of the mean of |d psi_i / d z|^2 over the whitened outputs, with z the tokens in units of their own
         spread: a softer CV heats a biased simulation less. Zero switches it off; try 0.05 to 0.5 and watch the
@@ -59,7 +59,7 @@ class VAMPNetSettings:
     Raises
     ------
     GeomGNNError
-        If a number makes no sense.
+        If a number is out of range.
     """
 
     reversible: bool = True
@@ -97,17 +97,17 @@ class VAMPNetResult:
     lobe : nn.Module
         Best weights, in evaluation mode and its own dtype.
     model : KoopmanModel
-        chi -> psi, estimated in float64 over all the training data, sign fixed.
+        The map chi -> psi, estimated in float64 over all the training data, with its sign fixed.
     history : dict
-        "loss" (mean over the batches), "train" and "validation" (VAMP-2 of the `dim` leading functions, estimated on
-        the training segments; "validation" scores them on the blocks that choose the epoch and is empty without any): one
-        value for each epoch.
+        One value per epoch: "loss" (mean over the batches), "train" and "validation" (VAMP-2 of the `n_components` leading
+        functions, estimated on the training segments; "validation" scores them on the blocks that select the epoch and is
+        empty without any).
     best_epoch : int
         Index into the history of the weights that were kept.
     test_score, test_error : float or None
-        VAMP-2 of the same functions, after training, on blocks that had no part in it, and its standard error (jackknife
-        over parts of the blocks; None for a single short one). The best of the validation scores is not that of fresh
-        data: it was chosen.
+        VAMP-2 of the same functions on blocks that had no part in the training, and its standard error (jackknife over
+        parts of the blocks; None for a single short one). The best validation score overestimates that of fresh data,
+        because it was selected.
     """
 
     lobe: nn.Module
@@ -118,7 +118,7 @@ class VAMPNetResult:
     test_error: float | None = None
 
     def transform(self, tokens: npt.ArrayLike | Tensor) -> np.ndarray:
-        """Evaluate psi (T, dim) from tokens (T, ...), in float64 throughout."""
+        """Evaluate psi (T, n_components) from tokens (T, ...), in float64 throughout."""
         double = copy.deepcopy(self.lobe).double()
         return self.model.transform(_evaluate(double, torch.as_tensor(tokens)))
 
@@ -126,8 +126,8 @@ class VAMPNetResult:
 def train_vampnet(
     lobe: nn.Module,
     tokens: Tokens,
-    lag: int,
-    dim: int,
+    lagtime: int,
+    n_components: int,
     *,
     weights: Weights | None = None,
     progress: Callable[[int, int, float, float | None], None] | None = None,
@@ -139,20 +139,20 @@ def train_vampnet(
 
     Each epoch passes over all pairs once in shuffled batches (AdamW on -VAMP-2), then estimates the projection on the
     training segments in float64 and scores it on the validation blocks. Training stops when that score has not risen
-    for `patience` epochs, and the best weights are restored. They are scored once on the test blocks, which nothing was
-    fitted to or chosen by. The projection that is returned is estimated once over all the data.
+    for `patience` epochs, and the best weights are restored. They are scored once on the test blocks, which had no part in
+    fitting or selection. The projection that is returned is estimated once over all the data.
 
     Parameters
     ----------
     lobe
-        tokens (B, ...) -> chi (B, k), k >= dim. It is not changed. A mixer without statistics gets them from the
-        training segments.
+        Module from tokens (B, ...) to chi (B, k), k >= n_components. It is not changed. A mixer without statistics gets
+        them from the training segments.
     tokens
         (T, R, 4, H) float arrays or tensors, one for each trajectory (any shape (T, ...) that the lobe takes).
-    lag
+    lagtime
         In frames.
-    dim
-        Components of psi.
+    n_components
+        Number of components of psi.
     weights
         (T,) for each trajectory; see `covariances`.
     progress
@@ -161,27 +161,27 @@ def train_vampnet(
         Called after each epoch with a function that returns the state of the training: dictionaries and lists of tensors
         and numbers.
     resume
-        Such a state. The training goes on from it, and ends as it would have without a break. Data and settings must be
-        the same.
+        Such a state. Training continues from it to the result it would have had without interruption. Data and settings
+        must be the same.
     settings
-        The attributes of `VAMPNetSettings`, by name.
+        Attributes of `VAMPNetSettings`, by name.
 
     Raises
     ------
     GeomGNNError
-        For trajectories no longer than the lag, tokens with NaN (trajectory and frame are named), a lobe without
-        parameters or with fewer than `dim` outputs, bad settings, or a loss that is not finite.
+        If trajectories are not longer than the lag time, tokens are not finite (the message names trajectory and frame), the
+        lobe has no parameters or fewer than `n_components` outputs, settings are out of range, or the loss is not finite.
 
-    Mardt et al., Nat. Commun. 9, 5 (2018); Chen, Sidky & Ferguson, J. Chem. Phys. 150, 214114 (2019) for the
-    reversible one.
+    Mardt et al., Nat. Commun. 9, 5 (2018); Chen, Sidky & Ferguson, J. Chem. Phys. 150, 214114 (2019) for the reversible
+    estimator.
     """
-    how, data = VAMPNetSettings(**settings), _Data(tokens, lag, weights)
+    how, data = VAMPNetSettings(**settings), _Data(tokens, lagtime, weights)
     like = _first_trainable(lobe)
-    training, validation, test = hold_out(data.lengths, lag, (how.validation_fraction, how.test_fraction), seed=how.seed)
-    lobe = _prepared_copy(lobe, data, training, dim, like)
+    training, validation, test = hold_out(data.lengths, lagtime, (how.validation_fraction, how.test_fraction), seed=how.seed)
+    lobe = _prepared_copy(lobe, data, training, n_components, like)
     scale = _spread([s.take(data.tokens) for s in training]).to(like) if how.gradient_penalty else None
     loss_of = partial(_loss, lobe, data, scale=scale, settings=how)
-    scores_of = partial(_Scores, lobe, data, training, dim, how)
+    scores_of = partial(_Scores, lobe, data, training, n_components, how)
     trainer = Trainer(
         lobe,
         data.first_frames(training),
@@ -199,16 +199,16 @@ def train_vampnet(
         keep=keep,
         progress=progress,
     )
-    scores, model = scores_of(trainer.best_epoch), _final_model(lobe, data, dim, how)
+    scores, model = scores_of(trainer.best_epoch), _final_model(lobe, data, n_components, how)
     return VAMPNetResult(lobe, model, trainer.history, trainer.best_epoch, scores.of(test), scores.error(test))
 
 
 class _Data:
-    """The checked trajectories of tokens and where their frames lie in one joined tensor."""
+    """Checked trajectories of tokens, joined in one tensor."""
 
-    def __init__(self, tokens: Tokens, lag: int, weights: Weights | None):
-        check_lag(lag)
-        self.lag = lag
+    def __init__(self, tokens: Tokens, lagtime: int, weights: Weights | None):
+        check_lagtime(lagtime)
+        self.lagtime = lagtime
         self.tokens = [torch.as_tensor(t).detach() for t in as_list(tokens)]
         if not self.tokens:
             raise GeomGNNError(
@@ -222,7 +222,7 @@ class _Data:
                     f"0: {tuple(self.tokens[0].shape)})."
                 )
         self.lengths = [len(t) for t in self.tokens]
-        check_lengths(self.lengths, lag)
+        check_lengths(self.lengths, lagtime)
         check_finite([t.cpu().numpy() for t in self.tokens])
         self.offsets = [0, *np.cumsum(self.lengths).tolist()]
         self.joined = _joined(self.tokens)
@@ -230,17 +230,17 @@ class _Data:
         self.frame_weights: list[np.ndarray] | None = None
         self.weights: Tensor | None = None
         if weights is not None:
-            pair_weights(self.lengths, lag, weights)  # raises when they do not fit
+            pair_weights(self.lengths, lagtime, weights)  # raises when they do not fit
             self.frame_weights = [np.asarray(w, dtype=np.float64) for w in as_list(weights)]
             self.weights = torch.as_tensor(np.concatenate(self.frame_weights))
 
     def first_frames(self, segments: Sequence[Segment]) -> Tensor:
-        """Where in the joined tensor each pair of these segments begins."""
-        return torch.cat([torch.arange(s.start, s.stop - self.lag) + self.offsets[s.trajectory] for s in segments])
+        """Indices in the joined tensor of the first frames of all pairs in these segments."""
+        return torch.cat([torch.arange(s.start, s.stop - self.lagtime) + self.offsets[s.trajectory] for s in segments])
 
     def pairs(self, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """First and second frames (B, ...) of the pairs that begin at `index`, as `like` is, and the pairs' weights (B,)."""
-        first, second = (self.joined[i].to(like) for i in (index, index + self.lag))
+        """First and second frames (B, ...) of the pairs that begin at `index`, cast to `like`, and their weights (B,)."""
+        first, second = (self.joined[i].to(like) for i in (index, index + self.lagtime))
         return first, second, None if self.weights is None else self.weights[index].to(like.device)
 
     def segment_weights(self, segments: Sequence[Segment]) -> list[np.ndarray] | None:
@@ -249,7 +249,7 @@ class _Data:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """All frames as one tensor; parts that were split from one are not copied."""
+    """Join all frames in one tensor; parts that were split from one tensor are not copied."""
     adjacent = len({part.untyped_storage().data_ptr() for part in parts}) == 1 and all(p.is_contiguous() for p in parts)
     ends = [part.data_ptr() + part.numel() * part.element_size() for part in parts]
     if adjacent and ends[:-1] == [part.data_ptr() for part in parts[1:]]:
@@ -258,31 +258,31 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _first_trainable(lobe: nn.Module) -> Tensor:
-    """The parameter whose device and dtype the tokens get."""
+    """The parameter that sets the device and dtype of the tokens."""
     trainable = next((p for p in lobe.parameters() if p.requires_grad), None)
     if trainable is None:
         raise GeomGNNError("The lobe has no parameters to train: use fit_linear on its outputs.")
     return trainable
 
 
-def _prepared_copy(lobe: nn.Module, data: _Data, training: Sequence[Segment], dim: int, like: Tensor) -> nn.Module:
-    """A copy of the lobe to train, with statistics of the training segments where it has none; its outputs are checked."""
+def _prepared_copy(lobe: nn.Module, data: _Data, training: Sequence[Segment], n_components: int, like: Tensor) -> nn.Module:
+    """Copy the lobe for training, set statistics from the training segments if it has none, and check its outputs."""
     lobe = copy.deepcopy(lobe)
     set_statistics = getattr(lobe, "set_statistics", None)
     if set_statistics is not None and not lobe.has_statistics:
         set_statistics([s.take(data.tokens) for s in training])
-    _check_outputs(lobe, data.tokens[0][:2].to(like), dim)
+    _check_outputs(lobe, data.tokens[0][:2].to(like), n_components)
     return lobe
 
 
-def _check_outputs(lobe: nn.Module, tokens: Tensor, dim: int) -> None:
+def _check_outputs(lobe: nn.Module, tokens: Tensor, n_components: int) -> None:
     with torch.no_grad():
         chi = lobe(tokens)
     if chi.ndim != 2 or len(chi) != len(tokens):
         raise GeomGNNError(
             f"The lobe must return (frames, outputs) but returned {tuple(chi.shape)} for {len(tokens)} frames."
         )
-    check_dim(dim, chi.shape[1], chi.shape[1])
+    check_n_components(n_components, chi.shape[1], chi.shape[1])
 
 
 def _loss(
@@ -308,10 +308,9 @@ def _loss(
 
 
 def _spread(tokens: Sequence[Tensor]) -> Tensor:
-    """Standard deviation over all frames of each element of the tokens, (1, ...).
+    """Compute the standard deviation over all frames of each element of the tokens, (1, ...).
 
-    The three rows of a vector get that of its norm: a lobe sees norms, and the components also turn with the
-    molecule.
+    The three components of a vector get that of its norm: a lobe sees norms, and the components turn with the molecule.
     """
     rows = [_norms(t.double()) for t in tokens]
     n = sum(len(r) for r in rows)
@@ -343,7 +342,7 @@ class _Scores:
         lobe: nn.Module,
         data: _Data,
         training: Sequence[Segment],
-        dim: int,
+        n_components: int,
         settings: VAMPNetSettings,
         epoch: int,
     ):
@@ -352,11 +351,11 @@ class _Scores:
             raise GeomGNNError(
                 f"The network's outputs are not finite after epoch {epoch}: take a lower learning rate or a larger batch."
             )
-        self._lag = data.lag
+        self._lagtime = data.lagtime
         self._moments = lambda segments: covariances(
-            [s.take(chi) for s in segments], data.lag, data.segment_weights(segments), settings.reversible
+            [s.take(chi) for s in segments], data.lagtime, data.segment_weights(segments), settings.reversible
         )
-        self._model = vamp(self._moments(training), epsilon=settings.epsilon).truncate(dim)
+        self._model = vamp(self._moments(training), epsilon=settings.epsilon).truncate(n_components)
         self.training = vamp_score(self._model)
 
     def training_and(self, segments: Sequence[Segment]) -> tuple[float, float | None]:
@@ -373,7 +372,7 @@ class _Scores:
         One part of each segment is left out at a time, so that what remains still comes from all basins. Where segments
         are too short to be cut into parts of 1.5 lags, whole segments are left out in turn.
         """
-        shortest = max(self._lag + 1, 3 * self._lag // 2)
+        shortest = max(self._lagtime + 1, 3 * self._lagtime // 2)
         count = min(((s.stop - s.start) // shortest for s in segments), default=0)
         groups: list[Sequence[Segment]] = [[s] for s in segments]
         if count > 1:
@@ -393,8 +392,8 @@ def _cut(segment: Segment, count: int) -> list[Segment]:
     return [Segment(segment.trajectory, *ends) for ends in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def _final_model(lobe: nn.Module, data: _Data, dim: int, settings: VAMPNetSettings) -> KoopmanModel:
+def _final_model(lobe: nn.Module, data: _Data, n_components: int, settings: VAMPNetSettings) -> KoopmanModel:
     double = copy.deepcopy(lobe).double()
     chi = [_evaluate(double, x) for x in data.tokens]
-    model = vamp(covariances(chi, data.lag, data.frame_weights, settings.reversible), dim, settings.epsilon)
+    model = vamp(covariances(chi, data.lagtime, data.frame_weights, settings.reversible), n_components, settings.epsilon)
     return with_sign(model, np.concatenate([model.transform(x) for x in chi]))

@@ -119,8 +119,8 @@ def test_weights_are_replicated_samples(reversible):
         np.testing.assert_allclose(getattr(weighted, name), getattr(replicated, name), atol=1e-13, err_msg=name)
     w = counts[: 60 - lag]
     assert weighted.effective_pairs == pytest.approx(w.sum() ** 2 / (w**2).sum())
-    a = fit_linear(x, lag, dim=2, reversible=reversible, weights=counts)
-    b = fit_linear(pairs, 1, dim=2, reversible=reversible)
+    a = fit_linear(x, lag, n_components=2, reversible=reversible, weights=counts)
+    b = fit_linear(pairs, 1, n_components=2, reversible=reversible)
     np.testing.assert_allclose(a.singular_values, b.singular_values, atol=1e-12)
     np.testing.assert_allclose(np.abs(a.projection), np.abs(b.projection), atol=1e-10)
 
@@ -203,13 +203,13 @@ def test_dependent_directions_are_dropped_by_a_relative_cutoff():
     (x,) = autoregressive((500,), n=3)
     doubled = np.column_stack([x, x[:, 0] + x[:, 1], 7.0 * np.ones(500)])
     model = vamp(covariances(doubled, 2))
-    assert (model.dim, model.dropped) == (3, 2)
+    assert (model.n_components, model.dropped) == (3, 2)
     reference = vamp(covariances(x, 2))
     np.testing.assert_allclose(model.singular_values, reference.singular_values, atol=1e-9)
     # The same in units a million times smaller: nothing more is dropped.
     small = vamp(covariances(1e-6 * doubled, 2))
     np.testing.assert_allclose(small.singular_values, model.singular_values, atol=1e-9)
-    with pytest.raises(GeomGNNError, match="dim is 4 but only 3 of the 5"):
+    with pytest.raises(GeomGNNError, match="n_components is 4 but only 3 of the 5"):
         vamp(covariances(doubled, 2), 4)
 
 
@@ -229,7 +229,7 @@ def test_four_well_eigenvalues_from_exact_covariances():
 def test_four_well_eigenvalues_from_a_trajectory():
     x = prinz_potential(h=1e-3, n_steps=10).trajectory(np.array([[0.2]]), 200_000, seed=1)
     features = np.exp(-0.5 * ((x - np.linspace(-1, 1, 15)) / 0.12) ** 2)
-    model = fit_linear(features, lag=10, dim=3, pca=None)
+    model = fit_linear(features, lagtime=10, n_components=3, pca=None)
     np.testing.assert_allclose(model.singular_values, FOUR_WELL, atol=0.02)
 
 
@@ -326,9 +326,9 @@ def test_errors_say_what_and_where():
     broken[1][13, 2] = np.nan
     with pytest.raises(GeomGNNError, match="Trajectory 1 .*frame 13"):
         fit_linear(broken, 2, 1)
-    with pytest.raises(GeomGNNError, match="dim is 7 but only 6"):
+    with pytest.raises(GeomGNNError, match="n_components is 7 but only 6"):
         fit_linear(trajs, 2, 7)
-    with pytest.raises(GeomGNNError, match="dim is 3 but only 2"):
+    with pytest.raises(GeomGNNError, match="n_components is 3 but only 2"):
         fit_linear(trajs, 2, 3, pca=2)
     with pytest.raises(GeomGNNError, match="None of the 2 features varies"):
         fit_linear(np.ones((50, 2)), 1, 1)

@@ -36,7 +36,9 @@ def one_thread():
 
 def small(tokens, **settings):
     """A short training on 2-d data."""
-    return train_vampnet(lobe(), tokens, **{"lag": 1, "dim": 1, "epochs": 3, "batch_size": 400, "lr": 3e-3, **settings})
+    return train_vampnet(
+        lobe(), tokens, **{"lagtime": 1, "n_components": 1, "epochs": 3, "batch_size": 400, "lr": 3e-3, **settings}
+    )
 
 
 def random(*shape, seed=0):
@@ -232,7 +234,7 @@ def test_error_of_a_score_that_one_block_alone_does_not_have():
     """A test block in each of two basins: the error is that of either's frames, not of leaving out a basin."""
     rng = np.random.default_rng(0)
     runs = [as_tokens(0.1 * rng.normal(size=(800, 2)) + shift) for shift in (-1, 1)]
-    result = small(runs, lag=20, epochs=2)
+    result = small(runs, lagtime=20, epochs=2)
     assert result.test_score > 1.95 and 0 < result.test_error < 0.02
 
 
@@ -301,9 +303,9 @@ def test_errors_say_what_and_where():
     with pytest.raises(GeomGNNError, match="Trajectory 1 .*frame 41"):
         small(broken)
     with pytest.raises(GeomGNNError, match="Trajectory 1 has 30 frames"):
-        small([tokens, tokens[:30]], lag=30)
-    with pytest.raises(GeomGNNError, match="dim is 3 but only 2"):
-        small(tokens, dim=3)
+        small([tokens, tokens[:30]], lagtime=30)
+    with pytest.raises(GeomGNNError, match="n_components is 3 but only 2"):
+        small(tokens, n_components=3)
     with pytest.raises(GeomGNNError, match="use fit_linear"):
         train_vampnet(make_mixer("none", 1, 2), tokens, 1, 1)
     with pytest.raises(GeomGNNError, match="epochs must be"):
