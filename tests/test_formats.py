@@ -59,7 +59,7 @@ def check_cv(path):
     if version < FIRST_CV_WITH_VALIDATION and "vampnet" in path.name:
         scores["vamp2_validation"] = scores.pop("vamp2_held_out")
     assert {name: value for name, value in cv.training_information.items() if name.startswith("vamp2")} == scores
-    assert cv.lag_time == expected["lag_time_ps"] == 2.0
+    assert cv.lagtime == expected["lag_time_ps"] == 2.0
 
 
 def check_encoder(path):

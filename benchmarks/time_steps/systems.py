@@ -226,7 +226,7 @@ class Learned(Ala2):
             cv = fit_cv(
                 [run.trajectory(topology) for run in runs],
                 topology,
-                FitSettings(lag_time=5.0, frame_interval=0.2, tokens=TokenSpec(window="all")),
+                FitSettings(lagtime=5.0, frame_interval=0.2, tokens=TokenSpec(window="all")),
             )
             cv.save(path)
         return GeomGNNCV(path, self.topology)

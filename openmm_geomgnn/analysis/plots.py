@@ -219,8 +219,8 @@ def delta_F_convergence(running, start=0.0):
     return _finish(figure)
 
 
-def vamp_spectrum(singular_values, lag_time, *, validation=None):
-    """Singular values of a Koopman model, and the timescales -lag/ln(s) they stand for. lag_time in ps.
+def vamp_spectrum(singular_values, lagtime, *, validation=None):
+    """Singular values of a Koopman model, and the timescales -lag/ln(s) they stand for. lagtime in ps.
 
     validation: singular values on held-out data, drawn beside them.
     """
@@ -236,9 +236,9 @@ def vamp_spectrum(singular_values, lag_time, *, validation=None):
     left.set_ylabel("singular value")
     left.set_xticks(number[:: max(1, len(number) // 10)])
     inside = (singular_values > 0) & (singular_values < 1)
-    right.semilogy(number[inside], -lag_time / np.log(singular_values[inside]), "o", color=BLUE, ms=7)
-    right.axhline(lag_time, color=GREY, ls="--", lw=1.2)
-    right.text(0.98, lag_time, "lag time ", transform=right.get_yaxis_transform(), ha="right", va="bottom", color=GREY)
+    right.semilogy(number[inside], -lagtime / np.log(singular_values[inside]), "o", color=BLUE, ms=7)
+    right.axhline(lagtime, color=GREY, ls="--", lw=1.2)
+    right.text(0.98, lagtime, "lag time ", transform=right.get_yaxis_transform(), ha="right", va="bottom", color=GREY)
     _plain_log_axis(right.yaxis)
     right.set_xlabel("component")
     right.set_ylabel("timescale (ps)")

@@ -90,7 +90,7 @@ def _show_cv(path):
     atoms = sum(sum(elements.values()) for _, _, elements, *_ in cv.molecule)
     _line("selection", f"{cv.selection or 'the default'}: {atoms} atoms of {_count(len(cv.molecule), 'residue')}")
     _line("molecule", _residues(cv.molecule))
-    _line("lag", "unknown" if math.isnan(cv.lag_time) else f"{cv.lag_time:g} ps")
+    _line("lag", "unknown" if math.isnan(cv.lagtime) else f"{cv.lagtime:g} ps")
     if "frames" in facts:
         _line("trained on", f"{sum(facts['frames'])} frames of {_count(len(facts['frames']), 'trajectory', 'trajectories')}")
     if all(name in facts for name in NEEDED_TO_BIAS):

@@ -123,7 +123,7 @@ def _check_frames(protocol, settings):
         advice = f" With {runs} of these runs, {enough * interval:g} ps would do." if enough else ""
         raise GeomGNNError(
             f"unbiased.length is {protocol.unbiased.length:g} ps, too little for the fit at a lag time (cv.lag) of "
-            f"{settings.lag_time:g} ps: {error}{advice}"
+            f"{settings.lagtime:g} ps: {error}{advice}"
         ) from error
 
 
@@ -155,17 +155,17 @@ def _untrained(settings, topology, starts):
     encoder = Encoder.load(settings.encoder)
     featurization = Featurization(topology, settings.tokens, encoder, structure=lambda: first)
     mixer = make_fit_mixer(settings, featurization)
-    if mixer.out_features < settings.components:
+    if mixer.out_features < settings.n_components:
         raise GeomGNNError(
-            f"cv.components is {settings.components}, but the mixer {settings.mixer} of {featurization.windows.n_tokens} "
+            f"cv.components is {settings.n_components}, but the mixer {settings.mixer} of {featurization.windows.n_tokens} "
             f"residues has {mixer.out_features} outputs. Ask for fewer components."
         )
     if not mixer.has_statistics:
         pos = featurization.molecule.positions(first)
         noise = torch.randn((4, *pos.shape[1:]), generator=torch.Generator().manual_seed(settings.seed), dtype=pos.dtype)
         mixer.set_statistics(featurization.tokenizer.embed(pos[0] + _TREMBLE * noise))
-    projection = np.full((mixer.out_features, settings.components), 1 / mixer.out_features)
-    koopman = np.zeros(mixer.out_features), projection, np.full(settings.components, 0.5)
+    projection = np.full((mixer.out_features, settings.n_components), 1 / mixer.out_features)
+    koopman = np.zeros(mixer.out_features), projection, np.full(settings.n_components, 0.5)
     return make_cv(settings, featurization, mixer, koopman)
 
 

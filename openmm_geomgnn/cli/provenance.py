@@ -11,6 +11,8 @@ from openmm_geomgnn.files import sha256
 from openmm_geomgnn.representation.encoder import Encoder
 
 MADE_FROM = "made_from"  # in the training information of a CV file
+# settings whose names in the file are older than their attributes
+_RECORDED_AS = {"lagtime": "lag_time", "n_components": "components"}
 # of what a run depends on: the same trajectories, but for chance, come from another platform
 _INCIDENTAL = ("platform",)
 
@@ -20,7 +22,7 @@ def made_from(settings, runs):
 
     settings : FitSettings. runs : what each of the unbiased runs depends on, see `sampling.unbiased.fingerprints`.
     """
-    others = asdict(settings)
+    others = {_RECORDED_AS.get(name, name): value for name, value in asdict(settings).items()}
     tokens = others.pop("tokens")
     del tokens["neighbours"]  # they follow from the rest
     fit = {"encoder": None, **tokens, **others}

@@ -167,14 +167,14 @@ def fit_settings(section, frame_interval, seed):
     training = section.training.model_dump()
     training["lr"] = training.pop("learning_rate")
     return FitSettings(
-        lag_time=section.lag,
+        lagtime=section.lag,
         frame_interval=frame_interval,
         encoder=section.encoder,
         tokens=section.token_spec(),
         mixer=section.mixer,
         mixer_settings=dict(section.mixer_settings),
         estimator=section.estimator,
-        components=section.components,
+        n_components=section.components,
         pca=section.pca,
         softening=section.softening if section.reversible else 0.0,
         reversible=section.reversible,
@@ -201,7 +201,7 @@ def describe(cv):
     held_out, error = facts.get("vamp2_held_out"), facts.get("vamp2_held_out_error")
     score = "" if held_out is None else f", held out {held_out:.3f}" + ("" if error is None else f" +- {error:.3f}")
     yield (
-        f"{origin}: VAMP-2 {facts['vamp2_training']:.3f}{score} at a lag of {cv.lag_time:g} ps; {_timescales(facts)}; "
+        f"{origin}: VAMP-2 {facts['vamp2_training']:.3f}{score} at a lag of {cv.lagtime:g} ps; {_timescales(facts)}; "
         f"spread in a basin {format_values(facts['in_basin_spread'])}; "
         f"stiffness {format_values(facts['rate_300K_per_ps'])} per ps"
     )

@@ -109,7 +109,7 @@ def distill(cv, topology, trajectories, settings=None, progress=None, unfinished
         table,
         selection=cv.selection,
         near=teacher.tokenizer.windows.contacts,
-        lag_time=cv.lag_time,
+        lagtime=cv.lagtime,
         training={name: facts[name] for name in _INHERITED if name in facts},
     )
     distillation = {
@@ -166,12 +166,12 @@ def _frames_in_a_lag(cv, trajectories):
 
     Formats without times claim frames of 1 ps: where the teacher was fitted to frames that are closer, these count.
     """
-    if not cv.lag_time > 0:
+    if not cv.lagtime > 0:
         return 0
     known = cv.training_information.get("frame_interval_ps")
     steps = [np.median(np.diff(part.time)) for part in trajectories if len(part) > 1]
-    interval = min([step for step in [*steps, known] if step is not None and step > 0], default=cv.lag_time)
-    return math.ceil(cv.lag_time / interval - 1e-3)
+    interval = min([step for step in [*steps, known] if step is not None and step > 0], default=cv.lagtime)
+    return math.ceil(cv.lagtime / interval - 1e-3)
 
 
 def _split(parts, gap, seed):

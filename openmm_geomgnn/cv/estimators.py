@@ -60,7 +60,7 @@ def softened_linear(mixer, tokens, rates, lag, settings):
         return fit_linear(
             training,
             lag,
-            settings.components,
+            settings.n_components,
             settings.pca,
             settings.reversible,
             rates=rates,
@@ -101,7 +101,7 @@ def estimate_vampnet(mixer, frames, lag, settings, progress, unfinished):
         mixer,
         tokens,
         lag,
-        settings.components,
+        settings.n_components,
         reversible=settings.reversible,
         seed=settings.seed,
         progress=report,

@@ -23,18 +23,18 @@ from openmm_geomgnn.units import did_you_mean
 class FitSettings:
     """How a CV is fitted; see `mixers` and `koopman` for what each setting means.
 
-    `encoder` is what `Encoder.load` takes; `tokens` says how atoms become tokens. `lag_time`, `frame_interval` and
+    `encoder` is what `Encoder.load` takes; `tokens` says how atoms become tokens. `lagtime`, `frame_interval` and
     `softening` are in picoseconds. `training` has arguments of `koopman.train_vampnet`.
     """
 
-    lag_time: float
+    lagtime: float
     frame_interval: float
     encoder: str = "et-64"
     tokens: TokenSpec = TokenSpec()
     mixer: str = "none"
     mixer_settings: dict = field(default_factory=dict)
     estimator: str = "linear"
-    components: int = 1
+    n_components: int = 1
     pca: int | None = 50
     softening: float = 0.02
     reversible: bool = True
@@ -49,11 +49,11 @@ class FitSettings:
         GeomGNNError
             If it is not a whole number of frames.
         """
-        frames = self.lag_time / self.frame_interval
+        frames = self.lagtime / self.frame_interval
         if round(frames) < 1 or abs(frames - round(frames)) > 1e-3 * frames:
             nearest = max(1, round(frames)) * self.frame_interval
             raise GeomGNNError(
-                f"The lag time of {self.lag_time:g} ps is not a whole number of frames, which are "
+                f"The lag time of {self.lagtime:g} ps is not a whole number of frames, which are "
                 f"{self.frame_interval:g} ps apart. The nearest possible lag time is {nearest:g} ps."
             )
         return round(frames)
@@ -130,7 +130,7 @@ def make_cv(settings, featurization, mixer, koopman, training=None):
         *koopman,
         featurization.table,
         spec=featurization.spec,
-        lag_time=settings.lag_time,
+        lagtime=settings.lagtime,
         training=training,
     )
 
@@ -154,7 +154,7 @@ def _judge(cv, frames, topology, lag, settings, progress):
     features = [Features(cv.mixer, tokens) for tokens in frames.tokens]
     values = [np.concatenate([cv.project(chi).numpy() for chi in part.pieces()]) for part in features]
     facts = cv.training_information
-    facts |= _slow_motions(values, lag, cv.singular_values.numpy(), settings.lag_time)
+    facts |= _slow_motions(values, lag, cv.singular_values.numpy(), settings.lagtime)
     facts |= stiffness(
         cv,
         topology,
@@ -166,10 +166,10 @@ def _judge(cv, frames, topology, lag, settings, progress):
     facts["verdict"] = judge(facts)
 
 
-def _slow_motions(values, lag, singular_values, lag_time):
+def _slow_motions(values, lag, singular_values, lagtime):
     """Timescales in ps, where the data show any, and how often the components went from one extreme to the other."""
     found = transitions(values, lag, singular_values)
-    known, notes = timescale_notes(timescales(singular_values, lag_time), lag_time, found.separates_runs)
+    known, notes = timescale_notes(timescales(singular_values, lagtime), lagtime, found.separates_runs)
     return {"timescales_ps": known, "timescale_notes": notes, "transitions": found.counts.tolist()}
 
 

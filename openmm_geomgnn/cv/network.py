@@ -47,7 +47,7 @@ class CollectiveVariable(cv_file.SavedCV):
         How atoms become tokens, with the neighbours of each residue (`Featurization.spec`): bonds and reference structure
         are not needed any more. Without neighbours windows by sequence follow from residue numbers, as they did in files of
         version 1.
-    lag_time : float
+    lagtime : float
         Picoseconds.
     training : dict
         Scores and how it was trained: anything that JSON can hold.
@@ -63,7 +63,7 @@ class CollectiveVariable(cv_file.SavedCV):
         molecule,
         *,
         spec=None,
-        lag_time=float("nan"),
+        lagtime=float("nan"),
         training=None,
     ):
         super().__init__()
@@ -74,7 +74,7 @@ class CollectiveVariable(cv_file.SavedCV):
         self.register_buffer("singular_values", torch.as_tensor(np.array(singular_values, dtype=np.float64)))
         self.molecule = molecule
         self.spec = spec or TokenSpec()
-        self.lag_time = float(lag_time)
+        self.lagtime = float(lagtime)
         self.training_information = dict(training or {})
 
     @property
@@ -100,7 +100,7 @@ class CollectiveVariable(cv_file.SavedCV):
             },
             "mixer": self.mixer.settings,
             **self.spec.to_metadata(),
-            "lag_time_ps": self.lag_time,
+            "lag_time_ps": self.lagtime,
             "molecule": self.molecule,
             "training": self.training_information,
         }
@@ -163,7 +163,7 @@ class CollectiveVariable(cv_file.SavedCV):
             values,
             metadata["molecule"],
             spec=TokenSpec.from_metadata(metadata),
-            lag_time=metadata["lag_time_ps"],
+            lagtime=metadata["lag_time_ps"],
             training=metadata["training"],
         )
 

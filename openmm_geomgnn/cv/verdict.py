@@ -15,7 +15,7 @@ STIFF_STEP = 0.002  # ps; a CV that is too stiff even when the bias is evaluated
 GOOD_R2, LEAST_R2 = 0.98, 0.5  # of a student
 
 
-def timescale_notes(timescales, lag_time, separates_runs):
+def timescale_notes(timescales, lagtime, separates_runs):
     """(timescales, notes), for each component: picoseconds or None, and why there is none or "".
 
     Parameters
@@ -27,9 +27,9 @@ def timescale_notes(timescales, lag_time, separates_runs):
     """
     known, notes = [], []
     for value, separates in zip(timescales, separates_runs, strict=True):
-        unresolved = value < lag_time
+        unresolved = value < lagtime
         known.append(None if unresolved or separates else float(value))
-        notes.append(f"unresolved, below the lag of {lag_time:g} ps" if unresolved else SEPARATES if separates else "")
+        notes.append(f"unresolved, below the lag of {lagtime:g} ps" if unresolved else SEPARATES if separates else "")
     return known, notes
 
 

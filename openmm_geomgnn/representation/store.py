@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.formatting import format_setting
 from openmm_geomgnn.locks import is_empty
 from openmm_geomgnn.representation.formats import reason
 from openmm_geomgnn.representation.selection import bonds_of, check_same_molecule
@@ -195,7 +196,8 @@ class Embeddings:
         """
         there, here = self.spec.to_metadata(), spec.to_metadata()
         differing = [
-            f"{name} {_shown(there[name])} there, {_shown(here[name])} here" for name in spec.differences(self.spec)
+            f"{name} {format_setting(there[name])} there, {format_setting(here[name])} here"
+            for name in spec.differences(self.spec)
         ]
         if any(self.settings[name] != value for name, value in encoder_identity(encoder).items()):
             name, content = self.settings["encoder"], self.settings["encoder_hash"]
@@ -338,10 +340,6 @@ class Embeddings:
                 f"The tokens of {name} reach {largest:.4g}, beyond the largest {dtype} of {float(np.finfo(dtype).max):g}. "
                 "Use --dtype float32."
             )
-
-
-def _shown(value):
-    return "null" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
 
 
 def encoder_identity(encoder):

@@ -57,7 +57,7 @@ HEADER = 1500  # bytes at the beginning, where most of a file's description is
 
 
 def write_cv(path):
-    random_cv(ala2().topology, lag_time=5.0, training={"timescales_ps": [3.0, None], "frames": [10]}).save(path)
+    random_cv(ala2().topology, lagtime=5.0, training={"timescales_ps": [3.0, None], "frames": [10]}).save(path)
 
 
 def write_splits(path):

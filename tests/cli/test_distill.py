@@ -60,7 +60,7 @@ def trajectories():
 
 @pytest.fixture(scope="module")
 def teacher(trajectories):
-    return fit_cv(trajectories, ALA2, FitSettings(1.0, INTERVAL, pca=15, components=2))
+    return fit_cv(trajectories, ALA2, FitSettings(1.0, INTERVAL, pca=15, n_components=2))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ class TestStudent:
         # as stiff as its teacher, and over the same range
         np.testing.assert_allclose(facts["rate_300K_per_ps"], facts["teacher"]["rate_300K_per_ps"], rtol=0.3)
         np.testing.assert_allclose(facts["range"], teacher.training_information["range"], atol=0.3)
-        assert student.lag_time == teacher.lag_time and student.molecule == teacher.molecule
+        assert student.lagtime == teacher.lagtime and student.molecule == teacher.molecule
         # a report gives its own figures as those of the CV, and its teacher's by that name
         summary, before = cv_summary(student), cv_summary(teacher)
         assert summary["cv_r2_of_teacher"] == facts["distillation"]["held_out"]["r2"]
@@ -138,12 +138,12 @@ class TestStudent:
 
     def test_a_lag_in_frames(self, trajectories):
         """By the frames' times; a format without any claims 1 ps, where those of the teacher's own frames count."""
-        teacher = SimpleNamespace(lag_time=5.0, training_information={"frame_interval_ps": 0.2})
+        teacher = SimpleNamespace(lagtime=5.0, training_information={"frame_interval_ps": 0.2})
         claimed = mdtraj.Trajectory(trajectories[0].xyz, trajectories[0].topology)  # as a DCD is read
         for parts, frames in (([trajectories[0]], 50), ([claimed], 25), ([trajectories[0], claimed], 50)):
             assert _frames_in_a_lag(teacher, parts) == frames
-        assert _frames_in_a_lag(SimpleNamespace(lag_time=5.0, training_information={}), [claimed]) == 5
-        assert _frames_in_a_lag(SimpleNamespace(lag_time=float("nan"), training_information={}), [claimed]) == 0
+        assert _frames_in_a_lag(SimpleNamespace(lagtime=5.0, training_information={}), [claimed]) == 5
+        assert _frames_in_a_lag(SimpleNamespace(lagtime=float("nan"), training_information={}), [claimed]) == 0
 
     def test_windows_of_residues(self, teacher, trajectories):
         """The student sees the distances that the teacher's windows hold, and no others."""

@@ -116,7 +116,7 @@ class TestInfo:
 
     def test_scores_of_a_cv(self, cv_file, shown, tmp_path):
         cv = CollectiveVariable.load(cv_file)
-        cv.lag_time = 5.0
+        cv.lagtime = 5.0
         cv.training_information |= {
             **{"vamp2_training": 1.8, "vamp2_held_out": 1.7, "in_basin_spread": [0.1, 0.2], "rate_300K_per_ps": [3.0, 4.0]},
             **{"timescales_ps": [40.0, None], "timescale_notes": ["", "separates runs; no timescale"]},

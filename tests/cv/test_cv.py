@@ -72,10 +72,10 @@ class TestFile:
     def test_round_trip_keeps_the_settings(self, tmp_path):
         training = {"scores": [1.5, None], "frames": [10], "timescales_ps": [None, 3.5]}
         options = {"selection": "protein and name CA C N", "window": "sequence", "context": 2, "pooling": "mean"}
-        cv = random_cv(FRAME.topology, dimension=3, mixer="mlp", lag_time=12.5, training=training, **options)
+        cv = random_cv(FRAME.topology, dimension=3, mixer="mlp", lagtime=12.5, training=training, **options)
         cv.save(tmp_path / "a.cv")
         again = CollectiveVariable.load(tmp_path / "a.cv")
-        for name in ("spec", "selection", "lag_time", "molecule", "dimension"):
+        for name in ("spec", "selection", "lagtime", "molecule", "dimension"):
             assert getattr(again, name) == getattr(cv, name)
         assert again.training_information == training and again.encoder.training_information == {"seed": 5}
         assert again.mixer.settings == cv.mixer.settings and again.encoder.name == "random"

@@ -37,7 +37,7 @@ def data():
 
 
 ESTIMATORS = {
-    "linear": {"tokens": TokenSpec(window="sequence"), "components": 2},
+    "linear": {"tokens": TokenSpec(window="sequence"), "n_components": 2},
     "linear, not reversible": {"reversible": False, "softening": 0.0},
     "vampnet": {
         "estimator": "vampnet",
@@ -78,7 +78,7 @@ class TestFit:
     def test_says_how_it_was_made(self, fitted, data):
         cv, settings, calls = fitted
         information = cv.training_information
-        assert cv.lag_time == 10.0 and information["frames"] == [500] * 3 and information["frame_interval_ps"] == INTERVAL
+        assert cv.lagtime == 10.0 and information["frames"] == [500] * 3 and information["frame_interval_ps"] == INTERVAL
         assert 1.0 < information["vamp2_held_out"] <= information["vamp2_training"] + 0.3
         assert len(information["singular_values"]) == settings.components
         for name in ("rate_300K_per_ps", "in_basin_spread", "range"):
@@ -178,11 +178,11 @@ class TestErrors:
             fit_cv([data[0][0]], ALA2, FitSettings(10.0, INTERVAL, **{"encoder": encoder, **settings}))
 
     @pytest.mark.parametrize(
-        ("lag_time", "nearest"), [(3.0, "4 ps"), (0.5, "2 ps"), (0.0, "2 ps"), (-2.0, "2 ps"), (10.5, "10 ps")]
+        ("lagtime", "nearest"), [(3.0, "4 ps"), (0.5, "2 ps"), (0.0, "2 ps"), (-2.0, "2 ps"), (10.5, "10 ps")]
     )
-    def test_lag_time_that_is_no_number_of_frames(self, lag_time, nearest):
+    def test_lag_time_that_is_no_number_of_frames(self, lagtime, nearest):
         with pytest.raises(GeomGNNError, match=f"not a whole number of frames.*nearest possible lag time is {nearest}"):
-            FitSettings(lag_time, INTERVAL).lag_frames()
+            FitSettings(lagtime, INTERVAL).lag_frames()
 
     @pytest.mark.parametrize("interval", [2.0, 0.1, 0.3, 1e-3])
     def test_lag_time_that_is(self, interval):
@@ -345,7 +345,7 @@ class TestAlanineDipeptide:
 
     def test_windows_along_the_sequence(self, simulated):
         settings = replace(
-            SHORT, frame_interval=2 * FRAME, tokens=TokenSpec(window="sequence", pooling="mean"), components=2
+            SHORT, frame_interval=2 * FRAME, tokens=TokenSpec(window="sequence", pooling="mean"), n_components=2
         )
         parts = [part[::2] for part in simulated[0]]
         cv = fit_cv(parts, ALA2, settings)
@@ -385,7 +385,7 @@ class TestAlanineDipeptide:
         assert output.startswith("500 frames, 0.1 ps apart, in 2 trajectories\nEmbedding: 0/500 frames\n")
         assert output.endswith(f"written to {tmp_path / 'my.cv.safetensors'}\n") and "dcdplugin" not in output
         made = CollectiveVariable.load(tmp_path / "my.cv.safetensors")
-        assert made.lag_time == 2.0 and made.selection is None
+        assert made.lagtime == 2.0 and made.selection is None
         # files hold angstroms in single precision
         np.testing.assert_allclose(*(np.concatenate(values(x, simulated[0])) for x in (made, cv)), atol=1e-3)
 
@@ -410,7 +410,7 @@ class TestPublishedTrajectories:
         folder = shared_data / "trajectories" / "chignolin"
         with without_lines("dcdplugin)", 1):
             part = mdtraj.load(str(folder / "traj.dcd"), top=str(folder / "topology.pdb"), stride=30)
-        settings = FitSettings(1.0, 1.0, components=2, pca=5, softening=0.0, tokens=TokenSpec(window="sequence"))
+        settings = FitSettings(1.0, 1.0, n_components=2, pca=5, softening=0.0, tokens=TokenSpec(window="sequence"))
         cv = fit_cv([part], folder / "topology.pdb", settings)
         (psi,) = values(cv, [part])
         assert psi.shape == (35, 2) and np.isfinite(psi).all()

@@ -66,7 +66,7 @@ def fit_settings(store, **settings):
 
 
 ESTIMATORS = {
-    "linear": {"components": 2},
+    "linear": {"n_components": 2},
     "not reversible": {"reversible": False, "softening": 0.0},
     "vampnet": {
         "estimator": "vampnet",
@@ -138,14 +138,14 @@ class TestErrors:
         store = embed_trajectories(ALA2, [folder / "a.trr"], tmp_path / "a.zarr", settings, workers=1)
         (tmp_path / "a.zarr/0/checksums/c/1").unlink()
         with pytest.raises(GeomGNNError, match="5 of 26 frames of a.trr are not in .*Run the same `geomgnn embed` again"):
-            fit_cv(store, ALA2, replace(fit_settings(store), frame_interval=20.0, lag_time=20.0))
+            fit_cv(store, ALA2, replace(fit_settings(store), frame_interval=20.0, lagtime=20.0))
 
     def test_a_store_with_a_damaged_chunk(self, folder, tmp_path):
         settings = EmbedSettings(encoder=str(folder / "random.safetensors"), stride=10, chunk=5)
         store = embed_trajectories(ALA2, [folder / "a.trr"], tmp_path / "a.zarr", settings, workers=1)
         (tmp_path / "a.zarr/0/tokens/c/1/0/0/0").unlink()  # Zarr reads NaN where a chunk is not there
         with pytest.raises(GeomGNNError, match="Frames 5 to 9 of a.trr in .*a.zarr were changed or damaged"):
-            fit_cv(store, ALA2, replace(fit_settings(store), frame_interval=20.0, lag_time=20.0))
+            fit_cv(store, ALA2, replace(fit_settings(store), frame_interval=20.0, lagtime=20.0))
 
 
 class TestParts:

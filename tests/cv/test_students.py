@@ -61,7 +61,7 @@ def student(dimension=2, hidden=16, seed=3):
     network.mean.copy_(found.mean(0))
     network.scale.copy_(found.std(0))
     atoms, table = named_atoms(FRAME.topology, HEAVY), residue_table(FRAME.topology, HEAVY)
-    return StudentCV(network, coordinates, atoms, table, lag_time=5.0, training={"note": "random"})
+    return StudentCV(network, coordinates, atoms, table, lagtime=5.0, training={"note": "random"})
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ class TestFile:
     def test_round_trip(self, cv, tmp_path):
         cv.save(tmp_path / "student.cv")
         again = CollectiveVariable.load(tmp_path / "student.cv")
-        assert isinstance(again, StudentCV) and again.dimension == 2 and again.lag_time == 5.0
+        assert isinstance(again, StudentCV) and again.dimension == 2 and again.lagtime == 5.0
         assert again.training_information == {"note": "random"} and again.atoms == cv.atoms
         for engine in ("auto", "eager"):
             found = [other.bind(FRAME.topology, engine=engine).compute(frames()) for other in (cv, again)]
@@ -283,7 +283,7 @@ class TestFile:
 
     def test_files_of_version_2_are_read(self, tmp_path):
         """Before students there was one kind of CV."""
-        cv = random_cv(FRAME.topology, lag_time=3.0)
+        cv = random_cv(FRAME.topology, lagtime=3.0)
         cv.save(tmp_path / "new.cv")
         metadata, tensors = content(tmp_path / "new.cv")
         assert metadata["version"] == cv_file.VERSION and metadata.pop("kind") == "network"
@@ -292,7 +292,7 @@ class TestFile:
         metadata["content_hash"] = cv_file.content_hash(tensors, metadata)
         save_file(tensors, tmp_path / "old.cv", metadata={"cv": json.dumps(metadata)})
         old = CollectiveVariable.load(tmp_path / "old.cv")
-        assert isinstance(old, CollectiveVariable) and old.lag_time == 3.0
+        assert isinstance(old, CollectiveVariable) and old.lagtime == 3.0
         found = [other.bind(FRAME.topology, engine="eager").compute(frames()) for other in (old, cv)]
         np.testing.assert_array_equal(*found)
 

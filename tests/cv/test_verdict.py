@@ -125,7 +125,7 @@ class TestRun:
     @pytest.fixture
     def protocol(self, tmp_path):
         def load(**facts):
-            cv = random_cv(ala2().topology, dimension=1, lag_time=5.0, training={**FACTS, **facts})
+            cv = random_cv(ala2().topology, dimension=1, lagtime=5.0, training={**FACTS, **facts})
             cv.save(tmp_path / "given.safetensors")
             path = tmp_path / "given.yaml"
             path.write_text("system: {structures: [ala2-c7eq.pdb]}\ncv: {file: given.safetensors}\n")
@@ -167,7 +167,7 @@ def test_the_command_line_says_what_the_timescales_rest_on():
         "transitions": [1, 0, 30],
         "verdict": {"grade": "weak", "reasons": ["cv.2 separates runs"]},
     }
-    cv = random_cv(ala2().topology, dimension=3, lag_time=5.0, training=training)
+    cv = random_cv(ala2().topology, dimension=3, lagtime=5.0, training=training)
     figures, verdict = workflow.describe(cv)
     assert "held out 1.750 +- 0.020 at a lag of 5 ps; cv.1: timescale 22.4 ps (1 transition); cv.2: separ" in figures
     assert "cv.2: separates runs; no timescale; cv.3: unresolved, below the lag of 5 ps; spread" in figures

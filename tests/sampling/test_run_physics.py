@@ -230,7 +230,7 @@ def test_a_learned_cv_at_work(tmp_path):
         np.testing.assert_allclose(live, offline, atol=2e-4)
         assert result.state.n == 4
     (tmp_path / "cv.safetensors").unlink()
-    cv.lag_time = 3.0
+    cv.lagtime = 3.0
     cv.save(tmp_path / "cv.safetensors")
     with pytest.raises(GeomGNNError, match="another collective variable"):
         run(tmp_path / "3", 1.0, spec, bias)

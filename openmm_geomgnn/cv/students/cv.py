@@ -35,14 +35,14 @@ class StudentCV(cv_file.SavedCV):
         As in `selection.select_atoms`.
     near : list of [a, b]
         Atoms by number that are near each other wherever the molecules of a complex move, see `periodic.MoleculeUnwrapper`.
-    lag_time : float
+    lagtime : float
         Of the teacher, picoseconds.
     training : dict
         The teacher and its scores, the errors of the student, its stiffness: anything that JSON can hold.
     """
 
     def __init__(
-        self, network, coordinates, atoms, molecule, *, selection=None, near=(), lag_time=float("nan"), training=None
+        self, network, coordinates, atoms, molecule, *, selection=None, near=(), lagtime=float("nan"), training=None
     ):
         super().__init__()
         self.network = network.double().requires_grad_(False).eval()
@@ -51,7 +51,7 @@ class StudentCV(cv_file.SavedCV):
         self.molecule = molecule
         self.selection = selection
         self.near = [[int(a), int(b)] for a, b in near]
-        self.lag_time = float(lag_time)
+        self.lagtime = float(lagtime)
         self.training_information = dict(training or {})
 
     @property
@@ -64,7 +64,7 @@ class StudentCV(cv_file.SavedCV):
             "atoms": self.atoms,
             "near": self.near,
             "selection": self.selection,
-            "lag_time_ps": self.lag_time,
+            "lag_time_ps": self.lagtime,
             "molecule": self.molecule,
             "training": self.training_information,
         }
@@ -92,7 +92,7 @@ class StudentCV(cv_file.SavedCV):
             metadata["molecule"],
             selection=metadata["selection"],
             near=metadata["near"],
-            lag_time=metadata["lag_time_ps"],
+            lagtime=metadata["lag_time_ps"],
             training=metadata["training"],
         )
 

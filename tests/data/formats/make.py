@@ -99,11 +99,11 @@ def fitted(**settings):
     with tempfile.TemporaryDirectory() as temporary:
         source = f"{temporary}/tiny.safetensors"
         random_encoder().save(source)
-        return fit_cv(data, PDB, FitSettings(lag_time=2.0, frame_interval=1.0, encoder=source, pca=4, **settings)), data
+        return fit_cv(data, PDB, FitSettings(lagtime=2.0, frame_interval=1.0, encoder=source, pca=4, **settings)), data
 
 
 def cv(folder):
-    linear, data = fitted(components=2)
+    linear, data = fitted(n_components=2)
     student = distill(linear, PDB, data, DistillSettings(hidden=6, distances=6, labels=100, epochs=2))
     mixer = {"mixer": "mlp", "mixer_settings": {"width": 6}}
     vampnet, _ = fitted(estimator="vampnet", training={"epochs": 2}, **mixer)
@@ -112,7 +112,7 @@ def cv(folder):
         made.save(path)
         psi = made.bind(PDB, engine="eager").compute(PROBE)
         scores = {key: value for key, value in made.training_information.items() if key.startswith("vamp2")}
-        _note(path, psi=_numbers(psi), lag_time_ps=made.lag_time, training=scores)
+        _note(path, psi=_numbers(psi), lag_time_ps=made.lagtime, training=scores)
 
 
 def conformers(folder):
