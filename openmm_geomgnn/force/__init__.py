@@ -1,4 +1,4 @@
-"""A learned collective variable as a force of OpenMM, the backends that call it, and integrators for it."""
+"""A learned collective variable as an OpenMM force, the backends that evaluate it, and integrators for it."""
 
 from openmm_geomgnn._lazy import lazy
 

@@ -1,4 +1,4 @@
-"""The CV, and a bias on it, at positions of a running simulation: what every backend calls, or stands in for."""
+"""The CV and a bias on it, evaluated at the positions of a running simulation; every backend calls this or replaces it."""
 
 import math
 import traceback
@@ -18,16 +18,19 @@ from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 @pickled_as("evaluation")
 class Evaluation:
-    """Energy and forces of a component of the CV, or of a bias on all components.
+    """Computes energy and forces of a component of the CV, or of a bias on all components.
 
-    It is pure: it reads the bias state and never changes it. It is pickled when a force is made of it: as a reference to
-    the CV's file, not as a network, and with the bias in its initial state.
+    Evaluations are pure: they read the bias state and never change it. OpenMM pickles this object when a force is made with
+    it, as a reference to the CV's file rather than a network, and with the bias in its initial state.
 
     Attributes
     ----------
-    state : the bias state that forces are computed with
-    last : (s (d,), V in kJ/mol) of the most recent evaluation, None before the first
-    error : the exception that stopped the simulation, with its traceback, or None
+    state
+        The bias state that forces are computed with.
+    last : tuple or None
+        (s (d,), V in kJ/mol) of the most recent evaluation; None before the first.
+    error : Exception or None
+        The exception that stopped the simulation, with its traceback.
     """
 
     def __init__(self, source, component=None, bias=None, periodic=False, bound=None, failures="."):
@@ -53,38 +56,38 @@ class Evaluation:
         return {name: getattr(self, name) for name in ("source", "component", "bias", "periodic", "failures")}
 
     def __setstate__(self, saved):
-        # An exception in here would crash OpenMM, and it makes copies that are never evaluated: the file is read, and may
-        # turn out to be missing, at the first evaluation.
+        # An exception here would crash OpenMM, which also makes copies that are never evaluated. So the CV file is read,
+        # and may turn out to be missing, at the first evaluation.
         self.__init__(**saved)
 
     def __call__(self, pos, box, step):
-        """Energy in kJ/mol and forces (n, 3) in kJ/mol/nm; see `evaluate`."""
+        """Compute the energy in kJ/mol and forces (n, 3) in kJ/mol/nm; see `evaluate`."""
         return self.evaluate(pos, box, step)[1:]
 
     def evaluate(self, pos, box, step):
-        """The CV's values s (d,), the energy in kJ/mol and forces (n, 3) in kJ/mol/nm.
+        """Compute the CV's values s (d,), the energy in kJ/mol and forces (n, 3) in kJ/mol/nm.
 
         Parameters
         ----------
         pos : (n, 3) float64 ndarray
-            Of the CV's atoms, nm; a molecule cut by the box is made whole if `periodic` is set.
+            Positions of the CV's atoms, nm; a molecule split by the box is made whole if `periodic` is set.
         box : (3, 3) ndarray or None
             Reduced box vectors as rows, nm.
         step : int
-            Of the simulation, for messages.
+            Step of the simulation, for messages.
 
         Raises
         ------
         GeomGNNError
-            If positions, CV, bias or forces are not finite, or CV or bias raise an error: the frame is saved, see
+            If positions, CV, bias or forces are not finite, or CV or bias raise an exception; the frame is then saved, see
             `failures.save_frames`.
         """
         frame = {"positions": pos}
         try:
             return self._evaluate(frame, box, step)
         except Exception as error:
-            # OpenMM passes on nothing but the message, and a copy of the force has no handle: keep the exception itself for
-            # whoever can ask for it, and let the message say all
+            # OpenMM passes on only the message, and a copy of the force has no handle: keep the exception for those who can
+            # ask for it, and put everything into the message
             self.error = error
             saved = self._save(frame, box, step)
             if isinstance(error, GeomGNNError):
@@ -144,12 +147,12 @@ class Evaluation:
         return s, energy, forces
 
     def accept(self, s, energy, pos):
-        """Take note of an evaluation that went well; `pos` (n, 3) in nm, array or tensor, must not be written to later."""
+        """Record a successful evaluation; `pos` (n, 3) in nm, an array or a tensor, must not be modified later."""
         self.last = (s, energy)
         self._last_good = pos
 
     def energy_and_slope(self, s):
-        """Energy in kJ/mol at the values s (d,) of the CV, and its derivatives (d,) by them."""
+        """Compute the energy in kJ/mol at the values s (d,) of the CV, and its derivatives (d,) with respect to them."""
         if self.bias is not None:
             energy, slope = self.bias.bias(self.state, s)
         elif self.component is not None:
@@ -171,7 +174,7 @@ class Evaluation:
         return f"the nearest two are {self._names(np.sort(partners[row]))}, {distances[row, 1]:.3g} nm apart"
 
     def _save(self, frame, box, step):
-        """A sentence on where the last good frame and the one that failed are saved."""
+        """Save the last good frame and the failing one; return a sentence that says where."""
         if self.failures is None or self.bound is None:
             return ""
         numbers = dict(frame)
@@ -186,7 +189,7 @@ class Evaluation:
 def _on_cpu(pos):
     try:
         return torch.as_tensor(pos).cpu().numpy()
-    except RuntimeError:  # a GPU that has failed gives nothing back, and the error to report is another one
+    except RuntimeError:  # a failed GPU gives nothing back; the original error is the one to report
         return np.full(pos.shape, np.nan)
 
 

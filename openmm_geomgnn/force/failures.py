@@ -1,4 +1,4 @@
-"""What is left of a simulation that failed: its last good frame and the failing one, in files that users can open."""
+"""The last good frame and the failing one of a simulation that failed, in files that users can open."""
 
 from pathlib import Path
 
@@ -11,26 +11,30 @@ _PDB_RANGE = (-999.0, 9999.0)  # angstrom, what the columns of a PDB file can ho
 
 
 def save_frames(folder, name, topology, frames, marked=(), box=None, **numbers):
-    """Write the frames of a simulation that failed; a failure to do so raises nothing.
+    """Write the frames of a simulation that failed. If that fails, too, no exception is raised.
 
     Parameters
     ----------
-    folder, name : where, and the name of the files without its suffix.
+    folder : path
+    name : str
+        Name of the files without suffix.
     topology : mdtraj.Topology
-        Of the n atoms.
+        Topology of the n atoms.
     frames : dict of str to (n, 3) array
-        nm, in the order in which they are to be looked at: the models of a PDB file, from 1. Such a file can neither hold
-        positions that are not finite nor far ones: these atoms stand where they are in the model before (in the first
-        one, at the origin). The numbers as they are come in an .npz file next to it, under the names of the frames.
-    marked : indices of the atoms to point at
-        Those that stand elsewhere, too, have the B factor 1; all others have 0.
-    box : (3, 3) array in nm, or None
-    numbers : what else the .npz file is to hold.
+        Positions in nm. In this order they become the models of a PDB file, numbered from 1. A PDB file cannot hold
+        positions that are not finite or very far away: such an atom keeps its place of the previous model (the origin in
+        the first). An .npz file next to it holds the exact numbers under the names of the frames.
+    marked : sequence of int
+        Indices of the atoms to point out. They, and atoms that were moved, have the B factor 1; all others have 0.
+    box : (3, 3) array or None
+        Box vectors, nm.
+    **numbers
+        Further content of the .npz file.
 
     Returns
     -------
     str
-        A sentence for the error message: where the files are, or why they are not.
+        A sentence for the error message that says where the files are, or why they could not be written.
     """
     path = Path(folder) / f"{name}.pdb"
     try:
@@ -38,7 +42,7 @@ def save_frames(folder, name, topology, frames, marked=(), box=None, **numbers):
             np.savez(temporary, **frames, **({} if box is None else {"box": np.asarray(box)}), **numbers)
         with atomic_write(path) as temporary:
             _write_models(temporary, topology, frames.values(), np.isin(np.arange(topology.n_atoms), marked), box)
-    except Exception as error:  # whatever it is, it must not take the place of the error that is being reported
+    except Exception as error:  # it must not replace the error that is being reported
         return f"The frames could not be saved in {folder} ({type(error).__name__}: {error})."
     models = " and ".join(f"{words.replace('_', ' ')} frame" for words in frames)
     number = "are models 1 and 2" if len(frames) == 2 else "is the model"
@@ -47,9 +51,15 @@ def save_frames(folder, name, topology, frames, marked=(), box=None, **numbers):
 
 
 def atom_names(topology, rows, numbers=None):
-    """The first of some atoms as people look them up: "atoms 10 (ALA2-C), 12 (ALA2-N)".
+    """Name the first few of some atoms as people look them up: "atoms 10 (ALA2-C), 12 (ALA2-N)".
 
-    topology: mdtraj.Topology. rows: their indices in it. numbers: of all its atoms in the system, where these differ.
+    Parameters
+    ----------
+    topology : mdtraj.Topology
+    rows : sequence of int
+        Indices of the atoms in the topology.
+    numbers : sequence of int, optional
+        Indices in the system of all atoms of the topology, if these differ.
     """
     names = [f"{row if numbers is None else numbers[row]} ({topology.atom(int(row))})" for row in rows[:5]]
     return f"atom{'s' if len(rows) > 1 else ''} {', '.join(names)}{', ...' if len(rows) > 5 else ''}"

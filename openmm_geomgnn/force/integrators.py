@@ -1,4 +1,4 @@
-"""Langevin integrators for a bias that acts at every time step, or at every few (multiple time steps)."""
+"""Langevin integrators for a bias that acts at every time step, or once in several (multiple time steps)."""
 
 import gc
 import math
@@ -11,28 +11,31 @@ from openmm_geomgnn.units import BOLTZMANN, positive
 
 
 def whole_every(every):
-    """`every`, time steps per evaluation of a bias, as an int. Raises GeomGNNError for what is no count of steps."""
+    """Return `every`, time steps per evaluation of a bias, as an int; a GeomGNNError unless it is a positive integer."""
     if isinstance(every, bool) or int(every) != every or every < 1:
         raise GeomGNNError(f"every is {every}, but must be a whole number of time steps per bias evaluation, 1 or more.")
     return int(every)
 
 
 def has_virtual_sites(system):
-    """Whether an openmm.System has particles whose positions follow from those of others."""
+    """Whether an openmm.System has particles whose positions are computed from those of others."""
     return any(map(system.isVirtualSite, range(system.getNumParticles())))
 
 
 def make_integrator(
     temperature, friction, timestep, every=1, bias_group=None, seed=1, other_groups=(0,), virtual_sites=False
 ):
-    """A Langevin integrator for temperature (K), friction (1/ps) and timestep (ps), numbers or Quantities.
+    """Create a Langevin integrator for temperature (K), friction (1/ps) and timestep (ps), numbers or Quantities.
 
-    Without a bias (bias_group None), or with every == 1, a LangevinMiddleIntegrator of this timestep. Else the same with
-    multiple time steps: one step of it is every*timestep, and evaluates the force group bias_group once and other_groups
-    at every timestep. A force in any other group does not act at all. seed: of the noise; 0 does not mean a random one,
-    as it does in OpenMM. virtual_sites: whether the System has any (`has_virtual_sites`).
+    Without a bias (bias_group None), or with every == 1, this is a LangevinMiddleIntegrator with this timestep. Otherwise it
+    has multiple time steps: one step is every*timestep long, and evaluates the force group bias_group once and other_groups
+    at every timestep. Forces in any other group do not act at all. The seed of the noise may be 0, which does not mean a
+    random one as in OpenMM. virtual_sites says whether the System has any (`has_virtual_sites`).
 
-    Raises GeomGNNError for values that make no sense.
+    Raises
+    ------
+    GeomGNNError
+        If a value is out of range.
     """
     temperature = positive(temperature, "temperature", "K")
     friction = positive(friction, "friction", "1/ps", zero=True)
@@ -55,13 +58,14 @@ def make_integrator(
 
 
 def _multiple_time_steps(temperature, friction, timestep, every, bias_group, other_groups):
-    """Langevin middle steps (Zhang et al., J. Phys. Chem. A 123, 6056 (2019)), each every-th of which begins with a kick by
-    every times the bias force (Tuckerman, Berne & Martyna, J. Chem. Phys. 97, 1990 (1992)).
+    """Create an integrator of `every` Langevin middle steps, the first of which begins with a kick by every times the bias
+    force.
 
-    It passes through the positions of OpenMM's MTSLangevinIntegrator (BAOAB-RESPA; Lagardere et al., J. Phys. Chem. Lett.
-    10, 2593 (2019)), which splits each kick into two halves and ends its steps between them. On a CPU that one evaluates
-    group 0 once more in each of its steps; and the kinetic energy in the middle of a kick is too low, that between kicks is
-    right (Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34).
+    Langevin middle steps: Zhang et al., J. Phys. Chem. A 123, 6056 (2019); multiple time steps: Tuckerman, Berne & Martyna,
+    J. Chem. Phys. 97, 1990 (1992). The positions are those of OpenMM's MTSLangevinIntegrator (BAOAB-RESPA; Lagardere et al.,
+    J. Phys. Chem. Lett. 10, 2593 (2019)), which splits each kick into two halves and ends its steps between them. On a CPU
+    OpenMM's integrator evaluates group 0 once more per step, and the kinetic energy in the middle of a kick is too low,
+    while between kicks it is right (Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34).
     """
     integrator = openmm.CustomIntegrator(every * timestep)
     _add_variables(integrator, temperature, friction, timestep)
@@ -73,13 +77,13 @@ def _multiple_time_steps(temperature, friction, timestep, every, bias_group, oth
 
 
 class OuterStepIntegrator(openmm.CustomIntegrator):
-    """What `_multiple_time_steps` makes, for a System with virtual sites.
+    """The integrator of `_multiple_time_steps` for a System with virtual sites.
 
-    On the Reference and CPU platforms OpenMM computes virtual sites at the end of a CustomIntegrator's step, and nowhere
-    within it: time steps that are parts of one step would take the forces on sites that were left behind. So here a step of
-    the C++ object is one time step, which begins with the kick where it is the first (k = 0) of its outer step. In Python a
-    step is an outer step nevertheless: `step` and `getStepSize` say so, and so does the step count of the Context. XML of
-    it, which knows nothing of this class, counts time steps.
+    On the Reference and CPU platforms OpenMM computes virtual sites only at the end of a CustomIntegrator's step. If several
+    time steps were one step of it, forces within it would act on sites that were left behind. So a step of the C++ object is
+    one time step here, and the first (k = 0) of an outer step begins with the kick. In Python a step is still an outer step,
+    in `step`, in `getStepSize` and in the step count of the Context. The integrator's XML does not preserve this class and
+    counts time steps.
     """
 
     def __init__(self, temperature, friction, timestep, every, bias_group, other_groups):
@@ -112,7 +116,7 @@ class OuterStepIntegrator(openmm.CustomIntegrator):
                 super().step(self._every)
                 done += 1
             except BaseException:
-                self.setGlobalVariableByName("k", 0)  # whoever goes on from elsewhere begins with a kick
+                self.setGlobalVariableByName("k", 0)  # whoever continues from elsewhere begins with a kick
                 raise
             finally:
                 context.setStepCount(done)
@@ -120,7 +124,7 @@ class OuterStepIntegrator(openmm.CustomIntegrator):
     def _find_context(self):
         context = None if self._context is None else self._context()
         if context is None or context.getIntegrator() is not self:
-            # a Context knows its integrator, but an integrator is not told its Context
+            # a Context knows its integrator, but an integrator does not know its Context
             contexts = (thing for thing in gc.get_objects() if issubclass(type(thing), openmm.Context))
             found = [context for context in contexts if vars(context).get("_integrator") is self]
             if not found:
@@ -139,7 +143,7 @@ def _add_variables(integrator, temperature, friction, timestep):
 
 
 def _add_middle_step(integrator, groups):
-    """One Langevin middle step of the length h under the forces of these groups."""
+    """Add one Langevin middle step of length h under the forces of these groups."""
     for group in groups:
         integrator.addComputePerDof("v", f"v+h*f{group}/m")
     integrator.addConstrainVelocities()

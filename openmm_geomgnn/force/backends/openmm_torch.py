@@ -1,24 +1,24 @@
-"""openmm-torch, imported so that OpenMM has its kernels. Only for versions that fit together: `versions.refusal`."""
+"""Import of openmm-torch and its kernels; only for compatible versions, see `versions.refusal`."""
 
 import logging
 from pathlib import Path
 
 
 def _not_of_simtk(record):
-    """Leave out that a module has moved, which is for openmm-torch's authors to know."""
+    """Filter out the message that a module has moved, which concerns the authors of openmm-torch."""
     return "simtk.openmm" not in record.getMessage()
 
 
 def load():
-    """The module `openmmtorch`.
+    """Import the module `openmmtorch` with its kernels.
 
-    Where OpenMM was imported before PyTorch it could not load openmm-torch's plug-ins, which need PyTorch's libraries, and
-    a Context would lack their kernels. They are loaded here.
+    If OpenMM was imported before PyTorch, it could not load openmm-torch's plug-ins, which need PyTorch's libraries, and a
+    Context would lack their kernels. They are loaded here.
 
     Raises
     ------
     ImportError
-        If openmm-torch or one of its libraries is not there.
+        If openmm-torch or one of its libraries is missing.
     """
     import openmm
     import torch  # noqa: F401  (its libraries)
@@ -33,12 +33,12 @@ def load():
             try:
                 openmm.Platform.loadPluginLibrary(str(plugin))
             except openmm.OpenMMException:
-                pass  # of a platform that is not there
+                pass  # a plug-in for a platform that this OpenMM lacks
     return openmmtorch
 
 
 def why_not(kind):
-    """Why openmm-torch's force of this name cannot be used here, None if it can."""
+    """Say why openmm-torch's force of this name cannot be used here; None if it can."""
     try:
         module = load()
     except ImportError as error:

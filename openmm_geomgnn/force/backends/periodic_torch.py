@@ -1,4 +1,4 @@
-"""`periodic.MoleculeUnwrapper` for tensors: on a GPU, and in TorchScript."""
+"""`periodic.MoleculeUnwrapper` for tensors, on a GPU and in TorchScript."""
 
 import itertools
 
@@ -11,7 +11,7 @@ IMAGES = sorted(itertools.product((-1.0, 0.0, 1.0), repeat=3), key=np.linalg.nor
 
 
 def ancestors(molecule):
-    """(K, n) rows of each atom's parent, grandparent, its grandparent, and so on; a root is its own parent.
+    """Rows (K, n) of each atom's ancestors 1, 2, 4, ... generations back; a root is its own parent.
 
     Parameters
     ----------
@@ -27,24 +27,24 @@ def ancestors(molecule):
 
 
 def lattice_shifts(pos: Tensor, box: Tensor, ancestors: Tensor, images: Tensor) -> Tensor:
-    """Multiples of the box vectors, (n, 3), that make the molecules at `pos` (n, 3) whole.
+    """Compute shifts (n, 3), multiples of the box vectors, that make the molecules at `pos` (n, 3) whole.
 
-    Every atom is brought to the nearest image of its parent; the shifts of an atom's ancestors add to its own, twice as
-    many of them in every round.
+    Every atom is brought to the image nearest to its parent, and the shifts of its ancestors are added: each round covers
+    twice as many generations.
 
     Parameters
     ----------
     box : (3, 3) tensor
-        Reduced box vectors as rows, of the precision of `pos`.
+        Reduced box vectors as rows, in the precision of `pos`.
     ancestors : (K, n) int64 tensor
     images : (27, 3) tensor
-        IMAGES, of the precision of `pos`.
+        IMAGES, in the precision of `pos`.
     """
     apart = pos - pos.index_select(0, ancestors[0])
     image = apart
     for k in [2, 1, 0]:
         image = image - torch.round(image[:, k : k + 1] / box[k, k]) * box[k]
-    # beyond a sphere in it the brick of the diagonal does not hold the shortest images of an oblique box
+    # in an oblique box the brick spanned by the diagonal contains the shortest images only within a sphere
     candidates = image + (images @ box).unsqueeze(1)
     nearest = candidates.square().sum(2).argmin(0)
     image = candidates[nearest, torch.arange(pos.size(0), device=pos.device)]

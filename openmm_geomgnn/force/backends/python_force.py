@@ -1,4 +1,4 @@
-"""The default backend: `openmm.PythonForce` calls the network."""
+"""The default backend: `openmm.PythonForce`, which calls the network."""
 
 import openmm
 
@@ -7,7 +7,7 @@ from openmm_geomgnn.pickling import pickled_as
 
 @pickled_as("PythonForce callback")
 class Callback:
-    """What `openmm.PythonForce` calls and pickles: an `Evaluation`, at the positions of a State."""
+    """The callable that `openmm.PythonForce` calls and pickles: an `Evaluation` at the positions of a State."""
 
     def __init__(self, evaluation):
         self.evaluation = evaluation
@@ -20,14 +20,14 @@ class Callback:
 
 
 def why_not():
-    """Why `openmm.PythonForce` cannot be used here, None if it can."""
+    """Say why `openmm.PythonForce` cannot be used here; None if it can."""
     if hasattr(getattr(openmm, "PythonForce", None), "setParticles"):
         return None
     return 'This OpenMM has no PythonForce that can be given its particles. Update it: pip install "openmm>=8.6"'
 
 
 def make_force(evaluation):
-    """The force of an evaluation: an `openmm.PythonForce` on the CV's atoms."""
+    """Make an `openmm.PythonForce` on the CV's atoms for an evaluation."""
     force = openmm.PythonForce(Callback(evaluation))
     force.setParticles([int(index) for index in evaluation.bound.atoms])
     force.setUsesPeriodicBoundaryConditions(evaluation.periodic)

@@ -1,7 +1,7 @@
-"""openmm-torch's `PythonTorchForce`: as `openmm.PythonForce`, with positions and forces as tensors.
+"""openmm-torch's `PythonTorchForce`, which is like `openmm.PythonForce` but passes positions and forces as tensors.
 
-Where the CV and OpenMM are on the same GPU, positions and forces stay there: what crosses over at each evaluation is the
-value of the CV, and the derivatives of the bias by it. Everywhere else it is `openmm.PythonForce` with other arrays.
+If the CV and OpenMM are on the same GPU, positions and forces stay there; only the value of the CV and the derivatives of
+the bias with respect to it are copied at each evaluation. Everywhere else it is `openmm.PythonForce` with other arrays.
 """
 
 import warnings
@@ -16,12 +16,12 @@ from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 
 def why_not():
-    """Why `PythonTorchForce` cannot be used here, None if it can; asked only where versions fit together."""
+    """Say why `PythonTorchForce` cannot be used here, None if it can; called only for compatible versions."""
     return openmm_torch.why_not("PythonTorchForce")
 
 
 def make_force(evaluation):
-    """The force of an evaluation: an `openmmtorch.PythonTorchForce` on the CV's atoms."""
+    """Make an `openmmtorch.PythonTorchForce` on the CV's atoms for an evaluation."""
     force = openmm_torch.load().PythonTorchForce(Callback(evaluation))
     force.setParticles([int(index) for index in evaluation.bound.atoms])
     force.setUsesPeriodicBoundaryConditions(evaluation.periodic)
@@ -30,7 +30,7 @@ def make_force(evaluation):
 
 @pickled_as("PythonTorchForce callback")
 class Callback:
-    """What `PythonTorchForce` calls and pickles: an `Evaluation`, at positions (n, 3) in nm that come as a tensor."""
+    """The callable that `PythonTorchForce` calls and pickles: an `Evaluation` at a tensor of positions (n, 3) in nm."""
 
     def __init__(self, evaluation):
         self.evaluation = evaluation
@@ -47,7 +47,7 @@ class Callback:
         box = state.getPeriodicBoxVectors(asNumpy=True)._value if self.evaluation.periodic else None
         found, reason = self._on_device(pos, box) if self._stays(pos) else (None, None)
         if found is None:
-            # what is not finite, or fails, on the device is evaluated again from here: it fails again, and is reported
+            # an evaluation that failed or was not finite on the device is repeated from the host, which reports the error
             found = self.evaluation(pos.double().cpu().numpy(), box, state.getStepCount())
             if reason is not None:
                 warnings.warn(
@@ -60,15 +60,15 @@ class Callback:
         return torch.tensor(energy, dtype=torch.float64), torch.as_tensor(forces).contiguous()
 
     def _stays(self, pos):
-        """Whether positions are evaluated where they are."""
-        bound = self.evaluation.bound  # None in a force that was read from XML, at first
+        """Whether positions are evaluated on the device they are on."""
+        bound = self.evaluation.bound  # None at first in a force that was read from XML
         return pos.is_cuda and bound is not None and getattr(bound, "takes_tensors", False)
 
     def _on_device(self, pos, box):
-        """Energy and forces (n, 3), a tensor where `pos` is, and None; or None and the reason why there are none."""
+        """Compute ((energy, forces (n, 3) on the device of `pos`), None), or (None, reason) if that is not possible."""
         evaluation = self.evaluation
         try:
-            pos = pos.to(torch.float64, copy=True)  # OpenMM's own memory is written to at the next step
+            pos = pos.to(torch.float64, copy=True)  # OpenMM overwrites its own memory at the next step
             if box is not None:
                 pos = self._made_whole(pos, box)
             angstrom = (pos - pos[:1]) * NM_TO_ANGSTROM
@@ -79,10 +79,10 @@ class Callback:
                 return None, f"s = {s} on the GPU"
             energy, slope = evaluation.energy_and_slope(s)
             forces = vjp(slope) * -NM_TO_ANGSTROM if slope.any() else torch.zeros_like(pos)
-            # positions as well: a network that looks for its neighbours finds none that are near an atom at NaN
+            # positions as well: a network that searches for neighbours finds none near an atom at NaN
             if not (np.isfinite(energy) and bool(torch.isfinite(torch.cat([forces, pos])).all())):
                 return None, "a position, an energy or a force on the GPU that was not finite"
-        except Exception as error:  # whatever it is, the evaluation from the host raises it again, with a report
+        except Exception as error:  # the evaluation from the host raises it again, with a report
             return None, f"an error on the GPU ({type(error).__name__}: {error})"
         evaluation.accept(s, energy, pos)
         return (energy, forces), None

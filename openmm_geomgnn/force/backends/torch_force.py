@@ -1,9 +1,9 @@
 """openmm-torch's `TorchForce`: the network as TorchScript, for OpenMM 8.4, which has no `openmm.PythonForce`.
 
-TorchForce keeps a copy of the module that it is given, and freezes it, so no buffer of it can be changed afterwards. What
-does change during a run, the bias, therefore stays in Python, and the script calls it by an operator of PyTorch. Where
-compiled kernels evaluate the network, these are called so as well. The force of one component needs no Python at all, also
-not in XML.
+TorchForce keeps a frozen copy of the module that it is given, so its buffers cannot be changed afterwards. The bias, which
+changes during a run, therefore stays in Python, and the script calls it through an operator of PyTorch, as it calls
+compiled kernels that evaluate the network. The force of a single component needs no Python at all, even when it is read
+from XML.
 """
 
 import io
@@ -19,10 +19,10 @@ from openmm_geomgnn.force.backends import openmm_torch
 from openmm_geomgnn.force.backends.periodic_torch import IMAGES, ancestors, lattice_shifts
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
-TOLERANCE = 1e-5  # of the script against the network, relative to the largest value
+TOLERANCE = 1e-5  # largest error of the script, relative to the largest value of the network
 _FAR = 1000.0  # angstrom
 
-# evaluations by the number that their scripts know them by; never removed, since OpenMM does not tell when a force is gone
+# evaluations by the number under which their scripts know them; never removed, since OpenMM does not tell when a force dies
 _EVALUATIONS = {}
 
 
@@ -30,16 +30,16 @@ def _known(evaluation):
     found = _EVALUATIONS.get(evaluation)
     if found is None:
         raise GeomGNNError(
-            "The bias of this force lives in the process in which it was added; here there is only a copy of the force. "
-            "Add the bias anew, with GeomGNNCV(...).addToSystem, to a System without it."
+            "The bias of this force lives in the process in which it was added; this process only has a copy of the force. "
+            "Add the bias again with GeomGNNCV(...).addToSystem, to a System without it."
         )
     return found
 
 
 def _bias(s, evaluation):
-    """The plane that touches the energy of a bias at s (d,): its value at s = 0 and its slope, (1 + d,) float64.
+    """Compute the tangent plane to the energy of a bias at s (d,): its value at s = 0 and its slope, (1 + d,) float64.
 
-    A TorchScript that took s - s.detach() for the distance from s would have no forces: its executor ignores `detach`.
+    An expansion in s - s.detach() would have no forces, since the TorchScript executor ignores `detach`.
     """
     found = _known(evaluation)
     values = s.detach().cpu().double().numpy()
@@ -48,7 +48,7 @@ def _bias(s, evaluation):
         if not np.isfinite([energy, *slope]).all():
             raise GeomGNNError(f"The bias is not finite at s = {values}: its energy is {energy} kJ/mol, its slope {slope}.")
     except Exception as error:
-        # OpenMM passes on nothing but the message: keep the exception itself for whoever wants to see it
+        # OpenMM passes on only the message: keep the exception for those who want to see it
         found.error = error
         raise
     found.last = (values, energy)
@@ -56,7 +56,7 @@ def _bias(s, evaluation):
 
 
 def _evaluate(positions, box, evaluation):
-    """Energy in kJ/mol and forces (N, 3) at positions (N, 3) of all particles, by an evaluation as it is."""
+    """Compute energy in kJ/mol and forces (N, 3) at positions (N, 3) of all particles with an `Evaluation`."""
     found = _known(evaluation)
     atoms = found.bound.atoms
     rows = positions.detach()[torch.as_tensor(atoms, device=positions.device)].double().cpu().numpy()
@@ -77,12 +77,12 @@ for _name, _types, _function in (
 
 
 def why_not():
-    """Why openmm-torch's TorchForce cannot be used here, None if it can; asked only where versions fit together."""
+    """Say why openmm-torch's TorchForce cannot be used here, None if it can; called only for compatible versions."""
     return openmm_torch.why_not("TorchForce")
 
 
 def make_force(evaluation):
-    """The force of an evaluation: an `openmmtorch.TorchForce`.
+    """Make an `openmmtorch.TorchForce` for an evaluation.
 
     On a machine with a GPU that PyTorch can use, TorchScript runs there whatever the platform, and XML of a component's
     force can only be read on such machines.
@@ -100,12 +100,14 @@ def make_force(evaluation):
 
 
 def script(evaluation):
-    """The TorchScript module of an evaluation: positions of all particles (N, 3) in nm, and box vectors if it is
-    periodic, to the energy in kJ/mol; from `Evaluated` to energy and forces.
+    """Compile the TorchScript module of an evaluation.
+
+    It takes positions of all particles (N, 3) in nm, and box vectors if the evaluation is periodic, and returns the energy
+    in kJ/mol, or energy and forces if it is an `Evaluated`.
     """
     bound = evaluation.bound
     biased = evaluation.bias is not None or evaluation.component is None
-    key = secrets.randbits(62)  # nothing that another process may use as well
+    key = secrets.randbits(62)  # unique among processes
     if biased:
         _EVALUATIONS[key] = evaluation
         if bound.engine_name != "eager":
@@ -119,22 +121,22 @@ def script(evaluation):
 
 
 def traced(bound):
-    """`base.forward` as TorchScript, for one frame (1, n, 3).
+    """Trace `forward` of a bound CV as TorchScript, for one frame (1, n, 3).
 
     Raises
     ------
     GeomGNNError
-        If it cannot be traced, or gives other values than the network.
+        If it cannot be traced, or its values differ from the network's.
     """
     device = next(bound.buffers()).device
     near, far, mixed = (pos.to(device) for pos in _examples(len(bound.atoms)))
     try:
         with warnings.catch_warnings():
-            # of numbers of atoms, which do not change, and of TorchScript's age
+            # about numbers of atoms, which do not change, and about TorchScript being deprecated
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             found = torch.jit.trace(bound, (mixed,), check_trace=False)
-            torch.jit.save(found, io.BytesIO())  # what cannot be saved cannot be given to TorchForce
+            torch.jit.save(found, io.BytesIO())  # TorchForce only takes a module that can be saved
     except RuntimeError as error:
         raise GeomGNNError(
             "This network cannot be written as TorchScript, which the backend TorchForce needs "
@@ -153,9 +155,9 @@ def traced(bound):
 
 
 def _examples(n_atoms):
-    """Positions (1, n, 3) in angstrom: all pairs near, many of them beyond a cutoff, and atoms in two places far apart.
+    """Example positions (1, n, 3) in angstrom: all pairs near, many beyond the cutoff, and atoms in two distant places.
 
-    The last ones are those to trace at: where no pair is beyond the cutoff the network leaves out the step that skips it.
+    The last are those to trace at: if no pair is beyond the cutoff, the network omits the step that skips such pairs.
     """
     generator = torch.Generator().manual_seed(1)
     pos = torch.randn(1, n_atoms, 3, dtype=torch.float64, generator=generator)
@@ -164,7 +166,7 @@ def _examples(n_atoms):
 
 
 class _Energy(nn.Module):
-    """What both kinds of energies share: the values of the CV at positions of all particles."""
+    """Base of both kinds of energies: the values of the CV at positions of all particles."""
 
     def __init__(self, values, bound):
         super().__init__()
@@ -174,8 +176,8 @@ class _Energy(nn.Module):
         self.register_buffer("ancestors", torch.as_tensor(ancestors(bound.molecule.make_whole)))
         self.register_buffer("images", torch.tensor(IMAGES, dtype=torch.float64))
 
-    def of_the_cv(self, positions: Tensor, box: Tensor | None) -> Tensor:
-        """(d,) float64."""
+    def cv_values(self, positions: Tensor, box: Tensor | None) -> Tensor:
+        """Compute s (d,), float64."""
         pos = positions.to(self.images).index_select(0, self.atoms)
         if not bool(torch.isfinite(pos).all()):
             raise RuntimeError(
@@ -202,7 +204,7 @@ class ComponentEnergy(_Energy):
         self.component = int(component)
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
-        return self.of_the_cv(positions, box)[self.component]
+        return self.cv_values(positions, box)[self.component]
 
 
 class BiasEnergy(_Energy):
@@ -213,14 +215,14 @@ class BiasEnergy(_Energy):
         self.key = int(key)
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
-        s = self.of_the_cv(positions, box)
-        # autograd knows nothing of how the bias comes about: a plane has its energy and its slope
+        s = self.cv_values(positions, box)
+        # autograd cannot differentiate the bias: the tangent plane has its energy and its slope
         plane = torch.ops.openmm_geomgnn.bias(s, self.key)
         return plane[0] + (plane[1:] * s).sum()
 
 
 class Evaluated(nn.Module):
-    """Energy and forces of a bias on all components, by an evaluation in Python: for compiled kernels."""
+    """Energy and forces of a bias on all components from an evaluation in Python, for compiled kernels."""
 
     def __init__(self, key):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which versions of OpenMM, openmm-torch and PyTorch go together: told before anything is imported, since some crash."""
+"""Which versions of OpenMM, openmm-torch and PyTorch are compatible; checked before any import, since some crash."""
 
 import importlib.metadata
 import importlib.util
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 PACKAGES = ("torch", "openmm", "openmmtorch")
-# what a build from openmm-torch's main branch is called here: it says 1.5, as the release that lacks PythonTorchForce does
+# our name for builds of openmm-torch's main branch: they call themselves 1.5, like the release that lacks PythonTorchForce
 UNRELEASED = "1.5+main"
 _WHEELS = 'pip install "torch==2.9.1" "openmm==8.4.0" "openmm-cuda-12==8.4.0" "openmmtorch==1.5"'
 _NEW_OPENMM = 'pip install "openmm>=8.6"'
@@ -15,7 +15,7 @@ _MAIN = f"Build openmm-torch's main branch (github.com/openmm/openmm-torch) agai
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of those of `PACKAGES` that are installed, read from their metadata; nothing is imported.
+    """Read the versions of the installed ones of `PACKAGES` from their metadata, without importing anything.
 
     A package without metadata has the version "unknown".
     """
@@ -34,13 +34,13 @@ def installed_versions() -> dict[str, str]:
 
 
 def _has_python_torch_force() -> bool:
-    """Whether the installed openmm-torch has `PythonTorchForce`, by the text of its module."""
+    """Whether the installed openmm-torch has `PythonTorchForce`, judging by the text of its module."""
     spec = importlib.util.find_spec("openmmtorch")
     return bool(spec and spec.origin) and "class PythonTorchForce" in Path(spec.origin).read_text(encoding="utf-8")
 
 
 def _build_of_torch(version):
-    """The part of torch's version that its metadata may leave out, "+cu128": from the text of torch/version.py."""
+    """Read from torch/version.py the part of torch's version that its metadata may lack, such as "+cu128"."""
     spec = importlib.util.find_spec("torch")
     path = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
     if "+" in version or path is None or not path.is_file():
@@ -50,13 +50,13 @@ def _build_of_torch(version):
 
 
 def refusal(backend: str, versions: Mapping[str, str]) -> str | None:
-    """Why a backend cannot be used with installed versions, and the command that helps; None if nothing speaks against it.
+    """Say why a backend cannot be used with the installed versions, and which command helps; None if it can be used.
 
     Parameters
     ----------
     backend : {"PythonForce", "PythonTorchForce", "TorchForce"}
     versions : mapping of str to str
-        As `installed_versions` gives them; what is not installed is left out.
+        As returned by `installed_versions`, without packages that are not installed.
     """
     for applies, reason, remedy in RULES[backend]:
         if applies(versions):
@@ -70,7 +70,7 @@ class _Named(dict):
 
 
 def _numbers(version):
-    """(2, 9) of "2.9.1+cu128"; None where a version is not known."""
+    """Parse "2.9.1+cu128" into (2, 9); None if a version is not known."""
     parts = version.split("+")[0].split(".")[:2]
     return tuple(map(int, parts)) if len(parts) == 2 and all(part.isdigit() for part in parts) else None
 
@@ -88,7 +88,7 @@ def _other(package, wanted):
 
 
 def _of_the_release(condition):
-    """The condition, where openmm-torch is the released 1.5."""
+    """Restrict a condition to the released openmm-torch 1.5."""
     return lambda versions: _is_the_release(versions) and condition(versions)
 
 
@@ -108,7 +108,7 @@ _MAIN_WITH_OLD_OPENMM = (
     "openmm-torch's main branch was tried with OpenMM 8.6, not with {openmm}.",
     f"Update OpenMM and build openmm-torch against it: {_NEW_OPENMM}",
 )
-# of each backend (condition on the versions, what is wrong, what to do); the first that applies is told
+# (condition on the versions, what is wrong, what to do) for each backend; the first one that applies is reported
 RULES = {
     "PythonForce": (
         _NO_OPENMM,
