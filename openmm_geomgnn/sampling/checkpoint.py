@@ -1,4 +1,4 @@
-"""What a run that was stopped, or killed, continues from: one safetensors file, replaced as a whole."""
+"""Checkpoints, from which a run that was stopped or killed continues: one safetensors file, replaced atomically."""
 
 import hashlib
 import json
@@ -27,8 +27,8 @@ NAME = "checkpoint.safetensors"
 class Checkpoint:
     """A run between two blocks of steps.
 
-    step: outer steps done. bias: the arrays of the bias state. walkers: the OpenMM checkpoint of each. heat: the arrays of
-    the HeatGuard. written: what the output files hold. fingerprint: see `fingerprint`.
+    step: outer steps done. bias: the arrays of the bias state. walkers: the OpenMM checkpoint of each walker. heat: the
+    arrays of the HeatGuard. written: the extent of the output files. fingerprint: see `fingerprint`.
     """
 
     step: int
@@ -40,7 +40,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path, checkpoint):
-    """Write a Checkpoint; the one that was there is replaced only when the new one is complete."""
+    """Write a Checkpoint; an existing one is replaced only when the new one is complete."""
     arrays = {f"bias.{name}": np.array(array, order="C") for name, array in checkpoint.bias.items()}
     arrays |= {f"heat.{name}": np.array(array) for name, array in checkpoint.heat.items()}
     for i, state in enumerate(checkpoint.walkers):
@@ -58,7 +58,7 @@ def save_checkpoint(path, checkpoint):
 
 
 def load_checkpoint(path):
-    """Read what `save_checkpoint` wrote. Raises GeomGNNError for a damaged file, another kind or a later version."""
+    """Read a file of `save_checkpoint`. Raises GeomGNNError if it is damaged, of another kind or of a later version."""
     try:
         metadata, arrays = read_tensor_file(path, "run", framework="numpy")
     except (FileNotFoundError, DamagedFile) as error:
@@ -100,7 +100,7 @@ def _part(arrays, prefix):
 
 
 def _heat_since_the_start(metadata, arrays):
-    """Version 2 knows how many rows there were since the start; before, there were the most recent ones only."""
+    """Version 2 holds the number of rows since the start; version 1 held only the most recent rows."""
     rows = {"rows": arrays["temperatures"], "count": np.array(metadata["written"]["rows"]), "sum": np.array(math.nan)}
     return metadata, arrays | {f"heat.{name}": array for name, array in rows.items()}
 
@@ -110,10 +110,10 @@ _MIGRATIONS = {1: _heat_since_the_start}
 
 
 def fingerprint(specs, topology, system, platform):
-    """What a run depends on, as a flat dict of names that a user knows and values that JSON holds.
+    """Describe everything a run depends on as a flat dict, with names that users know and values that JSON can hold.
 
-    specs: list of WalkerSpec. topology: of openmm.app. system: XML of the unbiased openmm.System. platform: its name.
-    Where a walker starts, and what only changes speed (engine, precision), is left out.
+    specs: list of WalkerSpec. topology: openmm.app.Topology. system: XML of the unbiased openmm.System. platform: its name.
+    The starts of the walkers, and settings that only change the speed (engine, precision), are left out.
     """
     spec = specs[0]
     prints = {"structure (atoms, residues and bonds)": topology_hash(topology)}

@@ -3,8 +3,8 @@
     #! FIELDS time walker cv.1 opes.bias opes.rct opes.zed opes.neff opes.nker temperature
      0.6 0 1.20853341 -39.9998727 0 1 1 1 298.713
 
-Times are in ps, energies in kJ/mol, temperatures in K. Whatever reads PLUMED's files (`plumed driver`, pandas,
-`numpy.loadtxt`) reads these, and `read_colvar` reads PLUMED's.
+Times are in ps, energies in kJ/mol, temperatures in K. Programs that read PLUMED's files (`plumed driver`, pandas,
+`numpy.loadtxt`) also read these, and `read_colvar` reads PLUMED's.
 """
 
 import os
@@ -27,12 +27,12 @@ class ColvarWriter(Closing):
     """Appends blocks of rows to a COLVAR file.
 
     path: the file. fields: the column names, in order. append=False starts a new file (an existing one is replaced);
-    append=True continues an existing file with the same fields, and starts a new one where there is none.
-    Every `write` ends with a flush, so that a run that is killed loses at most the block being written; what `sync` has
-    seen survives a power failure, too.
+    append=True continues an existing file with the same fields, or starts a new one if there is none.
+    Every `write` ends with a flush, so that a run that is killed loses at most the block being written; everything before a
+    `sync` survives a power failure as well.
     Use it as a context manager, or call `close`.
 
-    Raises GeomGNNError for unusable field names, and where the file to be continued has other fields.
+    Raises GeomGNNError if field names are unusable, or if the file to be continued has different fields.
     """
 
     def __init__(self, path, fields, append=False):
@@ -111,11 +111,11 @@ def read_colvar(path, fields=None):
     """Read a COLVAR file, ours or PLUMED's: a dictionary from field name to an (n,) float64 array.
 
     fields: the names to return, in this order; all of them by default. Rows keep the order of the file. Further
-    headers (PLUMED writes one at every restart), `#! SET` lines and comments are passed over. A last line that was
-    cut short is left out with a warning; a damaged line inside the file is an error.
+    headers (PLUMED writes one at every restart), `#! SET` lines and comments are skipped. A truncated last line is
+    ignored with a warning; a damaged line inside the file is an error.
 
-    Raises GeomGNNError for a file that does not exist or has no `#! FIELDS` line, a row whose number of values is not
-    that of its header, headers that differ, and a field that is not there.
+    Raises GeomGNNError if the file does not exist or has no `#! FIELDS` line, if a row does not have as many values as its
+    header has fields, if headers differ, or if a requested field does not exist.
     """
     path = Path(path)
     names, rows = _parse(path)
@@ -127,14 +127,14 @@ def read_colvar(path, fields=None):
 
 
 def column(colvar, name, source="the COLVAR data"):
-    """The column `name` of `colvar`. Raises GeomGNNError, naming the nearest field, where there is none."""
+    """Get the column `name` of `colvar`. Raises a GeomGNNError that names the nearest field if there is none."""
     if name not in colvar:
         raise GeomGNNError(f"There is no field {name!r} in {source}.{_hint(name, colvar)}")
     return colvar[name]
 
 
 def split_walkers(colvar, field="walker"):
-    """One dictionary per walker, in the order of the walkers' numbers; a single one where there is no such field."""
+    """Split into one dictionary per walker, ordered by number; a single one if there is no field of walkers."""
     if field not in colvar:
         return [dict(colvar)]
     walker = colvar[field]
@@ -142,12 +142,12 @@ def split_walkers(colvar, field="walker"):
 
 
 def truncate_colvar(path, time=None, rows=None):
-    """Cut a COLVAR file back to a checkpoint, and return the number of rows kept.
+    """Cut a COLVAR file back to a checkpoint and return the number of rows kept.
 
-    Exactly one of `rows` (keep the first so many) and `time` (ps; keep the rows not later than this) is given. Headers
-    and comments stay. The file is replaced in one step: it is never half cut.
+    Give exactly one of `rows` (the number of rows to keep) and `time` (ps; later rows are removed). Headers and comments
+    are kept. The file is replaced atomically.
 
-    Raises GeomGNNError for a file that does not exist, and for a file with fewer rows than asked for.
+    Raises GeomGNNError if the file does not exist or has fewer rows than requested.
     """
     path = Path(path)
     if (time is None) == (rows is None):
@@ -182,7 +182,7 @@ def truncate_colvar(path, time=None, rows=None):
 
 
 def check_rows(path, rows):
-    """Raise a GeomGNNError for a COLVAR file that has fewer rows than a checkpoint counts on, or does not exist."""
+    """Raise a GeomGNNError if a COLVAR file does not exist or has fewer rows than a checkpoint expects."""
     complete = [line for line in _read_lines(Path(path)) if line.endswith("\n")]
     there = sum(not line.startswith("#") and bool(line.strip()) for line in complete)
     if there < rows:
@@ -197,7 +197,7 @@ def _too_short(path, there, rows):
 
 
 def _parse(path):
-    """Field names, and the rows as lists of floats in the order of those names."""
+    """Return the field names, and the rows as lists of floats in the order of those names."""
     lines = _read_lines(path)
     incomplete = f"The last line of {path} is incomplete and was left out."
     if lines and not lines[-1].endswith("\n"):

@@ -1,4 +1,4 @@
-"""The whole system of a walker that fails: its last good frame and the failing one."""
+"""The last good frame and the failing one of a walker that fails, with the whole system."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ import openmm
 class LastFrames:
     """Remembers the last good positions of a walker, to be saved next to those at which it fails.
 
-    folder : of the run, which gets a folder failure.<index>, or None: nothing is saved.
-    index : of the walker.
+    folder : folder of the run, in which a folder failure.<index> is made; with None nothing is saved.
+    index : index of the walker.
     topology : openmm.app.Topology
     """
 
@@ -20,16 +20,16 @@ class LastFrames:
         self._context = self._good = None
 
     def follow(self, context, positions=None):
-        """context: the openmm.Context that is about to go on. positions: (N, 3) in nm, finite, that it has now."""
+        """Remember positions (N, 3), finite, in nm, from which an openmm.Context is about to continue."""
         self._context, self._good = context, positions
 
     def save(self):
-        """Write system-step-N.pdb and .npz: where the atoms of the Context are, and where they were when all was well.
+        """Write system-step-N.pdb and .npz with the present positions of the Context and the last good ones.
 
         Returns
         -------
         str
-            For the error message: which atoms have no finite positions, and where the frames are.
+            A text for the error message: which atoms have no finite positions, and where the frames are.
         """
         if self.folder is None or self._context is None:
             return ""

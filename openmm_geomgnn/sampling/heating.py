@@ -1,4 +1,4 @@
-"""Stops a run that is too hot: a stiff collective variable heats the system, and heat fakes transitions."""
+"""Detection of runs that are too hot: a stiff collective variable heats the system, and heat causes false transitions."""
 
 import math
 
@@ -8,14 +8,14 @@ from openmm_geomgnn.errors import GeomGNNError
 
 # standard deviations: a run of 1 us is judged some 100,000 times, and not one of these may be a false alarm
 _SIGNIFICANCE = 6.0
-_SHORTEST = 5.0  # ps: fewer say nothing
+_SHORTEST = 5.0  # ps: shorter times mean nothing
 _WINDOW = 20.0  # ps: the shortest of the windows judged
 _LONGER = math.sqrt(2)  # each other one, than the one before
 _LONGEST = 10_000.0  # ps
 _RESOLUTION = 0.02  # windows become longer until fluctuations of their mean stay within this
-# a bias begins with a bang: the first kernel acts at nearly the full barrier, and what it pushes off takes that energy to
-# the thermostat. This many ps are left out of the windows, and until the shortest one is full, this many times the
-# temperature is allowed
+# a bias releases heat when it begins: the first kernel acts with nearly the full barrier, and the thermostat has to remove
+# that energy. This many ps are left out of the windows, and until the shortest one is full, this many times the temperature
+# is allowed
 _SETTLING = 10.0
 _SETTLING_LIMIT = 2.0
 
@@ -23,20 +23,20 @@ _SETTLING_LIMIT = 2.0
 class HeatGuard:
     """Judges the mean temperature of the most recent rows of all walkers, over several windows of time.
 
-    temperature: K, of the thermostat. degrees_of_freedom: kinetic, of one walker. friction: 1/ps. row_interval: ps between
-    rows. n_walkers: rows per time. limit: a mean temperature that is tolerated for ever, relative to the thermostat's.
-    state: what `to_arrays` gave of an earlier part of the run.
+    temperature: temperature of the thermostat, K. degrees_of_freedom: kinetic degrees of freedom of one walker. friction:
+    1/ps. row_interval: ps between rows. n_walkers: rows per time. limit: a mean temperature that is always tolerated,
+    relative to the thermostat's. state: the arrays that `to_arrays` gave in an earlier part of the run.
 
     In equilibrium the mean of a window follows a gamma distribution: the kinetic temperature of one walker has the
     canonical variance 2*T^2/degrees_of_freedom, and a Langevin thermostat forgets it in about 1/friction. A run is too hot
     when the mean of any window is six standard deviations above what that distribution has at `limit`. The windows are
     the last 20, 28, 40, 57, ... ps, up to the one whose mean fluctuates by no more than 2 %, or 10 ns. So a strong excess is
-    seen soon and a weak one later (`visible_excess`); with 51 degrees of freedom (alanine dipeptide), two walkers and a
-    friction of 1/ps: 32 % over 20 ps, 12 % over 160 ps, 5 % over 1.3 ns. Less than `limit` is never seen, nor is heat that
-    stays within a few atoms of many: the temperature is that of all.
+    detected soon and a weak one later (`visible_excess`); with 51 degrees of freedom (alanine dipeptide), two walkers and a
+    friction of 1/ps: 32 % over 20 ps, 12 % over 160 ps, 5 % over 1.3 ns. An excess below `limit` is never detected, nor is
+    heat that stays within a few of many atoms, since the temperature is that of the whole system.
 
-    The first 10 ps are in no window, and until the first window after them is full, the mean of the last 20 ps may be
-    twice the temperature: the beginning of a bias releases heat.
+    The first 10 ps are part of no window, and until the first window after them is full, the mean of the last 20 ps may be
+    twice the temperature, because a bias releases heat when it begins.
     """
 
     def __init__(self, temperature, degrees_of_freedom, friction, row_interval, n_walkers, limit=1.02, state=None):
@@ -54,7 +54,7 @@ class HeatGuard:
         self._count, self._sum = int(state["count"]), float(state["sum"])
 
     def to_arrays(self):
-        """All that it remembers, as a dict of arrays for a checkpoint."""
+        """The state of the guard as a dict of arrays, for a checkpoint."""
         return {"rows": self._rows, "count": np.array(self._count), "sum": np.array(self._sum)}
 
     @property
@@ -68,18 +68,18 @@ class HeatGuard:
         return self._sum / self._count if self._count else math.nan
 
     def add(self, temperatures):
-        """Take in the temperatures (n,) of new rows, in the order of time."""
+        """Add the temperatures (n,) of new rows, in order of time."""
         temperatures = np.asarray(temperatures, dtype=np.float64)
         self._rows = np.concatenate([self._rows, temperatures])[-self._n_rows(self._windows[-1]) :]
         self._count += len(temperatures)
         self._sum += float(temperatures.sum())
 
     def visible_excess(self, window):
-        """The relative excess of temperature that 99 of 100 windows of so many ps show, when it lasts."""
+        """The relative excess of temperature, if it lasts, that 99 of 100 windows of so many ps detect."""
         return self.limit * self._quantile(window, _SIGNIFICANCE) / self._quantile(window, -2.33) - 1
 
     def check(self, time):
-        """Raise GeomGNNError when the system is too hot. time: ps, for the message."""
+        """Raise a GeomGNNError if the system is too hot; time (ps) is for the message."""
         settled = min(self._count - self._n_rows(_SETTLING), len(self._rows))
         if settled < self._n_rows(_WINDOW):
             rows = self._last(_WINDOW)
@@ -111,8 +111,10 @@ class HeatGuard:
         return self._rows[-self._n_rows(window) :]
 
     def _quantile(self, window, deviations):
-        """Of the mean of a window in equilibrium, relative to its expectation: Wilson & Hilferty's approximation (PNAS 17,
-        684 (1931)) to the quantile of a gamma distribution."""
+        """Quantile of the mean of a window in equilibrium, relative to its expectation.
+
+        Wilson & Hilferty's approximation (PNAS 17, 684 (1931)) to the quantile of a gamma distribution.
+        """
         independent = self._n_walkers * max(window / self._memory, 1.0)
         third = 2 / (9 * self._degrees_of_freedom * independent)
         return max(1 - third + deviations * math.sqrt(third), 0.0) ** 3

@@ -1,4 +1,4 @@
-"""The files a run grows: COLVAR, KERNELS and one DCD trajectory per walker, which can be cut back to a checkpoint."""
+"""The growing files of a run, which can be cut back to a checkpoint: COLVAR, KERNELS and one DCD trajectory per walker."""
 
 import os
 import struct
@@ -22,7 +22,7 @@ _DCD_COUNT, _DCD_LAST_STEP, _DCD_BOX = 8, 20, 48  # where the number of frames, 
 
 @dataclass(frozen=True)
 class Written:
-    """How much of each file belongs to a checkpoint: rows of COLVAR, of KERNELS, and frames of every walker."""
+    """How much of each file belongs to a checkpoint: rows of COLVAR and KERNELS, and frames of each walker."""
 
     rows: int = 0
     kernels: int = 0
@@ -32,12 +32,12 @@ class Written:
 class Outputs(Closing):
     """The output files of a run in one folder.
 
-    folder: where. topology: of openmm.app, for the trajectories. fields: the columns of COLVAR. kernel_fields: the
-    columns of KERNELS, or None for a run that deposits no kernels. n_walkers: as many trajectories. step: the outer
-    step in ps. frame_interval: outer steps; 0 for no trajectories. written: what a checkpoint says is there, which the
-    files are cut back to; by default nothing, and new files begin.
+    folder: folder of the run. topology: openmm.app.Topology of the trajectories. fields: the columns of COLVAR.
+    kernel_fields: the columns of KERNELS, or None for a run that deposits no kernels. n_walkers: the number of
+    trajectories. step: the outer step in ps. frame_interval: outer steps between frames; 0 for no trajectories. written:
+    the extent of the files according to a checkpoint, to which they are cut back; by default new files are begun.
 
-    Raises GeomGNNError when a file is shorter than the checkpoint says, or is of another kind.
+    Raises GeomGNNError if a file is shorter than the checkpoint says, or is of another kind.
     """
 
     def __init__(self, folder, topology, fields, kernel_fields, n_walkers, step, frame_interval, written=None):
@@ -60,7 +60,7 @@ class Outputs(Closing):
 
     @property
     def written(self):
-        """What has been written so far, for a checkpoint."""
+        """The extent of what has been written so far, for a checkpoint."""
         return Written(self._rows, self._kernels, self._frames)
 
     def write(self, rows, kernels, reports):
@@ -77,7 +77,7 @@ class Outputs(Closing):
             self._frames += len(reports[0].frames)
 
     def sync(self):
-        """Wait until everything written is on the disk, so that a checkpoint may count on it."""
+        """Wait until everything written is on the disk, so that a checkpoint may rely on it."""
         for file in (self._colvar, self._kernel_log, *self._dcd):
             if file is not None:
                 file.sync()
@@ -93,7 +93,7 @@ def trajectory_path(folder, walker):
 
 
 def cut_back(folder, written):
-    """Cut the files of a run back to what a checkpoint says is in them; what is not longer is not touched."""
+    """Cut the files of a run back to their extent in a checkpoint; files that are not longer are left alone."""
     folder = Path(folder)
     for name, rows in (("COLVAR", written.rows), ("KERNELS", written.kernels)):
         if (folder / name).exists():
@@ -111,7 +111,7 @@ def _table(path, fields, rows):
 class TrajectoryWriter(Closing):
     """Appends frames to a DCD file.
 
-    path: the file. topology: of openmm.app, with a box if the system is periodic. step: ps. interval: steps between
+    path: the file. topology: openmm.app.Topology, with a box if the system is periodic. step: ps. interval: steps between
     frames. frames: the number of frames to keep of an existing file; 0 begins a new one.
     """
 
@@ -122,7 +122,7 @@ class TrajectoryWriter(Closing):
         self._dcd = DCDFile(self._file, topology, step, firstStep=interval, interval=interval, append=frames > 0)
 
     def write(self, frames, boxes=None):
-        """frames: (n, N, 3) in nm. boxes: (n, 3, 3) in nm, or None."""
+        """Append frames (n, N, 3) in nm with their boxes (n, 3, 3) in nm, or None."""
         for i, frame in enumerate(frames):
             self._dcd.writeModel(frame, periodicBoxVectors=None if boxes is None else _quantity(boxes[i]))
 
@@ -141,8 +141,11 @@ def _quantity(box):
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """Frames of a trajectory. xyz: (n, N, 3) float32 in nm, molecules wherever the box has put them. boxes: (n, 3, 3) in nm,
-    vectors as rows, or None where the system is not periodic."""
+    """Frames of a trajectory.
+
+    xyz: (n, N, 3) float32 in nm, with molecules as wrapped by the box. boxes: (n, 3, 3) in nm, vectors as rows, or None if
+    the system is not periodic.
+    """
 
     xyz: np.ndarray
     boxes: np.ndarray | None = None
@@ -151,7 +154,7 @@ class Frames:
         return len(self.xyz)
 
     def trajectory(self, topology, times=None):
-        """As an mdtraj.Trajectory, which knows its boxes. topology: of mdtraj. times: (n,) in ps."""
+        """Make an mdtraj.Trajectory with boxes. topology: mdtraj.Topology. times: (n,) in ps."""
         import mdtraj
 
         trajectory = mdtraj.Trajectory(self.xyz, topology, time=times)
@@ -161,11 +164,11 @@ class Frames:
 
 
 def read_dcd(path, count=None):
-    """The `Frames` of a DCD file that OpenMM wrote.
+    """Read the `Frames` of a DCD file that OpenMM wrote.
 
-    count: the first so many, of a file that may be growing; by default all that its header counts.
+    count: number of frames to read, from a file that may be growing; by default as many as its header says.
 
-    Raises GeomGNNError for another file, and for one that does not have so many frames.
+    Raises GeomGNNError if it is not such a file, or has fewer frames.
     """
     with _open_dcd(path) as file:
         layout = _layout(file, path)
@@ -193,7 +196,7 @@ def read_dcd(path, count=None):
 
 
 def _box_vectors(cells):
-    """(n, 3, 3) in nm from a, cos(gamma), b, cos(beta), cos(alpha), c in angstrom, as OpenMM writes them."""
+    """Compute box vectors (n, 3, 3) in nm from OpenMM's a, cos(gamma), b, cos(beta), cos(alpha), c in angstrom."""
     a, cos_gamma, b, cos_beta, cos_alpha, c = cells.T
     boxes = np.zeros((len(cells), 3, 3))
     sin_gamma = np.sqrt(1.0 - cos_gamma**2)
@@ -207,7 +210,7 @@ def _box_vectors(cells):
 def truncate_dcd(path, frames):
     """Cut a DCD file that OpenMM wrote back to its first `frames` frames.
 
-    Raises GeomGNNError when it has fewer, or is not such a file.
+    Raises GeomGNNError if it has fewer, or is not such a file.
     """
     with _open_dcd(path, "r+b") as file:
         layout = _layout(file, path)
@@ -222,9 +225,9 @@ def truncate_dcd(path, frames):
 
 
 def check_outputs(folder, written, n_walkers):
-    """Raise a GeomGNNError where a file of a run holds less than a checkpoint counts on, before any of them is cut back.
+    """Raise a GeomGNNError if a file of a run holds less than a checkpoint expects, before any of them is cut back.
 
-    folder: of the run. written: a `Written`. n_walkers: how many of them write trajectories.
+    folder: folder of the run. written: a `Written`. n_walkers: the number of walkers that write trajectories.
     """
     for name, rows in (("COLVAR", written.rows), ("KERNELS", written.kernels)):
         if rows:
@@ -234,13 +237,13 @@ def check_outputs(folder, written, n_walkers):
 
 
 def check_frames(path, frames):
-    """Raise a GeomGNNError where a DCD file holds fewer frames than a checkpoint counts on."""
+    """Raise a GeomGNNError if a DCD file holds fewer frames than a checkpoint expects."""
     with _open_dcd(path) as file:
         _size(file, path, _layout(file, path), frames)
 
 
 def _size(file, path, layout, frames):
-    """How long a DCD file is up to the end of a number of frames. Raises GeomGNNError when it is shorter."""
+    """Compute the length in bytes of a DCD file with this many frames. Raises GeomGNNError if it is shorter."""
     size = layout.start + frames * layout.frame
     if file.seek(0, os.SEEK_END) < size:
         raise GeomGNNError(
@@ -251,7 +254,7 @@ def _size(file, path, layout, frames):
 
 
 class _Layout(NamedTuple):
-    """Of a DCD file: bytes before the first frame, of one frame and of its box; what its header counts."""
+    """Layout of a DCD file: bytes before the first frame, of a frame and of its box; the frames that its header counts."""
 
     start: int
     frame: int

@@ -1,4 +1,4 @@
-"""Walkers side by side: each in a process of its own, or a single one in this process."""
+"""Walkers in parallel: each in a process of its own, or a single one in this process."""
 
 import sys
 import traceback
@@ -13,10 +13,10 @@ from openmm_geomgnn.sampling.walker import Walker
 class WalkerPool(Closing):
     """The walkers of a run, driven in lockstep.
 
-    specs: list of WalkerSpec. step: the outer step at which they begin. separate: whether they get processes of their
-    own; by default when there is more than one. Use it as a context manager.
+    specs: list of WalkerSpec. step: the outer step at which they begin. separate: whether each runs in its own process; by
+    default if there is more than one. Use it as a context manager.
 
-    Raises GeomGNNError when a walker cannot be made: here, or where it is made in another process at the first use.
+    Raises GeomGNNError if a walker cannot be made: here or, for a walker in another process, at the first use.
     """
 
     def __init__(self, specs, step=0, separate=None):
@@ -42,7 +42,7 @@ class WalkerPool(Closing):
             self._connections.append(connection)
 
     def _limit_torch(self):
-        """In this process the number of threads belongs to the user: limit it for the run only."""
+        """Limit the number of threads for the run only: in this process it is the user's setting."""
         torch = sys.modules.get("torch")
         if torch is not None:
             self._torch_threads = torch.get_num_threads()
@@ -58,14 +58,14 @@ class WalkerPool(Closing):
     def call(self, method, arguments):
         """Call a method of all walkers at once. arguments: a tuple per walker. Returns the results in their order.
 
-        Raises GeomGNNError: what a walker raised, or with the traceback of its process if that was no GeomGNNError, or
-        how its process ended.
+        Raises the GeomGNNError of a walker, or a GeomGNNError with the traceback of another exception, or one that says how
+        the process of a walker ended.
         """
         self.send(method, arguments)
         return self.receive()
 
     def send(self, method, arguments):
-        """The first half of `call`: walkers in processes of their own begin, and this returns."""
+        """First half of `call`: start the walkers in their processes and return."""
         if self._walkers:
             self._call = method, arguments
             return
@@ -77,7 +77,7 @@ class WalkerPool(Closing):
                 raise self._death(spec, self._processes[self._connections.index(connection)]) from error
 
     def receive(self):
-        """The second half of `call`."""
+        """Second half of `call`: wait for the results."""
         if self._walkers:
             method, arguments = self._call
             return [getattr(walker, method)(*args) for walker, args in zip(self._walkers, arguments, strict=True)]
@@ -120,7 +120,7 @@ class WalkerPool(Closing):
         for connection in self._connections:
             connection.close()
         for process in self._processes:
-            # a walker in the middle of a block would finish it first; nothing that it holds is needed any more
+            # a walker in the middle of a block would finish it first, but nothing of it is needed any more
             process.terminate()
             process.join()
         self._connections, self._processes, self._walkers = [], [], []
