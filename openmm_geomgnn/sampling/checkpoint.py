@@ -129,7 +129,7 @@ def fingerprint(specs, topology, system, platform):
     for name in ("temperature", "friction", "timestep", "every", "seed", "colvar_interval", "frame_interval"):
         prints[name] = getattr(spec, name)
     if spec.bias is not None and spec.every > 1:
-        # the state of a Context is of one integrator; before, it was OpenMM's MTSLangevinIntegrator, and where there are
+        # the state of a Context depends on the integrator; earlier versions used OpenMM's MTSLangevinIntegrator, and for
         # virtual sites one that left them behind
         sites = has_virtual_sites(openmm.XmlSerializer.deserialize(system))
         prints["integrator of multiple time steps"] = "Langevin middle" + sites * ", virtual sites at every time step"

@@ -1,6 +1,6 @@
-"""Whether the coordinates of a start are those of the molecule that its topology names.
+"""Checks that the coordinates of a start fit the molecule in its topology.
 
-A force field takes any coordinates: what is missing is bonded over the gap, what lies on one point has no energy.
+A force field accepts any coordinates: gaps of missing residues are bonded over, and coinciding atoms have no finite energy.
 """
 
 import itertools
@@ -40,25 +40,25 @@ _CENTRES = [(None, ("CA", "N", "C", "CB")), ("ILE", ("CB", "CA", "CG1", "CG2")),
 
 
 def check_geometry(topology, positions, where="The structure", strict=True):
-    """Remarks on the coordinates of a topology: a list of sentences, empty where all is as expected.
+    """Check the coordinates of a topology; return remarks, a list of sentences, which is empty if all is as expected.
 
     Parameters
     ----------
     topology : openmm.app.Topology
-        Of all atoms. Those without an element (virtual sites, Drude particles) are left out. If it has a box the system is
-        periodic, and bonds are as long as their minimum image.
+        Topology of all atoms. Those without an element (virtual sites, Drude particles) are ignored. If it has a box, the
+        system is periodic, and the lengths of bonds are those of their minimum images.
     positions : (N, 3) ndarray
         nm
     where : str
-        What the coordinates are, as the beginning of a sentence.
+        Description of the coordinates, for the beginning of a sentence.
     strict : bool
-        If False, of data that exist, broken bonds and molecules out of reach are remarks as well.
+        If False, for existing data, broken bonds and molecules out of reach are only remarks, too.
 
     Raises
     ------
     GeomGNNError
-        If coordinates are not finite, are in the wrong unit or cannot be those of this molecule: bonds that are far too
-        long or short, two atoms in one place, molecules out of reach of one another.
+        If coordinates are not finite, are in the wrong unit or cannot belong to this molecule: bonds are far too long or
+        short, two atoms are in one place, or molecules are out of reach of one another.
     """
     frame = _Frame(topology, np.asarray(positions, dtype=np.float64), where)
     for check in (_check_finite, _check_one_point, _check_unit):
@@ -101,29 +101,29 @@ class _Frame:
 
     @cached_property
     def lengths(self):
-        """(bonds,) nm."""
+        """Lengths (bonds,) in nm."""
         return self.distances(*self.bonds.T)
 
     @cached_property
     def ratios(self):
-        """(bonds,) lengths of bonds in units of the sum of the radii."""
+        """Lengths (bonds,) in units of the sum of the radii."""
         return self.lengths / (self.radii[self.bonds[:, 0]] + self.radii[self.bonds[:, 1]])
 
     def bonds_outside(self, low, high):
-        """Rows of the bonds whose ratios are not between these, the worst first."""
+        """Rows of the bonds whose ratios are outside these limits, the worst first."""
         found = np.flatnonzero((self.ratios < low) | (self.ratios > high))
         return found[np.argsort(-np.abs(np.log(self.ratios[found] + 1e-9)), kind="stable")]
 
     @cached_property
     def radii(self):
-        """(n,) nm, NaN where they are not known."""
+        """Covalent radii (n,) in nm; NaN where they are unknown."""
         return np.array([RADII.get(atom.element.symbol, np.nan) for atom in self.atoms])
 
     @cached_property
     def close(self):
-        """Pairs (i, j) without a bond, closer than any two atoms are without one, and whether they share a neighbour.
+        """Pairs (i, j) that are closer than atoms can be without a bond, and whether they share a neighbour.
 
-        Each (P,); those across the box are left out.
+        Each is (P,); pairs across the box are left out.
         """
         near = [set() for _ in self.atoms]
         for a, b in self.bonds.tolist():
@@ -143,14 +143,14 @@ class _Frame:
         if self.box is None:
             return delta
         from openmm_geomgnn.representation.periodic import (
-            minimum_image,  # brings mdtraj, which walkers in vacuum do not need
+            minimum_image,  # imports mdtraj, which walkers in vacuum do not need
         )
 
         return minimum_image(delta, self.box)
 
 
 def _without_length(a, b):
-    """Whether nothing is known of how long the bond of two atoms is: virtual sites, hydrogens, beads of coarse models."""
+    """Whether the length of a bond is unknown: bonds of virtual sites, between hydrogens, of coarse-grained beads."""
     if a.element is None or b.element is None or a.element.symbol == b.element.symbol == "H":
         return True
     return len(a.residue) == len(b.residue) == 1
@@ -161,7 +161,7 @@ def _residue_name(residue):
 
 
 def _listed(names):
-    """The first few of some names, and how many there are more."""
+    """List the first few names and the number of the others."""
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
@@ -242,7 +242,7 @@ def _check_coincidence(frame):
 
 
 def _far_apart(frame):
-    """A remark where molecules will not meet; GeomGNNError where they cannot have been meant to."""
+    """Make a remark if molecules will not meet; raise a GeomGNNError if they cannot be meant to be so far apart."""
     if frame.box is not None:
         return []
     for distance in (NOT_MEANT_APART, APART):
@@ -280,7 +280,7 @@ def _strained(frame):
 
 
 def _clashes(frame):
-    """Atoms much closer than their radii allow without a bond, of those whose bonds are known."""
+    """Find atoms much closer than their radii allow without a bond, among those whose bonds are known."""
     i, j, related = frame.close
     bonded = np.zeros(len(frame.atoms), dtype=bool)
     bonded[frame.bonds.ravel()] = True
@@ -299,7 +299,7 @@ def _clashes(frame):
 
 
 def _inverted(frame):
-    """Amino acids with the name of the L form and a centre that is not."""
+    """Find amino acids that have the name of the L form but not its configuration."""
     rows = {}
     for k, atom in enumerate(frame.atoms):
         if atom.residue.name in _L_AMINO_ACIDS:

@@ -6,7 +6,7 @@ import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
 
-# standard deviations: a run of 1 us is judged some 100,000 times, and not one of these may be a false alarm
+# standard deviations: a run of 1 us is judged some 100,000 times, without a single false alarm
 _SIGNIFICANCE = 6.0
 _SHORTEST = 5.0  # ps: shorter times mean nothing
 _WINDOW = 20.0  # ps: the shortest of the windows judged

@@ -1,13 +1,13 @@
-"""Ctrl-C while walkers are at work: a block of steps ends in order first."""
+"""Handling of Ctrl-C while walkers run: the current block of steps is finished first."""
 
 import signal
 import threading
 
 
 class DelayedInterrupt:
-    """Ctrl-C is noted (`came`) instead of raised, so that a block can end in order; a second one is raised.
+    """Records Ctrl-C (`came`) instead of raising it, so that a block can be finished; a second one is raised.
 
-    Only the main thread can do so; in others nothing changes.
+    Only the main thread can do this; in other threads it has no effect.
     """
 
     def __init__(self):

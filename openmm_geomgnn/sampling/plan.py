@@ -1,4 +1,4 @@
-"""What a run is to do, with a bias or without, before its first step."""
+"""The plan of a run, with a bias or without, before its first step."""
 
 import math
 from dataclasses import dataclass, replace
@@ -19,23 +19,23 @@ _UNBIASED_BLOCK = 1000  # outer steps
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """How long walkers run, how often they report and are saved, and what heat stops them.
+    """How long walkers run, how often they report and are saved, and how hot they may become.
 
     Attributes
     ----------
     specs : list of WalkerSpec
-        With one bias, or none, for all.
+        All with the same bias, or all without.
     length : float
         ps per walker.
     checkpoint_interval : float
         ps.
     max_heating : float
-        The mean temperature that is tolerated, relative to the thermostat's; see `HeatGuard`.
+        Tolerated mean temperature, relative to the thermostat's; see `HeatGuard`.
 
     Raises
     ------
     GeomGNNError
-        If a number makes no sense.
+        If a number is out of range.
     """
 
     specs: list
@@ -59,30 +59,30 @@ class Plan:
 
     @property
     def outer_step(self):
-        """ps."""
+        """Length of an outer step, ps."""
         return self.specs[0].outer_step
 
     @property
     def total(self):
-        """Outer steps of a whole run."""
+        """Outer steps of the whole run."""
         return whole_steps(self.length, self.outer_step)
 
     @property
     def checkpoint_steps(self):
-        """Outer steps from one checkpoint to the next, at least."""
+        """Smallest number of outer steps between checkpoints."""
         return whole_steps(self.checkpoint_interval, self.outer_step)
 
     @property
     def block(self):
-        """Outer steps between two reports of the walkers: with a bias, from one deposition to the next."""
+        """Outer steps between reports of the walkers; with a bias, between depositions."""
         return _UNBIASED_BLOCK if self.bias is None else self.bias.pace
 
     def steps_from(self, step):
-        """Outer steps of the block that begins at a step; the last one ends with the run."""
+        """Outer steps of the block that begins at a step; the last block ends with the run."""
         return min(self.block - step % self.block, self.total - step)
 
     def heat_guard(self, degrees_of_freedom, checkpoint=None):
-        """A `HeatGuard` for walkers with so many kinetic degrees of freedom, which goes on from a `Checkpoint`."""
+        """Make a `HeatGuard` for walkers with so many kinetic degrees of freedom, continued from a `Checkpoint`."""
         spec = self.specs[0]
         return HeatGuard(
             spec.temperature,
@@ -97,10 +97,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """Progress of a run.
 
-    time, length: ps per walker. started: ps at which this session began. temperature: mean of the recent rows, K.
-    diagnostics: those of the bias. seconds: wall clock since this session began.
+    time, length: ps per walker. started: time in ps at which this session began. temperature: mean of the recent rows, K.
+    diagnostics: diagnostics of the bias. seconds: wall-clock time since this session began.
     """
 
     time: float
@@ -112,7 +112,7 @@ class Progress:
 
 
 class Prepared(NamedTuple):
-    """Walkers that are ready to start: their specs with the system as XML, its topology, and what the run depends on."""
+    """Walkers that are ready to start: their specs with the system as XML, its topology, and the fingerprint of the run."""
 
     specs: list
     topology: openmm.app.Topology
@@ -122,7 +122,7 @@ class Prepared(NamedTuple):
 def prepare(specs):
     """Make the system of a run once, as `Prepared`.
 
-    Raises GeomGNNError when the walkers are not of one molecule, or cannot start where they are to (see `check_geometry`).
+    Raises GeomGNNError if the walkers are different molecules, or their starts are unusable (see `check_geometry`).
     """
     first = specs[0]
     structures = {spec.structure: load_structure(spec.structure) for spec in specs}
@@ -148,5 +148,5 @@ def prepare(specs):
 
 
 def whole_steps(time, step):
-    """How many steps of `step` ps reach `time` ps."""
+    """Number of steps of `step` ps that reach `time` ps."""
     return max(1, math.ceil(time / step - 1e-6))

@@ -1,4 +1,4 @@
-"""From start positions to a state that dynamics can go on from: minimisation, equilibration, and whether they worked."""
+"""From start positions to a state in which dynamics can begin: minimisation, equilibration and checks of both."""
 
 import math
 
@@ -16,11 +16,11 @@ TOLERATED = 1.05  # relative to the thermostat
 def relax(context, spec, seed, masses, degrees_of_freedom):
     """Minimise and equilibrate the positions of a Context as a WalkerSpec says.
 
-    seed : of the velocities. masses : (N,) in amu. degrees_of_freedom : kinetic.
+    seed : seed of the velocities. masses : (N,) in amu. degrees_of_freedom : the number of kinetic ones.
 
-    Raises GeomGNNError when the energy is not finite, or when the second half of the equilibration is hotter than the
-    thermostat by more than chance explains (`hottest_start`): the start was strained, or the time step is too long. A
-    start that is too cold is no error: the thermostat warms it.
+    Raises GeomGNNError if the energy is not finite, or if the second half of the equilibration is hotter than the
+    thermostat by more than fluctuations explain (`hottest_start`): the start was strained, or the time step is too long. A
+    start that is too cold is not an error, since the thermostat warms it.
     """
     check_energy(context, spec, "at its start")
     if spec.minimise:
@@ -43,7 +43,7 @@ def relax(context, spec, seed, masses, degrees_of_freedom):
 
 
 def check_energy(context, spec, when):
-    """Raise GeomGNNError where the potential energy of a Context is not finite. when : for the message, after "is not"."""
+    """Raise a GeomGNNError if the potential energy of a Context is not finite; `when` ends the phrase "is not finite"."""
     energy = context.getState(getEnergy=True).getPotentialEnergy()._value
     if not math.isfinite(energy):
         raise GeomGNNError(
@@ -53,7 +53,7 @@ def check_energy(context, spec, when):
 
 
 def kinetic_temperature(context, masses, degrees_of_freedom):
-    """The temperature of a Context in K. masses : (N,) in amu."""
+    """Compute the kinetic temperature of a Context in K. masses : (N,) in amu."""
     velocities = context.getState(getVelocities=True).getVelocities(asNumpy=True)._value
     return float(masses @ (velocities * velocities).sum(axis=1)) / (degrees_of_freedom * BOLTZMANN)
 
@@ -62,9 +62,9 @@ def hottest_start(spec, span, degrees_of_freedom):
     """The highest mean temperature over `span` ps that a start may have, relative to the thermostat's.
 
     The kinetic temperature has the canonical variance 2*T^2/degrees_of_freedom, and a Langevin thermostat forgets it in
-    about 1/friction. With 51 degrees of freedom, 2.5 ps and a friction of 1/ps it is 1.7, with 2,500 it is 1.14: an excess
-    of less is not seen here, but by the guard of the run, which looks for longer. (The quantile of a gamma distribution, by
-    the approximation of Wilson & Hilferty, PNAS 17, 684 (1931).)
+    about 1/friction. With 51 degrees of freedom, 2.5 ps and a friction of 1/ps the limit is 1.7, with 2,500 it is 1.14. A
+    smaller excess is detected by the guard of the run, which looks at longer times. (The quantile of a gamma distribution
+    in the approximation of Wilson & Hilferty, PNAS 17, 684 (1931).)
     """
     memory = 1 / spec.friction if spec.friction > 0 else math.inf
     third = 2 / (9 * max(degrees_of_freedom, 1) * max(span / memory, 1.0))

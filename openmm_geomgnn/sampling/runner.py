@@ -1,4 +1,4 @@
-"""Runs of walkers in lockstep, with a common bias or without: what they write, and how a run that was stopped goes on."""
+"""Runs of walkers in lockstep, with a common bias or without: their output, and how an interrupted run continues."""
 
 import time as clock
 from collections.abc import Callable
@@ -22,8 +22,11 @@ _OWN_FIELDS = ("structure", "index", "positions", "minimise", "equilibration")
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """A finished run. time: ps per walker. state: of the bias, or None. colvar, kernels (None without a bias),
-    trajectories: paths. began: ps at which the last session began: `time` if there was nothing left to do."""
+    """A finished run.
+
+    time: ps per walker. state: final state of the bias, or None. colvar, kernels (None without a bias), trajectories: paths.
+    began: time in ps at which the last session began; equal to `time` if there was nothing left to do.
+    """
 
     folder: Path
     time: float
@@ -37,12 +40,12 @@ class RunResult:
 class Runner:
     """Runs walkers that share one bias, or none, and continues the run that it finds in its folder.
 
-    Steps are counted in outer steps of the integrator (see WalkerSpec), the bias's `pace` too: every `bias.pace` outer
-    steps all walkers report where they are, the bias deposits, and all go on under the new bias. The result does not
+    Steps are outer steps of the integrator (see WalkerSpec), also in the `pace` of the bias: every `bias.pace` outer steps
+    all walkers report their positions, the bias deposits kernels, and all continue under the new bias. The result does not
     depend on the speed of the walkers, and is the same for the same seeds.
 
-    Written to the folder: COLVAR (time, walker, CV, bias, its diagnostics, temperature; the bias is that which acted),
-    KERNELS (the kernels as deposited, before any merging), trajectory.<walker>.dcd, and checkpoint.safetensors.
+    The folder gets COLVAR (time, walker, CV, bias, its diagnostics, temperature; the bias is the one that acted), KERNELS
+    (the kernels as deposited, before any merging), trajectory.<walker>.dcd, and checkpoint.safetensors.
 
     Parameters
     ----------
@@ -80,16 +83,16 @@ class Runner:
         self._progress = progress
 
     def run(self):
-        """Do the run, or what is left of it. Returns a RunResult.
+        """Run to the end, from where an earlier session stopped. Returns a RunResult.
 
-        Ctrl-C ends it after the current block, with a checkpoint and a KeyboardInterrupt; a second one at once.
+        Ctrl-C stops after the current block, with a checkpoint and a KeyboardInterrupt; a second one stops immediately.
         """
         prepared = prepare(self._plan.specs)
         with locked(self.folder):
             return self._run(prepared)
 
     def check(self):
-        """Raise a GeomGNNError where `run` could not go on with what is in the folder; nothing is changed."""
+        """Raise a GeomGNNError if `run` could not continue from the content of the folder; nothing is changed."""
         self._find(prepare(self._plan.specs).fingerprint)
 
     def _run(self, prepared):
@@ -121,7 +124,7 @@ class Runner:
             return None
         checkpoint = load_checkpoint(path)
         if checkpoint.step == 0:
-            # a run that failed in its first block holds nothing to go on with, so it may be begun with better settings
+            # a run that failed in its first block has nothing to continue from, so it may begin again with better settings
             return None
         check_fingerprint(checkpoint.fingerprint, prints, path)
         plan = self._plan
@@ -142,7 +145,7 @@ class Runner:
 
 
 class _Session:
-    """One uninterrupted stretch of a run: the state that changes while it goes on."""
+    """One uninterrupted stretch of a run, with the state that changes in it."""
 
     def __init__(self, plan, folder, pool, prepared, checkpoint):
         self.plan, self.pool, self.bias = plan, pool, plan.bias
@@ -187,10 +190,10 @@ class _Session:
         return fields, kernel_fields if self.deposits else None
 
     def run(self, progress=None):
-        """Go on to the end of the run. progress: called with a Progress after every block."""
+        """Continue to the end of the run. progress: called with a Progress after every block."""
         plan, started = self.plan, clock.perf_counter()
         with self.outputs, DelayedInterrupt() as interrupt:
-            # a run that was stopped for its heat does not go on unless more is allowed now
+            # a run that was stopped because it was too hot only continues if more is allowed now
             self.guard.check(self.step * plan.outer_step)
             while self.step < plan.total:
                 self._advance()
@@ -208,7 +211,7 @@ class _Session:
                     raise
 
     def _advance(self):
-        """One block: to the next deposition, or to the end of the run."""
+        """Run one block: to the next deposition, or to the end of the run."""
         plan = self.plan
         n_steps = plan.steps_from(self.step)
         reports = self.pool.call("advance", [(self.state, n_steps)] * plan.n_walkers)
@@ -224,7 +227,7 @@ class _Session:
         self.guard.add(rows[:, -1])
 
     def _rows(self, reports):
-        """The rows of COLVAR, in the order of time and then walker."""
+        """Make the rows of COLVAR, ordered by time and then walker."""
         blocks = []
         for walker, report in enumerate(reports):
             ones = np.ones((len(report.rows), 1))
@@ -234,7 +237,7 @@ class _Session:
         return np.stack(blocks, axis=1).reshape(-1, blocks[0].shape[1])
 
     def _deposit(self, s):
-        """Update the bias at s (n_walkers, d); returns the rows of KERNELS, None where none were deposited."""
+        """Update the bias at s (n_walkers, d) and return the rows of KERNELS; None if no kernels were deposited."""
         before, self.state = self.state, self.bias.update(self.state, s)
         if self.state is before or self.deposits is None:
             return None

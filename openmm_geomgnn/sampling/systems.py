@@ -17,7 +17,7 @@ from openmm_geomgnn.units import did_you_mean, positive
 
 CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds, "HAngles": app.HAngles}
 READERS = {".pdb": app.PDBFile, ".ent": app.PDBFile, ".cif": app.PDBxFile, ".mmcif": app.PDBxFile}
-PME_CUTOFF = 1.0  # nm, where none is given
+PME_CUTOFF = 1.0  # nm, by default
 # Reference is faster than CPU below about this many atoms: it has no overhead per step
 SMALL_SYSTEM = 60
 # parts of the names of OpenMM's force fields that hold an implicit solvent
@@ -40,7 +40,7 @@ class SystemSettings:
     nonbonded_cutoff : nm. None means no cutoff, or 1 nm where the system is periodic.
     periodic : None decides by the structure and the force field: a box and no implicit solvent make a periodic system,
         with particle mesh Ewald.
-    native_obc : evaluate an OBC2 implicit solvent with OpenMM's GBSAOBCForce, which is the same function and up to 40
+    native_obc : evaluate an OBC2 implicit solvent with OpenMM's GBSAOBCForce, which computes the same function up to 40
         times as fast as the CustomGBForce of implicit/obc2.xml.
 
     Raises
@@ -76,14 +76,14 @@ class SystemSettings:
         return any(part in name for name in self.forcefield for part in _IMPLICIT_NAMES)
 
     def as_dict(self):
-        """The settings as JSON holds them."""
+        """The settings as a dict that JSON can hold."""
         return {**asdict(self), "forcefield": list(self.forcefield)}
 
 
 def load_structure(path):
     """Read a PDB or PDBx/mmCIF file: (openmm.app.Topology, positions (N, 3) float64 ndarray in nm).
 
-    Raises GeomGNNError when the file is missing, of another kind, empty, or has positions that are not finite.
+    Raises GeomGNNError if the file is missing, of another kind or empty, or has positions that are not finite.
     """
     path = Path(path)
     if path.suffix.lower() not in READERS:
@@ -93,7 +93,7 @@ def load_structure(path):
     try:
         file = READERS[path.suffix.lower()](str(path))
         positions = np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=np.float64)
-    except Exception as error:  # OpenMM's readers raise whatever they trip over
+    except Exception as error:  # OpenMM's readers raise all kinds of exceptions
         raise GeomGNNError(
             f"{path} cannot be read as a structure ({type(error).__name__}: {reason(error)}). Check that it is a PDB or "
             "PDBx/mmCIF file with coordinates."
@@ -111,7 +111,7 @@ def load_structure(path):
 
 
 def choices_made(path):
-    """What `load_structure` takes of a file that offers several: sentences, of models and of alternate locations."""
+    """Describe in sentences which of several models and alternate locations in a file `load_structure` takes."""
     path, sentences = Path(path), []
     models = READERS[path.suffix.lower()](str(path)).getNumFrames()
     if models > 1:
@@ -150,17 +150,17 @@ def _locations(path):
 
 
 def build_system(topology, settings=None):
-    """The openmm.System of a topology.
+    """Build the openmm.System of a topology.
 
-    settings: a SystemSettings, the default ones where absent.
+    settings: a SystemSettings; the default ones if absent.
 
-    Raises GeomGNNError when a force field is not found or does not know a residue (mostly as atoms are missing), and
-    when OpenMM refuses the settings.
+    Raises GeomGNNError if a force field is not found or does not know a residue (mostly because atoms are missing), or if
+    OpenMM refuses the settings.
     """
     settings = SystemSettings() if settings is None else settings
     try:
         field = _force_field(settings.forcefield, tuple(map(_stamp, settings.forcefield)))
-    except Exception as error:  # OpenMM raises whatever its reading of XML trips over, and what scripts in it raise
+    except Exception as error:  # reading XML raises all kinds of exceptions, as do scripts in it
         raise GeomGNNError(
             f"The force field {' + '.join(settings.forcefield)} cannot be read ({type(error).__name__}: {reason(error)}). "
             "Use the names of OpenMM's own files, as amber14-all.xml, or paths of XML files that are force fields."
@@ -172,7 +172,7 @@ def build_system(topology, settings=None):
     cutoff = settings.nonbonded_cutoff
     options = {"constraints": CONSTRAINTS[settings.constraints]}
     if periodic:
-        # implicit solvents know no Ewald sum
+        # implicit solvents have no Ewald sum
         options["nonbondedMethod"] = app.CutoffPeriodic if settings.implicit else app.PME
         options["nonbondedCutoff"] = (cutoff or PME_CUTOFF) * unit.nanometer
     else:
@@ -200,18 +200,18 @@ def build_system(topology, settings=None):
 
 @lru_cache(maxsize=4)
 def _force_field(files, stamps):
-    """OpenMM's ForceField of these files, which takes half a second to read. stamps: of the files, see `_stamp`."""
+    """Load OpenMM's ForceField from these files, which takes half a second. stamps: stamps of the files, see `_stamp`."""
     return app.ForceField(*files)
 
 
 def _stamp(file):
-    """What changes when a file is written again; None for one that OpenMM finds by its name."""
+    """A value that changes when a file is written again; None for a file that OpenMM finds by its name."""
     path = Path(file)
     return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
 
 
 def _explain(error, topology, settings):
-    """OpenMM's message, the residue it is about, and what to do."""
+    """Compose OpenMM's message, the residue it is about, and what to do."""
     message = reason(error)
     files = " + ".join(settings.forcefield)
     found = re.search(r"residue (\d+) \((\S+?)\)", message)
@@ -247,9 +247,9 @@ def _use_native_obc(system):
 
 
 def _obc2_dielectrics(force):
-    """(solvent, solute) dielectric constants if a CustomGBForce is OBC2 with the ACE surface term, else None.
+    """Get the (solvent, solute) dielectric constants of a CustomGBForce that is OBC2 with the ACE surface term, else None.
 
-    Decided by its expressions: anything else (OBC1, GBn, HCT, salt, no surface term) must stay as it is.
+    The expressions decide: any other force (OBC1, GBn, HCT, salt, no surface term) must stay as it is.
     """
     names = [force.getPerParticleParameterName(i) for i in range(force.getNumPerParticleParameters())]
     values = [force.getComputedValueParameters(i)[:2] for i in range(force.getNumComputedValues())]
@@ -269,9 +269,9 @@ def _obc2_dielectrics(force):
 
 
 def system_topology(topology, system):
-    """Give a topology the box of its system, or none where the system is not periodic, and return it.
+    """Give a topology the box of its system, or none if the system is not periodic, and return it.
 
-    Structure files of molecules without solvent often carry a box that means nothing.
+    Structure files of molecules without solvent often have a meaningless box.
     """
     if topology.getNumAtoms() != system.getNumParticles():
         raise GeomGNNError(
@@ -286,7 +286,7 @@ def system_topology(topology, system):
 
 
 def degrees_of_freedom(system):
-    """The kinetic degrees of freedom: 3 per massive particle, less constraints and a removed centre-of-mass motion."""
+    """Count kinetic degrees of freedom: 3 per massive particle, less constraints and a removed centre-of-mass motion."""
     massive = [system.getParticleMass(i)._value > 0 for i in range(system.getNumParticles())]
     constrained = 0
     for k in range(system.getNumConstraints()):
@@ -297,13 +297,13 @@ def degrees_of_freedom(system):
 
 
 def choose_platform(name="auto", n_particles=None, precision="mixed", threads=1):
-    """The OpenMM platform and its properties, by name.
+    """Get an OpenMM platform and its properties by name.
 
-    "auto" is CUDA, else HIP, where a context can be made on them; else Reference for fewer than 60 particles, and CPU
-    for more. OpenCL only when asked for. precision: of a GPU platform, "single", "mixed" or "double". threads: of CPU; one
-    by default, as walkers are the parallelism here, and more threads than free cores are ruinous.
+    "auto" is CUDA, else HIP, if a Context can be made on them; else Reference for fewer than 60 particles and CPU for more.
+    OpenCL must be requested by name. precision: "single", "mixed" or "double", for GPU platforms. threads: for CPU; one by
+    default, since walkers run in parallel, and more threads than free cores are very slow.
 
-    Returns (openmm.Platform, dict). Raises GeomGNNError, listing what there is, when the platform is not there.
+    Returns (openmm.Platform, dict). Raises a GeomGNNError that lists the platforms there are if this one is not among them.
     """
     there = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
     if name == "auto":
@@ -325,7 +325,7 @@ def choose_platform(name="auto", n_particles=None, precision="mixed", threads=1)
 
 
 def _works(name):
-    """Whether a context can be made: the plugin may be installed on a machine without such a GPU."""
+    """Whether a Context can be made: the plugin may be installed on a machine without such a GPU."""
     system = openmm.System()
     system.addParticle(1.0)
     try:

@@ -1,4 +1,4 @@
-"""Unbiased trajectories: training data for collective variables, and what biased runs are compared with."""
+"""Unbiased trajectories: training data for collective variables, and references for biased runs."""
 
 import hashlib
 import json
@@ -21,8 +21,11 @@ from openmm_geomgnn.sampling.pool import WalkerPool
 
 @dataclass(frozen=True, eq=False)
 class UnbiasedTrajectory:
-    """One walker's trajectory. path: its DCD file. times: (n,) in ps. frames: `outputs.Frames`, with their boxes.
-    mean_temperature: K, over the rows that the walker reports."""
+    """One walker's trajectory.
+
+    path: its DCD file. times: (n,) in ps. frames: `outputs.Frames`, with their boxes. mean_temperature: K, over the rows
+    that the walker reports.
+    """
 
     path: Path
     times: np.ndarray
@@ -30,24 +33,23 @@ class UnbiasedTrajectory:
     mean_temperature: float
 
     def trajectory(self, topology):
-        """As an mdtraj.Trajectory with times and boxes. topology: of mdtraj."""
+        """Make an mdtraj.Trajectory with times and boxes. topology: mdtraj.Topology."""
         return self.frames.trajectory(topology, self.times)
 
 
 def run_unbiased(specs, length, folder, *, processes=1, checkpoint_interval=10.0, progress=None, max_heating=1.02):
-    """Run walkers without a bias, each by itself, and return their trajectories.
+    """Run independent walkers without a bias and return their trajectories.
 
-    A run that was stopped, or killed, goes on from its last checkpoint, on the Reference platform to the bit. A walker that
+    A run that was stopped or killed continues from its last checkpoint, bit for bit on the Reference platform. A walker that
     fails does not stop the others.
 
     Parameters
     ----------
-    specs : list of WalkerSpec, which may differ in everything, temperature and molecule too. Their `index` is not used
-        for counting, but for the names of the files and for the seeds: it must be different for each.
+    specs : list of WalkerSpec, which may differ in everything, including temperature and molecule. Their `index` appears in
+        the names of the files and in the seeds, so it must be different for each.
     length : ps of each.
-    folder : gets trajectory.<index>.dcd, and trajectory.<index>.json that says how it was made. A trajectory that is there
-        complete, and was made in the same way, is not made again; one that is not complete has another name, and a
-        checkpoint beside it.
+    folder : gets trajectory.<index>.dcd, and trajectory.<index>.json that says how it was made. A complete trajectory that
+        was made in the same way is not made again; an incomplete one has another name, and a checkpoint beside it.
     processes : walkers at a time.
     checkpoint_interval : ps.
     progress : called with a Progress, whose times are sums over the walkers to be made.
@@ -59,8 +61,8 @@ def run_unbiased(specs, length, folder, *, processes=1, checkpoint_interval=10.0
 
     Raises
     ------
-    GeomGNNError : a walker fails, after the others have done what they had to; a trajectory that is there, complete or
-        not, was made in another way; or another process is at work in the folder.
+    GeomGNNError : if a walker fails (raised after the others are done), an existing trajectory, complete or not, was made
+        in another way, or another process is working in the folder.
     """
     folder = Path(folder)
     specs = [replace(spec, bias=None, failures=str(folder)) for spec in specs]
@@ -82,28 +84,27 @@ def run_unbiased(specs, length, folder, *, processes=1, checkpoint_interval=10.0
 
 
 def fingerprints(specs, length):
-    """What the runs of `run_unbiased` with these arguments depend on: a flat dict, as JSON holds it, for each.
+    """Describe what the runs of `run_unbiased` with these arguments depend on: a flat dict for each, which JSON can hold.
 
-    Raises GeomGNNError where they cannot be prepared.
+    Raises GeomGNNError if they cannot be prepared.
     """
     return [_prepared(Plan([replace(spec, bias=None)], length)).fingerprint for spec in specs]
 
 
 def check_made(specs, prints, folder):
-    """Raise a GeomGNNError where a trajectory in a folder, complete or not, was made in another way than `fingerprints`
-    says."""
+    """Raise a GeomGNNError if a trajectory in a folder, complete or not, was not made as `fingerprints` say."""
     for spec, own in zip(specs, prints, strict=True):
         _Files(Path(folder), spec.index).check(own)
 
 
 def begun_length(folder, index):
-    """The length in ps of the trajectory of a walker that is in a folder, or that is being made there; None without one."""
+    """Length in ps of a walker's trajectory in a folder, complete or not; None without one."""
     prints = _Files(Path(folder), index).fingerprint()
     return None if prints is None else prints["number of steps"] * prints["timestep"]
 
 
 def _prepared(plan):
-    """The walker of a plan, ready to start, with all that its trajectory depends on as its fingerprint."""
+    """Prepare the walker of a plan, with everything that its trajectory depends on as its fingerprint."""
     prepared = prepare(plan.specs)
     prints = prepared.fingerprint | {"number of steps": plan.total, **_start(plan.specs[0])}
     return prepared._replace(fingerprint=prints)
@@ -117,8 +118,10 @@ def _start(spec):
 
 
 class _Files:
-    """The files of one trajectory. It is complete as soon as it has its name; before, a partial one grows, with a checkpoint
-    beside it."""
+    """The files of one trajectory.
+
+    A trajectory under its final name is complete; until then a partial one grows, with a checkpoint beside it.
+    """
 
     def __init__(self, folder, index):
         self.trajectory = trajectory_path(folder, index)
@@ -131,7 +134,7 @@ class _Files:
         return self.description.exists() and self.trajectory.exists()
 
     def fingerprint(self):
-        """What the trajectory that is there, complete or not, depends on; None without one."""
+        """Fingerprint of the existing trajectory, complete or not; None without one."""
         if self.complete:
             return self.described()["fingerprint"]
         return load_checkpoint(self.checkpoint).fingerprint if self.checkpoint.exists() else None
@@ -147,7 +150,7 @@ class _Files:
             ) from error
 
     def check(self, prints):
-        """Raise a GeomGNNError where it depends on something else than `prints` says, or lacks frames."""
+        """Raise a GeomGNNError if its fingerprint is not `prints`, or it lacks frames."""
         if self.complete:
             check_fingerprint(self.described()["fingerprint"], prints, self.trajectory)
         elif self.checkpoint.exists():
@@ -157,7 +160,7 @@ class _Files:
                 check_frames(self.partial, saved.written.frames)
 
     def finish(self, prints, mean_temperature):
-        """Give a partial trajectory that has its length its name."""
+        """Give a partial trajectory that has reached its length its final name."""
         with atomic_write(self.description) as temporary:
             content = {"fingerprint": prints, "mean_temperature": mean_temperature}
             temporary.write_text(json.dumps(content, indent=1) + "\n")
@@ -178,8 +181,10 @@ def _read(folder, spec):
 
 
 class _Making(Closing):
-    """One trajectory in the making. `check` comes first, then `begin`, then `send` and `receive` in turn until it is `done`,
-    then `finish`."""
+    """A trajectory that is being made.
+
+    Call `check`, `begin`, then `send` and `receive` in turn until it is `done`, then `finish`.
+    """
 
     def __init__(self, folder, plan):
         self.plan, self.prepared = plan, _prepared(plan)
@@ -195,12 +200,14 @@ class _Making(Closing):
 
     @property
     def temperature(self):
-        """Recent mean in K; NaN where it is not known."""
+        """Mean of the recent temperatures in K; NaN if it is not known."""
         return np.nan if self._guard is None else self._guard.mean
 
     def check(self):
-        """Whether the trajectory is there; else `step` is where it goes on. Raises GeomGNNError where what is there was made
-        in another way."""
+        """Whether the trajectory is complete; if not, `step` is where it continues.
+
+        Raises GeomGNNError if an existing trajectory was made in another way.
+        """
         self.files.check(self.prepared.fingerprint)
         if not self.files.complete and self.files.checkpoint.exists():
             self._checkpoint = load_checkpoint(self.files.checkpoint)
@@ -208,18 +215,18 @@ class _Making(Closing):
         return self.files.complete
 
     def begin(self, separate):
-        """Open the trajectory, and make the walker where there is something left to do."""
+        """Open the trajectory, and make the walker if there is something left to do."""
         topology, step, interval = self.prepared.topology, self.plan.outer_step, self.spec.frame_interval
         self._writer = TrajectoryWriter(self.files.partial, topology, step, interval, self._frames)
         if not self.done:
             self._pool = WalkerPool([self.spec], self.step, separate)
 
     def send(self):
-        """Let the walker do something: start or go on, and from then on a block of steps."""
+        """Let the walker start or continue, or advance by a block of steps."""
         if self._pending is None:
             if self.spec.colvar_interval:
                 self._guard = self.plan.heat_guard(self._pool.facts[0].degrees_of_freedom, self._checkpoint)
-            # a run that was stopped for its heat does not go on unless more is allowed now
+            # a run that was stopped because it was too hot only continues if more is allowed now
             self._check_heat()
             self._pending = 0
             restart = () if self._checkpoint is None else (self._checkpoint.walkers[0],)
@@ -229,7 +236,7 @@ class _Making(Closing):
             self._pool.send("advance", [(None, self._pending)])
 
     def receive(self):
-        """Take in what it has done, and save it when that is due."""
+        """Receive the walker's report, and save a checkpoint when it is due."""
         (report,) = self._pool.receive()
         if self._pending == 0:
             return
@@ -253,7 +260,7 @@ class _Making(Closing):
             raise
 
     def save(self):
-        """Write a checkpoint of where it stands, if that is not where the last one was made."""
+        """Write a checkpoint unless there is one of this step already."""
         if self.step == (0 if self._checkpoint is None else self._checkpoint.step):
             return
         (walker,) = self._pool.call("checkpoint", [()])
@@ -265,7 +272,7 @@ class _Making(Closing):
         save_checkpoint(self.files.checkpoint, self._checkpoint)
 
     def finish(self):
-        """Give the trajectory its name."""
+        """Give the trajectory its final name."""
         self.close()
         heat = self._checkpoint.heat
         mean = float(heat["sum"] / heat["count"]) if heat and heat["count"] else float("nan")
@@ -278,7 +285,7 @@ class _Making(Closing):
 
 
 def _make(todo, processes, report):
-    """Make trajectories, some at a time; those that fail do not stop the others. report: called after every block."""
+    """Make trajectories, several at a time; a failure does not stop the others. report: called after every block."""
     waiting, active, errors = list(todo), [], []
     separate = min(processes, len(todo)) > 1
 
@@ -311,7 +318,7 @@ def _make(todo, processes, report):
 
 
 class _Counter:
-    """Adds up where all trajectories stand, for the progress."""
+    """Sums up the progress of all trajectories."""
 
     def __init__(self, progress, todo):
         self._progress, self._todo = progress, todo

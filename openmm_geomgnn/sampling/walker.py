@@ -1,4 +1,4 @@
-"""One molecule on its way: an OpenMM Context, advanced in blocks of steps under a bias that is given from outside."""
+"""One simulated system: an OpenMM Context that advances in blocks of steps under a bias that is given from outside."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,32 +28,33 @@ _WHOLE = (("every", 1), ("seed", 0), ("index", 0), ("threads", 1), ("colvar_inte
 class WalkerSpec:
     """Everything that makes a walker; picklable, so that it can be made in another process.
 
-    Steps are outer steps: one outer step is every*timestep with a bias, which is evaluated once in it, and timestep
-    without.
+    Steps are outer steps: with a bias, which is evaluated once per outer step, one is every*timestep long, and without a
+    bias timestep.
 
     Parameters
     ----------
-    structure : PDB or PDBx file: the topology, and where `positions` is absent the start.
+    structure : PDB or PDBx file with the topology and, if `positions` is absent, the start.
     system : SystemSettings, or an openmm.System as XML, made from the same structure.
     cv_path : file of the collective variable, for a biased walker.
-    make_cv : in place of cv_path, a picklable callable that takes the topology and returns an object with
-        GeomGNNCV's `addToSystem(system, bias)`.
+    make_cv : instead of cv_path, a picklable callable that takes the topology and returns an object with GeomGNNCV's
+        `addToSystem(system, bias)`.
     bias : a bias of openmm_geomgnn.sampling, or None.
     temperature : K. friction : 1/ps. timestep : ps.
     every : time steps per evaluation of the bias (multiple time steps).
-    platform : of OpenMM, or "auto" (see `choose_platform`). platform_precision : of a GPU. threads : of the platform CPU.
-    precision, engine : of the network (see `GeomGNNCV`).
-    seed, index : the noise and the first velocities follow from both. index counts the walkers of a run from 0.
+    platform : name of an OpenMM platform, or "auto" (see `choose_platform`). platform_precision : precision of a GPU
+        platform. threads : threads of the platform CPU.
+    precision, engine : how the network is evaluated (see `GeomGNNCV`).
+    seed, index : both determine the noise and the first velocities. index counts the walkers of a run from 0.
     positions : (N, 3) in nm, or None.
     minimise : minimise the energy before the start.
     equilibration : ps of dynamics before the start. Like the minimisation it is done without CV and bias.
     colvar_interval, frame_interval : outer steps between rows of COLVAR and between frames; 0 for none.
-    failures : the folder in which a walker that fails leaves its last frames, in a folder failure.<index>; Runner and
-        run_unbiased take that of the run. None: nowhere.
+    failures : the folder in which a walker that fails saves its last frames, in a folder failure.<index>; Runner and
+        run_unbiased use the folder of the run. With None nothing is saved.
 
     Raises
     ------
-    GeomGNNError : a value makes no sense.
+    GeomGNNError : if a value is out of range.
     """
 
     structure: str
@@ -105,7 +106,7 @@ class WalkerSpec:
         return self.timestep * (self.every if self.bias is not None else 1)
 
     def seeds(self, step):
-        """Seeds of this walker when it is made at an outer step: of the noise, the velocities and the equilibration."""
+        """Seeds of the noise, the velocities and the equilibration of this walker if it is made at an outer step."""
         words = np.random.SeedSequence([self.seed, self.index, step]).generate_state(3)
         return [int(word) % (2**31 - 1) or 1 for word in words]
 
@@ -115,11 +116,11 @@ class WalkerReport:
     """What happened in a block of outer steps.
 
     step: outer steps done since the start.
-    s, V: (d,) and kJ/mol at the end; None without a bias.
-    observations: (n, d), the CV at every outer step, for a bias that measures its own widths; else None.
+    s, V: CV (d,) and bias in kJ/mol at the end; None without a bias.
+    observations: the CV (n, d) at every outer step, for a bias that measures its own widths; else None.
     rows: (n_rows, d + 3), time in ps, CV, V and temperature in K, under the bias state of this block; without a bias
         (n_rows, 2), time and temperature.
-    frames: (n_frames, N, 3) float32 in nm. boxes: (n_frames, 3, 3) in nm of a periodic system, else None.
+    frames: (n_frames, N, 3) float32 in nm. boxes: (n_frames, 3, 3) in nm for a periodic system, else None.
     """
 
     step: int
@@ -133,7 +134,7 @@ class WalkerReport:
 
 @dataclass(frozen=True)
 class WalkerFacts:
-    """What a run needs to know of a walker: its CV components (0 without a bias) and kinetic degrees of freedom."""
+    """What a run needs to know about a walker: its CV components (0 without a bias) and kinetic degrees of freedom."""
 
     dimension: int
     degrees_of_freedom: int
@@ -144,7 +145,7 @@ class Walker:
 
     spec: WalkerSpec. step: the outer step at which it will begin.
 
-    Raises GeomGNNError when structure, system, CV or platform cannot be made.
+    Raises GeomGNNError if structure, system, CV or platform cannot be made.
     """
 
     def __init__(self, spec, step=0):
@@ -171,7 +172,7 @@ class Walker:
         self._plain_system = openmm.XmlSerializer.serialize(self._system)
         if spec.bias is not None:
             for force in self._system.getForces():
-                # the integrator of multiple time steps evaluates group 0 and the bias, nothing else
+                # the integrator of multiple time steps evaluates only group 0 and the bias
                 force.setForceGroup(0)
                 if isinstance(force, openmm.NonbondedForce):
                     force.setReciprocalSpaceForceGroup(-1)
@@ -207,11 +208,11 @@ class Walker:
 
     @property
     def time(self):
-        """ps since the start."""
+        """Time since the start, ps."""
         return self.step * self.spec.outer_step
 
     def start(self):
-        """Begin from the start positions, minimised and equilibrated as specified, with velocities drawn anew."""
+        """Begin from the start positions, minimised and equilibrated as specified, with new random velocities."""
         positions, box = self._guarded(self._relaxed)
         self._context.setPeriodicBoxVectors(*box)
         self._context.setPositions(positions)
@@ -221,7 +222,7 @@ class Walker:
         self._guarded(self._context.setVelocitiesToTemperature, self.spec.temperature, self._velocity_seed)
 
     def _relaxed(self):
-        """Start positions and box after minimisation and equilibration, without the bias: it is flat, and costs time."""
+        """Minimise and equilibrate without the bias, which is still flat and costs time; return positions and box."""
         spec, system = self.spec, openmm.XmlSerializer.deserialize(self._plain_system)
         integrator = make_integrator(spec.temperature, spec.friction, spec.timestep, seed=self._equilibration_seed)
         context = openmm.Context(system, integrator, *self._platform)
@@ -235,9 +236,9 @@ class Walker:
         return positions, state.getPeriodicBoxVectors()
 
     def restore(self, checkpoint):
-        """Continue from what `checkpoint` gave: on the Reference platform bit for bit.
+        """Continue from the bytes of `checkpoint`, bit for bit on the Reference platform.
 
-        Raises GeomGNNError when OpenMM cannot read it: it is of another platform, machine or version of OpenMM.
+        Raises GeomGNNError if OpenMM cannot read them because they come from another platform, machine or version.
         """
         try:
             self._context.loadCheckpoint(checkpoint)
@@ -254,10 +255,10 @@ class Walker:
         return self._context.createCheckpoint()
 
     def advance(self, state, n_outer_steps):
-        """Do n_outer_steps under the bias state `state` (None: as before). Returns a WalkerReport.
+        """Advance by n_outer_steps under the bias state `state` (None: as before). Returns a WalkerReport.
 
-        Raises GeomGNNError, naming walker and time, when positions or velocities stop being finite, or when the CV or
-        OpenMM fail: the original exception is its cause.
+        Raises a GeomGNNError that names walker and time if positions or velocities stop being finite, or if the CV or
+        OpenMM fail; its cause is the original exception.
         """
         self._set_bias_state(state)
         spec, end = self.spec, self.step + n_outer_steps
@@ -340,11 +341,11 @@ class Walker:
         )
 
     def _guarded(self, call, *arguments):
-        """Call OpenMM; what it raises becomes a GeomGNNError that says where, with the original exception as cause."""
+        """Call OpenMM; its exceptions become a GeomGNNError that names walker and time, with the original as its cause."""
         try:
             return call(*arguments)
         except openmm.OpenMMException as error:
-            # OpenMM passes on no more than the message of an exception in the CV: the handle has kept it
+            # OpenMM passes on only the message of an exception in the CV, but the handle has kept it
             cause = getattr(self._handle, "error", None) or error
             kind = "" if isinstance(cause, GeomGNNError | openmm.OpenMMException) else f"{type(cause).__name__}: "
             raise GeomGNNError(
@@ -359,12 +360,12 @@ class Walker:
 
 
 def platform_of(spec, n_particles):
-    """The openmm.Platform of a WalkerSpec and its properties."""
+    """Get the openmm.Platform of a WalkerSpec and its properties."""
     return choose_platform(spec.platform, n_particles, spec.platform_precision, spec.threads)
 
 
 def make_system(spec, topology):
-    """The openmm.System of a WalkerSpec, without its bias."""
+    """Make the openmm.System of a WalkerSpec, without its bias."""
     if isinstance(spec.system, SystemSettings):
         return build_system(topology, spec.system)
     try:
