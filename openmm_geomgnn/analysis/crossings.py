@@ -18,10 +18,10 @@ PHI_DIVIDING = (0.0, 2.2)
 
 
 def core_states(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
-    """The last visited core of every frame of one trajectory: (T,) int8, 0 for A, 1 for B, -1 before either.
+    """Find the last visited core at every frame of one trajectory: (T,) int8, 0 for A, 1 for B, -1 before either.
 
-    variable: (T,). core_a, core_b: (low, high) intervals in the units of the variable; they may not overlap. period: of a
-    variable on a circle, where a core with low > high goes across the end of the period.
+    variable: (T,). core_a, core_b: (low, high) intervals in the units of the variable, which may not overlap. period: period
+    of a variable on a circle, where a core with low > high extends across the end of the period.
     """
     values = np.asarray(variable, dtype=np.float64)
     if values.ndim != 1:
@@ -41,9 +41,9 @@ def core_states(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
 
 
 def core_crossings(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
-    """Number of core-to-core transitions, in either direction, summed over the walkers.
+    """Count core-to-core transitions, in either direction, summed over the walkers.
 
-    variable: (T,) array, or a list of them, one per walker; the end of one is never joined to the start of the next.
+    variable: (T,) array, or a list of them, one per walker; walkers are never joined.
     core_a, core_b, period: as in `core_states`. The defaults are alanine dipeptide's basins along phi in radians.
     """
     count = 0
@@ -55,7 +55,7 @@ def core_crossings(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
 
 
 def crossings_per_ns(variable, frame_time, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
-    """Core-to-core transitions per nanosecond of simulated time, all walkers' time added up.
+    """Compute core-to-core transitions per nanosecond of simulated time, summed over all walkers.
 
     variable: (T,) array or a list of them. frame_time: ps between frames.
     """
@@ -67,7 +67,7 @@ def crossings_per_ns(variable, frame_time, core_a=PHI_CORE_A, core_b=PHI_CORE_B,
 
 
 def check_cores(core_a, core_b, period=None):
-    """Both cores as pairs of floats. Raises GeomGNNError where one is no interval, or they overlap."""
+    """Return both cores as pairs of floats. Raises GeomGNNError if one is not an interval, or they overlap."""
     cores = []
     for name, core in (("core_a", core_a), ("core_b", core_b)):
         if len(core) != 2 or not np.isfinite(core).all() or not width(core, period) > 0:

@@ -8,7 +8,7 @@ _GREEK = {"phi": "φ", "psi": "ψ", "omega": "ω", "chi": "χ"}
 
 
 def standard_figures(analysis):
-    """Pictures of a biased run: a list of (title, caption, Figure). What the run has no data for is left out."""
+    """Draw the pictures of a biased run for which it has data: a list of (title, caption, Figure)."""
     figures = []
     walkers, times = analysis.run.walkers, analysis.run.row_times
     if analysis.crossing is not None:
@@ -61,7 +61,7 @@ def standard_figures(analysis):
 
 
 def standard_tables(analysis):
-    """Tables of a biased run: a list of (title, rows), the first row being the head."""
+    """Make the tables of a biased run: a list of (title, rows), the first row being the head."""
     fields = analysis.run.cv_fields
     rows = [["walker", "simulated (ps)", "mean temperature (K)", *(f"{name}: least … most" for name in fields)]]
     for number, walker in enumerate(analysis.run.walkers):
@@ -72,7 +72,7 @@ def standard_tables(analysis):
 
 
 def _states_table(analysis):
-    """What ΔF = F(B) − F(A) is between."""
+    """The states between which ΔF = F(B) − F(A) is the difference."""
     states, variable = analysis.states, analysis.crossing
     if variable is None:
         return []
@@ -133,7 +133,7 @@ def _profile(analysis, variable):
 
 
 def _map(analysis, pair):
-    """F over two variables, and over two angles the mean of every component of the CV."""
+    """Draw F over two variables and, if both are angles, the mean of every component of the CV."""
     x, y = (analysis.variables[name] for name in pair)
     ramachandran = pair == ("phi", "psi")
     names = f"{symbol(x.name)} and {symbol(y.name)}"
@@ -171,7 +171,7 @@ def _axis(variable):
 
 
 def _bias_panels(walkers):
-    """(label, values) of what the columns hold; quantities that the walkers share are drawn once."""
+    """Make (label, values) of the columns; quantities that the walkers share are drawn once."""
     panels = []
     for suffix, label, shared in (
         (".bias", "bias V (kJ/mol)", False),

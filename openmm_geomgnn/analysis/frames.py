@@ -1,4 +1,4 @@
-"""Which columns, rows and frames of a biased run belong together, and from what time on they count."""
+"""Matching of columns, rows and frames of a biased run, and the time from which on they count."""
 
 import re
 
@@ -9,7 +9,7 @@ from openmm_geomgnn.sampling.colvar import column
 
 
 def check_times(times, walker):
-    """Raise a GeomGNNError where a walker, given by its number, has fewer than two rows or its times run backwards."""
+    """Raise a GeomGNNError if a walker, given by its number, has fewer than two rows or its times run backwards."""
     if len(times) < 2:
         raise GeomGNNError(f"Walker {walker} has {len(times)} rows in the COLVAR data, too few to analyse. Run longer.")
     back = np.flatnonzero(np.diff(times) <= 0)
@@ -27,7 +27,7 @@ def find_cv_fields(colvar):
 
 
 def total_bias(walkers, bias_fields=None):
-    """The sum of the acting biases in kJ/mol, list of (T,). bias_fields: their columns, default all named *.bias."""
+    """Sum the acting biases, a list of (T,) in kJ/mol. bias_fields: their columns; by default all named *.bias."""
     if bias_fields is None:
         fields = [name for name in walkers[0] if name.endswith(".bias")]
     else:
@@ -41,7 +41,7 @@ def total_bias(walkers, bias_fields=None):
 
 
 def last_value(walkers, suffix):
-    """The last value of the column named *SUFFIX, the largest over the walkers; nan where there is no such column."""
+    """The largest of the walkers' last values in the column named *SUFFIX; nan if there is no such column."""
     names = [name for name in walkers[0] if name.endswith(suffix)]
     return max(float(walker[names[0]][-1]) for walker in walkers) if names else float("nan")
 
@@ -52,14 +52,13 @@ def row_interval(times):
 
 
 def start_time(times):
-    """When a walker's run began, in ps: 0 where its first row is at most one interval after 0, else one interval
-    before its first row."""
+    """Time in ps at which a walker began: 0 if its first row is at most one interval later, else one interval before it."""
     interval = row_interval([times])
     return 0.0 if times[0] <= 1.5 * interval else float(times[0]) - interval
 
 
 def transient(lengths, discard, discard_ps):
-    """The time in ps that free energies leave out at the start of every walker. lengths: ps of every walker."""
+    """Compute the time in ps that free energies leave out at the start of every walker. lengths: ps of each walker."""
     if discard_ps is not None:
         if not 0 <= discard_ps < max(lengths):
             raise GeomGNNError(f"discard_ps must be from 0 to the run's {max(lengths):g} ps, but it is {discard_ps}.")
@@ -73,8 +72,10 @@ def transient(lengths, discard, discard_ps):
 
 
 def frame_rows(row_times, times, walker):
-    """Index of the row at the time of each frame, (T,) int. Raises GeomGNNError where a frame has none within 1 % of the
-    spacing of the rows."""
+    """Find the index (T,) of the row at the time of each frame.
+
+    Raises GeomGNNError if a frame has no row within 1 % of the spacing of the rows.
+    """
     after = np.clip(np.searchsorted(row_times, times), 1, len(row_times) - 1)
     nearest = np.where(times - row_times[after - 1] < row_times[after] - times, after - 1, after)
     # trajectory formats keep times in float32
@@ -90,7 +91,7 @@ def frame_rows(row_times, times, walker):
 
 
 def spread(values, masks):
-    """Values of the chosen frames put back among all frames, -inf elsewhere: list of (T,)."""
+    """Put the values of the chosen frames back among all frames, with -inf elsewhere: list of (T,)."""
     full = [np.full(len(mask), -np.inf) for mask in masks]
     for array, value, mask in zip(full, values, masks, strict=True):
         array[mask] = value

@@ -23,9 +23,11 @@ from openmm_geomgnn.errors import GeomGNNError
 
 @dataclass(frozen=True)
 class FreeEnergy:
-    """A free energy on bins. edges: one array of bin edges per dimension; values and error: kJ/mol, of the shape of the
-    bins, the minimum of `values` is 0 and bins nobody visited are nan; n_blocks blocks of `block_length` frames gave
-    the error bars."""
+    """A free energy on bins.
+
+    edges: one array of bin edges per dimension. values, error: kJ/mol, in the shape of the bins; the minimum of `values` is
+    0, and bins that were not visited are nan. n_blocks, block_length: the blocks of frames behind the error bars.
+    """
 
     edges: tuple
     values: np.ndarray
@@ -40,7 +42,7 @@ class FreeEnergy:
 
 
 class FreeEnergyDifference(NamedTuple):
-    """F(B) - F(A) and its standard error in kJ/mol; nan, with the reason in words, where the data do not tell."""
+    """F(B) - F(A) and its standard error in kJ/mol; nan, with the reason in words, if the data are insufficient."""
 
     value: float
     error: float
@@ -48,10 +50,10 @@ class FreeEnergyDifference(NamedTuple):
 
 
 def log_weights(bias, kT):
-    """Log-weights beta*V of the frames, the largest being 0 over all walkers.
+    """Compute the log-weights beta*V of the frames, the largest over all walkers being 0.
 
-    bias: V in kJ/mol at the time of each frame, all acting biases summed: (T,), or a list of (T_w,). kT in kJ/mol.
-    Returns a list of (T_w,) arrays. One offset serves all walkers: one for each would change their relative weights.
+    bias: V in kJ/mol at the time of each frame, summed over all acting biases: (T,), or a list of (T_w,). kT in kJ/mol.
+    Returns a list of (T_w,) arrays. All walkers have one offset: separate ones would change their relative weights.
     """
     _check_kT(kT)
     scaled = [walker / kT for walker in as_walkers(bias, "bias")]
@@ -65,13 +67,13 @@ def log_weights(bias, kT):
 
 
 def kish_size(logw):
-    """Effective number of frames (sum w)^2/sum w^2 (Kish, Survey Sampling, 1965): from 1 to the number of frames."""
+    """Compute the effective number of frames (sum w)^2/sum w^2, from 1 to their number (Kish, Survey Sampling, 1965)."""
     weights = np.concatenate(relative_weights(logw))
     return float(weights.sum() ** 2 / np.dot(weights, weights))
 
 
 def free_energy_1d(s, logw, kT, edges=60, periodic=False, *, inefficiency=None, n_bootstrap=200, rng=0):
-    """F(s) = -kT*ln p(s) on bins, with error bars.
+    """Estimate F(s) = -kT*ln p(s) on bins, with error bars.
 
     s, logw: (T,) array or a list of (T_w,) arrays. edges: bin edges, or a number of equal bins over the range of s
     (over -pi to pi when periodic). periodic: s is wrapped into the range of the edges, which must be one period.
@@ -88,7 +90,7 @@ def free_energy_1d(s, logw, kT, edges=60, periodic=False, *, inefficiency=None, 
 
 
 def free_energy_2d(x, y, logw, kT, edges=50, periodic=(False, False), *, inefficiency=None, n_bootstrap=100, rng=0):
-    """F(x, y) on bins, as `free_energy_1d`. edges: a number of bins, or a pair of numbers or arrays of edges.
+    """Estimate F(x, y) on bins, as `free_energy_1d` does. edges: a number of bins, or a pair of numbers or edge arrays.
 
     The density is per bin area. Returns a FreeEnergy whose values and error have the shape (bins of x, bins of y).
     """
@@ -105,13 +107,13 @@ def free_energy_2d(x, y, logw, kT, edges=50, periodic=(False, False), *, ineffic
 
 
 def delta_F(mask_A, mask_B, logw, kT, *, inefficiency=None, n_bootstrap=500, rng=0):
-    """F(B) - F(A) = -kT*ln(sum_B w / sum_A w) and its standard error, in kJ/mol.
+    """Estimate F(B) - F(A) = -kT*ln(sum_B w / sum_A w) and its standard error, in kJ/mol.
 
     mask_A, mask_B: boolean (T,) arrays or lists of (T_w,); no frame may be in both. The correlation time is that of
     the quantity's own fluctuation, w*(1_B/p_B - 1_A/p_A), unless `inefficiency` (frames) is given.
 
-    Returns a FreeEnergyDifference (value, error, reason). The value is nan when a state was never visited; the error
-    is nan when the data hold fewer than two independent blocks, or one block holds all there is of a state.
+    Returns a FreeEnergyDifference (value, error, reason). The value is nan if a state was never visited; the error is nan
+    if the data hold fewer than two independent blocks, or a single block holds all visits to a state.
     """
     _check_kT(kT)
     mask_A, mask_B = as_walkers(mask_A, "mask_A", bool), as_walkers(mask_B, "mask_B", bool)
@@ -154,7 +156,7 @@ def delta_F(mask_A, mask_B, logw, kT, *, inefficiency=None, n_bootstrap=500, rng
 
 
 def slowest_inefficiency(variables, logw, periodic=None):
-    """The largest statistical inefficiency, in frames, among the weights and the variables under these weights.
+    """Find the largest statistical inefficiency, in frames, of the weights and of the variables under these weights.
 
     variables: a list of variables, each (T,) or a list of (T_w,); a periodic one (radians) enters by cosine and sine.
     """
@@ -207,7 +209,7 @@ def _histogram(variables, logw, kT, edges, periodic, inefficiency, n_bootstrap, 
 def _bin_errors(blocks, sums, kT, n_bootstrap, rng):
     """Standard deviation of -kT*ln p per bin over the bootstrap; nan for bins that fewer than two blocks visited."""
     error = np.full(sums.shape[1], np.nan)
-    # columns nobody visited need no replicas: most of a two-dimensional map is empty
+    # bins that were not visited need no replicas: most of a two-dimensional map is empty
     known = np.flatnonzero(np.count_nonzero(sums, axis=0) >= 2)
     if blocks.n_blocks < 2 or n_bootstrap < 2 or len(known) == 0:
         return error

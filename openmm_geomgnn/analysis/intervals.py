@@ -1,7 +1,7 @@
-"""Intervals of a variable on a line or, with a period, on a circle: plain arithmetic, for numbers and arrays alike.
+"""Intervals of a variable on a line or, with a period, on a circle: plain arithmetic for numbers and arrays.
 
-An interval is (low, high). On a circle it runs from low upwards to high, across the end of the period where low is the
-greater: (150, -150) degrees are the 60 degrees around 180.
+An interval is (low, high). On a circle it extends from low upwards to high, across the end of the period if low is larger:
+(150, -150) degrees are the 60 degrees around 180.
 """
 
 import math
@@ -18,7 +18,7 @@ def within(x, interval, period=None):
 
 
 def width(interval, period=None):
-    """From low to high; on a circle upwards."""
+    """The distance from low to high; on a circle upwards."""
     low, high = interval
     return high - low if period is None else (high - low) % period
 
@@ -29,8 +29,10 @@ def overlap(first, second, period=None):
 
 
 def gaps_between(first, second, period=None):
-    """The intervals between two that do not overlap: one on a line; on a circle that from `first` upwards to `second`, then
-    that from `second` upwards to `first`."""
+    """The intervals between two that do not overlap.
+
+    There is one on a line; on a circle there is one from `first` upwards to `second`, and one from `second` to `first`.
+    """
     if period is None:
         lower, upper = sorted((first, second))
         return ((lower[1], upper[0]),)

@@ -1,4 +1,4 @@
-"""What a reader of a run's numbers should not overlook, in sentences."""
+"""Notes about the numbers of a run that its reader should not overlook."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ HOT_SHARE = 0.02
 
 
 def reading_notes(summary, delta_F_reason="", crossings_used=0):
-    """Sentences about the summary of `analyse_biased_run`; those that start with "Warning" need attention.
+    """Write sentences about the summary of `analyse_biased_run`; those that start with "Warning" need attention.
 
-    delta_F_reason: why delta F or its error is not known. crossings_used: crossings after the discarded start.
+    delta_F_reason: why delta F or its error is unknown. crossings_used: crossings after the discarded start.
     """
     notes = []
     target, mean = summary["target_temperature_K"], summary["mean_temperature_K"]

@@ -1,4 +1,4 @@
-"""From what a biased run left behind to the numbers and curves of its report: pure, no files, no pictures."""
+"""From the data of a biased run to the numbers and curves of its report, without files and pictures."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from openmm_geomgnn.units import BOLTZMANN
 
 @dataclass
 class Analysis:
-    """What a report shows. Times are in ps, angles in radians, energies in kJ/mol.
+    """The content of a report. Times are in ps, angles in radians, energies in kJ/mol.
 
     Attributes
     ----------
@@ -63,26 +63,26 @@ class Analysis:
 def analyse_biased_run(
     run, variables=(), maps=(), *, discard=0.2, discard_ps=None, bins=60, n_bootstrap=200, seed=0
 ) -> Analysis:
-    """Crossings, temperature, and free energies with error bars of a biased run.
+    """Compute crossings, temperature, and free energies with error bars of a biased run.
 
     Parameters
     ----------
     run : BiasedRun
     variables : sequence of Variable, optional
-        What is analysed besides the components of the CV. A component may be among them, to give it cores. Crossings,
-        and the difference F(B) - F(A) between what lies on A's and on B's side of the dividing points, are those of the
-        variable that has cores.
+        Variables to analyse in addition to the components of the CV. A component may be among them, to give it cores.
+        Crossings, and the difference F(B) - F(A) between the two sides of the dividing points, refer to the variable that
+        has cores.
     maps : sequence of (str, str), optional
         Pairs of variables, by name, for a free energy over both.
     discard : float, optional
-        Share of the run's time, from its start, that free energies leave out as transient. Crossings and temperatures
-        use everything.
+        Fraction of the run's time, from its start, that free energies leave out as transient. Crossings and temperatures
+        use all data.
     discard_ps : float, optional
         That time itself.
     bins : int, optional
-        Of a free energy along each variable, at most; fewer where there are too few frames for a curve or a map.
+        Largest number of bins of a free energy along a variable; there are fewer if frames are too few for a curve or map.
     n_bootstrap, seed : int, optional
-        Replicas of the bootstrap, and its seed.
+        Number of bootstrap replicas, and their seed.
 
     Raises
     ------
@@ -126,8 +126,11 @@ def analyse_biased_run(
 
 
 class _Sample(NamedTuple):
-    """The rows, or the frames, at which variables are known: lists over walkers of (T,) times in ps, of which ones free
-    energies use, and of log-weights, -inf for the others. biased: whether they are those of the CV's components."""
+    """The rows, or the frames, at which variables are known.
+
+    Lists over walkers of (T,): times in ps, whether free energies use them, and log-weights, -inf for those they do not use.
+    biased: whether these are the rows, at which the CV's components are known.
+    """
 
     times: list
     used: list
@@ -135,7 +138,7 @@ class _Sample(NamedTuple):
     biased: bool
 
     def select(self, values):
-        """What free energies use, of values at all times, list of (T,)."""
+        """Select the values that free energies use from values at all times, a list of (T,)."""
         return [value[used] for value, used in zip(values, self.used, strict=True)]
 
 
@@ -152,9 +155,10 @@ def _rows(result, kT):
 
 
 def _frames(result, kT):
-    """The frames as a _Sample, None where no variable needs them.
+    """Make a _Sample of the frames; None if no variable needs them.
 
-    Raises GeomGNNError where one has no row, or the transient leaves none."""
+    Raises GeomGNNError if a frame has no row, or none is left after the transient.
+    """
     run = result.run
     if all(variable.biased for variable in result.variables.values()):
         return None
@@ -168,8 +172,10 @@ def _frames(result, kT):
 
 
 def _add_profiles(result, sample, least, kT, bins, bootstrap):
-    """F along the variables of a sample; returns the statistical inefficiency of their error bars: the largest among
-    theirs and `least`."""
+    """Add F along the variables of a sample.
+
+    Returns the statistical inefficiency behind their error bars: the largest of the variables', at least `least`.
+    """
     variables = [variable for variable in result.variables.values() if variable.biased == sample.biased]
     logw = sample.select(sample.logw)
     turned = [variable.turned(sample.select(variable.values)) for variable in variables]
@@ -192,7 +198,7 @@ def _add_profiles(result, sample, least, kT, bins, bootstrap):
 
 
 def _map(result, pair, sample, inefficiency, kT, bins, bootstrap):
-    """F over two variables."""
+    """Compute F over two variables."""
     variables = _pair(result.variables, pair)
     values = [sample.select(_values(result, variable, sample)) for variable in variables]
     logw = sample.select(sample.logw)
@@ -226,8 +232,10 @@ def _crossing(variables):
 
 
 def _add_states(result, rows, frames, kT, bootstrap):
-    """The two states along the variable of the crossings. Returns delta F, its values in both halves of the time, and the
-    number of crossings after the transient."""
+    """Add the two states along the variable of the crossings.
+
+    Returns delta F, its values in both halves of the time, and the number of crossings after the transient.
+    """
     variable = result.crossing
     if variable is None:
         return FreeEnergyDifference(np.nan, np.nan, ""), (np.nan, np.nan), 0
@@ -263,7 +271,7 @@ def _counts(result):
 
 
 def _definition(result):
-    """What delta F is between, in words and as intervals: radians along an angle, infinite ends on a line."""
+    """Describe the states of delta F in words and as intervals: radians along an angle, infinite ends on a line."""
     if result.states is None:
         return {}
     states = result.states

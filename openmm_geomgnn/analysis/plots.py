@@ -19,10 +19,10 @@ _MOST_PANELS = 6
 def free_energy_profile(
     profile, xlabel, *, degrees=False, others=(), label=None, ylabel="free energy F (kJ/mol)", cores=None, dividing=()
 ):
-    """F of one variable with a band of one standard error. profile: FreeEnergy of one dimension.
+    """Plot F of one variable with a band of one standard error. profile: FreeEnergy of one dimension.
 
-    others: further (label, FreeEnergy) to compare with. cores: two intervals to shade, A and B. dividing: where lines
-    part the states. Bins without an error bar are joined by a dotted line.
+    others: further (label, FreeEnergy) to compare with. cores: two intervals to shade, A and B. dividing: places of lines
+    between the states. Bins without an error bar are joined by a dotted line.
     """
     figure, (axes,) = _figure(1, 1, (6.4, 4.0))
     for number, (name, curve) in enumerate([(label, profile), *others]):
@@ -49,12 +49,12 @@ def free_energy_profile(
 
 
 def free_energy_map(energies, xlabel, ylabel, *, degrees=False, highest=None):
-    """F of two variables as a filled contour map. energies: FreeEnergy of two dimensions.
+    """Plot F of two variables as a filled contour map. energies: FreeEnergy of two dimensions.
 
     degrees: whether both variables, or each of the pair, are angles in radians, shown in degrees and joined across the
-    period. highest: where the colours end, kJ/mol; by default the 98th percentile of the visited bins. For the eye, a bin
-    is averaged with its visited neighbours, so that single bins vanish and single holes close (where there is nothing
-    else, they stay); what nobody visited is white.
+    period. highest: end of the colour scale, kJ/mol; by default the 98th percentile of the visited bins. For display, bins
+    are averaged with their visited neighbours, so that isolated bins vanish and isolated holes close (unless there is
+    nothing else); regions that were not visited are white.
     """
     angles = (degrees, degrees) if isinstance(degrees, bool) else tuple(degrees)
     figure, (axes,) = _figure(1, 1, (6.0, 4.8))
@@ -86,10 +86,10 @@ def free_energy_map(energies, xlabel, ylabel, *, degrees=False, highest=None):
 
 
 def mean_over_angles(angles, cv, label="CV", xlabel="φ (degrees)", ylabel="ψ (degrees)", *, bins=None):
-    """The CV over the plane of two angles: its mean in bins of both.
+    """Plot the mean of the CV in bins of two angles.
 
-    angles: (T, 2) in radians, or a list of them; cv: (T,), or a list. nan values of the CV are left out. bins: along
-    each axis; by default 24 to 60, the more the more frames there are.
+    angles: (T, 2) in radians, or a list of them; cv: (T,), or a list. nan values of the CV are left out. bins: number along
+    each axis; by default 24 to 60, growing with the number of frames.
     """
     torsions = np.degrees(_joined(angles))
     cv = _joined(cv)
@@ -114,7 +114,7 @@ def mean_over_angles(angles, cv, label="CV", xlabel="φ (degrees)", ylabel="ψ (
 
 
 def trajectories(columns, ylabel, *, degrees=False, cores=None):
-    """One variable over time: one column of panels per kind of run, one panel per walker.
+    """Plot one variable over time: one column of panels per kind of run, one panel per walker.
 
     columns: list of (title, times, values) with lists over walkers of (T,) arrays, e.g. a biased and an unbiased set.
     cores: two intervals to shade, A and B. At most six walkers of each set are drawn.
@@ -155,8 +155,7 @@ def trajectories(columns, ylabel, *, degrees=False, cores=None):
 
 
 def temperature_trajectory(times, temperatures, target, hot=None):
-    """Kinetic temperature over time: every value as a dot, the running mean of each walker, the target and the hot
-    threshold.
+    """Plot the kinetic temperature over time, with the running mean of each walker, the target and the hot threshold.
 
     times, temperatures: lists over walkers of (T,) arrays, ps and K.
     """
@@ -179,7 +178,7 @@ def temperature_trajectory(times, temperatures, target, hot=None):
 
 
 def bias_diagnostics(times, panels):
-    """How the bias fills in: one panel per quantity over time.
+    """Plot how the bias fills in: one panel per quantity over time.
 
     times: list over walkers of (T,) in ps. panels: list of (label with unit, list over walkers of (T,)); a quantity
     that all walkers share may be given once.
@@ -201,7 +200,7 @@ def bias_diagnostics(times, panels):
 
 
 def delta_F_convergence(running, start=0.0):
-    """The free-energy difference from the data up to each time, with one standard error.
+    """Plot the free-energy difference of the data up to each time, with one standard error.
 
     running: (n, 3) rows of time (ps), value and error (kJ/mol), as `Analysis.running_delta_F`. start: ps discarded.
     """
@@ -220,9 +219,9 @@ def delta_F_convergence(running, start=0.0):
 
 
 def vamp_spectrum(singular_values, lagtime, *, validation=None):
-    """Singular values of a Koopman model, and the timescales -lag/ln(s) they stand for. lagtime in ps.
+    """Plot singular values s of a Koopman model and the timescales -lagtime/ln(s). lagtime in ps.
 
-    validation: singular values on held-out data, drawn beside them.
+    validation: singular values on held-out data, for comparison.
     """
     singular_values = np.asarray(singular_values, dtype=np.float64)
     figure, (left, right) = _figure(1, 2, (8.6, 3.4))
@@ -248,7 +247,7 @@ def vamp_spectrum(singular_values, lagtime, *, validation=None):
 
 
 def training_history(history, ylabel="VAMP-2 score", xlabel="epoch", best=None):
-    """Curves over the epochs of a training. history: dictionary from label to (epochs,) values; best: epoch kept."""
+    """Plot curves over the epochs of a training. history: dict from label to (epochs,) values; best: epoch kept."""
     figure, (axes,) = _figure(1, 1, (6.4, 3.6))
     for number, (label, values) in enumerate(history.items()):
         colour = WALKER_COLOURS[number % len(WALKER_COLOURS)]
@@ -292,8 +291,10 @@ def _finish(figure, grid=True):
 
 
 def _shade_cores(axes, cores, degrees, axis):
-    """Stripes across an axis, "x" or "y", whose limits are set, with the letters A and B; one across 180 degrees in two
-    parts."""
+    """Shade stripes with the letters A and B across an axis, "x" or "y", whose limits are set.
+
+    A core across 180 degrees is drawn in two parts.
+    """
     limits, span = (axes.get_xlim(), axes.axvspan) if axis == "x" else (axes.get_ylim(), axes.axhspan)
     for letter, core, colour in zip("AB", cores or (), (SKY, AMBER), strict=False):
         low, high = np.degrees(core) if degrees else core
@@ -327,7 +328,7 @@ def _legend(axes, columns=1):
 
 
 def _plain_log_axis(axis):
-    """Ticks 1, 2, 5, 10, ... in plain numbers on a logarithmic axis."""
+    """Set ticks 1, 2, 5, 10, ... in plain numbers on a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -337,8 +338,10 @@ def _plain_log_axis(axis):
 
 
 def _smoothed(values, periodic):
-    """Every bin averaged with its visited neighbours (1-2-1 along each axis); nan where most of them are nan. periodic:
-    whether the neighbours of the first bin along each axis include the last one."""
+    """Average every bin with its visited neighbours (1-2-1 along each axis); nan where most of them are nan.
+
+    periodic: whether the neighbours of the first bin along each axis include the last one.
+    """
     visited = np.isfinite(values).astype(np.float64)
     total = np.where(visited > 0, values, 0.0)
     for axis, is_periodic in enumerate(periodic):

@@ -1,4 +1,4 @@
-"""A run's report as one HTML file that needs nothing else, and its numbers as JSON."""
+"""The report of a run as one self-contained HTML file, and its numbers as JSON."""
 
 import base64
 import html
@@ -47,19 +47,19 @@ footer { margin-top: 2rem; font-size: .84rem; color: #6b7280; }
 
 
 def write_report(path, title, summary, figures=(), notes=(), tables=()):
-    """Write `report_page` to a file, whole or not at all."""
+    """Write `report_page` to a file, atomically."""
     text = report_page(title, summary, figures, notes, tables)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def report_page(title, summary, figures=(), notes=(), tables=()):
-    """One self-contained HTML file as text: pictures are inline, and nothing is loaded from anywhere.
+    """Make the text of one self-contained HTML file: pictures are inline, and nothing is loaded from elsewhere.
 
-    summary: dictionary of plain values; the keys of `analyse_biased_run` make the cards on top, and all that is known a
-    table at the end. figures: list of (title, caption, matplotlib Figure). notes: sentences; those that start with
-    "Warning" are highlighted. tables: list of (title, rows), each row a list, the first one the head.
-    Raises GeomGNNError for tables whose rows differ in length.
+    summary: dict of plain values; those of `analyse_biased_run` fill the cards on top, and all that are known a table at the
+    end. figures: list of (title, caption, matplotlib Figure). notes: sentences; those that start with "Warning" are
+    highlighted. tables: list of (title, rows), each row a list, the first one the head.
+    Raises GeomGNNError if the rows of a table differ in length.
     """
     body = [f"<h1>{_escape(title)}</h1>", _cards(summary), _notes(notes)]
     if figures:
@@ -82,13 +82,13 @@ def report_page(title, summary, figures=(), notes=(), tables=()):
 
 
 def write_summary(path, summary):
-    """Write `summary` as JSON with plain numbers; nan and infinite values become null. Whole or not at all."""
+    """Write `summary` as JSON with plain numbers, atomically; nan and infinite values become null."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(plain(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def plain(value):
-    """`value` with numpy types, tuples and paths turned into what JSON knows, and nan and inf into None."""
+    """Convert numpy types, tuples and paths in `value` to types of JSON, and nan and inf to None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -109,7 +109,7 @@ def plain(value):
 
 
 def _cards(summary):
-    """The headline numbers; a card is left out when its number is not known."""
+    """Make cards of the headline numbers that are known."""
     cards = []
 
     def known(key):
@@ -148,7 +148,7 @@ def _cards(summary):
 
 
 def _card(label, value, detail, attention):
-    """value is markup made here from numbers; everything else is escaped."""
+    """Make a card; `value` is markup made here from numbers, everything else is escaped."""
     return (
         f'<div class="card{" attention" if attention else ""}"><div class="label">{_escape(label)}</div>'
         f'<div class="value">{value}</div><div class="detail">{_escape(detail)}</div></div>'
@@ -207,7 +207,7 @@ def _plain_text(value):
 
 
 def _finite(value):
-    """`value` as a float, None where there is none or it is nan."""
+    """`value` as a float; None if it is absent or nan."""
     if value is None or isinstance(value, str):
         return None
     return float(value) if math.isfinite(value) else None
@@ -218,7 +218,7 @@ def _number(value, significant=None, digits=None):
     if value is None:
         return "unknown"
     text = f"{value:.{digits}f}" if digits is not None else f"{value:.{significant}g}"
-    # 1.2e+03 is no number to put on top of a page
+    # 1.2e+03 does not belong on top of a page
     if "e" in text and abs(value) >= 1:
         text = f"{value:.0f}"
     return text.replace("-", "−")

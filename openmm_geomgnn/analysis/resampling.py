@@ -1,4 +1,4 @@
-"""Correlation times of weighted series and the block bootstrap: what an error bar of a simulation rests on.
+"""Correlation times of weighted series and the block bootstrap, the basis of error bars of a simulation.
 
 A series is given per walker, as a list of (T_w,) arrays (or one array for a single walker). Walkers are independent
 simulations: no lag and no block ever reaches from one into the next.
@@ -10,12 +10,12 @@ import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
 
-# more blocks than this make no error bar better and cost memory in two-dimensional histograms
+# more blocks than this do not improve error bars and cost memory in two-dimensional histograms
 _MOST_BLOCKS = 1000
 
 
 def as_walkers(series, name="series", dtype=np.float64):
-    """`series`, one array or one per walker, as a list of (T_w,) arrays. Raises GeomGNNError when there is no frame."""
+    """Convert `series`, one array or one per walker, to a list of (T_w,) arrays. Raises GeomGNNError if it has no frame."""
     if isinstance(series, np.ndarray) and series.ndim == 1 and series.dtype != object:
         series = [series]
     walkers = [np.asarray(walker, dtype=dtype) for walker in series]
@@ -30,7 +30,7 @@ def as_walkers(series, name="series", dtype=np.float64):
 
 
 def statistical_inefficiency(series, logw=None):
-    """Number of successive frames that carry the information of one independent frame, at least 1.
+    """Estimate the number of successive frames with the information of one independent frame, at least 1.
 
     g = 1 + 2*sum_t C(t), the integrated autocorrelation, with C(t) pooled over the walkers and the sum ended by
     Geyer's initial monotone positive sequence (Geyer, Stat. Sci. 7, 473, 1992). With log-weights the series is
@@ -67,7 +67,7 @@ def statistical_inefficiency(series, logw=None):
 
 
 def relative_weights(logw):
-    """exp(logw), largest weight 1, with one offset for all walkers: a list of (T_w,) arrays."""
+    """Compute exp(logw) with one offset for all walkers, the largest weight being 1: a list of (T_w,) arrays."""
     logw = as_walkers(logw, "logw")
     largest = max(float(np.max(walker, initial=-np.inf)) for walker in logw)
     if not np.isfinite(largest) or any(np.isnan(walker).any() for walker in logw):
@@ -80,8 +80,11 @@ def relative_weights(logw):
 
 @dataclass(frozen=True)
 class Blocks:
-    """A cut of all walkers' frames into consecutive blocks. labels: (N,) block of each frame, walkers concatenated;
-    n_blocks; length: the frames a block has at least (a walker shorter than that is one block of its own)."""
+    """A division of all walkers' frames into consecutive blocks.
+
+    labels: (N,) block of each frame, walkers concatenated. length: smallest number of frames in a block (a shorter walker is
+    one block of its own).
+    """
 
     labels: np.ndarray
     n_blocks: int
@@ -96,7 +99,7 @@ class Blocks:
         return np.bincount(index, values, minlength=self.n_blocks * n_bins).reshape(self.n_blocks, n_bins)
 
     def bootstrap(self, n_bootstrap, rng=0):
-        """How often each replica draws each block: (n_bootstrap, n_blocks). rng: a Generator or a seed."""
+        """Draw how often each replica has each block, (n_bootstrap, n_blocks). rng: a Generator or a seed."""
         rng = np.random.default_rng(rng)
         counts = rng.multinomial(self.n_blocks, np.full(self.n_blocks, 1.0 / self.n_blocks), size=n_bootstrap)
         return counts.astype(np.float64)
@@ -110,8 +113,8 @@ class Blocks:
 def make_blocks(lengths, inefficiency):
     """Cut walkers of `lengths` frames into blocks not shorter than `inefficiency` frames.
 
-    Blocks of just the correlation time still hang together at their edges and make the error bar too small by about a
-    third, so they are made up to five times as long, as far as 20 blocks remain.
+    Blocks as long as the correlation time are still correlated at their edges, which makes the error bar too small by about
+    a third, so they are made up to five times as long as long as 20 blocks remain.
     """
     lengths = [int(length) for length in lengths]
     total = sum(lengths)
@@ -133,7 +136,7 @@ def make_blocks(lengths, inefficiency):
 
 
 def check_same_lengths(first, second, name_first, name_second):
-    """Raise GeomGNNError unless two lists of walkers have the same numbers of frames."""
+    """Raise a GeomGNNError unless two lists of walkers have the same numbers of frames."""
     a, b = [len(walker) for walker in first], [len(walker) for walker in second]
     if a != b:
         raise GeomGNNError(

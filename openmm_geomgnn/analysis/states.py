@@ -1,4 +1,4 @@
-"""The states A and B of a free-energy difference: what lies on either side of the points that divide two cores."""
+"""The states A and B of a free-energy difference, on either side of the points that divide two cores."""
 
 from dataclasses import dataclass
 
@@ -16,12 +16,12 @@ _FINEST_BINS = 60
 
 @dataclass(frozen=True)
 class States:
-    """Two states of a variable, each a core and what is on its side of the dividing points.
+    """Two states of a variable, each with a core and everything on its side of the dividing points.
 
     core_a, core_b: (low, high) in the units of the variable. dividing: on a line the point between the cores; on a circle
-    (period given) the point where A ends and B begins on the way upwards, and the one where B ends and A begins.
+    (period given) the point where A ends and B begins in upward direction, and the one where B ends and A begins.
 
-    Raises GeomGNNError where the cores overlap, or a dividing point does not lie between them.
+    Raises GeomGNNError if the cores overlap, or a dividing point does not lie between them.
     """
 
     core_a: tuple
@@ -51,7 +51,7 @@ class States:
         return (below, above) if self.core_a < self.core_b else (above, below)
 
     def in_words(self, name):
-        """Where the states lie, with degrees along an angle: "B: phi from 0.0 to 126.1 deg; A: the rest"."""
+        """Describe the states, in degrees along an angle: "B: phi from 0.0 to 126.1 deg; A: the rest"."""
         if self.period is not None:
             low, high = self.intervals[1]
             end = self.period / 2
@@ -65,20 +65,20 @@ class States:
         return f"A: {name} {sign_a} {self.dividing[0]:.4g}; B: {name} {sign_b} {self.dividing[0]:.4g}"
 
     def members(self, variable):
-        """Which frames are in A and in B: two lists of boolean (T,). variable: list of (T,)."""
+        """Find the frames in A and in B: two lists of boolean (T,). variable: list of (T,)."""
         in_b = [within(values, self.intervals[1], self.period) for values in variable]
         return [~chosen for chosen in in_b], in_b
 
     def crossings(self, variable):
-        """Transitions between the cores, see `core_crossings`. variable: list of (T,)."""
+        """Count transitions between the cores, see `core_crossings`. variable: list of (T,)."""
         return core_crossings(variable, self.core_a, self.core_b, self.period)
 
 
 def find_states(variable, logw, core_a, core_b, period=None):
-    """The states around two cores, divided where the free energy is highest between them.
+    """Find the states around two cores, divided where the free energy between them is highest.
 
-    The height of a barrier hardly matters for delta F, as few frames are there, and cores in any order give the same
-    dividing points. Where frames are missing in a gap, its middle, or that of the widest stretch without frames, divides.
+    The exact place hardly matters for delta F, since few frames are near the barrier, and the order of the cores does not
+    matter. In a gap without frames the dividing point is its middle, or that of its widest stretch without frames.
 
     variable, logw: (T,) or lists of (T,), frames under a bias and their log-weights. Returns States.
     """
@@ -93,7 +93,7 @@ def _highest(values, weights, gap, period):
     inside = within(values, gap, period)
     offsets = (values[inside] - gap[0]) % period if period else values[inside] - gap[0]
     length = width(gap, period)
-    # more bins than the root of the frames would put the barrier where by chance nobody was
+    # with more bins than the root of the number of frames the barrier would be at a bin that is empty by chance
     bins = int(np.clip(np.sqrt(len(offsets)), 1, _FINEST_BINS))
     population, edges = np.histogram(offsets, bins, (0.0, length), weights=weights[inside])
     low, high = _longest_run(population == 0) if (population == 0).any() else (np.argmin(population),) * 2
@@ -102,7 +102,7 @@ def _highest(values, weights, gap, period):
 
 
 def _longest_run(flags):
-    """First and last index of the longest stretch that is true."""
+    """Find the first and last index of the longest stretch that is true."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]])))
     starts, ends = edges[::2], edges[1::2]
     longest = np.argmax(ends - starts)
@@ -110,10 +110,9 @@ def _longest_run(flags):
 
 
 def differences(states, values, logw, times, used, kT, bootstrap):
-    """delta F of all used frames; its values in the two halves of the time; and running over time, (20, 3) rows of time,
-    value and error.
+    """Compute delta F of all used frames, in the two halves of the time, and up to 20 times: rows of time, value, error.
 
-    values, logw, times, used: lists of (T,), the last which frames count. bootstrap: settings of `delta_F`.
+    values, logw, times, used: lists of (T,); `used` says which frames count. bootstrap: settings of `delta_F`.
     """
     membership = states.members(values)
     start = min(float(t[u][0]) for t, u in zip(times, used, strict=True) if u.any())

@@ -1,4 +1,4 @@
-"""Torsions of a molecule along its trajectories, by their name or by their atoms."""
+"""Torsions of a molecule along its trajectories, found by name or by atoms."""
 
 import mdtraj
 
@@ -6,15 +6,15 @@ from openmm_geomgnn.errors import GeomGNNError
 
 
 def compute_torsion(trajectory, name, atoms="auto"):
-    """A torsion of every frame, in radians.
+    """Compute a torsion of every frame, in radians.
 
     Parameters
     ----------
     trajectory : mdtraj.Trajectory
     name : str
     atoms : "auto" or sequence of int or str
-        Four indices counted from 0, or four names as ALA2-CA. By default mdtraj finds the first torsion of this name, as
-        phi, psi, omega or chi1.
+        Four indices counted from 0, or four names such as ALA2-CA. By default mdtraj finds the first torsion of this name,
+        which may be phi, psi, omega or chi1.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What an analysis starts from: the data of a biased run, and the variables whose free energies it tells."""
+"""The input of an analysis: the data of a biased run, and the variables along which it is analysed."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,17 +29,17 @@ class Variable:
     values : list of (T,)
         One series per walker; angles in radians. One array (T,) is a single walker.
     period : float, optional
-        Of a variable on a circle; 2*pi marks an angle, which is shown in degrees.
+        Period of a variable on a circle; 2*pi marks an angle, which is shown in degrees.
     unit : str, optional
-        Of a variable on a line, as it is written at an axis.
+        Unit of a variable on a line, as written at an axis.
     biased : bool, optional
         Whether it is a component of the biased CV, with a value in every row of COLVAR. Other variables have one for
         every frame of the trajectory.
     cores : tuple of two (low, high), optional
-        The cores of the states A and B between which crossings are counted; on a circle also across its end, as
-        (2.6, -2.6).
+        The cores of the states A and B between which crossings are counted; on a circle a core may extend across its end,
+        such as (2.6, -2.6).
     dividing : sequence of float, optional
-        Points between the cores that divide A from B, one on a line and two on a circle; by default where F is highest.
+        Points between the cores that separate A from B, one on a line and two on a circle; by default where F is highest.
     unbiased : list of (T,), optional
         The variable in runs without a bias, to compare the crossings with.
 
@@ -78,11 +78,11 @@ class Variable:
         return self.period is not None
 
     def edges(self, n_bins):
-        """Bin edges over one period; on a line the number of bins, as the range is that of the data."""
+        """Bin edges over one period; on a line the number of bins, since the range follows from the data."""
         return np.linspace(-self.period / 2, self.period / 2, n_bins + 1) if self.is_periodic else n_bins
 
     def turned(self, values):
-        """Values, a list of (T,), with the period scaled to 2*pi; on a line as they are."""
+        """Scale the period of values, a list of (T,), to 2*pi; on a line they are unchanged."""
         return [run * (TURN / self.period) for run in values] if self.is_periodic else values
 
 
@@ -93,21 +93,21 @@ class BiasedRun:
     Attributes
     ----------
     colvar : dict
-        Columns as `read_colvar` gives them: time (ps), walker (optional), cv.1 ..., NAME.bias (kJ/mol), and, where
-        present, NAME.rct, NAME.nker, NAME.neff and temperature (K).
+        Columns as `read_colvar` returns them: time (ps), walker (optional), cv.1 ..., NAME.bias (kJ/mol), and, if present,
+        NAME.rct, NAME.nker, NAME.neff and temperature (K).
     temperature : float
-        Target, K.
+        Target temperature, K.
     frame_times : list of (T,), optional
         Time in ps of every frame of the trajectories, each of which must have a row; by default every row has a frame.
     bias_fields : str or list of str, optional
         Columns summed in the weights, by default all *.bias.
     degrees_of_freedom : int, optional
-        Kinetic ones. A frame is hot above T*(1 + 3*sqrt(2/n)), three standard deviations of the kinetic temperature, and
-        above 1.5*T where n is not known.
+        Number n of kinetic degrees of freedom. A frame is hot above T*(1 + 3*sqrt(2/n)), three standard deviations of the
+        kinetic temperature, or above 1.5*T if n is unknown.
     unbiased_frame_time : float, optional
         Time in ps between frames of the runs without a bias.
     wall_seconds : float, optional
-        How long the run took.
+        Wall-clock time of the run, seconds.
 
     Raises
     ------
@@ -144,7 +144,7 @@ class BiasedRun:
 
     @cached_property
     def row_times(self):
-        """ps, list of (T,)."""
+        """Times of the rows in ps, a list of (T,)."""
         return [walker["time"] for walker in self.walkers]
 
     @cached_property
@@ -154,17 +154,17 @@ class BiasedRun:
 
     @cached_property
     def bias(self):
-        """The acting biases added up, kJ/mol in every row, list of (T,)."""
+        """Sum of the acting biases in every row, kJ/mol, a list of (T,)."""
         return total_bias(self.walkers, self.bias_fields)
 
     @cached_property
     def hot_threshold(self):
-        """K above which a single frame is hot."""
+        """Temperature in K above which a single frame is hot."""
         n = self.degrees_of_freedom
         return float((1.5 if n is None else 1 + 3 * np.sqrt(2 / n)) * self.temperature)
 
     def in_frames(self, n_rows):
-        """How many frames take as long as a number of rows."""
+        """Number of frames that span the same time as a number of rows."""
         return n_rows * row_interval(self.row_times) / row_interval(self.frame_times)
 
     @cached_property
@@ -173,9 +173,9 @@ class BiasedRun:
         return [frame_rows(rows, times, number) for number, (rows, times) in enumerate(pairs)]
 
     def component(self, name, **settings):
-        """A column of COLVAR as a `Variable` that is biased. settings: its cores and so on.
+        """Make a biased `Variable` of a column of COLVAR. settings: further attributes, such as its cores.
 
-        Raises GeomGNNError where there is no such column.
+        Raises GeomGNNError if there is no such column.
         """
         return Variable(name, [column(walker, name) for walker in self.walkers], biased=True, **settings)
 
@@ -184,18 +184,18 @@ class BiasedRun:
         return [self.component(name) for name in self.cv_fields]
 
     def at_frames(self, values):
-        """Of values in every row the ones at the times of the frames, list of (T,).
+        """Select the values at the times of the frames from values in every row, a list of (T,).
 
-        Raises GeomGNNError where a frame has no row.
+        Raises GeomGNNError if a frame has no row.
         """
         return [run[rows] for run, rows in zip(values, self._frame_rows, strict=True)]
 
     def after(self, start, times):
-        """Which times, a list of (T,), are more than `start` ps after the beginning of their walker."""
+        """Whether times, a list of (T,), are more than `start` ps after the beginning of their walker."""
         return [t - start_time(rows) > start for rows, t in zip(self.row_times, times, strict=True)]
 
     def check_belongs(self, variable):
-        """Raise a GeomGNNError unless a variable has a value for every frame, or every row where it is biased."""
+        """Raise a GeomGNNError unless a variable has a value for every frame or, if it is biased, for every row."""
         times, name = self.row_times if variable.biased else self.frame_times, variable.name
         lengths = [len(run) for run in variable.values]
         if len(lengths) != len(self.walkers):

@@ -62,7 +62,7 @@ class TestFit:
         bound = cv.bind(ALA2, engine="eager")
         unseen, angles = trajectory(400, seed=9)
         psi = bound.compute(unseen)
-        assert psi.shape == (400, settings.components)
+        assert psi.shape == (400, settings.n_components)
         assert abs(np.corrcoef(psi[:, 0], angles)[0, 1]) > 0.95
         facts = cv.training_information
         assert facts["timescales_ps"][0] == pytest.approx(TIMESCALE, rel=0.4) and facts["timescale_notes"][0] == ""
@@ -72,7 +72,7 @@ class TestFit:
         cv, settings, _ = fitted
         psi = np.concatenate([cv.bind(ALA2, engine="eager").compute(part) for part, _ in data])
         np.testing.assert_allclose(psi.mean(axis=0), 0, atol=0.1)
-        np.testing.assert_allclose(np.cov(psi.T), np.eye(settings.components), atol=0.15)
+        np.testing.assert_allclose(np.cov(psi.T), np.eye(settings.n_components), atol=0.15)
         assert ((psi - psi.mean(axis=0)) ** 3).mean(axis=0)[0] > 0
 
     def test_says_how_it_was_made(self, fitted, data):
@@ -80,9 +80,9 @@ class TestFit:
         information = cv.training_information
         assert cv.lagtime == 10.0 and information["frames"] == [500] * 3 and information["frame_interval_ps"] == INTERVAL
         assert 1.0 < information["vamp2_held_out"] <= information["vamp2_training"] + 0.3
-        assert len(information["singular_values"]) == settings.components
+        assert len(information["singular_values"]) == settings.n_components
         for name in ("rate_300K_per_ps", "in_basin_spread", "range"):
-            assert len(information[name]) == settings.components and np.isfinite(information[name]).all()
+            assert len(information[name]) == settings.n_components and np.isfinite(information[name]).all()
         stages = {stage for stage, _, _ in calls}
         assert stages - {"rates"} == {"embed", "stiffness"} | ({"train"} if settings.estimator == "vampnet" else set())
         assert ("embed", 1500, 1500) in calls and all(done <= total for _, done, total in calls)
