@@ -71,7 +71,7 @@ class Covariances:
 
 
 def as_trajectories(trajs: Trajectories, lagtime: int = 0) -> list[np.ndarray]:
-    """A list of (T, n) arrays from one array or tensor, or a sequence of them.
+    """Make a list of (T, n) arrays from one array or tensor, or a sequence of them.
 
     Objects whose attribute `lazy` is true are passed through: data that are read or computed piece by piece and have
     `shape`, `ndim`, a length, slices of frames that are lazy as well, and `__array__`.
@@ -113,7 +113,7 @@ def _as_array(x: Any) -> np.ndarray:
 
 
 def frames_at_once(x: np.ndarray) -> int:
-    """How many frames of x (T, ...) are worked on at a time."""
+    """Number of frames of x (T, ...) to process at a time."""
     return max(256, min(_CHUNK, _CHUNK_NUMBERS // max(1, int(np.prod(x.shape[1:])))))
 
 
@@ -159,7 +159,7 @@ def static_weights(log_weights: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def pair_weights(lengths: Sequence[int], lagtime: int, weights: Weights | None) -> list[np.ndarray]:
-    """Weight of each pair, (T - lagtime,) for each trajectory, summing to one over all of them: that of its first frame."""
+    """Weights of the pairs, (T - lagtime,) for each trajectory: those of their first frames, normalised over all pairs."""
     if weights is None:
         n_pairs = sum(length - lagtime for length in lengths)
         return [np.full(length - lagtime, 1.0 / n_pairs) for length in lengths]
@@ -184,7 +184,7 @@ def pair_weights(lengths: Sequence[int], lagtime: int, weights: Weights | None) 
 
 
 def covariances(trajs: Trajectories, lagtime: int, weights: Weights | None = None, reversible: bool = True) -> Covariances:
-    """Means and covariances of all pairs of frames `lagtime` apart within a trajectory, never across two.
+    """Estimate means and covariances from all pairs of frames `lagtime` apart within a trajectory, never across two.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def check_lagtime(lagtime: int) -> None:
 def _chunks(
     trajs: Sequence[np.ndarray], pairs: Sequence[np.ndarray], lagtime: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pieces of (weights, first frames, second frames) in float64."""
+    """Yield pieces of (weights, first frames, second frames) in float64."""
     for x, w in zip(trajs, pairs, strict=True):
         for start in range(0, len(w), _CHUNK):
             stop = min(start + _CHUNK, len(w))

@@ -110,7 +110,7 @@ def fit_linear(
 def _two_sided(
     model: KoopmanModel, right_projection: np.ndarray, trajs: Sequence[np.ndarray], weights: Weights | None
 ) -> KoopmanModel:
-    """The model of VAMP, with the means of the first and of the second frames of all pairs."""
+    """Complete a VAMP model with the means of the first and of the second frames of all pairs."""
     lagtime = model.lagtime
     pairs = pair_weights([len(x) for x in trajs], lagtime, weights)
     return replace(
@@ -157,7 +157,7 @@ def _whiten(trajs: Sequence[np.ndarray], frames: Sequence[np.ndarray], pca: int 
 def _soft_directions(
     cov: Covariances, rates: npt.ArrayLike | None, to_components: np.ndarray, softening: float, n_components: int
 ) -> np.ndarray:
-    """Directions (k, dim) of largest autocorrelation over variance + softening^2 * mean squared rate.
+    """Find the directions (k, n_components) of largest autocorrelation over variance + softening^2 * mean squared rate.
 
     `rates` is (K, n), of the features, and `to_components` (n, k).
     """

@@ -18,7 +18,7 @@ class Segment(NamedTuple):
     stop: int
 
     def take(self, arrays: Sequence[Any]) -> Any:
-        """The segment's frames out of one array for each trajectory."""
+        """Take the segment's frames from `arrays`, one for each trajectory."""
         return arrays[self.trajectory][self.start : self.stop]
 
 
@@ -112,7 +112,7 @@ def hold_out_blocks(
 
 
 def _place(length: int, sizes: dict[int, int], count: int, gap: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
-    """(part, start, stop) of a block of each part at a random place in each of `count` stretches of a trajectory."""
+    """Place a block of each part at random in each of `count` stretches of a trajectory: (part, start, stop)."""
     edges = np.linspace(0, length, count + 1).astype(int).tolist()
     held = []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
@@ -128,7 +128,7 @@ def _place(length: int, sizes: dict[int, int], count: int, gap: int, rng: np.ran
 def held_out_score(
     model: Any, trajs: Sequence[Any], lagtime: int, r: float = 2, reversible: bool = True, weights: Weights | None = None
 ) -> float:
-    """VAMP-r score on `trajs` of the functions of a fitted model, which the data had no part in fitting.
+    """Compute the VAMP-r score of a fitted model's functions on `trajs`, which the fit has not seen.
 
     The score 1 + |C00^-1/2 C0t Ctt^-1/2|_r^r is that of the space that psi spans, with its covariances over `trajs`; only
     the metric of the m functions is refitted. (McGibbon & Pande, J. Chem. Phys. 142, 124105, 2015.)
@@ -204,7 +204,7 @@ def check_folds(lengths: Sequence[int], lagtime: int, folds: int, blocks: int = 
 
 
 def _folds(lengths: Sequence[int], lagtime: int, folds: int, blocks: int) -> Iterator[tuple[list[Segment], list[Segment]]]:
-    """(training, validation) segments of each fold."""
+    """Yield (training, validation) segments of each fold."""
     owners: list[list[tuple[int, Segment]]] = []  # for each trajectory, its blocks in order, each with its fold
     n_short = 0
     for k, length in enumerate(lengths):

@@ -72,7 +72,7 @@ class KoopmanModel:
 
 
 def project(chi: np.ndarray, mean: np.ndarray, projection: np.ndarray) -> np.ndarray:
-    """(chi - mean) @ projection in float64, (T, m), piece by piece."""
+    """Compute (chi - mean) @ projection (T, m) in float64, piece by piece."""
     size = frames_at_once(chi)
     pieces = [(np.asarray(chi[i : i + size], np.float64) - mean) @ projection for i in range(0, len(chi), size)]
     return np.concatenate(pieces) if pieces else np.zeros((0, projection.shape[1]))
@@ -178,7 +178,7 @@ def subspace_score(cov: Covariances, r: float = 2, epsilon: float = EPSILON) -> 
 
 
 def timescales(singular_values: npt.ArrayLike, lagtime: float) -> np.ndarray:
-    """Implied timescales -lagtime / ln|s|, in the unit of `lagtime`; inf where |s| >= 1, 0 where s = 0.
+    """Compute implied timescales -lagtime / ln|s|, in the unit of `lagtime`; inf where |s| >= 1, 0 where s = 0.
 
     They are relaxation times for reversible, unbiased equilibrium data, and merely an ordering for other data.
     """
@@ -195,7 +195,7 @@ def skewness(psi: np.ndarray) -> np.ndarray:
 
 
 def fix_sign(model: KoopmanModel, trajs: Trajectories) -> KoopmanModel:
-    """The model with each component's sign such that its skewness over all frames of `trajs` is positive.
+    """Choose the sign of each component such that its skewness over all frames of `trajs` is positive.
 
     The rarer side of a component is then its positive side. Unlike a rule on coefficients, this one survives retraining and
     a change of basis; it is undecided for symmetric distributions.

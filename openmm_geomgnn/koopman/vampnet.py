@@ -359,11 +359,11 @@ class _Scores:
         self.training = vamp_score(self._model)
 
     def training_and(self, segments: Sequence[Segment]) -> tuple[float, float | None]:
-        """The score of the training segments, and that of others."""
+        """Scores of the training segments and of other segments."""
         return self.training, self.of(segments)
 
     def of(self, segments: Sequence[Segment]) -> float | None:
-        """The score of held-out segments; None without any."""
+        """Score of held-out segments; None without any."""
         return vamp_score(self._model, self._moments(segments)) if segments else None
 
     def error(self, segments: Sequence[Segment]) -> float | None:
