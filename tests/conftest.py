@@ -18,9 +18,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # each file is run by one process, for its tests share what is slow to make; those that take longest (20 to 60 s) begin, so
 # that no process is left alone with one at the end
 LONGEST_FIRST = (
-    *("test_code_blocks", "test_readout", "test_workflow", "test_force_physics", "test_training", "test_cv"),
-    *("test_tensornet_numba", "test_fit", "test_runner", "test_distill", "test_backends", "test_autoload", "test_embed"),
-    "test_packaging",
+    *("test_code_blocks", "test_readout", "test_workflow", "test_run_folder", "test_force_physics"),
+    *("test_training", "test_cv", "test_tensornet_numba", "test_fit", "test_runner", "test_distill"),
+    *("test_backends", "test_autoload", "test_embed", "test_packaging"),
 )
 
 

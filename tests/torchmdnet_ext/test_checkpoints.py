@@ -1,6 +1,5 @@
 """Encoders on disk: what is written is what is read, and a file that does not fit says why."""
 
-import argparse
 import json
 import os
 import stat
@@ -10,68 +9,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torchmdnet.models.tensornet import TensorNet
-from torchmdnet.models.torchmd_et import TorchMD_ET
+from small_networks import POS, SETTINGS, Z, make_head, make_network, same
 
 from openmm_geomgnn import Encoder
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.encoder import shipped_encoders
-from openmm_geomgnn.testing.numerics import as_if_trained, relative
+from openmm_geomgnn.testing.numerics import relative
 from torchmdnet_ext import checkpoints, registration
-from torchmdnet_ext.heads.noise import EquivariantNoise
 from torchmdnet_ext.tensor_files import with_checksum
-
-COMMON = {
-    "embedding_dimension": 8,
-    "num_layers": 2,
-    "num_rbf": 4,
-    "max_z": 20,
-    "cutoff_lower": 0.0,
-    "cutoff_upper": 5.0,
-    "rbf_type": "expnorm",
-    "trainable_rbf": False,
-    "activation": "silu",
-    "smooth_cutoff": True,
-    "envelope_width": 0.8,
-}
-SETTINGS = {
-    "visnet": {
-        **COMMON,
-        "model": "visnet",
-        "num_heads": 2,
-        "lmax": 2,
-        "vecnorm_type": "max_min",
-        "trainable_vecnorm": True,
-        "vertex": False,
-    },
-    "smooth-equivariant-transformer": {
-        **COMMON,
-        "model": "smooth-equivariant-transformer",
-        "num_heads": 2,
-        "attn_activation": "silu",
-        "distance_influence": "both",
-        "neighbor_embedding": True,
-        "vector_cutoff": False,
-    },
-    "smooth-tensornet": {**COMMON, "model": "smooth-tensornet", "equivariance_invariance_group": "O(3)"},
-}
-Z = np.array([6, 1, 8, 1, 7])
-POS = np.random.default_rng(1).normal(size=(3, 5, 3)) * 2
-
-
-def make_network(model, seed=3):
-    torch.manual_seed(seed)
-    return registration.representation_model({"precision": 32, **SETTINGS[model]})
-
-
-def make_head(seed=4):
-    torch.manual_seed(seed)
-    return as_if_trained(EquivariantNoise(COMMON["embedding_dimension"]))
-
-
-def same(tensors, module):
-    expected = module.state_dict()
-    return tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in tensors)
 
 
 @pytest.fixture(params=registration.MODELS)
@@ -291,122 +236,6 @@ class TestHead:
         for name, message in (("a.onnx", r"end in \.safetensors, \.ckpt, \.pth"), ("missing.ckpt", "There is no file")):
             with pytest.raises(ValueError, match=message):
                 checkpoints.read_denoiser(tmp_path / name)
-
-
-class TestTrainerCheckpoint:
-    @staticmethod
-    def save(path, model, settings=dict, change=lambda checkpoint: None):
-        network = make_network(model)
-        tensors = {f"model.representation_model.{name}": tensor for name, tensor in network.state_dict().items()}
-        checkpoint = {
-            "epoch": 3,
-            "hyper_parameters": settings({**SETTINGS[model], "precision": 32, "lr": 1e-3, "load_model": None}),
-            "state_dict": {**tensors, "model.output_model.bias": torch.zeros(3), "model.mean": torch.zeros(())},
-        }
-        change(checkpoint)
-        torch.save(checkpoint, path)
-        return network
-
-    @pytest.mark.parametrize("settings", [dict, lambda items: argparse.Namespace(**items)], ids=["dict", "namespace"])
-    def test_is_read_without_the_head(self, model, settings, tmp_path):
-        network = self.save(tmp_path / "a.ckpt", model, settings)
-        encoder = Encoder.load(tmp_path / "a.ckpt")
-        assert encoder.settings == SETTINGS[model]
-        expected = network.state_dict()
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in encoder.network.state_dict().items())
-
-    def test_one_without_a_box_is_read(self, tmp_path):
-        def change(checkpoint):
-            del checkpoint["state_dict"]["model.representation_model.distance.box"]
-
-        self.save(tmp_path / "a.ckpt", "visnet", change=change)
-        assert not Encoder.load(tmp_path / "a.ckpt").network.distance.box.any()
-
-    def test_the_noise_head_is_read(self, model, tmp_path):
-        def change(checkpoint):
-            checkpoint["hyper_parameters"]["output_model"] = "Noise"
-            del checkpoint["state_dict"]["model.output_model.bias"]
-            tensors = make_head().state_dict()
-            checkpoint["state_dict"].update({f"model.output_model.{name}": tensor for name, tensor in tensors.items()})
-
-        self.save(tmp_path / "a.ckpt", model, change=change)
-        assert same(Encoder.load(tmp_path / "a.ckpt").head.state_dict(), make_head())
-        assert checkpoints.read_denoiser(tmp_path / "a.ckpt")(torch.tensor(Z), torch.rand(5, 3), torch.zeros(5).long()).any()
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize(
-        ("model", "upstream"), [("smooth-equivariant-transformer", TorchMD_ET), ("smooth-tensornet", TensorNet)]
-    )
-    def test_networks_of_torchmdnet_itself_are_read(self, model, upstream, tmp_path):
-        names = {"embedding_dimension": "hidden_channels"}
-        settings = {
-            name: value
-            for name, value in SETTINGS[model].items()
-            if name not in ("model", "smooth_cutoff", "envelope_width")
-        }
-        torch.manual_seed(5)
-        theirs = upstream(**{names.get(name, name): value for name, value in settings.items()}, max_num_neighbors=50)
-
-        def change(checkpoint):
-            # torchmd-train with our settings known writes smooth_cutoff: true for them as well
-            checkpoint["hyper_parameters"]["model"] = model.removeprefix("smooth-")
-            tensors = theirs.state_dict()
-            checkpoint["state_dict"].update(
-                {f"model.representation_model.{name}": tensor for name, tensor in tensors.items()}
-            )
-
-        self.save(tmp_path / "a.ckpt", model, change=change)
-        with pytest.warns(UserWarning, match=r"Encoder\.load\(\.\.\., smooth_cutoff=True\)"):
-            encoder = Encoder.load(tmp_path / "a.ckpt")
-        x, v = encoder.embed(Z, POS[0])
-        expected, vectors, *_ = theirs(torch.tensor(Z), torch.tensor(POS[0]).float(), torch.zeros(5).long())
-        np.testing.assert_allclose(x, expected.detach().numpy(), atol=2e-6)
-        if vectors is not None:
-            np.testing.assert_allclose(v, vectors.detach().numpy(), atol=2e-6)
-
-    def test_another_network_is_an_error(self, tmp_path):
-        def change(checkpoint):
-            checkpoint["hyper_parameters"]["num_layers"] = 3
-
-        self.save(tmp_path / "a.ckpt", "visnet", change=change)
-        with pytest.raises(GeomGNNError, match=r"vis_mp_layers\.2\.[a-z_.]+ is missing"):
-            Encoder.load(tmp_path / "a.ckpt")
-
-    @pytest.mark.parametrize("key", ["hyper_parameters", "state_dict"])
-    def test_other_files_of_torch_are_errors(self, key, tmp_path):
-        self.save(tmp_path / "a.ckpt", "visnet", change=lambda checkpoint: checkpoint.pop(key))
-        with pytest.raises(GeomGNNError, match="not a checkpoint of torchmd-train"):
-            Encoder.load(tmp_path / "a.ckpt")
-
-    @pytest.mark.parametrize("length", [0, 100, -200])
-    def test_truncated_file_is_an_error(self, length, tmp_path):
-        path = tmp_path / "a.ckpt"
-        self.save(path, "visnet")
-        path.write_bytes(path.read_bytes()[:length])
-        with pytest.raises(GeomGNNError, match="cannot be read as a checkpoint of torchmd-train"):
-            Encoder.load(path)
-
-    @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-    @pytest.mark.parametrize("where", ["hyper_parameters", "state_dict", "callbacks"])
-    def test_code_in_a_file_is_refused_and_does_not_run(self, where, zipped, tmp_path):
-        trace = tmp_path / "it-ran"
-
-        class Code:
-            def __reduce__(self):
-                return os.system, (f"touch {trace}",)
-
-        network = make_network("visnet")
-        tensors = {f"model.representation_model.{name}": tensor for name, tensor in network.state_dict().items()}
-        checkpoint = {"hyper_parameters": dict(SETTINGS["visnet"]), "state_dict": tensors, "callbacks": {}}
-        checkpoint[where]["code"] = Code()
-        torch.save(checkpoint, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(
-            GeomGNNError, match=rf"without running code that it carries, which would call {os.system.__module__}"
-        ):
-            Encoder.load(tmp_path / "a.ckpt")
-        assert not trace.exists()
-        torch.load(tmp_path / "a.ckpt", weights_only=False)  # the file of this test would indeed have run it
-        assert trace.exists()
 
 
 class TestEncoder:

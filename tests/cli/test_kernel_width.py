@@ -1,0 +1,62 @@
+"""The width of the kernels that `geomgnn run` biases a CV with."""
+
+from types import SimpleNamespace
+
+import pytest
+from protocol_texts import TINY
+
+from openmm_geomgnn.cli import run as workflow
+from openmm_geomgnn.cli.settings.yaml_files import load_protocol
+from openmm_geomgnn.errors import GeomGNNError
+
+pytestmark = pytest.mark.filterwarnings("ignore:tiny.yaml")  # doubtful settings are meant here
+
+
+@pytest.fixture
+def load(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return lambda **changes: load_protocol(path, {name.replace("__", "."): value for name, value in changes.items()})
+
+
+class TestKernelWidth:
+    """phase per outer step = rate*step/sigma, at most 0.5; the outer step is 6 fs, the temperature 300 K."""
+
+    def widths(self, load, rate, spread, **changes):
+        facts = {"rate_300K_per_ps": rate, "in_basin_spread": spread}
+        components = {} if len(rate) == 1 else {"cv__components": len(rate)}
+        return workflow.kernel_width(SimpleNamespace(training_information=facts), load(**components, **changes))
+
+    def test_spread_within_a_basin(self, load):
+        widths = self.widths(load, [5.0], [0.1])
+        assert widths["sigma"] == pytest.approx((0.1,)) and widths["sigma_min"] == pytest.approx((0.06,))
+
+    def test_no_narrower_than_the_integrator_follows(self, load):
+        widths = self.widths(load, [12.0], [0.1])
+        assert widths["sigma"] == widths["sigma_min"] == pytest.approx((0.144,))
+
+    def test_components_and_temperature(self, load):
+        widths = self.widths(load, [2.0, 8.0], [0.1, 0.1], system__temperature=1200.0)
+        assert widths["sigma"] == pytest.approx((0.1, 0.192)) and widths["sigma_min"] == pytest.approx((0.048, 0.192))
+
+    def test_what_is_given_is_kept(self, load):
+        assert self.widths(load, [5.0], [0.1], bias__sigma=0.05) == {"sigma_min": pytest.approx((0.05,))}
+        assert self.widths(load, [5.0], [0.1], bias__sigma=0.5) == {"sigma_min": pytest.approx((0.06,))}
+        assert self.widths(load, [5.0], [0.1], bias__sigma_min=0.02) == {"sigma": pytest.approx((0.1,))}
+        assert self.widths(load, [90.0], [0.1], bias__sigma_min=0.3) == {"sigma": pytest.approx((0.3,))}
+        assert self.widths(load, [5.0], [0.1], bias__sigma=0.2, bias__sigma_min=0.1) == {}
+        assert self.widths(load, [90.0], [0.1], bias__sigma=0.3) == {"sigma_min": pytest.approx((0.3,))}
+
+    def test_an_adaptive_stride_leaves_sigma_to_the_run(self, load):
+        widths = self.widths(load, [5.0], [0.1], **{"bias.adaptive_stride": "20 ps"})
+        assert widths == {"sigma_min": (pytest.approx(5.0 * 0.006 / 0.5),)}
+        assert load(**{"bias.adaptive_stride": "20 ps"}).opes(**widths).adaptive
+
+    def test_every_shortens_the_floor(self, load):
+        assert self.widths(load, [30.0], [0.1], run__every=1)["sigma"] == pytest.approx((0.12,))
+
+    def test_a_stiff_cv_is_refused(self, load):
+        with pytest.raises(GeomGNNError, match=r"too stiff.*6 fs.*0\.36 wide.*0\.1 within a basin.*run\.every: 1"):
+            self.widths(load, [30.0], [0.1])
+        with pytest.raises(GeomGNNError, match="too stiff"):
+            self.widths(load, [1.0, 30.0], [0.1, 0.1])
