@@ -1,19 +1,16 @@
-"""Types that many annotations share; strings that type checkers evaluate, so that importing them imports no library."""
+"""Types that many annotations share; what they name is imported by type checkers only."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, TypeAlias
+import os
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 if TYPE_CHECKING:
-    import os
-
     import mdtraj
     import openmm
     import openmm.app
     import openmm.unit
 
-PathLike: TypeAlias = "str | os.PathLike[str]"
+PathLike: TypeAlias = str | os.PathLike[str]
 # a topology, or a structure file that has one
-TopologyLike: TypeAlias = "openmm.app.Topology | mdtraj.Topology | str | os.PathLike[str]"
+TopologyLike: TypeAlias = Union["openmm.app.Topology", "mdtraj.Topology", PathLike]
 # a number in the default unit that the docstring states, or a quantity in any unit of that dimension
-QuantityLike: TypeAlias = "float | openmm.unit.Quantity"
+QuantityLike: TypeAlias = Union[float, "openmm.unit.Quantity"]

@@ -6,11 +6,16 @@ know is not compared. Atoms are told by their bonds, so that neither their order
 
 import hashlib
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
+import mdtraj
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
+
+# what `describe_bonds` says of a residue
+BondFacts: TypeAlias = dict[str, Any]
 
 # bonds to these are a matter of taste
 _METALS = {
@@ -25,7 +30,7 @@ _LONGEST_BOND = 2.6  # angstrom; longer ones are torn by a box, or of a structur
 _FRAMES = 20  # of a trajectory that are looked at
 
 
-def describe_bonds(topology, atoms):
+def describe_bonds(topology: mdtraj.Topology, atoms: Iterable[int]) -> list[BondFacts]:
     """What is known of each residue that has selected atoms, JSON-able.
 
     Returns
@@ -39,7 +44,9 @@ def describe_bonds(topology, atoms):
 
     `record_centres` adds to each which way round its stereocentres are.
     """
-    place, parts, residues = {}, [], []
+    place: dict[int, tuple[int, int]] = {}
+    parts: list[BondFacts] = []
+    residues: list[Any] = []
     for index in map(int, atoms):
         atom = topology.atom(index)
         if not residues or residues[-1] is not atom.residue:
@@ -50,7 +57,9 @@ def describe_bonds(topology, atoms):
         part["names"].append(atom.name)
         part["elements"].append(atom.element.symbol)
     wanted = {residue.index for residue in residues}
-    within, hydrogens, free = {index: [] for index in wanted}, Counter(), Counter()
+    within: dict[int, list[tuple[int, int]]] = {index: [] for index in wanted}
+    hydrogens: Counter[int] = Counter()
+    free: Counter[int] = Counter()
     for residue in residues:
         free[residue.index] = sum(atom.element.symbol == "H" for atom in residue.atoms)
     for a, b in topology.bonds:
@@ -83,11 +92,11 @@ def describe_bonds(topology, atoms):
     return parts
 
 
-def _connected(atoms, within):
+def _connected(atoms: Sequence[Any], within: Mapping[int, Sequence[tuple[int, int]]]) -> bool:
     """Whether the bonds within a residue join all of these atoms of it."""
     if len(atoms) < 2:
         return True
-    partners = {atom.index: [] for atom in atoms}
+    partners: dict[int, list[int]] = {atom.index: [] for atom in atoms}
     for a, b in within[atoms[0].residue.index]:
         if a in partners and b in partners:
             partners[a].append(b)
@@ -99,17 +108,17 @@ def _connected(atoms, within):
     return len(found) == len(atoms)
 
 
-def contradiction(expected, found):
-    """(number of a residue, in what it differs) of the first residue in which two molecules differ, or None.
+def contradiction(expected: Sequence[Any], found: Sequence[Any]) -> tuple[int, str] | None:
+    """The first residue in which two molecules differ, (its number, in what it differs), or None.
 
-    expected, found: what `describe_bonds` returned, for the same elements in each residue; entries may be None.
+    `expected` and `found` are what `describe_bonds` returned, for the same elements in each residue; entries may be None.
     """
     for number, (old, new) in enumerate(zip(expected, found, strict=True)):
         if _known(old, new):
             difference = _difference(old, new)
             if difference:
                 return number, difference
-    colours = [
+    colours: list[list[Any]] = [
         [_colours(part) if _known(old, new) else part and part["elements"] for part in (old, new)]
         for old, new in zip(expected, found, strict=True)
     ]
@@ -124,20 +133,20 @@ def contradiction(expected, found):
     return None
 
 
-def _known(old, new):
+def _known(old: BondFacts | None, new: BondFacts | None) -> bool:
     return bool(old and new and old["bonds"] is not None and new["bonds"] is not None)
 
 
-def _partners(part, number, colours):
+def _partners(part: BondFacts, number: int, colours: Sequence[Any]) -> dict[str, Counter[tuple[int, str]]]:
     """{colour of an atom of a residue: Counter of (other residue, colour there) that it is bound to}."""
-    found = {}
+    found: dict[str, Counter[tuple[int, str]]] = {}
     for i, k, j in part["links"]:
         if colours[k]:
             found.setdefault(colours[number][i], Counter())[k, colours[k][j]] += 1
     return found
 
 
-def _difference(old, new):
+def _difference(old: BondFacts, new: BondFacts) -> str | None:
     """In what the bonds within a residue differ, in words; None if they do not."""
     if old["bonds"] == new["bonds"] and old["elements"] == new["elements"] and old["hydrogens"] == new["hydrogens"]:
         return None
@@ -164,13 +173,13 @@ class _Graph(NamedTuple):
     bonds: list
 
 
-def _coloured(part, with_hydrogens):
+def _coloured(part: BondFacts, with_hydrogens: bool) -> _Graph:
     return _Graph(_colours(part, with_hydrogens), part["bonds"])
 
 
-def _colours(part, with_hydrogens=False):
+def _colours(part: BondFacts, with_hydrogens: bool = False) -> list[str]:
     """A text for each atom that is the same for atoms with the same surroundings (Weisfeiler and Leman)."""
-    partners = [[] for _ in part["names"]]
+    partners: list[list[int]] = [[] for _ in part["names"]]
     for i, j in part["bonds"]:
         partners[i].append(j)
         partners[j].append(i)
@@ -183,7 +192,7 @@ def _colours(part, with_hydrogens=False):
     return colours
 
 
-def _isomorphic(one, other):
+def _isomorphic(one: _Graph, other: _Graph) -> bool:
     """Whether graphs with the same colours are the same: rings of different sizes may have them, too."""
     if len(set(one.colours)) == len(one.colours):  # each atom has one counterpart, with the same neighbours
         return True
@@ -197,10 +206,10 @@ def _isomorphic(one, other):
     return networkx.vf2pp_is_isomorphic(*graphs, node_label="colour")
 
 
-def _surroundings(part, with_hydrogens, by_name):
+def _surroundings(part: BondFacts, with_hydrogens: bool, by_name: bool) -> dict[str, str]:
     """{name: neighbours of an atom in words}."""
     shown = part["names" if by_name else "elements"]
-    partners = {k: [] for k in range(len(shown))}
+    partners: dict[int, list[str]] = {k: [] for k in range(len(shown))}
     for i, j in part["bonds"]:
         partners[i].append(shown[j])
         partners[j].append(shown[i])
@@ -214,15 +223,24 @@ def _surroundings(part, with_hydrogens, by_name):
 
 
 class Centre(NamedTuple):
-    """A stereocentre. key: what it is told by in any topology. rows: of the atom and three neighbours among the selected
-    atoms. name: of the atom."""
+    """A stereocentre.
+
+    Attributes
+    ----------
+    key : str
+        What it is told by in any topology.
+    rows : tuple of int
+        Of the atom and three neighbours among the selected atoms.
+    name : str
+        Of the atom.
+    """
 
     key: str
-    rows: tuple
+    rows: tuple[int, ...]
     name: str
 
 
-def centres(parts):
+def centres(parts: Sequence[BondFacts | None]) -> list[Centre]:
     """The `Centre` of every atom that may be one, by its bonds: three or more neighbours, all of them different."""
     found, start = [], 0
     for number, part in enumerate(parts):
@@ -240,12 +258,11 @@ def centres(parts):
     return found
 
 
-def handedness(found, pos):
-    """(K, F) triple products of the unit vectors to three neighbours of `Centre`s; NaN where a bond is torn.
+def handedness(found: Sequence[Centre], pos: np.ndarray) -> np.ndarray:
+    """Triple products (K, F) of the unit vectors to three neighbours of `Centre`s; NaN where a bond is torn.
 
-    pos: (F, n, 3) in angstrom; a few of the frames are looked at.
+    `pos` is (F, n, 3) in angstrom; a few of the frames are looked at.
     """
-    pos = np.asarray(pos)
     pos = pos[np.unique(np.linspace(0, len(pos) - 1, min(len(pos), _FRAMES)).astype(int))]
     if not found:
         return np.zeros((0, len(pos)))
@@ -257,7 +274,7 @@ def handedness(found, pos):
     return np.where(good, volumes, np.nan).T
 
 
-def known_signs(found, pos):
+def known_signs(found: Sequence[Centre], pos: np.ndarray) -> dict[str, int]:
     """{key: 1 or -1} of the centres that are tetrahedral and have one handedness in all frames."""
     signs = {}
     for centre, values in zip(found, handedness(found, pos), strict=True):
@@ -267,7 +284,7 @@ def known_signs(found, pos):
     return signs
 
 
-def inverted(found, signs, pos):
+def inverted(found: Sequence[Centre], signs: Mapping[str, int], pos: np.ndarray) -> list[Centre]:
     """The `Centre`s that are the mirror image of what `signs` (of `known_signs`) says, in conformations (F, n, 3)."""
     compared = [centre for centre in found if centre.key in signs]
     wrong = []
@@ -278,17 +295,18 @@ def inverted(found, signs, pos):
     return wrong
 
 
-def record_centres(parts, trajectories):
+def record_centres(parts: Sequence[BondFacts], trajectories: Iterable[np.ndarray]) -> None:
     """Note which way round the stereocentres of a molecule are: `centres` of each part of `parts`, {key: 1 or -1}.
 
-    trajectories: (F, n, 3) positions in angstrom for each.
+    `trajectories` has the positions (F, n, 3) of each, in angstrom.
 
     Raises
     ------
     GeomGNNError
         If they are not the same way round in all trajectories.
     """
-    found, signs = centres(parts), {}
+    found = centres(parts)
+    signs: dict[str, tuple[int, int]] = {}
     for number, pos in enumerate(trajectories, start=1):
         for key, sign in known_signs(found, pos).items():
             first, known = signs.setdefault(key, (number, sign))

@@ -3,11 +3,17 @@
 import os
 import shutil
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import mdtraj
+import numpy as np
+
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formatting import format_setting
 from openmm_geomgnn.locks import is_empty, locked, set_aside
@@ -55,16 +61,16 @@ class EmbedSettings:
 
 
 def embed_trajectories(
-    topology,
-    trajectories,
-    output,
-    settings=None,
-    workers=None,
-    scheduler=None,
-    overwrite=False,
-    progress=None,
-    settings_file=None,
-):
+    topology: PathLike,
+    trajectories: Sequence[PathLike],
+    output: PathLike,
+    settings: EmbedSettings | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int, int], None] | None = None,
+    settings_file: PathLike | None = None,
+) -> Embeddings:
     """Embed trajectory files into a store, or go on with what is missing in it.
 
     The result does not depend on how often it was interrupted, or by what: a chunk of frames that is not known to be
@@ -130,7 +136,16 @@ def embed_trajectories(
         return Embeddings.open(output)
 
 
-def _fill(store, featurization, topology_path, trajectories, settings, workers, scheduler, progress):
+def _fill(
+    store: Embeddings,
+    featurization: Featurization,
+    topology_path: Path,
+    trajectories: Sequence[PathLike],
+    settings: EmbedSettings,
+    workers: int | None,
+    scheduler: str | None,
+    progress: Callable[[int, int, int], None] | None,
+) -> None:
     """Embed what is missing of trajectories."""
     numbers = [_enter(store, featurization, path, settings) for path in trajectories]
     tasks = [(k, c) for k in sorted(set(numbers)) for c in store.missing(k)]
@@ -144,13 +159,13 @@ def _fill(store, featurization, topology_path, trajectories, settings, workers, 
         report(done, total, resumed)
 
 
-def _check_readable(trajectories, topology, settings):
+def _check_readable(trajectories: Sequence[PathLike], topology: mdtraj.Topology, settings: EmbedSettings) -> None:
     """Raise a GeomGNNError for the first of the trajectories that cannot be read."""
     for path in trajectories:
         _first(path, topology, settings)
 
 
-def _first(path, topology, settings):
+def _first(path: PathLike, topology: mdtraj.Topology, settings: EmbedSettings) -> mdtraj.Trajectory:
     """The first frame of a trajectory file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it is truncated is said when it is entered
@@ -159,7 +174,7 @@ def _first(path, topology, settings):
         return next(file.blocks(0, 1))
 
 
-def _check(settings, trajectories, workers):
+def _check(settings: EmbedSettings, trajectories: Sequence[PathLike], workers: int | None) -> None:
     if not trajectories:
         raise GeomGNNError("There are no trajectories to embed: give one or more.")
     if settings.dtype not in DTYPES:
@@ -171,14 +186,14 @@ def _check(settings, trajectories, workers):
             raise GeomGNNError(f"{name} must be a whole number of at least 1, but was {value!r}.")
 
 
-def _existing(output):
+def _existing(output: Path) -> Embeddings | None:
     """The store that is there, or None; anything else that is there is an error, so that it is never removed."""
     if output.is_dir() and is_empty(output):
         return None
     return Embeddings.open(output, writable=True)
 
 
-def _check_times(name, times, settings):
+def _check_times(name: str, times: np.ndarray | None, settings: EmbedSettings) -> None:
     """Raise a GeomGNNError where frame_interval contradicts the times in a file; warn where these jump."""
     try:
         frame_interval(name, times, settings.frame_interval)
@@ -189,20 +204,22 @@ def _check_times(name, times, settings):
             warnings.warn(f"{error} A fit will refuse it as it is.", UserWarning, stacklevel=4)
 
 
-def _featurization(topology, trajectories, settings, old):
+def _featurization(
+    topology: mdtraj.Topology, trajectories: Sequence[PathLike], settings: EmbedSettings, old: Embeddings | None
+) -> Featurization:
     """How these trajectories are embedded; `old`: the store that they are added to, or None."""
     selected = SelectedAtoms.find(topology, settings.tokens.selection)
     spec = settings.tokens
     if old is not None and spec.needs_structure and spec.reference is None:
         spec = spec.resolved(old.spec.neighbours)
 
-    def structure():
+    def structure() -> mdtraj.Trajectory:
         return _first(trajectories[0], topology, settings)
 
     return Featurization(selected, spec, Encoder.load(settings.encoder), structure=structure)
 
 
-def _in_common(featurization, settings):
+def _in_common(featurization: Featurization, settings: EmbedSettings) -> dict[str, Any]:
     """What all trajectories of a store have in common, a dict that JSON can hold."""
     encoder, path = featurization.encoder, Path(settings.encoder)
     return {
@@ -218,7 +235,7 @@ def _in_common(featurization, settings):
     }
 
 
-def _check_same(store, common):
+def _check_same(store: Embeddings, common: Mapping[str, Any]) -> None:
     """Raise a GeomGNNError that names what differs between a store and what would be added to it."""
     there = store.settings
     store.check_molecule(common["molecule"], common["atoms"])
@@ -232,20 +249,20 @@ def _check_same(store, common):
         )
 
 
-def _described(name, settings):
+def _described(name: str, settings: Mapping[str, Any]) -> str:
     if name == "encoder_hash":
         return f"{settings['encoder']} with hash {settings['encoder_hash']}"
     return format_setting(settings[name], limit=60)
 
 
-def _entered(store, path):
-    """(number of a trajectory that a store has already or None, its fingerprint where that had to be made).
+def _entered(store: Embeddings, path: Path) -> tuple[int | None, dict[str, Any]]:
+    """The number of a trajectory that a store has already, or None, and its fingerprint, {} where none had to be made.
 
     Raises GeomGNNError where the file is not what it was.
     """
     for k, entry in enumerate(store.trajectories):
         if entry["path"] == str(path) and has_stamp(path, entry):
-            return k, None
+            return k, {}
     now = fingerprint(path)
     for k, entry in enumerate(store.trajectories):
         if has_content(path, entry, now):
@@ -270,7 +287,7 @@ def _entered(store, path):
     return None, now
 
 
-def _enter(store, featurization, path, settings):
+def _enter(store: Embeddings, featurization: Featurization, path: PathLike, settings: EmbedSettings) -> int:
     """The number of a trajectory in a store, with room made for it where it is new.
 
     Raises GeomGNNError where it is there, but has changed, or where it does not have the selected atoms.

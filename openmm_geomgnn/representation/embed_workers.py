@@ -3,10 +3,12 @@
 import threading
 import time
 import warnings
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,13 +21,18 @@ from openmm_geomgnn.representation.store import Embeddings
 from openmm_geomgnn.representation.trajectory_files import WITH_TIMES, TrajectoryFile, has_content, has_stamp
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
+# folder of the store, topology file, and a name that no other run has
+Job: TypeAlias = tuple[str, str, str]
+# trajectory and chunk
+Task: TypeAlias = tuple[int, int]
+
 # seconds of work in this process before others are started, which takes as long
 ALONE = 10.0
 # one chunk at a time in a process: trajectory files have one position to read at, and torch uses the threads there are
 _TURN = threading.Lock()
 
 
-def embed_chunks(job, tasks, workers=None, scheduler=None):
+def embed_chunks(job: Job, tasks: Sequence[Task], workers: int | None = None, scheduler: str | None = None) -> Iterator[int]:
     """Embed chunks and yield the number of frames of each when it is done.
 
     Parameters
@@ -48,7 +55,7 @@ def embed_chunks(job, tasks, workers=None, scheduler=None):
         _worker.cache_clear()
 
 
-def _alone(job, tasks, workers):
+def _alone(job: Job, tasks: Sequence[Task], workers: int | None) -> Generator[int, None, Sequence[Task]]:
     """Embed chunks in this process and yield their numbers of frames; returns those that are left for other processes."""
     processes = _default_workers() if workers is None else workers
     began = time.perf_counter()
@@ -60,19 +67,19 @@ def _alone(job, tasks, workers):
     return []
 
 
-def _default_workers():
+def _default_workers() -> int:
     """One for each core, or 1 where there is no Dask to use several."""
     return cores() if find_spec("distributed") else 1
 
 
-def embed_chunk(job, k, number):
+def embed_chunk(job: Job, k: int, number: int) -> int:
     """Embed chunk `number` of trajectory k and write it; returns its number of frames. `job`: see `_worker`."""
     with _TURN:
         return _worker(job).embed(k, number)
 
 
 @lru_cache(maxsize=1)
-def _worker(job):
+def _worker(job: Job) -> "_Worker":
     """What one process keeps from one chunk to the next. job: folder of the store, topology file, a name for this run."""
     return _Worker(*job[:2])
 
@@ -80,7 +87,7 @@ def _worker(job):
 class _Worker:
     """What embeds chunks of a store: everything but the topology is said in the store itself."""
 
-    def __init__(self, output, topology):
+    def __init__(self, output: str, topology: str) -> None:
         self.store = Embeddings.open(output, writable=True)
         settings = self.store.settings
         encoder = Encoder.load(settings["encoder_source"])
@@ -90,33 +97,34 @@ class _Worker:
                 "meanwhile, or is another one on this machine. Restore it, or embed anew with --overwrite."
             )
         self.featurization = Featurization(topology, self.store.spec, encoder)
-        self._opened = None, None
+        self._opened: tuple[int | None, TrajectoryFile | None] = None, None
 
-    def embed(self, k, number):
+    def embed(self, k: int, number: int) -> int:
+        """Embed chunk `number` of trajectory k and write it; returns its number of frames."""
         stride, interval = (self.store.settings[name] for name in ("stride", "frame_interval"))
         entry, frames = self.store.trajectories[k], self.store.chunks(k)[number]
-        positions, times = [], []
+        pieces, read = [], []
         for piece in self._file(k).blocks(frames.start * stride, (frames.stop - 1) * stride + 1, stride):
             try:
-                positions.append(self.featurization.molecule.positions(piece))
+                pieces.append(self.featurization.molecule.positions(piece))
             except GeomGNNError as error:
                 raise GeomGNNError(f"{entry['name']}, frames {frames.start} to {frames.stop - 1}: {error}") from error
-            times.append(piece.time)
-        positions = torch.cat(positions)
+            read.append(piece.time)
+        positions = torch.cat(pieces)
         tokens = self.featurization.tokenizer.embed(positions).numpy()
         if interval is not None:
             times = interval * stride * np.arange(frames.start, frames.stop)
         elif Path(entry["path"]).suffix.lower() in WITH_TIMES:
-            times = np.concatenate(times)
+            times = np.concatenate(read)
         else:
             times = np.full(len(frames), np.nan)
         self.store.write(k, number, tokens, positions.numpy() / NM_TO_ANGSTROM, times)
         return len(frames)
 
-    def _file(self, k):
+    def _file(self, k: int) -> TrajectoryFile:
         """The trajectory file k, which stays open until another one is needed."""
         opened, file = self._opened
-        if opened != k:
+        if file is None or opened != k:
             if file is not None:
                 file.close()
             entry = self.store.trajectories[k]
@@ -129,7 +137,7 @@ class _Worker:
         return file
 
 
-def _client(stack, n_tasks, workers, scheduler):
+def _client(stack: ExitStack, n_tasks: int, workers: int | None, scheduler: str | None) -> Any:
     """A client of the user's Dask scheduler, or of processes that end with `stack`."""
     distributed = import_distributed()
     if scheduler is None:
@@ -148,7 +156,7 @@ def _client(stack, n_tasks, workers, scheduler):
         ) from error
 
 
-def _in_dask(client, job, tasks):
+def _in_dask(client: Any, job: Job, tasks: Sequence[Task]) -> Iterator[int]:
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
@@ -166,14 +174,14 @@ def _in_dask(client, job, tasks):
         client.cancel(futures)
 
 
-def _in_worker(job, k, number):
+def _in_worker(job: Job, k: int, number: int) -> int:
     from distributed import get_worker
 
     torch.set_num_threads(get_worker().state.nthreads)
     return embed_chunk(job, k, number)
 
 
-def import_distributed():
+def import_distributed() -> Any:
     """The package distributed; a GeomGNNError says how to install it."""
     try:
         import distributed

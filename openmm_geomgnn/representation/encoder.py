@@ -4,13 +4,17 @@ import functools
 import hashlib
 import os
 import warnings
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import PluginError, find, plugin_names
 from torchmdnet_ext import checkpoints, registration
@@ -21,24 +25,24 @@ CHUNK_PAIRS = 4000
 WORTH_COMPILING = 40_000
 
 
-def worth_compiling(frames, n_pairs):
+def worth_compiling(frames: int, n_pairs: int) -> bool:
     """Whether compiled kernels pay for as many frames of `n_pairs` pairs each."""
     return frames * n_pairs >= WORTH_COMPILING
 
 
-def frames_per_pass(n_pairs):
+def frames_per_pass(n_pairs: int) -> int:
     """How many frames with `n_pairs` pairs of atoms each are embedded in one pass."""
     return max(1, CHUNK_PAIRS // max(1, n_pairs))
 
 
-def shipped_encoders():
+def shipped_encoders() -> list[str]:
     """Names of the encoders that come with the package."""
     folder = resources.files("openmm_geomgnn") / "data"
     names = [Path(entry.name) for entry in folder.iterdir() if entry.name.endswith(".safetensors")]
     return sorted(name.stem for name in names if name.stem != "conformers")
 
 
-def encoder_file(source):
+def encoder_file(source: PathLike) -> Path:
     """The path of an encoder's file, from itself or from the name of a shipped encoder.
 
     Raises
@@ -59,11 +63,11 @@ def encoder_file(source):
     return path
 
 
-def _is_a_name(path):
+def _is_a_name(path: Path) -> bool:
     return not path.suffix and not path.is_file()
 
 
-def _provided(source):
+def _provided(source: PathLike) -> "Encoder | PathLike | None":
     """The Encoder or the path that an installed package has under the name `source`; None where it is no such name.
 
     Raises
@@ -75,12 +79,12 @@ def _provided(source):
     if not _is_a_name(Path(source)) or name in shipped_encoders() or name not in plugin_names("encoder"):
         return None
 
-    def problem(announced):
+    def problem(announced: object) -> str | None:
         if isinstance(announced, (str, os.PathLike)) or callable(announced):
             return None
         return f"it is {announced!r}, neither a path nor a function"
 
-    found = find("encoder", name, {}, problem)
+    found: Any = find("encoder", name, {}, problem)
     if callable(found):
         try:
             found = found()
@@ -92,7 +96,7 @@ def _provided(source):
 
 
 @functools.cache
-def _warn_not_smooth(path, cutoff):
+def _warn_not_smooth(path: Path, cutoff: float) -> None:
     """Warn, once for each file, that a network is not smooth at its cutoff, in angstrom."""
     warnings.warn(
         f"{path} was trained without an envelope on its messages: features and forces are not smooth where a pair of "
@@ -121,16 +125,23 @@ class Encoder(nn.Module):
         The noise head it was trained with, where its file has one.
     """
 
-    def __init__(self, network, settings, training=None, name="unnamed", head=None):
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: Mapping[str, Any],
+        training: Mapping[str, Any] | None = None,
+        name: str = "unnamed",
+        head: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network  # torchmdnet_ext's models share attributes that nn.Module does not know
         self.head = head
         self.settings = dict(settings)
         self.training_information = dict(training or {})
         self.name = name
 
     @classmethod
-    def load(cls, source, dtype=torch.float32, smooth_cutoff=None):
+    def load(cls, source: PathLike, dtype: torch.dtype = torch.float32, smooth_cutoff: bool | None = None) -> "Encoder":
         """Load an encoder.
 
         Parameters
@@ -169,7 +180,7 @@ class Encoder(nn.Module):
             _warn_not_smooth(path, encoder.cutoff)
         return encoder
 
-    def _remade(self, name, dtype, smooth_cutoff):
+    def _remade(self, name: str, dtype: torch.dtype, smooth_cutoff: bool | None) -> "Encoder":
         """A copy under another name, made from settings and parameters as it is when a CV is read."""
         settings = self.settings if smooth_cutoff is None else {**self.settings, "smooth_cutoff": bool(smooth_cutoff)}
         try:
@@ -178,7 +189,7 @@ class Encoder(nn.Module):
             raise GeomGNNError(f"The encoder {name!r} cannot be made from its settings and parameters: {error}") from error
         return Encoder(network, settings, self.training_information, name, self.head).to(dtype)
 
-    def save(self, path):
+    def save(self, path: PathLike) -> None:
         """Write the encoder to a file, in single precision, with its noise head if it has one.
 
         Parameters
@@ -205,18 +216,21 @@ class Encoder(nn.Module):
         checkpoints.write_trainer_checkpoint(path, self.settings, self.network, self.head)
 
     @property
-    def hidden_channels(self):
+    def hidden_channels(self) -> int:
+        """Number of scalar and of vector channels, H."""
         return self.network.hidden_channels
 
     @property
-    def cutoff(self):
+    def cutoff(self) -> float:
+        """Cutoff of the messages, in angstrom."""
         return float(self.network.cutoff_upper)
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
+        """Precision of the network."""
         return next(self.network.parameters()).dtype
 
-    def content_hash(self):
+    def content_hash(self) -> str:
         """Hash of all parameters in float32: the same for the same network, whatever file it came from.
 
         The same parameters with and without an envelope are not the same network.
@@ -227,7 +241,9 @@ class Encoder(nn.Module):
             digest.update(tensor.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def forward(self, z, pos, batch, pairs=None):
+    def forward(
+        self, z: torch.Tensor, pos: torch.Tensor, batch: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scalars (N, H) and vectors (N, 3, H) of atoms `z` (N,) at `pos` (N, 3) in angstrom.
 
         Parameters
@@ -240,7 +256,7 @@ class Encoder(nn.Module):
         x, v, *_ = self.network(z, pos, batch, pairs=pairs)
         return x, v[:, :3]
 
-    def embed(self, z, pos, engine="auto"):
+    def embed(self, z: npt.ArrayLike, pos: npt.ArrayLike, engine: str = "auto") -> tuple[np.ndarray, np.ndarray]:
         """Embed one conformation or many of the same molecule.
 
         In single precision compiled kernels are used where there are some for the network and the frames are worth it; they
@@ -285,7 +301,7 @@ class Encoder(nn.Module):
         x, v = self._embed_eagerly(z, frames) if compiled is None else compiled.embed(frames.numpy())
         return (x[0], v[0]) if single else (x, v)
 
-    def _embed_eagerly(self, z, frames):
+    def _embed_eagerly(self, z: torch.Tensor, frames: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         xs, vs = [], []
         n = z.numel()
         with torch.no_grad():
@@ -298,7 +314,7 @@ class Encoder(nn.Module):
         return torch.cat(xs).numpy(), torch.cat(vs).numpy()
 
 
-def check_elements(z, max_z):
+def check_elements(z: torch.Tensor, max_z: int) -> None:
     """Raise a GeomGNNError if an atomic number is not one the network has an embedding for."""
     if z.numel() and not (0 < int(z.min()) and int(z.max()) < max_z):
         raise GeomGNNError(

@@ -1,13 +1,17 @@
 """From the positions of a system to residue tokens of one molecule in it: all that depends on the topology, made once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mdtraj
 import numpy as np
 
+from openmm_geomgnn.aliases import TopologyLike
+from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.periodic import SelectedMolecule
 from openmm_geomgnn.representation.reference import first_frame, read_reference
-from openmm_geomgnn.representation.selection import as_topology, residue_table, select_atoms
+from openmm_geomgnn.representation.selection import ResidueTable, as_topology, residue_table, select_atoms
+from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.representation.tokens import Tokenizer
 from openmm_geomgnn.representation.windows import make_windows
 
@@ -29,11 +33,11 @@ class SelectedAtoms:
 
     topology: mdtraj.Topology
     atoms: np.ndarray
-    table: list
+    table: ResidueTable
     molecule: SelectedMolecule | None = None
 
     @classmethod
-    def find(cls, topology, selection=None):
+    def find(cls, topology: TopologyLike | SelectedMolecule, selection: str | None = None) -> "SelectedAtoms":
         """Select atoms.
 
         Parameters
@@ -52,7 +56,7 @@ class SelectedAtoms:
         return cls(topology, atoms, residue_table(topology, atoms), molecule)
 
     @property
-    def names(self):
+    def names(self) -> list[str]:
         """The name of each atom."""
         return [self.topology.atom(int(index)).name for index in self.atoms]
 
@@ -91,7 +95,15 @@ class Featurization:
         If atoms, windows or encoder do not fit, see the parts.
     """
 
-    def __init__(self, topology, spec, encoder, *, structure=None, engine="auto"):
+    def __init__(
+        self,
+        topology: TopologyLike | SelectedMolecule | SelectedAtoms,
+        spec: TokenSpec,
+        encoder: Encoder,
+        *,
+        structure: Callable[[], mdtraj.Trajectory] | None = None,
+        engine: str = "auto",
+    ) -> None:
         selected = topology if isinstance(topology, SelectedAtoms) else SelectedAtoms.find(topology, spec.selection)
         self.topology, self.atoms, self.table = selected.topology, selected.atoms, selected.table
         self.atom_names = selected.names
@@ -103,21 +115,22 @@ class Featurization:
         self.tokenizer = Tokenizer(encoder, self.windows, spec.pooling, engine)
         self.molecule = selected.molecule or SelectedMolecule(self.topology, self.atoms, self.windows.contacts)
 
-    def _reference(self, spec, structure):
+    def _reference(self, spec: TokenSpec, structure: Callable[[], mdtraj.Trajectory] | None) -> mdtraj.Trajectory | None:
         """The selected atoms of the structure that says which residues are near each other; None where there is none."""
         if spec.reference is not None:
             return read_reference(spec.reference, self.topology, self.atoms, spec.selection)
         return None if structure is None else first_frame(structure(), self.topology, self.atoms)
 
     @property
-    def encoder(self):
+    def encoder(self) -> Encoder:
+        """The network that embeds the windows."""
         return self.tokenizer.encoder
 
     @property
-    def token_shape(self):
-        """(R, 4, H), the shape of the tokens of a frame."""
+    def token_shape(self) -> tuple[int, int, int]:
+        """The shape of the tokens of a frame, (R, 4, H)."""
         return self.windows.n_tokens, 4, self.encoder.hidden_channels
 
-    def tokenizer_of(self, encoder):
+    def tokenizer_of(self, encoder: Encoder) -> Tokenizer:
         """The tokenizer of the same windows with another encoder."""
         return Tokenizer(encoder, self.windows, self.spec.pooling)

@@ -3,12 +3,13 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 
 _PACKAGES = {".h5": "tables", ".hdf5": "tables", ".lh5": "tables", ".gsd": "gsd"}  # format -> what mdtraj reads it with
 
 
-def check_format(path):
+def check_format(path: PathLike) -> None:
     """Raise a GeomGNNError where mdtraj lacks the package that reads a file; mdtraj itself prints a page about it."""
     package = _PACKAGES.get(Path(path).suffix.lower())
     if package and find_spec(package) is None:
@@ -18,6 +19,6 @@ def check_format(path):
         )
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
     """What an error of somebody else says, as the end of a sentence."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -2,12 +2,20 @@
 
 import warnings
 from collections import Counter
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
 
+import mdtraj
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.pickling import pickled_as
 from openmm_geomgnn.representation.selection import same_residue
+
+# bonds within a residue, by the places of their atoms in it
+Bonds: TypeAlias = set[frozenset[int]]
+# name and number of a residue
+Label: TypeAlias = tuple[str, int]
 
 _ADVICE = "Give trajectories of the system that the topology describes, with its names of atoms."
 
@@ -28,8 +36,8 @@ class AtomMatcher:
         The selected atoms.
     """
 
-    def __init__(self, topology, atoms):
-        selected = {}  # index of a residue -> {index of an atom: its number in the selection}
+    def __init__(self, topology: mdtraj.Topology, atoms: np.ndarray) -> None:
+        selected: dict[int, dict[int, int]] = {}  # index of a residue -> {index of an atom: its number in the selection}
         for number, index in enumerate(map(int, atoms)):
             selected.setdefault(topology.atom(index).residue.index, {})[index] = number
         self._names = {same_residue(topology.residue(index).name) for index in selected}
@@ -42,13 +50,13 @@ class AtomMatcher:
             for number, residue in enumerate(residues)
             if residue.index in selected
         }
-        self._last = None, None  # the last topology, and the rows in it
+        self._last: tuple[Any, Any] = None, None  # the last topology, and the rows in it
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": (None, None)}
 
-    def rows(self, topology):
-        """(n,) indices of the selected atoms in another topology, in the order of the selection.
+    def rows(self, topology: mdtraj.Topology) -> np.ndarray:
+        """Indices (n,) of the selected atoms in another topology, in the order of the selection.
 
         Raises
         ------
@@ -72,7 +80,7 @@ class AtomMatcher:
             self._last = topology, rows
         return self._last[1]
 
-    def _paired(self, topology):
+    def _paired(self, topology: mdtraj.Topology) -> list[tuple["MatchedResidue", Any]]:
         """[(part, the residue that it is in another topology)]."""
         residues = _residues_named(topology, self._names)
         labels = [_label(residue) for residue in residues]
@@ -92,14 +100,14 @@ class AtomMatcher:
 class MatchedResidue:
     """The selected atoms of a residue, by their places in it."""
 
-    def __init__(self, residue, selected, bonds):
+    def __init__(self, residue: Any, selected: Mapping[int, int], bonds: Bonds) -> None:
         self.label = f"{residue.name}{residue.resSeq}"
         self.places = [place for place, atom in enumerate(residue.atoms) if atom.index in selected]
         self.numbers = [selected[residue.atom(place).index] for place in self.places]
         self.atoms = _atoms(residue)
         self.bonds = bonds
 
-    def rows(self, residue, bonds):
+    def rows(self, residue: Any, bonds: Bonds) -> tuple[list[int], bool]:
         """Indices of the selected atoms in the residue of another topology that is this one, and whether that is sure."""
         there, sure = _atoms(residue), True
         wanted, counted = [self.atoms[place] for place in self.places], Counter(there)
@@ -112,7 +120,7 @@ class MatchedResidue:
             found, sure = self.places, bool(self.bonds and bonds)
         return [residue.atom(place).index for place in found], sure
 
-    def _check_in_place(self, there, bonds):
+    def _check_in_place(self, there: Any, bonds: Bonds) -> None:
         """Raise a GeomGNNError unless atoms that have other names may be taken in their order."""
         names, others = ([name for name, _ in atoms] for atoms in (self.atoms, there))
         moved = [name for name in set(names) & set(others) if names.index(name) != others.index(name)]
@@ -126,30 +134,30 @@ class MatchedResidue:
             )
 
 
-def _atoms(residue):
+def _atoms(residue: Any) -> list[tuple[str, str]]:
     return [(atom.name, atom.element.symbol) for atom in residue.atoms]
 
 
-def _residues_named(topology, names):
+def _residues_named(topology: mdtraj.Topology, names: Container[str]) -> list[Any]:
     return [residue for residue in topology.residues if same_residue(residue.name) in names]
 
 
-def _label(residue):
+def _label(residue: Any) -> Label:
     return same_residue(residue.name), residue.resSeq
 
 
-def _counted(labels):
+def _counted(labels: Iterable[Label]) -> Iterator[tuple[str, int, int]]:
     """Labels with their occurrence: those of the second chain of a dimer are other ones than those of the first."""
-    seen = Counter()
+    seen: Counter[Label] = Counter()
     for label in labels:
         yield (*label, seen[label])
         seen[label] += 1
 
 
-def _bonds_within(topology, residues):
+def _bonds_within(topology: mdtraj.Topology, residues: Collection[int]) -> dict[int, Bonds]:
     """{index of a residue: its own bonds, by places in it}, for some residues of a topology."""
     place = {atom.index: k for index in residues for k, atom in enumerate(topology.residue(index).atoms)}
-    found = {index: set() for index in residues}
+    found: dict[int, Bonds] = {index: set() for index in residues}
     for a, b in topology.bonds:
         if a.residue is b.residue and a.residue.index in found:
             found[a.residue.index].add(frozenset((place[a.index], place[b.index])))

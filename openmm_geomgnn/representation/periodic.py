@@ -2,9 +2,12 @@
 
 import itertools
 from collections import deque
+from collections.abc import Iterable
+from typing import Any
 
 import mdtraj
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from openmm_geomgnn.errors import GeomGNNError
@@ -34,21 +37,26 @@ class MoleculeUnwrapper:
     Only multiples of the box vectors are added, so derivatives with respect to the positions are unchanged.
     """
 
-    def __init__(self, topology, atoms, near=()):
+    def __init__(self, topology: mdtraj.Topology, atoms: np.ndarray, near: Iterable[tuple[int, int]] = ()) -> None:
         row = {int(index): k for k, index in enumerate(atoms)}
-        partners, companions = [[] for _ in row], [[] for _ in row]
+        partners: list[list[int]] = [[] for _ in row]
+        companions: list[list[int]] = [[] for _ in row]
         for a, b in near:
             companions[a].append(b)
             companions[b].append(a)
         for bond in topology.bonds:
-            a, b = row.get(bond[0].index), row.get(bond[1].index)
-            if a is not None and b is not None:
-                partners[a].append(b)
-                partners[b].append(a)
+            one, other = row.get(bond[0].index), row.get(bond[1].index)
+            if one is not None and other is not None:
+                partners[one].append(other)
+                partners[other].append(one)
         # breadth first: level k holds (child, parent) with every parent placed in an earlier level
-        levels, seen, previous_root = [], np.zeros(len(row), dtype=bool), None
+        levels: list[tuple[list[int], list[int]]] = []
+        seen = np.zeros(len(row), dtype=bool)
+        previous_root: int | None = None
         for root in range(len(row)):
-            waiting = deque([(root, previous_root)])  # the first atoms of groups, and what they are joined to
+            waiting: deque[tuple[int, int | None]] = deque(
+                [(root, previous_root)]
+            )  # the first atoms of groups, and what they are joined to
             previous_root = previous_root if seen[root] else root
             while waiting:
                 first, joined_to = waiting.popleft()
@@ -75,7 +83,7 @@ class MoleculeUnwrapper:
         self._children = np.concatenate([none, *(children for children, _ in self.levels)])
         self._parents = np.concatenate([none, *(parents for _, parents in self.levels)])
 
-    def __call__(self, pos, box):
+    def __call__(self, pos: npt.ArrayLike, box: npt.ArrayLike) -> np.ndarray:
         """Whole molecules.
 
         Parameters
@@ -99,7 +107,7 @@ class MoleculeUnwrapper:
         return pos + moved
 
 
-def minimum_image(delta, box):
+def minimum_image(delta: np.ndarray, box: np.ndarray) -> np.ndarray:
     """The shortest of the vectors that differ from `delta` (..., m, 3) by multiples of the box vectors.
 
     Parameters
@@ -144,18 +152,18 @@ class SelectedMolecule:
     make_whole : MoleculeUnwrapper
     """
 
-    def __init__(self, topology, atoms, near=()):
+    def __init__(self, topology: mdtraj.Topology, atoms: np.ndarray, near: Iterable[tuple[int, int]] = ()) -> None:
         self.atoms = atoms
         self.topology = selected_part(topology, atoms)
         self.n_atoms_total = topology.n_atoms
         self._matcher = AtomMatcher(topology, atoms)
         self.make_whole = MoleculeUnwrapper(topology, atoms, near)
 
-    def rows(self, topology):
-        """(n,) indices of the selected atoms in the topology of a trajectory; a GeomGNNError says what does not fit."""
+    def rows(self, topology: mdtraj.Topology) -> np.ndarray:
+        """Indices (n,) of the selected atoms in the topology of a trajectory; a GeomGNNError says what does not fit."""
         return self._matcher.rows(topology)
 
-    def positions(self, trajectory, boxes=None):
+    def positions(self, trajectory: mdtraj.Trajectory | npt.ArrayLike, boxes: npt.ArrayLike | None = None) -> torch.Tensor:
         """Whole molecules (F, n, 3) in angstrom, float64 tensor.
 
         Parameters
@@ -200,7 +208,7 @@ class SelectedMolecule:
         return torch.as_tensor(pos * NM_TO_ANGSTROM)
 
 
-def _in_nm(numbers):
+def _in_nm(numbers: Any) -> np.ndarray:
     if hasattr(numbers, "value_in_unit"):
         from openmm import unit
 
@@ -208,7 +216,7 @@ def _in_nm(numbers):
     return np.asarray(numbers)
 
 
-def _checked_boxes(boxes, count):
+def _checked_boxes(boxes: np.ndarray, count: int) -> np.ndarray:
     """Boxes (3, 3) or (count, 3, 3); a GeomGNNError says what they lack."""
     if boxes.shape not in ((3, 3), (count, 3, 3)):
         raise GeomGNNError(
@@ -224,7 +232,7 @@ def _checked_boxes(boxes, count):
     return boxes
 
 
-def selected_part(topology, atoms):
+def selected_part(topology: mdtraj.Topology, atoms: np.ndarray) -> mdtraj.Topology:
     """The topology of the selected atoms alone, with the bonds between them: all of a topology that a CV needs.
 
     Of residues without selected atoms one is left, empty, wherever there are some between two others, so that residues

@@ -8,6 +8,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.formats import reason
 from openmm_geomgnn.representation.matching import AtomMatcher
@@ -15,7 +16,7 @@ from openmm_geomgnn.representation.periodic import MoleculeUnwrapper
 from openmm_geomgnn.representation.selection import as_topology, check_same_molecule, residue_table, select_atoms
 
 
-def contacts(structure, residue, radius):
+def contacts(structure: mdtraj.Trajectory, residue: np.ndarray, radius: float) -> list[tuple[int, int]]:
     """Pairs (a, b), a < b, of residues with two atoms closer than `radius` in the first frame of a structure.
 
     Parameters
@@ -46,7 +47,7 @@ def contacts(structure, residue, radius):
     return [(int(a), int(b)) for a, b in pairs]
 
 
-def _periodic(xyz, box, topology, radius):
+def _periodic(xyz: np.ndarray, box: np.ndarray, topology: mdtraj.Topology, radius: float) -> tuple[np.ndarray, np.ndarray]:
     if np.diag(box).min() < 2 * radius:
         raise GeomGNNError(
             f"The box of the reference structure is {np.diag(box).min():.3f} nm wide, less than twice the radius of "
@@ -69,7 +70,9 @@ def _periodic(xyz, box, topology, radius):
     return i[keep], j[keep]
 
 
-def read_reference(path, topology, atoms, selection=None):
+def read_reference(
+    path: PathLike, topology: mdtraj.Topology, atoms: np.ndarray, selection: str | None = None
+) -> mdtraj.Trajectory:
     """The selected atoms of a structure file that holds the molecule `atoms` of `topology` (solvent may differ).
 
     Raises
@@ -89,7 +92,7 @@ def read_reference(path, topology, atoms, selection=None):
     return structure.atom_slice(chosen)
 
 
-def first_frame(trajectory, topology, atoms):
+def first_frame(trajectory: mdtraj.Trajectory, topology: mdtraj.Topology, atoms: np.ndarray) -> mdtraj.Trajectory:
     """The selected atoms of `topology` in the first frame of a trajectory of one or more, as a trajectory of one.
 
     Raises

@@ -1,14 +1,20 @@
 """Which atoms of a system a collective variable sees, and whether two topologies are of the same molecule."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import mdtraj
 import numpy as np
 
+from openmm_geomgnn.aliases import TopologyLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.bond_graph import contradiction, describe_bonds
 from openmm_geomgnn.representation.formats import check_format, reason
+
+# what `residue_table` returns
+ResidueTable: TypeAlias = list[list[Any]]
 
 PROTEIN_SELECTION = "protein and not element H"
 NUCLEIC_SELECTION = "nucleic and not element H"
@@ -39,12 +45,12 @@ _NUCLEOTIDE = re.compile(r"D?[ACGITU]")
 _CAPS = ("ACE", "NME", "NH2", "FOR")
 
 
-def same_residue(name):
+def same_residue(name: str) -> str:
     """One name for all the names of a residue: HIS for HID, HSE, NHIE; DA for DA5."""
     return _SAME_RESIDUE.get(name, name)
 
 
-def as_topology(topology):
+def as_topology(topology: TopologyLike) -> mdtraj.Topology:
     """An mdtraj topology from one of mdtraj, of OpenMM, or the path of a structure file.
 
     Raises
@@ -92,7 +98,7 @@ class Polymers:
         Residue names.
     """
 
-    def __init__(self, topology):
+    def __init__(self, topology: mdtraj.Topology) -> None:
         self.protein, self.nucleic = set(), set()
         seen = set()
         for residue in topology.residues:
@@ -108,18 +114,20 @@ class Polymers:
             elif residue.is_protein or unified != name or name in _CAPS or _has_backbone(residue):
                 self.protein.add(name)
 
-    def holds(self, residue):
+    def holds(self, residue: Any) -> bool:
         """Whether a residue is a link of a protein or nucleic acid."""
         return residue.name in self.protein or residue.name in self.nucleic
 
 
-def _has_backbone(residue):
+def _has_backbone(residue: Any) -> bool:
     return {"N", "CA", "C", "O"} <= {atom.name for atom in residue.atoms}
 
 
-def default_selection(topology):
-    """The selection where none is given: heavy atoms of all protein; without protein, of all nucleic acid; without either,
-    of the only residue that has two or more heavy atoms, a ligand in vacuum or in water.
+def default_selection(topology: mdtraj.Topology) -> str:
+    """The selection where none is given: the heavy atoms of the solute.
+
+    They are those of all protein; without protein, of all nucleic acid; without either, of the only residue that has two or
+    more heavy atoms, a ligand in vacuum or in water.
 
     Raises
     ------
@@ -143,7 +151,7 @@ def default_selection(topology):
     )
 
 
-def select_atoms(topology, selection=None):
+def select_atoms(topology: mdtraj.Topology, selection: str | None = None) -> np.ndarray:
     """Sorted indices of the atoms that `selection` (mdtraj's language) names; None is that of `default_selection`.
 
     Where none is given, virtual sites on the molecule are left out. `protein` and `nucleic` take in every protonation state,
@@ -177,7 +185,7 @@ def select_atoms(topology, selection=None):
     return np.sort(atoms[~is_virtual])
 
 
-def _in_full(topology, text):
+def _in_full(topology: mdtraj.Topology, text: str) -> str:
     """The selection with the keywords `protein` and `nucleic` spelled out, as the residue names of this topology."""
     for keyword in ("protein", "nucleic"):
         pattern = rf"\b(is_)?{keyword}\b"
@@ -188,14 +196,16 @@ def _in_full(topology, text):
     return text
 
 
-def residue_table(topology, atoms):
+def residue_table(topology: mdtraj.Topology, atoms: np.ndarray) -> ResidueTable:
     """Per residue that has selected atoms: [chain number, residue name, {element symbol: count}, bonds], JSON-able.
 
     This is what must agree between the molecule a CV was trained on and the one it is used on. The first three are all that
     the network can see of a topology; the last is what `bond_graph.describe_bonds` says of the residue. Names of one residue
     are unified; the order of atoms in a residue does not matter.
     """
-    table, last, chains = [], None, {}
+    last: int | None = None
+    table: ResidueTable = []
+    chains: dict[int, int] = {}
     for index in atoms:
         atom = topology.atom(int(index))
         residue = atom.residue
@@ -208,22 +218,22 @@ def residue_table(topology, atoms):
     return [[*row, part] for row, part in zip(table, describe_bonds(topology, atoms), strict=True)]
 
 
-def bonds_of(table):
+def bonds_of(table: ResidueTable) -> list[Any]:
     """What a residue table says of the bonds of each residue; None in tables that are older than it."""
     return [row[3] if len(row) > 3 else None for row in table]
 
 
-def check_same_molecule(expected, found, what="the CV file"):
+def check_same_molecule(expected: ResidueTable, found: ResidueTable, what: str = "the CV file") -> None:
     """Raise a GeomGNNError at the first residue in which two residue tables differ, in bonds as far as both know them."""
     advice = (
         "Use the topology the CV was trained on (solvent and ions may differ), or fit a new CV for this molecule with "
         "`geomgnn fit`."
     )
 
-    def unified(row):
+    def unified(row: Sequence[Any]) -> list[Any]:
         return [row[0], same_residue(row[1]), dict(sorted(row[2].items()))]  # files may be older than a name
 
-    def describe(row):
+    def describe(row: Sequence[Any]) -> str:
         return f"{row[1]} of chain {row[0] + 1} with atoms {''.join(f'{e}{n}' for e, n in row[2].items())}"
 
     for number, (old, new) in enumerate(zip(map(unified, expected), map(unified, found), strict=False), start=1):

@@ -1,6 +1,8 @@
 """How atoms become residue tokens: said once, for the fit, the store, the file of a CV and the live force."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 RADIUS = 0.45  # nm; heavy atoms of residues in contact are closer
 _IN_FILES = ("selection", "window", "context", "radius", "neighbours", "pooling")
@@ -36,33 +38,33 @@ class TokenSpec:
     context: int = 1
     radius: float = RADIUS
     reference: str | None = None
-    neighbours: list | None = field(default=None, repr=False)
+    neighbours: list[list[int]] | None = field(default=None, repr=False)
     pooling: str = "sum"
 
-    def to_metadata(self):
+    def to_metadata(self) -> dict[str, Any]:
         """What files hold of it: a dict that JSON can hold, without `reference`, which `neighbours` replace."""
         return {name: getattr(self, name) for name in _IN_FILES}
 
     @classmethod
-    def from_metadata(cls, metadata):
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> "TokenSpec":
         """The spec of what `to_metadata` gave; further entries are ignored."""
         return cls(**{name: metadata[name] for name in _IN_FILES})
 
     @property
-    def needs_structure(self):
+    def needs_structure(self) -> bool:
         """Whether the windows depend on a structure."""
         return self.window == "space" and self.neighbours is None
 
     @property
-    def extent(self):
+    def extent(self) -> str | None:
         """The name of the setting that says how far a window reaches, None with one window of all atoms."""
         return _EXTENT.get(self.window)
 
-    def resolved(self, neighbours):
+    def resolved(self, neighbours: list[list[int]] | None) -> "TokenSpec":
         """The same with the residues of each window."""
         return replace(self, neighbours=neighbours, reference=None)
 
-    def differences(self, other):
+    def differences(self, other: "TokenSpec") -> list[str]:
         """Names of the settings by which the tokens of `other`, made with the same neighbours or not, differ."""
         names = ("selection", "window", "pooling", *filter(None, [self.extent]))
         return [name for name in names if getattr(self, name) != getattr(other, name)]

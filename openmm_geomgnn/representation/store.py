@@ -3,16 +3,22 @@
 import json
 import warnings
 import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formatting import format_setting
 from openmm_geomgnn.locks import is_empty
 from openmm_geomgnn.representation.formats import reason
-from openmm_geomgnn.representation.selection import bonds_of, check_same_molecule
+from openmm_geomgnn.representation.selection import ResidueTable, bonds_of, check_same_molecule
 from openmm_geomgnn.representation.spec import TokenSpec
+
+if TYPE_CHECKING:
+    from openmm_geomgnn.representation.encoder import Encoder
 
 FORMAT = "openmm-geomgnn embeddings"
 VERSION = 2
@@ -25,7 +31,7 @@ _DIMENSIONS = {"tokens": 4, "positions": 3, "times": 1, "checksums": 1}
 _PENDING = -1  # in place of a chunk's checksum: it was not written, or not to its end
 
 
-def _sampled_fingerprints(trajectories):
+def _sampled_fingerprints(trajectories: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Version 2 has fingerprints of all bytes; before, they were of 16 blocks of each file, and there was no time."""
     return [{**entry, "mtime_ns": None, "sampled": True} for entry in trajectories]
 
@@ -53,9 +59,9 @@ class Embeddings:
         `truncated` where the file ends too early.
     """
 
-    def __init__(self, group, path):
+    def __init__(self, group: Any, path: PathLike) -> None:
         self._group = group
-        self._arrays = {}
+        self._arrays: dict[tuple[int, str], Any] = {}
         self.path = Path(path)
         attributes = group.attrs.asdict()
         self.settings = attributes["settings"]
@@ -64,7 +70,7 @@ class Embeddings:
     # ------------------------------------------------------------------------------------------------------------ reading
 
     @classmethod
-    def open(cls, path, writable=False):
+    def open(cls, path: PathLike, writable: bool = False) -> "Embeddings":
         """The store in a folder.
 
         Raises
@@ -97,32 +103,32 @@ class Embeddings:
             store.trajectories = MIGRATIONS[step](store.trajectories)
         return store
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.trajectories)
 
     @property
-    def lengths(self):
+    def lengths(self) -> list[int]:
         """Embedded frames of each trajectory."""
         return [entry["frames"] for entry in self.trajectories]
 
-    def tokens(self, k):
+    def tokens(self, k: int) -> Any:
         """Tokens of trajectory k: a Zarr array (F, R, 4, H), of which slicing reads only the chunks it needs."""
         return self._array(k, "tokens")
 
-    def positions(self, k):
+    def positions(self, k: int) -> Any:
         """Positions of the selected atoms: a Zarr array (F, n, 3) in nm, whole molecules."""
         return self._array(k, "positions")
 
-    def times(self, k):
+    def times(self, k: int) -> np.ndarray:
         """Times of the frames (F,) in ps; NaN where they are not known."""
         return self._all(k, "times")
 
-    def _array(self, k, name):
+    def _array(self, k: int, name: str) -> Any:
         if (k, name) not in self._arrays:  # opening one takes as long as reading a chunk
             self._arrays[k, name] = self._opened(k, name)
         return self._arrays[k, name]
 
-    def _opened(self, k, name):
+    def _opened(self, k: int, name: str) -> Any:
         try:
             array = self._group[f"{k}/{name}"]
             shape = array.shape
@@ -134,7 +140,7 @@ class Embeddings:
             raise self._damaged(k, f"{name} has shape {shape} for {frames} frames")
         return array
 
-    def _all(self, k, name):
+    def _all(self, k: int, name: str) -> np.ndarray:
         try:
             return self._array(k, name)[:]
         except GeomGNNError:
@@ -142,32 +148,32 @@ class Embeddings:
         except Exception as error:  # what a codec raises over damaged bytes
             raise self._damaged(k, f"{name} cannot be read: {reason(error)}") from error
 
-    def _damaged(self, k, how):
+    def _damaged(self, k: int, how: str) -> GeomGNNError:
         return GeomGNNError(
             f"The embeddings of {self.trajectories[k]['name']} in {self.path} were changed or damaged after they were "
             f"written ({how}). Restore the store, or move it away and embed the trajectories again."
         )
 
     @property
-    def spec(self):
+    def spec(self) -> TokenSpec:
         """The TokenSpec that the tokens were made by."""
         return TokenSpec.from_metadata(self.settings)
 
     @property
-    def encoder_source(self):
+    def encoder_source(self) -> str:
         """The encoder that the tokens were made by, as `Encoder.load` takes it."""
         return self.settings["encoder_source"]
 
-    def chunks(self, k):
+    def chunks(self, k: int) -> list[range]:
         """The range of frames of each chunk of trajectory k."""
         frames, size = self.lengths[k], self.tokens(k).chunks[0]
         return [range(start, min(start + size, frames)) for start in range(0, frames, size)]
 
-    def missing(self, k):
+    def missing(self, k: int) -> list[int]:
         """Numbers of the chunks of trajectory k that are not there yet."""
         return np.flatnonzero(self._all(k, "checksums") == _PENDING).tolist()
 
-    def check_molecule(self, table, atoms):
+    def check_molecule(self, table: ResidueTable, atoms: Sequence[str]) -> None:
         """Raise a GeomGNNError unless a residue table and names of atoms are those of the store."""
         check_same_molecule(self.settings["molecule"], table, f"the store {self.path.name}")
         if None in bonds_of(self.settings["molecule"]):
@@ -183,7 +189,7 @@ class Embeddings:
                 f"with, {self.settings['topology']}."
             )
 
-    def check_made_with(self, spec, encoder, source):
+    def check_made_with(self, spec: TokenSpec, encoder: "Encoder", source: str) -> None:
         """Raise a GeomGNNError that names what differs, unless the tokens are those of a spec and an encoder.
 
         Parameters
@@ -208,7 +214,7 @@ class Embeddings:
                 "out of the fit, and it takes those of the store; or embed the trajectories with them."
             )
 
-    def check(self, content=False):
+    def check(self, content: bool = False) -> None:
         """Raise a GeomGNNError unless every frame is there; with `content`, also read all and compare with the checksums."""
         for k, entry in enumerate(self.trajectories):
             missing, chunks = self.missing(k), self.chunks(k)
@@ -221,7 +227,7 @@ class Embeddings:
             if content:
                 self._check_content(k, entry, chunks)
 
-    def _check_content(self, k, entry, chunks):
+    def _check_content(self, k: int, entry: dict[str, Any], chunks: Sequence[range]) -> None:
         checksums = self._all(k, "checksums")
         for number, frames in enumerate(chunks):
             try:
@@ -240,7 +246,7 @@ class Embeddings:
     # ------------------------------------------------------------------------------------------------------------ writing
 
     @classmethod
-    def create(cls, path, settings):
+    def create(cls, path: PathLike, settings: Mapping[str, Any]) -> "Embeddings":
         """A new store without trajectories.
 
         Raises
@@ -259,7 +265,7 @@ class Embeddings:
         zarr.create_group(path, zarr_format=3, attributes={**attributes, "settings_checksum": _checksum_of(settings)})
         return cls.open(path, writable=True)
 
-    def add(self, entry, tokens_shape, n_atoms, chunk=None):
+    def add(self, entry: dict[str, Any], tokens_shape: tuple[int, int, int], n_atoms: int, chunk: int | None = None) -> None:
         """Make room for one more trajectory.
 
         Parameters
@@ -288,16 +294,16 @@ class Embeddings:
         group.create_array("checksums", shape=(-(-frames // chunk),), chunks=(1,), dtype=np.int64, fill_value=_PENDING)
         self._write_list([*self.trajectories, entry])
 
-    def update(self, k, **facts):
+    def update(self, k: int, **facts: Any) -> None:
         """Note what is new of the file of trajectory k: another path, or fingerprint."""
         entry = {name: value for name, value in {**self.trajectories[k], **facts}.items() if name != "sampled"}
         self._write_list([entry if i == k else e for i, e in enumerate(self.trajectories)])
 
-    def _write_list(self, trajectories):
+    def _write_list(self, trajectories: list[dict[str, Any]]) -> None:
         self._group.update_attributes({"trajectories": trajectories, "version": VERSION})
         self.trajectories = trajectories
 
-    def write(self, k, number, tokens, positions, times):
+    def write(self, k: int, number: int, tokens: np.ndarray, positions: np.ndarray, times: np.ndarray) -> None:
         """Write chunk `number` of trajectory k; safe beside writers of other chunks.
 
         Parameters
@@ -327,7 +333,7 @@ class Embeddings:
         self._array(k, "checksums")[number] = _checksum(*parts.values())
 
     @staticmethod
-    def _check_range(tokens, dtype, frames, name):
+    def _check_range(tokens: np.ndarray, dtype: np.dtype, frames: range, name: str) -> None:
         largest = np.abs(tokens).max()
         if not np.isfinite(largest):
             bad = np.flatnonzero(~np.isfinite(tokens).all(axis=(1, 2, 3)))[0]
@@ -342,16 +348,18 @@ class Embeddings:
             )
 
 
-def encoder_identity(encoder):
+def encoder_identity(encoder: "Encoder") -> dict[str, Any]:
     """What makes encoders the same, whatever their names: {"encoder_hash", "encoder_settings"}, as JSON has them."""
     return {"encoder_hash": encoder.content_hash(), "encoder_settings": json.loads(json.dumps(encoder.settings))}
 
 
-def _check_attributes(path, attributes):
+def _check_attributes(path: PathLike, attributes: dict[str, Any]) -> None:
     """Raise a GeomGNNError unless settings are as they were written, and the list of trajectories is one."""
-    settings, trajectories = attributes.get("settings"), attributes.get("trajectories")
-    intact = isinstance(settings, dict)
-    intact = intact and all(isinstance(settings.get(name, ...), kind) for name, kind in _SETTINGS.items())
+    settings: Any = attributes.get("settings")
+    trajectories: Any = attributes.get("trajectories")
+    intact = isinstance(settings, dict) and all(
+        isinstance(settings.get(name, ...), kind) for name, kind in _SETTINGS.items()
+    )
     if intact and "settings_checksum" in attributes:  # older stores have none
         intact = attributes["settings_checksum"] == _checksum_of(settings)
     intact = intact and settings["dtype"] in DTYPES and isinstance(trajectories, list)
@@ -365,18 +373,18 @@ def _check_attributes(path, attributes):
         )
 
 
-def _checksum_of(settings):
+def _checksum_of(settings: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(settings, sort_keys=True).encode())
 
 
-def _checksum(*parts):
+def _checksum(*parts: Any) -> int:
     value = 0
     for part in parts:
         value = zlib.crc32(np.ascontiguousarray(part).data.cast("B"), value)
     return value
 
 
-def import_zarr():
+def import_zarr() -> Any:
     """The package zarr; a GeomGNNError says how to install it."""
     try:
         import zarr

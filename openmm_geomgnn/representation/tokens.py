@@ -1,6 +1,7 @@
 """From atoms to residue tokens: the encoder on the windows of a molecule, summed over each residue's own atoms."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation import encoder as encoders
-from openmm_geomgnn.representation.encoder import check_elements, frames_per_pass, worth_compiling
+from openmm_geomgnn.representation.encoder import Encoder, check_elements, frames_per_pass, worth_compiling
+from openmm_geomgnn.representation.windows import Windows
 
 POOLING = ("sum", "mean")
 
@@ -34,7 +36,16 @@ class Tokenizer(nn.Module):
         "eager" never uses compiled kernels.
     """
 
-    def __init__(self, encoder, windows, pooling="sum", engine="auto"):
+    rows: torch.Tensor
+    z: torch.Tensor
+    graph: torch.Tensor
+    pair_i: torch.Tensor
+    pair_j: torch.Tensor
+    own: torch.Tensor
+    token: torch.Tensor
+    size: torch.Tensor
+
+    def __init__(self, encoder: Encoder, windows: Windows, pooling: str = "sum", engine: str = "auto") -> None:
         super().__init__()
         if pooling not in POOLING:
             raise GeomGNNError(f"Unknown token pooling '{pooling}'; the choices are {', '.join(POOLING)}.")
@@ -42,7 +53,7 @@ class Tokenizer(nn.Module):
         self.windows = windows
         self.pooling = pooling
         self.engine = engine
-        self._compiled = None
+        self._compiled: Any = None
         rows = torch.as_tensor(windows.rows)
         z = torch.as_tensor(windows.z)
         check_elements(z, encoder.network.max_z)
@@ -58,11 +69,11 @@ class Tokenizer(nn.Module):
         self.register_buffer("size", torch.bincount(token[own], minlength=windows.n_tokens), persistent=False)
 
     @property
-    def frames_per_pass(self):
+    def frames_per_pass(self) -> int:
         """Frames that are embedded at once."""
         return frames_per_pass(self.pair_i.numel())
 
-    def window_features(self, pos, part=None):
+    def window_features(self, pos: torch.Tensor, part: Part | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Scalars (F*M, H) and vectors (F*M, 3, H) of all window atoms of frames `pos` (F, n, 3) in angstrom.
 
         Parameters
@@ -77,25 +88,27 @@ class Tokenizer(nn.Module):
         both = tuple((side[pairs] + (shift * size - atoms.start)).flatten() for side in (self.pair_i, self.pair_j))
         return self.encoder(self.z[atoms].repeat(count), pos.index_select(1, self.rows[atoms]).reshape(-1, 3), graph, both)
 
-    def pool(self, x, v, count):
+    def pool(self, x: torch.Tensor, v: torch.Tensor, count: int) -> torch.Tensor:
         """Tokens (F, R, 4, H) from features of window atoms of `count` = F frames."""
         return self._divided(self._sums(x, v, count))
 
-    def _sums(self, x, v, count, part=None):
+    def _sums(self, x: torch.Tensor, v: torch.Tensor, count: int, part: Part | None = None) -> torch.Tensor:
         """(F, R, 4, H) sums over the own atoms of each residue, of all windows or of those of a part."""
         first, own = (part.atoms.start, part.own) if part else (0, slice(None))
         atoms = torch.cat([x.unsqueeze(1), v], dim=1).view(count, x.shape[0] // count, 4, -1)
         tokens = atoms.new_zeros(count, self.windows.n_tokens, 4, atoms.shape[-1])
         return tokens.index_add(1, self.token[own], atoms.index_select(1, self.own[own] - first))
 
-    def _divided(self, tokens):
+    def _divided(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens / self.size.to(tokens.dtype)[:, None, None] if self.pooling == "mean" else tokens
 
-    def forward(self, pos):
+    def forward(self, pos: torch.Tensor) -> torch.Tensor:
         """Tokens (F, R, 4, H) of frames `pos` (F, n, 3) in angstrom."""
         return self.pool(*self.window_features(pos), pos.shape[0])
 
-    def embed(self, pos, progress=None, expected=0):
+    def embed(
+        self, pos: torch.Tensor | np.ndarray, progress: Callable[[int], None] | None = None, expected: int = 0
+    ) -> torch.Tensor:
         """Tokens of many frames, in chunks and without gradients.
 
         In single precision compiled kernels are used where there are some for the encoder and the frames are worth it; they
@@ -122,15 +135,15 @@ class Tokenizer(nn.Module):
                     progress(len(chunk))
         return torch.cat(tokens)
 
-    def _sums_eagerly(self, pos, parts):
+    def _sums_eagerly(self, pos: torch.Tensor, parts: Sequence[Part]) -> Any:
         pos = pos.to(self.encoder.dtype)
         return sum(self._sums(*self.window_features(pos, part), len(pos), part) for part in parts)
 
-    def _sums_compiled(self, pos, compiled):
+    def _sums_compiled(self, pos: torch.Tensor, compiled: Any) -> torch.Tensor:
         x, v = (torch.from_numpy(part).flatten(0, 1) for part in compiled.embed(pos[:, self.rows].numpy()))
         return self._sums(x, v, len(pos))
 
-    def _compiled_network(self, frames, parts):
+    def _compiled_network(self, frames: int, parts: Sequence[Part]) -> Any:
         """The encoder for these windows as compiled kernels, or None; kept until the encoder's parameters change."""
         if self.engine == "eager" or self.encoder.dtype != torch.float32 or self.rows.is_cuda:
             return None
@@ -145,7 +158,7 @@ class Tokenizer(nn.Module):
             self._compiled = state, compiled_forward(self.encoder.network, self.z.numpy(), pairs, ends)
         return self._compiled[1]
 
-    def _parts(self):
+    def _parts(self) -> list[Part]:
         """The windows in groups that have few enough pairs for one pass, or are one window."""
         pair_ends = np.bincount(self.windows.graph[self.windows.pairs[0]], minlength=self.windows.n_graphs).cumsum()
         atom_ends = np.bincount(self.windows.graph).cumsum()

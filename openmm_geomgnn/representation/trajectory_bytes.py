@@ -4,26 +4,43 @@ Of a file that ends too early other readers mostly say nothing: a DCD file has t
 the last one, and a NetCDF file gives zeros.
 """
 
+from __future__ import annotations
+
 import os
 import struct
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Extent(NamedTuple):
-    """whole: frames that are in a file from their first to their last byte. claimed: those that its header counts, or None.
-    rest: bytes, or lines, of another frame."""
+    """How much of a trajectory file is there.
+
+    Attributes
+    ----------
+    whole : int
+        Frames that are in it from their first to their last byte.
+    claimed : int or None
+        Frames that its header counts.
+    rest : int
+        Bytes, or lines, of another frame.
+    """
 
     whole: int
     claimed: int | None = None
     rest: int = 0
 
     @property
-    def truncated(self):
+    def truncated(self) -> bool:
+        """Whether the file ends within a frame, or before the last one that its header counts."""
         return self.rest > 0 or (self.claimed or 0) > self.whole
 
 
-def extent(path, handle, n_atoms):
+def extent(path: Path, handle: Any, n_atoms: int) -> Extent | None:
     """The `Extent` of a trajectory file, or None for a format of which it is not known how it ends.
 
     Parameters
@@ -36,14 +53,14 @@ def extent(path, handle, n_atoms):
     return None if kind is None else kind(path, handle, n_atoms)
 
 
-def _dcd(path, handle, n_atoms):
+def _dcd(path: Path, handle: Any, n_atoms: int) -> Extent | None:
     with open(path, "rb") as file:
         head = file.read(92)
         order = {84: "<", 84 << 24: ">"}.get(struct.unpack_from("<i", head)[0] if len(head) == 92 else 0)
         if order is None:  # one with 64-bit marks
             return None
 
-        def number(at):
+        def number(at: int) -> int:
             return struct.unpack_from(f"{order}i", head, at)[0]
 
         charmm = number(84) != 0
@@ -65,8 +82,8 @@ def _dcd(path, handle, n_atoms):
     return Extent(1 + frames, number(8), rest)
 
 
-def _xtc(path, handle, n_atoms):
-    def size(head):
+def _xtc(path: Path, handle: Any, n_atoms: int) -> Extent:
+    def size(head: bytes) -> int:
         (atoms,) = struct.unpack_from(">i", head, 4)
         if atoms <= 9:  # not compressed
             return 56 + 12 * atoms
@@ -77,27 +94,26 @@ def _xtc(path, handle, n_atoms):
     return _by_last_frame(path, handle, 96, size)
 
 
-def _trr(path, handle, n_atoms):
-    def size(head):
+def _trr(path: Path, handle: Any, n_atoms: int) -> Extent:
+    def size(head: bytes) -> int:
         sizes = struct.unpack_from(">11i", head, 24)
         return 76 + 2 * _real(sizes) + sum(sizes[:10])
 
     return _by_last_frame(path, handle, 68, size)
 
 
-def _real(sizes):
+def _real(sizes: Sequence[int]) -> int:
     """Bytes of a number in a frame of a TRR file, from the sizes of its parts, box and atoms, and the number of these."""
     return sizes[2] // 9 or max(sizes[7:10]) // (3 * sizes[10])
 
 
-def times_at(path, offsets):
-    """(F,) float64 times, ps, of the frames that begin at these offsets of an XTC or TRR file."""
+def times_at(path: Path, offsets: np.ndarray) -> np.ndarray:
+    """Times (F,), in ps and float64, of the frames that begin at these offsets of an XTC or TRR file."""
     import numpy as np
 
-    offsets = np.asarray(offsets)
-    content = np.memmap(path, dtype=np.uint8, mode="r")
+    content: Any = np.memmap(path, dtype=np.uint8, mode="r")
 
-    def numbers(at, kind):
+    def numbers(at: int, kind: str) -> np.ndarray:
         size = np.dtype(kind).itemsize
         return content[offsets[:, None] + np.arange(at, at + size)].view(kind)[:, 0].astype(np.float64)
 
@@ -107,7 +123,7 @@ def times_at(path, offsets):
     return numbers(76, f">f{_real(sizes)}")
 
 
-def _by_last_frame(path, handle, head, frame_size):
+def _by_last_frame(path: Path, handle: Any, head: int, frame_size: Callable[[bytes], int]) -> Extent:
     """By the offsets that mdtraj has found; the last frame that begins in the file may end outside."""
     offsets = handle.offsets
     if len(offsets) == 0:
@@ -123,7 +139,7 @@ def _by_last_frame(path, handle, head, frame_size):
     return Extent(len(offsets), None, over) if over >= 0 else Extent(len(offsets) - 1, None, end - last)
 
 
-def _netcdf(path, handle, n_atoms):
+def _netcdf(path: Path, handle: Any, n_atoms: int) -> Extent | None:
     from scipy.io import netcdf_file
 
     with open(path, "rb") as file:
@@ -140,7 +156,7 @@ def _netcdf(path, handle, n_atoms):
     return Extent(claimed, claimed)
 
 
-def _xyz(path, handle, n_atoms):
+def _xyz(path: Path, handle: Any, n_atoms: int) -> Extent:
     lines, last = 0, b"\n"
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -1,17 +1,27 @@
 """Frames of trajectory files by number, of any format that mdtraj reads and of files larger than memory."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing
 from openmm_geomgnn.representation.formats import check_format, reason
-from openmm_geomgnn.representation.trajectory_bytes import extent, times_at
+from openmm_geomgnn.representation.trajectory_bytes import Extent, extent, times_at
 from openmm_geomgnn.representation.trajectory_heads import check_heads, check_streams
 from torchmdnet_ext.quiet import without_lines
+
+if TYPE_CHECKING:
+    import mdtraj
+    import numpy as np
+
+    from openmm_geomgnn.aliases import PathLike
 
 WITH_TIMES = (".xtc", ".trr", ".h5")  # formats that always hold the times of their frames
 # formats that hold the topology of their atoms
@@ -46,11 +56,13 @@ class TrajectoryFile(Closing):
         If the file cannot be read, is damaged, does not have the atoms of the topology, or ends too early.
     """
 
-    def __init__(self, path, topology, allow_truncated=False):
+    def __init__(self, path: PathLike, topology: mdtraj.Topology, allow_truncated: bool = False) -> None:
         self.path = Path(path)
         self.topology = topology
         self.truncated = False
-        self._handle = self._whole = None
+        self._handle: Any = None
+        self._whole: Any = None
+        self._frames = 0
         check_format(self.path)
         try:
             with _explained(self.path, topology):
@@ -63,7 +75,7 @@ class TrajectoryFile(Closing):
             self.close()
             raise
 
-    def _cut(self, found, allow_truncated):
+    def _cut(self, found: Extent, allow_truncated: bool) -> None:
         claimed = f" of the {found.claimed} that its header counts" if (found.claimed or 0) > found.whole else ""
         part = " and a part of another" if found.rest else ""
         what = f"The trajectory {self.path} ends too early: it holds {found.whole} whole frames{claimed}{part}."
@@ -73,7 +85,7 @@ class TrajectoryFile(Closing):
         warnings.warn(f"{what} They are used; what is missing is not.", UserWarning, stacklevel=3)
         self._frames, self.truncated = min(self._frames, found.whole), True
 
-    def _open(self):
+    def _open(self) -> None:
         import mdtraj
 
         with without_lines(_DCD_LINES, 1):
@@ -92,10 +104,10 @@ class TrajectoryFile(Closing):
             self._whole = mdtraj.load(str(self.path), **({} if own else {"top": self.topology}))
             self._frames = len(self._whole)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._frames
 
-    def blocks(self, start, stop, stride=1, finite=True):
+    def blocks(self, start: int, stop: int, stride: int = 1, finite: bool = True) -> Iterator[mdtraj.Trajectory]:
         """Yield mdtraj.Trajectory pieces, a bounded amount of memory each, with the frames range(start, stop, stride).
 
         finite : bool
@@ -127,7 +139,7 @@ class TrajectoryFile(Closing):
                 )
             yield piece
 
-    def _read(self, numbers):
+    def _read(self, numbers: range) -> mdtraj.Trajectory:
         if self._whole is not None:
             return self._whole[numbers.start : numbers.stop : numbers.step]
         if self.path.suffix.lower() == ".xtc":
@@ -138,14 +150,14 @@ class TrajectoryFile(Closing):
             return self._read_from(numbers[:-1]).join(self._read_from(numbers[-1:]), check_topology=False)
         return self._read_from(numbers)
 
-    def _read_from(self, numbers):
+    def _read_from(self, numbers: range) -> mdtraj.Trajectory:
         self._handle.seek(numbers.start)
         arguments = {"n_frames": len(numbers), "stride": numbers.step if len(numbers) > 1 and numbers.step > 1 else None}
         if hasattr(self._handle, "topology"):  # a format that holds it
             return self._handle.read_as_traj(**arguments)
         return self._handle.read_as_traj(self.topology, **arguments)
 
-    def times(self):
+    def times(self) -> np.ndarray | None:
         """(F,) float64 times of all frames in ps, without reading them, where the format always holds them; else None."""
         if self._handle is None or self.path.suffix.lower() not in WITH_TIMES:
             return None
@@ -156,16 +168,20 @@ class TrajectoryFile(Closing):
                 times = times_at(self.path, self._handle.offsets)
         return times[: len(self)]
 
-    def close(self):
+    def close(self) -> None:
         """Close the file. Safe to call twice."""
         if self._handle is not None:
             self._handle.close()
         self._handle = self._whole = None
 
 
-def load_trajectory(path, topology, stride=1, allow_truncated=False):
-    """Every stride-th frame of a trajectory file as one mdtraj.Trajectory; arguments and errors are those of
-    `TrajectoryFile`."""
+def load_trajectory(
+    path: PathLike, topology: mdtraj.Topology, stride: int = 1, allow_truncated: bool = False
+) -> mdtraj.Trajectory:
+    """Every stride-th frame of a trajectory file as one mdtraj.Trajectory.
+
+    The other arguments, and the errors, are those of `TrajectoryFile`.
+    """
     import mdtraj
 
     with TrajectoryFile(path, topology, allow_truncated) as file:
@@ -176,7 +192,7 @@ def load_trajectory(path, topology, stride=1, allow_truncated=False):
 
 
 @contextmanager
-def _explained(path, topology):
+def _explained(path: PathLike, topology: mdtraj.Topology) -> Iterator[None]:
     """What mdtraj raises over a file, as a GeomGNNError."""
     try:
         yield
@@ -189,31 +205,31 @@ def _explained(path, topology):
         ) from error
 
 
-def fingerprint(path):
+def fingerprint(path: PathLike) -> dict[str, Any]:
     """Size, time of the last change, and the hash of all bytes of a file: {"size", "mtime_ns", "sha256"}."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {**_stamp(path), "sha256": digest[:32]}
 
 
-def _stamp(path):
+def _stamp(path: PathLike) -> dict[str, int]:
     status = os.stat(path)
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def has_stamp(path, known):
+def has_stamp(path: PathLike, known: Mapping[str, Any]) -> bool:
     """Whether a file has the size and time of a fingerprint, so that it need not be read again."""
     return _stamp(path) == {name: known.get(name) for name in ("size", "mtime_ns")}
 
 
-def has_content(path, known, now=None):
+def has_content(path: PathLike, known: Mapping[str, Any], now: Mapping[str, Any] | None = None) -> bool:
     """Whether a file has the content of a fingerprint; `now` is its own, where it is known already."""
     if os.path.getsize(path) != known["size"]:
         return False
     return (_sampled(path) if known.get("sampled") else (now or fingerprint(path))["sha256"]) == known["sha256"]
 
 
-def _sampled(path):
+def _sampled(path: PathLike) -> str:
     """The hash of 16 blocks of a file, which is all that stores of version 1 have."""
     size, digest = os.path.getsize(path), hashlib.sha256()
     with open(path, "rb") as file:

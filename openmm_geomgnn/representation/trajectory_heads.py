@@ -8,6 +8,10 @@ never end, or give numbers that were never written. Nothing is said here of file
 import functools
 import os
 import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
 
 from openmm_geomgnn.errors import GeomGNNError
 
@@ -22,7 +26,7 @@ class _Damaged(Exception):
     """What is wrong with a file."""
 
 
-def check_heads(path):
+def check_heads(path: Path) -> None:
     """Check the head of a DCD file, or those of all frames of an XTC or TRR file; files of other formats are not opened.
 
     Raises
@@ -37,9 +41,10 @@ def check_heads(path):
         check(file, os.path.getsize(path))
 
 
-def check_streams(path, offsets, first, step=1):
-    """Check that the frames of an XTC file that begin at these offsets hold as many atoms as their heads say. Other files
-    are not opened. first, step: numbers of the frames, for the error.
+def check_streams(path: Path, offsets: Sequence[int], first: int, step: int = 1) -> None:
+    """Check that the frames of an XTC file that begin at these offsets hold as many atoms as their heads say.
+
+    Files of other formats are not opened. `first` and `step` number the frames, for the error.
 
     Raises
     ------
@@ -66,20 +71,20 @@ def check_streams(path, offsets, first, step=1):
 class _named:
     """Damage as a GeomGNNError that names the file."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __enter__(self):
+    def __enter__(self) -> "_named":
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, _Damaged):
             raise GeomGNNError(
                 f"The trajectory {self.path} is damaged: {error}. Copy it again from where it was made."
             ) from None
 
 
-def _xtc(file, end):
+def _xtc(file: BinaryIO, end: int) -> None:
     at, frame, expected = 0, 0, None
     while at < end:
         file.seek(at)
@@ -105,7 +110,7 @@ def _xtc(file, end):
         frame += 1
 
 
-def _xtc_size(head, frame, atoms):
+def _xtc_size(head: bytes, frame: int, atoms: int) -> int:
     """Bytes of the compressed coordinates of a frame, by its head."""
     ints = struct.unpack_from(">8i", head, 60)
     if any(not 0 <= high - low < 2**31 - 3 for low, high in zip(ints[:3], ints[3:6], strict=True)):
@@ -118,9 +123,12 @@ def _xtc_size(head, frame, atoms):
     return ints[7]
 
 
-def _xtc_stream(head):
-    """Of a frame that has been checked: atoms, bits of the parts of an atom that is given in full, the index of the size of
-    steps at first, bytes."""
+def _xtc_stream(head: bytes) -> tuple[Any, ...]:
+    """What follows the head of a frame that has been checked.
+
+    These are the number of atoms, the bits of the parts of an atom that is given in full, the index of the first size of
+    steps, and the number of bytes.
+    """
     (atoms,) = struct.unpack_from(">i", head, 4)
     low, high, (small, size) = (struct.unpack_from(f">{n}i", head, at) for n, at in ((3, 60), (3, 72), (2, 84)))
     sizes = [b - a + 1 for a, b in zip(low, high, strict=True)]
@@ -129,10 +137,12 @@ def _xtc_stream(head):
     return atoms, (sizes[0] * sizes[1] * sizes[2]).bit_length(), small, size
 
 
-def _bits(data, size, n_atoms, big, small):
-    """Bits of the atoms of an XTC frame, or -1 where the numbers of atoms do not add up. An atom in full is followed by a
-    bit, and where it is set by five: 3 (atoms that follow as steps) + (0, 1, 2: smaller, same or larger steps from then on).
-    Without these five, as many atoms follow as before."""
+def _bits(data: Any, size: int, n_atoms: int, big: int, small: int) -> int:
+    """Bits of the atoms of an XTC frame, or -1 where the numbers of atoms do not add up.
+
+    An atom in full is followed by a bit, and where it is set by five: 3 (atoms that follow as steps) + (0, 1, 2: smaller,
+    same or larger steps from then on). Without these five, as many atoms follow as before.
+    """
     at, atoms, run = 0, 0, 0
     while atoms < n_atoms:
         at += big
@@ -159,7 +169,7 @@ def _bits(data, size, n_atoms, big, small):
 
 
 @functools.cache
-def _compiled():
+def _compiled() -> Callable[..., int]:
     try:
         import numba
     except ImportError:
@@ -167,7 +177,7 @@ def _compiled():
     return numba.njit(_bits)
 
 
-def _trr(file, end):
+def _trr(file: BinaryIO, end: int) -> None:
     at, frame, expected = 0, 0, None
     while at < end:
         file.seek(at)
@@ -200,7 +210,7 @@ def _trr(file, end):
         frame += 1
 
 
-def _dcd(file, end):
+def _dcd(file: BinaryIO, end: int) -> None:
     head = file.read(12)
     for order, kind, mark in (("<", "i", 4), (">", "i", 4), ("<", "q", 8), (">", "q", 8)):
         if head[mark : mark + 4] == b"CORD" and struct.unpack_from(f"{order}{kind}", head)[0] == 84:
@@ -209,7 +219,7 @@ def _dcd(file, end):
         raise _Damaged("it does not begin as a DCD file")
     file.seek(mark)
 
-    def numbers(form):
+    def numbers(form: str) -> tuple[Any, ...]:
         content = file.read(struct.calcsize(f"{order}{form}"))
         if len(content) < struct.calcsize(f"{order}{form}"):
             raise _Damaged(f"it ends in its head, after {end} bytes")

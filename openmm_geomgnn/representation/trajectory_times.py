@@ -5,7 +5,7 @@ import numpy as np
 from openmm_geomgnn.errors import GeomGNNError
 
 
-def frame_interval(name, times, given=None):
+def frame_interval(name: str, times: np.ndarray | None, given: float | None = None) -> float:
     """The time between the frames of one continuous trajectory, ps.
 
     Parameters

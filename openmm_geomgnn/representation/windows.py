@@ -3,8 +3,11 @@
 Everything here is made once, before a simulation: which windows around which residue, which pairs.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import mdtraj
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
@@ -42,27 +45,37 @@ class Windows:
     rows: np.ndarray
     graph: np.ndarray
     token: np.ndarray
-    pairs: tuple = field(repr=False)
+    pairs: tuple[np.ndarray, np.ndarray] = field(repr=False)
     n_tokens: int = 0
-    neighbours: list | None = field(default=None, repr=False)
+    neighbours: list[list[int]] | None = field(default=None, repr=False)
 
     @property
-    def n_atoms(self):
+    def n_atoms(self) -> int:
+        """Number of selected atoms."""
         return len(self.z)
 
     @property
-    def n_graphs(self):
+    def n_graphs(self) -> int:
+        """Number of windows."""
         return int(self.graph[-1]) + 1
 
     @property
-    def contacts(self):
+    def contacts(self) -> list[tuple[int, int]]:
         """Pairs (a, b) of the first selected atoms of residues that share a window, for `periodic.MoleculeUnwrapper`."""
         own = self.token >= 0
         first = self.rows[own][np.unique(self.token[own], return_index=True)[1]].tolist()
         return [(first[k], first[m]) for k, near in enumerate(self.neighbours or ()) for m in near if m > k]
 
 
-def make_windows(topology, atoms, window="all", context=1, radius=RADIUS, reference=None, neighbours=None):
+def make_windows(
+    topology: mdtraj.Topology,
+    atoms: np.ndarray,
+    window: str = "all",
+    context: int = 1,
+    radius: float = RADIUS,
+    reference: mdtraj.Trajectory | None = None,
+    neighbours: list[list[int]] | None = None,
+) -> Windows:
     """Windows over the residues of the selected atoms.
 
     Parameters
@@ -118,10 +131,10 @@ def make_windows(topology, atoms, window="all", context=1, radius=RADIUS, refere
     )
 
 
-def neighbours_by_number(topology, atoms, context):
+def neighbours_by_number(topology: mdtraj.Topology, atoms: np.ndarray, context: int) -> list[list[int]]:
     """Windows by sequence as in version 1 of CV files: selected residues of a chain whose numbers follow, bonded or not."""
     residues, _ = _residues(topology, atoms)
-    links = [[] for _ in residues]
+    links: list[list[int]] = [[] for _ in residues]
     for k in range(len(residues) - 1):
         before, after = residues[k : k + 2]
         if after.index - before.index == 1 and _numbers_follow(before, after):
@@ -130,9 +143,10 @@ def neighbours_by_number(topology, atoms, context):
     return [_within(links, k, context) for k in range(len(residues))]
 
 
-def _residues(topology, atoms):
+def _residues(topology: mdtraj.Topology, atoms: np.ndarray) -> tuple[list[Any], list[np.ndarray]]:
     """Residues that have selected atoms, and the rows of these among the selected atoms."""
-    residues, own = [], []
+    residues: list[Any] = []
+    own: list[list[int]] = []
     for row, index in enumerate(atoms):
         residue = topology.atom(int(index)).residue
         if not residues or residue is not residues[-1]:
@@ -142,11 +156,25 @@ def _residues(topology, atoms):
     return residues, [np.array(part) for part in own]
 
 
-def _one_graph(topology, residues, own, context, radius, reference):
+def _one_graph(
+    topology: mdtraj.Topology,
+    residues: Sequence[Any],
+    own: Sequence[np.ndarray],
+    context: int,
+    radius: float,
+    reference: Any,
+) -> None:
     return None
 
 
-def _near_in_sequence(topology, residues, own, context, radius, reference):
+def _near_in_sequence(
+    topology: mdtraj.Topology,
+    residues: Sequence[Any],
+    own: Sequence[np.ndarray],
+    context: int,
+    radius: float,
+    reference: Any,
+) -> list[list[int]]:
     if int(context) != context or context < 0:
         raise GeomGNNError(f"The window's context is a number of residues, 0 or more, but was {context}.")
     links = _links(topology)
@@ -156,7 +184,14 @@ def _near_in_sequence(topology, residues, own, context, radius, reference):
     ]
 
 
-def _near_in_space(topology, residues, own, context, radius, reference):
+def _near_in_space(
+    topology: mdtraj.Topology,
+    residues: Sequence[Any],
+    own: Sequence[np.ndarray],
+    context: int,
+    radius: float,
+    reference: mdtraj.Trajectory,
+) -> list[list[int]]:
     if not 0 < radius < np.inf:
         raise GeomGNNError(f"The window's radius is a length in nm, but was {radius}. Use 0.3 to 1 nm.")
     if reference is None:
@@ -180,7 +215,7 @@ def _near_in_space(topology, residues, own, context, radius, reference):
 WINDOWS = {"all": _one_graph, "sequence": _near_in_sequence, "space": _near_in_space}
 
 
-def _kind(window):
+def _kind(window: str) -> Callable[..., list[list[int]] | None]:
     if window not in WINDOWS:
         raise GeomGNNError(
             f"Unknown window '{window}'; the choices are {', '.join(WINDOWS)}.{did_you_mean(window, WINDOWS)}"
@@ -188,9 +223,10 @@ def _kind(window):
     return WINDOWS[window]
 
 
-def _links(topology):
+def _links(topology: mdtraj.Topology) -> list[list[int]]:
     """For every residue of the topology those that follow or precede it in a chain, by their indices."""
-    links, bonded = [[] for _ in range(topology.n_residues)], set()
+    links: list[list[int]] = [[] for _ in range(topology.n_residues)]
+    bonded: set[int] = set()
     for a, b in topology.bonds:
         first, second = a.residue.index, b.residue.index
         bonded.update((first, second))
@@ -199,7 +235,7 @@ def _links(topology):
             links[second].append(first)
     polymers = Polymers(topology)
     for chain in topology.chains:
-        before = None
+        before: Any = None
         for after in chain.residues:
             unknown = before is not None and not {before.index, after.index} <= bonded
             if unknown and polymers.holds(before) and polymers.holds(after) and _numbers_follow(before, after):
@@ -209,12 +245,12 @@ def _links(topology):
     return links
 
 
-def _numbers_follow(before, after):
+def _numbers_follow(before: Any, after: Any) -> bool:
     """Insertion codes, which mdtraj drops, make numbers that are equal."""
     return before.chain is after.chain and after.resSeq - before.resSeq in (0, 1)
 
 
-def _within(links, start, steps):
+def _within(links: Sequence[Sequence[int]], start: int, steps: int) -> list[int]:
     """Sorted nodes of a graph that are at most `steps` links away."""
     found, front = {start}, [start]
     for _ in range(int(steps)):
@@ -225,7 +261,7 @@ def _within(links, start, steps):
     return sorted(found)
 
 
-def _pairs_within(graph):
+def _pairs_within(graph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts = np.flatnonzero(np.r_[True, graph[1:] != graph[:-1]])
     ends = np.r_[starts[1:], len(graph)]
     blocks = []

@@ -166,8 +166,10 @@ class MixerSuite:
 
     @pytest.mark.parametrize("reach", [2e-3, 2.0])
     def test_gradient_has_no_jumps(self, mixer, reach):
-        """Along lines on which vectors pass through zero, and far enough to choose other tokens if any were chosen:
-        ten times finer steps, ten times smaller changes."""
+        """Ten times finer steps give ten times smaller changes.
+
+        The lines lead through zero vectors, and far enough to choose other tokens if any were chosen.
+        """
         weights, middle = randn(mixer.out_features, seed=0), self.raw_tokens(1)
         direction = self.raw_tokens(1, seed=3) - middle
         if reach < 1:

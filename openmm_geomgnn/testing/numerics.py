@@ -1,5 +1,6 @@
 """Random molecules, rotations and numbers that depend on a seed only, and how two results are compared."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,13 +36,16 @@ def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
-def molecule(n: int = 14, seed: int = 0, density: float = 0.045, elements=ELEMENTS) -> tuple[Tensor, Tensor]:
+def molecule(
+    n: int = 14, seed: int = 0, density: float = 0.045, elements: Sequence[int] = ELEMENTS
+) -> tuple[Tensor, Tensor]:
     """Mixed elements z (n,) and positions (n, 3) in float64 angstrom, no two atoms closer than 0.9 angstrom.
 
     `density` is in atoms per cubic angstrom.
     """
     z = torch.tensor(elements)[torch.randint(0, len(elements), (n,), generator=generator(seed))]
-    width, draw, pos = (n / density) ** (1 / 3), generator(seed + 1), []
+    width, draw = (n / density) ** (1 / 3), generator(seed + 1)
+    pos: list[Tensor] = []
     while len(pos) < n:
         candidate = torch.rand(3, generator=draw, dtype=torch.float64) * width
         if all((candidate - other).norm() > 0.9 for other in pos):
@@ -60,7 +64,7 @@ def as_if_trained(network: nn.Module, seed: int = 11) -> nn.Module:
     """Move every parameter off its initial value: biases that start at zero would hide discontinuities."""
     with torch.no_grad():
         for k, parameter in enumerate(network.parameters()):
-            parameter += 0.3 * randn(*parameter.shape, seed=seed + k).to(parameter.dtype)
+            parameter.add_(0.3 * randn(*parameter.shape, seed=seed + k).to(parameter.dtype))
     return network
 
 
