@@ -128,7 +128,7 @@ def _check_unchanged(protocol, settled):
     if changed:
         raise GeomGNNError(
             f"{folder} holds the results of another protocol: {', '.join(changed)} differ. Choose another output, go on "
-            f"with the old settings ({settled}), or start anew with --overwrite."
+            f"with the old settings ({settled}), or start again with --overwrite."
         )
 
 

@@ -1,8 +1,8 @@
 """Make a store of conformers from sources: in parallel, resumable, with the same bytes however it was made.
 
-The sources cut their work into tasks. Each task, done by one of several processes, leaves a part in the folder `.build`;
-the parts, in the order of the tasks, become the shards of the store. What is finished stays when the work is stopped. The
-index comes last: a folder without one is not a store yet.
+The sources divide their work into tasks. Each task is done by one of several processes and leaves a part in the folder
+`.build`; the parts, in the order of the tasks, become the shards of the store. Finished parts are kept when the work is
+stopped. The index is written last: a folder without one is not a store yet.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _LABEL = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """A source, and the name that its conformers have in the store. Raises GeomGNNError if that cannot name files."""
+    """A source, and the name of its conformers in the store. Raises GeomGNNError if files cannot have that name."""
 
     source: Source
     label: str
@@ -45,15 +45,15 @@ class LabelledSource:
             raise GeomGNNError(f"label is {self.label!r}, but it names files: use letters, digits, '_', '-' and '.'.")
 
     def settings(self):
-        # as JSON holds them, so that those read from a file compare equal
+        # converted as by JSON, so that settings read from a file compare equal
         return json.loads(json.dumps({"source": self.source.name, "label": self.label, **asdict(self.source)}))
 
 
 @dataclass(frozen=True)
 class Build:
-    """A store to be made: the folder, the sources (LabelledSource) in their order, and how.
+    """The plan of a store: its folder, its sources (LabelledSource) in order, and its settings.
 
-    shard_size: the atoms in a shard, which ends with the task that reaches this number.
+    shard_size: the number of atoms in a shard, which ends with the task that reaches it.
 
     Raises GeomGNNError if there are no sources, or two have the same label.
     """
@@ -82,25 +82,25 @@ class Build:
 
 
 def build(plan, processes=None, overwrite=False, progress=lambda done, total, note="": None, settings_file=None):
-    """Make the store that a `Build` describes, or go on with it. Returns its index, a dictionary.
+    """Make the store that a `Build` describes, or continue an unfinished one. Returns its index, a dictionary.
 
     Parameters
     ----------
     plan : Build
     processes : int, optional
-        How many work side by side; by default one for each core. The store does not depend on it.
+        Number of processes; by default one per core. The store does not depend on it.
     overwrite : bool
-        Move what an earlier build has left in the folder aside, with whatever settings (see `locks.set_aside`).
+        Move the results of an earlier build in the folder aside, whatever its settings (see `locks.set_aside`).
     progress : callable
-        Called with the numbers of tasks that are done and that there are, and a note.
+        Called with the number of finished tasks, the number of all tasks, and a note.
     settings_file : path, optional
-        From which the plan was read: not to be moved aside.
+        The file from which the plan was read, which must not be moved aside.
 
     Raises
     ------
     GeomGNNError
         Before any work if a source's settings, files or packages are wrong, or the folder holds anything else; later if a
-        task fails, or no source gives any conformer. What is finished is kept.
+        task fails, or no source gives any conformer. Finished parts are kept.
     """
     for labelled in plan.sources:
         labelled.source.check()
@@ -117,7 +117,7 @@ def build(plan, processes=None, overwrite=False, progress=lambda done, total, no
         fingerprints = {label: _fingerprint(own) for label, own in tasks.items()}
         note_tasks(plan.folder, plan.settings(), fingerprints)
         for left in plan.folder.glob(".*.part"):
-            left.unlink()  # of a build that was killed while it wrote
+            left.unlink()  # left by a build that was killed while it wrote
         shards = _make_shards(plan, tasks, processes or cores(), progress)
         return _finish(plan, shards, fingerprints)
 
@@ -131,7 +131,7 @@ def _fingerprint(tasks):
 
 
 def damaged_shards(folder, index, thorough=False):
-    """Names of the shards that are missing or have another length (thorough: another content) than the index says."""
+    """Names of shards that are missing or whose length (thorough: content) differs from the index."""
 
     def damaged(entry):
         path = Path(folder) / entry["file"]
@@ -146,7 +146,7 @@ def damaged_shards(folder, index, thorough=False):
 
 
 def _make_shards(plan, tasks, processes, progress):
-    """Do the tasks, {label: list}, that are not done yet. Returns all shards, in order."""
+    """Do the tasks, {label: list}, that have not been done yet. Returns all shards, in order."""
     mergers = {label: Merger(plan.folder, label, len(own), plan.shard_size) for label, own in tasks.items()}
     jobs = [
         (mergers[labelled.label].part(number), labelled, number, tasks[labelled.label][number], plan.seed)
@@ -167,11 +167,11 @@ def _make_shards(plan, tasks, processes, progress):
 
 
 def _make_part(path, labelled, number, task, seed):
-    """Do one task: its conformers become the file `path`. Returns how many there are."""
+    """Do one task: write its conformers to the file `path`. Returns their number."""
     skipped = Counter()
     found = labelled.source.conformers(task, seed, skipped)
     arrays, _ = pack(((z, pos, labelled.label) for z, pos in found), malformed=lambda: skipped.update([MALFORMED]))
-    # a process that outlives the command must not write into a folder that may be another's by now
+    # a process that outlives the command must not write into a folder that may belong to another one by now
     if not parent_is_gone():
         write_shard(path, arrays, [labelled.label], skipped=dict(skipped))
     return len(arrays["source"])
@@ -187,7 +187,7 @@ def _describe(job):
 
 
 def _finish(plan, shards, fingerprints):
-    """Write the splits and then the index: a folder has one when all else is there."""
+    """Write the splits and then the index, whose presence means that the store is complete."""
     statistics = summarise(shards)
     if not statistics["conformers"]:
         reasons = "; ".join(f"{number} x {reason}" for reason, number in statistics["skipped"].items())

@@ -1,4 +1,4 @@
-"""The folder of a store: with which settings it was made, or is being made."""
+"""The folder of a store, and the settings with which the store was, or is being, made."""
 
 import json
 from contextlib import ExitStack, contextmanager
@@ -14,12 +14,12 @@ _SETTINGS = "settings.json"
 
 @contextmanager
 def prepare_output_folder(folder, settings, overwrite=False, inputs=()):
-    """Make a folder that of one build: it is new, empty, or holds what a build with the same settings has done so far.
+    """Reserve a folder for one build: it is new, empty, or holds the unfinished work of a build with the same settings.
 
-    overwrite: move what an earlier build has left there aside, with whatever settings. inputs: files that the new build
-    needs, which must not be moved.
+    overwrite: move the results of an earlier build aside, whatever its settings. inputs: files that the new build needs,
+    which must not be moved.
 
-    Raises GeomGNNError when the folder holds anything else, another process is building there, or inputs would be moved.
+    Raises GeomGNNError if the folder holds anything else, another process is building there, or inputs would be moved.
     """
     with ExitStack() as stack:
         stack.enter_context(locked(folder))
@@ -35,7 +35,7 @@ def prepare_output_folder(folder, settings, overwrite=False, inputs=()):
 
 
 def index_of(folder):
-    """The index of a store in `folder`. Raises GeomGNNError if there is none, or it cannot be read."""
+    """Read the index of the store in `folder`. Raises GeomGNNError if there is none, or it cannot be read."""
     try:
         return read_index(folder)
     except ValueError as error:
@@ -43,23 +43,23 @@ def index_of(folder):
 
 
 def note_tasks(folder, settings, tasks):
-    """Write down what is being made. tasks: {label: fingerprint of its tasks}.
+    """Record the settings and tasks of a build. tasks: {label: fingerprint of its tasks}.
 
-    Raises GeomGNNError if what is there comes from other tasks: with the same settings, files must have changed.
+    Raises GeomGNNError if the folder was begun with other tasks: with the same settings, files must have changed.
     """
     noted = _noted(folder)
     changed = [label for label in tasks if noted is not None and noted["tasks"].get(label) != tasks[label]]
     if changed:
         raise GeomGNNError(
             f"The files of {', '.join(changed)} have changed since {folder} was begun. Restore them, choose another output, "
-            "or start anew with --overwrite."
+            "or start again with --overwrite."
         )
     with atomic_write(folder / UNFINISHED / _SETTINGS) as temporary:
         temporary.write_text(json.dumps({"settings": settings, "tasks": tasks}, indent=1) + "\n", encoding="utf-8")
 
 
 def _noted(folder):
-    """The settings and tasks with which a store or an unfinished one is made, or None."""
+    """Settings and tasks of a finished or unfinished store, or None."""
     if (folder / INDEX_NAME).is_file():
         return index_of(folder)
     unfinished = folder / UNFINISHED / _SETTINGS
@@ -86,7 +86,7 @@ def _check_unchanged(folder, old, new):
     if differences:
         raise GeomGNNError(
             f"{folder} holds conformers made with other settings: {'; '.join(differences)}. Choose another output, go on "
-            "with the old settings, or start anew with --overwrite."
+            "with the old settings, or start again with --overwrite."
         )
 
 

@@ -1,4 +1,4 @@
-"""The parts that tasks leave, and the shards that they become."""
+"""Merging of the parts that tasks leave into shards."""
 
 import re
 from collections import Counter
@@ -12,15 +12,15 @@ _NUMBER = re.compile(r"-\d{5}\.safetensors")
 
 
 def shard_files(folder, label):
-    """The files in a folder that have the names of shards of a source."""
+    """Files in a folder whose names are those of shards of a source."""
     found = sorted(folder.glob(f"{label}-*.safetensors"))
     return [path for path in found if _NUMBER.fullmatch(path.name.removeprefix(label))]
 
 
 class Merger:
-    """The shards of one source: those that are there, and those that parts, in the order of their tasks, become.
+    """Merges parts, in the order of their tasks, into the shards of one source, and knows the shards that exist.
 
-    Where a shard ends depends on the sizes of its parts alone, so a shard that was lost is made again as it was.
+    The end of a shard depends only on the sizes of its parts, so a shard that was lost is made again as it was.
     """
 
     def __init__(self, folder, label, n_tasks, shard_size):
@@ -45,7 +45,7 @@ class Merger:
         return self.folder / f"{self.label}-{number:05d}.safetensors"
 
     def advance(self):
-        """Write the shards of which all parts are there."""
+        """Write the shards whose parts are all finished."""
         while self._next < self.n_tasks:
             there = None if self._waiting else self._shards.get(self._next)
             if there and there.path == self._shard(self._number):
@@ -84,7 +84,7 @@ class Merger:
         self._waiting, self._atoms = [], 0
 
     def finished(self):
-        """The shards, once all tasks are done. Raises GeomGNNError if files that are there do not follow one another."""
+        """The shards, once all tasks are done. Raises GeomGNNError if existing files are not consecutive."""
         if self._next < self.n_tasks:
             raise GeomGNNError(
                 f"The shards of {self.label} in {self.folder} do not follow one another: task {self._next} is in none. "
@@ -94,7 +94,7 @@ class Merger:
 
 
 def _opened(path):
-    """A shard, or None where the file is missing or was damaged, as a crash of the machine may do: it is made again."""
+    """Open a shard; None if the file is missing or damaged, for instance by a crash of the machine, and has to be remade."""
     try:
         return Shard.open(path)
     except ValueError:

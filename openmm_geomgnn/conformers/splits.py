@@ -1,4 +1,4 @@
-"""Which conformers of a store are held out: whole molecules, whole tasks, or the end of a single simulation."""
+"""Splits of the conformers of a store, by whole molecules, by whole tasks, or at the end of a single simulation."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ class Splits:
     """What is held out: whole molecules or whole tasks (`by`), and the shares of a source's conformers for `val` and
     `test`.
 
-    A molecule is what has the same elements in the same order, so that isomers may count as one; that errs on the safe
-    side. Of a source with fewer than three molecules, such as one long trajectory, tasks are held out instead; of one with
-    fewer than three tasks, the last conformers of each molecule.
+    Conformers with the same elements in the same order count as one molecule, so that isomers may be lumped together, which
+    is on the safe side. From a source with fewer than three molecules, such as one long trajectory, tasks are held out
+    instead; from one with fewer than three tasks, the last conformers of each molecule.
     """
 
     by: str = "molecule"
@@ -39,10 +39,10 @@ def hold_out(sources, splits, seed):
     parts : list of (M,) uint8
         TRAIN, VAL or TEST for each conformer of each source.
     by : dict
-        Name of a source -> what was held out of it: "molecule", "task", "frames" or None.
+        Name of a source -> the units that were held out of it: "molecule", "task", "frames" or None.
     """
     parts, by = [], {}
-    # a molecule of two sources is in the same part in both
+    # a molecule in two sources is in the same part of both
     known, known_parts = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint8)
     for number, (name, groups) in enumerate(sources.items()):
         rng = np.random.default_rng([seed, 17, number])
@@ -74,6 +74,6 @@ def hold_out(sources, splits, seed):
 
 
 def of_some(splits, chosen):
-    """The splits, a dictionary of indices, of the conformers `chosen` (M,) bool, in the numbering that counts only those."""
+    """Make the splits, a dict of indices, of the conformers `chosen` (M,) bool, numbered among these only."""
     number = np.cumsum(chosen) - 1
     return {name: number[indices[chosen[indices]]] for name, indices in splits.items()}

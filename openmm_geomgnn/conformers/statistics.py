@@ -1,4 +1,4 @@
-"""What a store of conformers holds: numbers of conformers and atoms, elements, sizes, by source and in all."""
+"""Statistics of a store of conformers: numbers of conformers and atoms, elements and sizes, by source and in total."""
 
 from collections import Counter
 
@@ -43,12 +43,12 @@ class Statistics:
 
 
 def summarise(shards):
-    """The statistics of `torchmdnet_ext` shards: those of all, with those of each source under "sources"."""
+    """Summarise the statistics of `torchmdnet_ext` shards, in total and for each source under "sources"."""
     total, by_source = Statistics(), {}
     for shard in shards:
         arrays = shard.arrays
         sizes = np.diff(arrays["ptr"])
-        skipped = shard.header.get("skipped")  # counted where a shard has one source only
+        skipped = shard.header.get("skipped")  # counted if a shard has only one source
         total.add(arrays["z"], sizes, skipped)
         for k, name in enumerate(shard.sources):
             own = arrays["source"] == k

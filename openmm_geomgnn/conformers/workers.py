@@ -1,4 +1,4 @@
-"""Independent jobs, each done in one of several processes."""
+"""Independent jobs that are distributed over several processes."""
 
 import traceback
 from contextlib import suppress
@@ -10,16 +10,16 @@ from openmm_geomgnn.processes import how_it_ended, start_process
 
 
 def run_jobs(function, jobs, processes, describe):
-    """Yield (job, function(*job)) for each of `jobs`, whichever is finished first, begun in their order.
+    """Yield (job, function(*job)) for each of `jobs` as they finish; they are started in order.
 
     Parameters
     ----------
     function : callable
-        Something that a new process can import.
+        A function that a new process can import.
     jobs : iterable of tuples
-        Its arguments, sent to the process that does the job.
+        Arguments of the function, which are sent to the process that does the job.
     processes : int
-        How many there are. They end with this generator: close it.
+        Number of processes. They end with this generator, so close it.
     describe : callable
         The name of a job in errors, from the job.
 
@@ -74,12 +74,12 @@ def _serve(connection, function):
         try:
             job = connection.recv()
         except (EOFError, OSError):
-            return  # the parent is gone, or wants no more
+            return  # the parent is gone or needs no more
         try:
             answer = ("done", function(*job))
         except GeomGNNError as error:
             answer = ("failed", str(error))
-        except Exception as error:  # whatever it is, the parent reports it
+        except Exception as error:  # the parent reports it
             answer = ("failed", f"{type(error).__name__}: {error}. The traceback of its process:\n{traceback.format_exc()}")
         with suppress(OSError):
             connection.send(answer)

@@ -168,7 +168,7 @@ def _in_dask(client: Any, job: Job, tasks: Sequence[Task]) -> Iterator[int]:
     except KilledWorker as error:
         raise GeomGNNError(
             "A worker process ended again and again over the same chunk of frames, mostly for want of memory. What is done "
-            "is kept: run the same command with fewer workers, or start anew with a smaller chunk."
+            "is kept: run the same command with fewer workers, or start again with a smaller chunk."
         ) from error
     finally:
         client.cancel(futures)

@@ -179,17 +179,17 @@ def read_dcd(path, count=None):
     if count is not None and len(frames) < count:
         raise GeomGNNError(
             f"{path} holds {len(frames)} whole frames of the {count} that the run has written: it was cut or damaged. "
-            "Restore it, or start anew."
+            "Restore it, or start again."
         )
     if count is None and (len(frames) != layout.n_frames or over):
         raise GeomGNNError(
             f"The header of {path} counts {layout.n_frames} frames, but the file holds {len(frames)}"
-            f"{' and a part of another' if over else ''}: it was cut or damaged. Restore it, or start anew."
+            f"{' and a part of another' if over else ''}: it was cut or damaged. Restore it, or start again."
         )
     axes = frames["xyz"]
     if len(frames) and not all((axes[mark] == 4 * layout.n_atoms).all() for mark in ("mark", "end")):
         bad = np.flatnonzero(~((axes["mark"] == 4 * layout.n_atoms) & (axes["end"] == 4 * layout.n_atoms)).all(axis=1))
-        raise GeomGNNError(f"{path} is damaged from frame {bad[0]} on. Restore it, or start anew.")
+        raise GeomGNNError(f"{path} is damaged from frame {bad[0]} on. Restore it, or start again.")
     # a copy in the usual order: the file holds all x, then all y, then all z
     xyz = np.ascontiguousarray(axes["x"].transpose(0, 2, 1)) / np.float32(NM_TO_ANGSTROM)
     return Frames(xyz, _box_vectors(frames["box"]["cell"]) if layout.box else None)
@@ -269,13 +269,13 @@ def _open_dcd(path, mode="rb"):
     try:
         return Path(path).open(mode)
     except OSError as error:
-        raise GeomGNNError(f"Cannot open the trajectory {path}: {error.strerror}. Restore it, or start anew.") from error
+        raise GeomGNNError(f"Cannot open the trajectory {path}: {error.strerror}. Restore it, or start again.") from error
 
 
 def _layout(file, path):
     """Read the header; the file is left at its first frame."""
     head = file.read(_DCD_HEADER)
-    damaged = GeomGNNError(f"{path} is not a DCD trajectory: it was damaged or replaced. Restore it, or start anew.")
+    damaged = GeomGNNError(f"{path} is not a DCD trajectory: it was damaged or replaced. Restore it, or start again.")
     if len(head) < _DCD_HEADER or head[4:8] != b"CORD" or struct.unpack_from("<i", head)[0] != 84:
         raise damaged
     n_frames, first, interval = struct.unpack_from("<iii", head, _DCD_COUNT)

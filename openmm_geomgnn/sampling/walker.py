@@ -246,7 +246,7 @@ class Walker:
             raise GeomGNNError(
                 f"OpenMM cannot continue walker {self.spec.index} from its checkpoint on the platform "
                 f"{self._platform[0].getName()}: {error}. Continue with the platform, machine and version of OpenMM "
-                "that wrote it, or start anew in another folder."
+                "that wrote it, or start again in another folder."
             ) from error
         self._last_frames.follow(self._context)
 

@@ -53,7 +53,7 @@ class TestCopies:
     def test_do_not_hold_the_network(self, large):
         system, positions, handle = both_biases(large, engine="eager")
         expected, expected_forces = energy_and_forces(make_context(system, positions))
-        handle.setBiasState(BIAS.update(handle.getBiasState(), handle.last[0]))  # copies start anew
+        handle.setBiasState(BIAS.update(handle.getBiasState(), handle.last[0]))  # copies start again
         xml = openmm.XmlSerializer.serialize(system)
         assert len(xml) < os.path.getsize(large) / 50
         for again in (read_back(xml), copy.deepcopy(system)):

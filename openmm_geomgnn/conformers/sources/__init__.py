@@ -24,9 +24,9 @@ SOURCES: dict[str, type[Source]] = {
 
 
 def source_from(settings: dict) -> Source:
-    """A source from its YAML block: `source` and the source's own settings.
+    """Make a source from its YAML block: `source` and the source's own settings.
 
-    Raises GeomGNNError for an unknown source or setting, with the nearest known one; `Source.check` checks the values.
+    Raises a GeomGNNError that names the nearest known one for an unknown source or setting; `Source.check` checks values.
     """
     settings = dict(settings)
     name = settings.pop("source", None)

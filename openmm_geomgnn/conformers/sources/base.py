@@ -1,4 +1,4 @@
-"""What every source of conformers shares: the interface, checks of settings, draws, file names."""
+"""Common parts of all sources of conformers: the interface, checks of settings, random draws, file names."""
 
 import glob
 import importlib.util
@@ -14,25 +14,24 @@ import numpy as np
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import did_you_mean
 
-MODULES = {  # package as pip knows it -> the modules it must bring
+MODULES = {  # package as pip knows it -> the modules that it provides
     "rdkit": ("rdkit",),
     "qm9pack": ("qm9pack",),
     "PeptideBuilder": ("PeptideBuilder", "Bio"),
     "h5py": ("h5py",),
 }
 GLOB = frozenset("*?[")
-# why a conformer is left out, where several sources have the same reason
+# reasons for leaving out a conformer that several sources share
 NOT_FINITE = "has coordinates that are not finite"
 NO_ELEMENT = "has atoms that are no element"
 
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """Where conformers come from; a subclass is a dataclass whose fields are its settings, the keys of its YAML block.
+    """A source of conformers; a subclass is a dataclass whose fields are its settings, the keys of its YAML block.
 
-    The work is cut into tasks that do not depend on each other: lists of numbers and names, which JSON holds, each worth
-    seconds to about a minute. The same settings, files, task and seed give the same conformers, in whatever process and
-    order the tasks are done.
+    The work is divided into independent tasks: lists of numbers and names, which JSON can hold, each of which takes seconds
+    to about a minute. The same settings, files, task and seed give the same conformers, whatever the process and the order.
     """
 
     # the `source:` key in YAML, and the label of these conformers in a store
@@ -42,21 +41,21 @@ class Source(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise GeomGNNError for wrong settings, missing files and missing packages, before any work is done."""
+        """Raise a GeomGNNError for wrong settings, missing files and missing packages, before any work is done."""
 
     @abstractmethod
     def tasks(self, seed: int) -> list:
-        """The units of work, in the order in which a file is read fastest."""
+        """List the units of work, in the order in which a file is read fastest."""
 
     @abstractmethod
     def conformers(self, task, seed: int, skipped: Counter | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the conformers of one task: atomic numbers z (N,) int and coordinates pos (N, 3) in angstrom.
 
-        Molecules that give none are left out; where `skipped` is given, it counts them by reason.
+        Molecules without conformers are left out; `skipped`, if given, counts them by reason.
         """
 
     def relative_to(self, folder) -> "Source":
-        """The same source with relative paths taken from `folder`, such as that of the file of settings."""
+        """Return the same source with paths relative to `folder`, such as the folder of the settings file."""
 
         def located(value):
             if value is None:
@@ -68,7 +67,7 @@ class Source(ABC):
         return replace(self, **{key: located(getattr(self, key)) for key in self.paths})
 
     def input_files(self) -> list[str]:
-        """The files and folders that its settings name, those that match patterns too."""
+        """List the files and folders that the settings name, including those that match patterns."""
         found = []
         for key in self.paths:
             value = getattr(self, key)
@@ -85,7 +84,7 @@ def skip(skipped, reason, number=1):
 
 
 def require(source, *packages):
-    """Raise GeomGNNError unless the optional packages that a source needs are installed."""
+    """Raise a GeomGNNError unless the optional packages that a source needs are installed."""
     for package in packages:
         if any(importlib.util.find_spec(module) is None for module in MODULES[package]):
             raise GeomGNNError(
@@ -109,7 +108,7 @@ def check_count(source, *keys, optional=(), least=1):
 
 
 def check_choice(source, key, choices):
-    """Raise GeomGNNError unless the setting `key` is one of `choices`."""
+    """Raise a GeomGNNError unless the setting `key` is one of `choices`."""
     value = getattr(source, key)
     if value not in choices:
         raise GeomGNNError(
@@ -119,9 +118,9 @@ def check_choice(source, key, choices):
 
 
 def find_files(source, key="file") -> list[str]:
-    """The files that a setting names: a path, a pattern such as `runs/*.xtc`, or a list of those; patterns are sorted.
+    """Find the files that a setting names: a path, a pattern such as `runs/*.xtc`, or a list of those; patterns are sorted.
 
-    Raises GeomGNNError where nothing is named, a file is missing or a pattern matches none.
+    Raises GeomGNNError if nothing is named, a file is missing or a pattern has no match.
     """
     value = getattr(source, key)
     named = [value] if isinstance(value, (str, Path)) else value
@@ -147,10 +146,10 @@ def find_files(source, key="file") -> list[str]:
 
 
 def draw(total, number, seed, skip=0):
-    """`number` of the indices 0 to total - 1, drawn at random and sorted; all of them where number is None or larger.
+    """Draw `number` of the indices 0 to total - 1 at random, sorted; all of them if number is None or larger.
 
-    The seed puts all indices into a random order and the draw begins behind the first `skip` of them: a smaller draw is
-    part of a larger one, and a draw that skips `number` has none of what a draw of `number` had.
+    The seed puts all indices into a random order, and the draw begins after the first `skip` of them: a smaller draw is part
+    of a larger one, and a draw that skips `number` has no index in common with a draw of `number`.
     """
     if skip == 0 and (number is None or number >= total):
         return np.arange(total)

@@ -24,21 +24,21 @@ LABELS = "denali_labels.csv"
 class Denali(RecordSource):
     """OrbNet Denali's training data (Christensen et al., J. Chem. Phys. 155, 204103 (2021)), from its published archive.
 
-    Geometries of GFN1-xTB: minima, normal-mode samples at 300 K and molecular dynamics at 500 K. Charges are not used.
+    GFN1-xTB geometries: minima, normal-mode samples at 300 K and molecular dynamics at 500 K. Charges are not used.
 
     Attributes
     ----------
     file : path
-        The archive of geometries, `xyz_files/<mol_id>/<sample_id>.xyz` in a `.tar.gz` or, which is read faster, `.tar`.
+        The archive of geometries, `xyz_files/<mol_id>/<sample_id>.xyz` in a `.tar.gz` or, faster, a `.tar`.
         Extracted files are read by the source `xyz`, with file: xyz_files/*/*.xyz.
     labels : path
-        `denali_labels.csv`, or the archive that holds it. Where it is given, only conformers that it lists are read.
+        `denali_labels.csv`, or the archive that holds it. If it is given, only conformers that it lists are read.
     subset : str or list of str
         With `labels`: only these of its subsets.
     number : int
         Conformers to draw at random, by default all.
     skip : int
-        How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
+        Number of conformers to skip in the random order: with the `number` and seed of a training set, all that it drew.
     """
 
     name: ClassVar[str] = "denali"
@@ -80,7 +80,7 @@ class Denali(RecordSource):
 
 
 def archive_index(path):
-    """Where the geometries start in a tar archive, (n + 1,) int64, and the identifiers of their names, (n,) uint64."""
+    """Find the offsets (n + 1,) int64 of the geometries in a tar archive, and the identifiers (n,) uint64 of their names."""
     return _archive_index(path, version(path))
 
 
@@ -101,7 +101,7 @@ def _archive_index(path, written):
 
 
 def labelled(path, subsets=None):
-    """The identifiers of the conformers in the table of labels that are of one of the subsets (None: all)."""
+    """Read the identifiers of the conformers in the table of labels that belong to one of the subsets (None: all)."""
     found, seen = [], set()
     with opened(path, LABELS) as stream:
         for row in csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8", newline="")):
@@ -119,7 +119,7 @@ def labelled(path, subsets=None):
 
 
 def identifier(name):
-    """64 bits in place of the molecule and sample that a name ends with: millions of names would not fit."""
+    """Hash the molecule and sample at the end of a name to 64 bits: millions of names would take too much memory."""
     last = "/".join(name.rsplit("/", 2)[-2:])
     return int.from_bytes(hashlib.blake2b(last.encode(), digest_size=8).digest(), "little")
 

@@ -1,4 +1,4 @@
-"""Conformers in HDF5 files: those of ANI, SPICE and TorchMD-Net, and any in the same layout."""
+"""Conformers in HDF5 files of ANI, SPICE and TorchMD-Net, and others with the same layout."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,16 +34,16 @@ class HDF5(Source):
 
     A group, at any depth, holds two arrays: coordinates, (frames, N, 3) or (N, 3), called coordinates, conformations,
     positions or pos; and elements, (N,) or (frames, N), as atomic numbers or symbols, called atomic_numbers, species,
-    types or z. So do the files of ANI-1, ANI-1x, SPICE and TorchMD-Net's own `HDF5` data set.
+    types or z. The files of ANI-1, ANI-1x, SPICE and TorchMD-Net's own `HDF5` data set have this layout.
 
     Attributes
     ----------
     file : path, pattern or list of those
         The files to read.
     unit : angstrom, nanometer or bohr
-        Unit of the coordinates; by default what their attribute `units` says, and angstrom where they have none.
+        Unit of the coordinates; by default their attribute `units`, or angstrom if they have none.
     coordinates, elements : str
-        The names of the arrays, where they are others.
+        The names of the arrays, if they differ from these.
     number : int
         Conformers to draw at random, by default all.
     """
@@ -158,7 +158,7 @@ def _listed(named, usual):
 
 
 def _numbers(elements):
-    """Atomic numbers of elements given as numbers or symbols; 0 for what is no element."""
+    """Convert elements given as numbers or symbols to atomic numbers; 0 for anything else."""
     elements = np.asarray(elements)
     if elements.dtype.kind in "iuf":
         return elements.astype(np.int64)

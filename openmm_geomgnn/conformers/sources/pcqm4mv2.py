@@ -19,11 +19,11 @@ class PCQM4Mv2(Source):
     ----------
     file : path
         `pcqm4m-v2-train.sdf.tar.gz`, or the `pcqm4m-v2-train.sdf` in it, which is read faster: the geometries.
-        `pcqm4m-v2.zip`, or the `data.csv.gz` in it: SMILES, of which RDKit makes the conformers.
+        `pcqm4m-v2.zip`, or the `data.csv.gz` in it: SMILES, from which RDKit makes conformers.
     number : int
         Molecules to draw at random, by default all.
     skip : int
-        How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
+        Number of molecules to skip in the random order: with the `number` and seed of a training set, all that it drew.
     per_molecule, optimise
         How conformers are made from SMILES, as in the source `smiles`.
     """

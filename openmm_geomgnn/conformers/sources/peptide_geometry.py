@@ -1,4 +1,4 @@
-"""Building capped peptides, and turning their torsions."""
+"""Construction of capped peptides, and rotation of their torsions."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ NME = {"N": "N", "CA": "C"}
 
 
 def capped_pdb(sequence):
-    """The heavy atoms of extended ACE-`sequence`-NME in PDB format; sequence in one-letter codes, all L."""
+    """Write the heavy atoms of extended ACE-`sequence`-NME in PDB format; sequence in one-letter codes, all L."""
     import PeptideBuilder
 
     chain = PeptideBuilder.make_extended_structure(f"A{sequence}A")
@@ -29,7 +29,7 @@ def capped_pdb(sequence):
 
 
 def bond_distances(n_atoms, bonds):
-    """The number of bonds on the shortest path between any two atoms, (n, n), 4 for all that are further apart."""
+    """Count the bonds on the shortest path between any two atoms, (n, n); 4 for all that are further apart."""
     adjacent = np.eye(n_atoms, dtype=int)
     adjacent[bonds[:, 0], bonds[:, 1]] = adjacent[bonds[:, 1], bonds[:, 0]] = 1
     reach = np.eye(n_atoms, dtype=int)
@@ -41,7 +41,7 @@ def bond_distances(n_atoms, bonds):
 
 
 def rotatable_bonds(topology, bonds):
-    """The torsions to draw at random, as (atom b, atom c, the atoms that turn with c): no rings, no amide bonds.
+    """Find the torsions to randomise, as (atom b, atom c, the atoms that turn with c): no rings, no amide bonds.
 
     Parameters
     ----------
@@ -83,16 +83,16 @@ def rotate(pos, b, c, side, angle):
 
 
 def random_torsions(reference, torsions, apart, rng, clash, attempts=200):
-    """The reference geometry (N, 3) nm with every torsion drawn anew, without clashes where an attempt has none.
+    """Randomise every torsion of the reference geometry (N, 3) nm, without clashes if an attempt has none.
 
     Parameters
     ----------
     torsions : list
-        As `rotatable_bonds` gives them.
+        As returned by `rotatable_bonds`.
     apart : (N, N) bool
         Pairs of atoms that must not clash.
     clash : float
-        The shortest distance between those, nm.
+        Shortest allowed distance between those, nm.
     """
     best, best_gap = None, -1.0
     for _ in range(attempts):

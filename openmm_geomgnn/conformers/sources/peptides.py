@@ -1,4 +1,4 @@
-"""Capped peptides in motion: what a collective variable of a protein will see."""
+"""Capped peptides in molecular dynamics, which resemble what a collective variable of a protein sees."""
 
 import functools
 import io
@@ -27,17 +27,18 @@ ATTEMPTS = 20
 class Peptides(Source):
     """ACE-X-NME of all 20 residues, and random ACE-XX-NME and longer, simulated with OpenMM.
 
-    amber14 with OBC2 implicit solvent, from random torsions, 0.8 ps apart, so that regions such as phi > 0, which a
-    simulation started in a helix or strand does not reach, are there too. All residues are L.
+    The force field is amber14 with OBC2 implicit solvent. Runs start from random torsions, so that they cover regions such
+    as phi > 0, which a simulation that starts in a helix or strand does not reach; frames are 0.8 ps apart. All residues
+    are L.
 
     Attributes
     ----------
     number : int
         Conformers.
     shares : list of float
-        What share of the conformers have one, two, three, four, ... residues between the caps. Need not add up to 1.
+        Shares of the conformers with one, two, three, four, ... residues between the caps; they need not add up to 1.
     per_sequence : int
-        Conformers of one sequence of two or more residues; single residues share theirs equally.
+        Conformers of each sequence of two or more residues; single residues share theirs equally.
     temperatures : list of float
         Kelvin; one is drawn for each run of 20 frames.
     """
@@ -128,7 +129,7 @@ class Peptide:
 
         from openmm_geomgnn.sampling.systems import SystemSettings, build_system
 
-        # for a molecule this small the Reference platform is the fastest, and its results do not depend on threads
+        # for such a small molecule the Reference platform is fastest, and its results do not depend on threads
         platform = openmm.Platform.getPlatform("Reference")
         pdb = app.PDBFile(io.StringIO(capped_pdb(sequence)))
         modeller = app.Modeller(pdb.topology, pdb.positions)
@@ -167,7 +168,7 @@ class Peptide:
             try:
                 self._integrator.step(STEPS_PER_FRAME)
             except openmm.OpenMMException:
-                # how OpenMM reports a particle at NaN; any other fault comes back at every start and ends in an error
+                # OpenMM's report of a particle at NaN; any other failure recurs at every start and ends in an error
                 return
             pos = self._positions()
             if not np.isfinite(pos).all() or (self._lengths(pos) - self._reference_lengths).max() > BOND_STRETCH:

@@ -28,7 +28,7 @@ class QM9(RecordSource):
     number : int
         Molecules to draw at random, by default all.
     skip : int
-        How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
+        Number of molecules to skip in the random order: with the `number` and seed of a training set, all that it drew.
     """
 
     name: ClassVar[str] = "qm9"
@@ -66,7 +66,7 @@ class QM9(RecordSource):
 
 
 def parse(elements, coordinates):
-    """A molecule from qm9pack's text: `['C','H']` and `[[0.,1.5*^-6,2.],[...]]` in angstrom; z (N,), pos (N, 3)."""
+    """Parse a molecule in qm9pack's text: `['C','H']` and `[[0.,1.5*^-6,2.],[...]]` in angstrom; z (N,), pos (N, 3)."""
     z = [ATOMIC_NUMBERS[e] for e in elements.strip("[]").replace("'", "").split(",")]
     numbers = coordinates.replace("*^", "e").replace("[", "").replace("]", "").split(",")
     return np.array(z), np.array([float(n) for n in numbers]).reshape(-1, 3)

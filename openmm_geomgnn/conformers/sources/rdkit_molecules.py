@@ -1,4 +1,4 @@
-"""RDKit molecules: conformers from a graph, and atoms and coordinates of those that have some."""
+"""RDKit molecules: conformers from a graph, and atoms and coordinates of existing conformers."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ EMBEDDING_ITERATIONS = 20  # per conformer; RDKit's own default is ten times the
 
 
 def molecule_from_smiles(smiles, skipped):
-    """The molecule of a SMILES string with its hydrogens, or None, counted, if it is not one molecule."""
+    """Make the molecule of a SMILES string with its hydrogens; None, and counted, if it is not one molecule."""
     from rdkit import Chem
 
     molecule = Chem.MolFromSmiles(smiles)
@@ -23,10 +23,9 @@ def molecule_from_smiles(smiles, skipped):
 
 
 def embed(molecule, conformers, optimise, seed, index, skipped):
-    """Yield up to `conformers` conformers (z, pos) of a molecule with hydrogens by ETKDGv3, optimised where asked.
+    """Yield up to `conformers` conformers (z, pos) of a molecule with hydrogens by ETKDGv3, optionally optimised.
 
-    ETKDGv3: Wang et al., J. Chem. Inf. Model. 60, 2044 (2020). Conformers that fall on each other when optimised are all
-    kept.
+    ETKDGv3: Wang et al., J. Chem. Inf. Model. 60, 2044 (2020). Conformers that become identical by optimisation are all kept.
     """
     from rdkit.Chem import AllChem
 

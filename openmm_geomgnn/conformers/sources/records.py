@@ -1,4 +1,4 @@
-"""Sources that are files of records one after the other: lines of SMILES, SDF molecules, XYZ frames."""
+"""Sources that are files of consecutive records: lines of SMILES, SDF molecules, XYZ frames."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ class RecordSource(Source):
     Attributes
     ----------
     skip : int
-        Records of the random order to pass over before `number` are drawn. With the seed and the `number` of a training
-        set, none of its molecules is drawn again: that makes a held-out set.
+        Number of records to skip in the random order before `number` are drawn. With the seed and the `number` of a training
+        set, none of its molecules is drawn again, which makes a held-out set.
     """
 
     # the most records of a task
@@ -37,21 +37,21 @@ class RecordSource(Source):
 
     @abstractmethod
     def bounds(self, path) -> np.ndarray:
-        """Where the records of a file start, and where the last one ends: (records + 1,) int64."""
+        """Find where the records of a file start and the last one ends: (records + 1,) int64."""
 
     @abstractmethod
     def read(self, path, content, first, chosen, seed, skipped) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (z, pos) of the records `chosen` (None: all) of the bytes `content`, whose first is record `first`."""
+        """Yield (z, pos) of the records `chosen` (None: all) in the bytes `content`, which begin with record `first`."""
 
     def candidates(self, path, bounds):
-        """The numbers of the records of a file that may be drawn, in order."""
+        """List the numbers of the records of a file that may be drawn, in order."""
         return np.arange(len(bounds) - 1)
 
     def files(self):
         return find_files(self)
 
     def member_of(self, path):
-        """The file to read where `path` is an archive."""
+        """The file to read if `path` is an archive."""
         return None
 
     def tasks(self, seed):
@@ -71,7 +71,7 @@ class RecordSource(Source):
 
 
 def draw_from(candidates, number, seed, skip=0):
-    """Draw `number` of the candidates, sorted arrays of record numbers, one for each file; those drawn from each."""
+    """Draw `number` of the candidates, sorted arrays of record numbers for each file; return those drawn from each file."""
     ends = np.cumsum([0, *map(len, candidates)])
     drawn = draw(int(ends[-1]), number, seed, skip)
     places = np.searchsorted(drawn, ends)
@@ -87,13 +87,13 @@ def share_out(bounds, drawn, records_per_task, task_size):
     Parameters
     ----------
     bounds : list of (records + 1,) int
-        Of each file: where its records start and the last one ends, in bytes, atoms or whatever their size is measured by.
+        For each file, where its records start and the last one ends, in bytes, atoms or another measure of their size.
     drawn : list of int arrays
-        Of each file: the numbers of the records wanted, sorted.
+        For each file, the sorted numbers of the records to read.
     records_per_task : int
-        The most records wanted of a task.
+        Largest number of records to read in a task.
     task_size : int
-        The most that is read in a task, unless a single record is larger.
+        Largest amount to read in a task, unless a single record is larger.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def share_out(bounds, drawn, records_per_task, task_size):
 
 
 def pick(records, chosen):
-    """The records (an iterable) with the numbers `chosen`, or all for None; as (number, record)."""
+    """Yield (number, record) of the records (an iterable) with the numbers `chosen`, or of all for None."""
     wanted = None if chosen is None else set(chosen)
     for i, record in enumerate(records):
         if wanted is None or i in wanted:

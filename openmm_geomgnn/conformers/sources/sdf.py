@@ -13,7 +13,7 @@ SEPARATOR = b"$$$$"
 
 @dataclass(frozen=True)
 class SDF(RecordSource):
-    """Molecules in SDF files, with the atoms and coordinates that they hold: hydrogens are neither added nor removed.
+    """Molecules in SDF files with their atoms and coordinates; hydrogens are neither added nor removed.
 
     Flat drawings (2-D coordinates) and molecules that RDKit cannot read are left out.
 
@@ -24,7 +24,7 @@ class SDF(RecordSource):
     number : int
         Molecules to draw at random, by default all.
     skip : int
-        How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
+        Number of molecules to skip in the random order: with the `number` and seed of a training set, all that it drew.
     """
 
     name: ClassVar[str] = "sdf"
@@ -58,7 +58,7 @@ class SDF(RecordSource):
 
 
 def conformer(molecule, skipped):
-    """Yield (z, pos) of a molecule read from an SDF file, or count why there is none."""
+    """Yield (z, pos) of a molecule read from an SDF file, or count the reason why it has none."""
     if molecule is None:
         return skip(skipped, "cannot be read")
     for z, pos in coordinates(molecule):

@@ -25,13 +25,12 @@ CONFORMERS_PER_TASK = 200
 class Smiles(RecordSource):
     """Molecules given as SMILES: hydrogens are added and conformers made with RDKit's ETKDGv3 from a fixed seed.
 
-    Salts and mixtures, what is not a valid SMILES, and molecules without a conformer or without force-field parameters
-    are left out.
+    Salts, mixtures, invalid SMILES, and molecules without a conformer or without force-field parameters are left out.
 
     Attributes
     ----------
     file : path, pattern or list of those
-        `.smi` or `.txt`: the first word of each line, or a table with a header where `column` is given. `.csv` or `.tsv`:
+        `.smi` or `.txt`: the first word of each line, or a table with a header if `column` is given. `.csv` or `.tsv`:
         a table with a header. Each also as `.gz`. `moses` is the training set of MOSES (Polykovskiy et al., Front.
         Pharmacol. 11, 565644 (2020)) and `moses/test`, `moses/test_scaffolds` are its held-out sets, from the Python
         package molsets (pip install --no-deps molsets).
@@ -42,11 +41,11 @@ class Smiles(RecordSource):
     number : int
         Molecules to draw at random, by default all.
     skip : int
-        How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
+        Number of molecules to skip in the random order: with the `number` and seed of a training set, all that it drew.
     per_molecule : int
         Conformers of each molecule.
     optimise : mmff, uff or none
-        The force field in which the conformers are relaxed.
+        The force field with which the conformers are relaxed.
     """
 
     name: ClassVar[str] = "smiles"
@@ -102,20 +101,20 @@ class Smiles(RecordSource):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the SMILES stands in a line; `delimiter` None means words."""
+    """The place of the SMILES in a line; `delimiter` None means words."""
 
     header: bool
     delimiter: str | None
     column: int
 
     def cell(self, line):
-        """The SMILES of a line, or "" where it has none."""
+        """The SMILES of a line, or "" if it has none."""
         cells = _cells(line, self.delimiter)
         return cells[self.column].strip() if len(cells) > self.column else ""
 
 
 def layout(path, member, column):
-    """The layout of a file of SMILES; GeomGNNError if it has no such column or cannot be read."""
+    """Determine the layout of a file of SMILES. Raises GeomGNNError if it lacks the column or cannot be read."""
     return _layout(path, member, column, version(path))
 
 
@@ -150,7 +149,7 @@ def _is_moses(file):
 
 
 def moses_file(name):
-    """The file of MOSES with that name in the installed package molsets, which is not imported: it is of 2020."""
+    """Find a file of MOSES in the installed package molsets, which dates from 2020 and is not imported."""
     spec = importlib.util.find_spec("moses")
     path = spec and spec.origin and Path(spec.origin).parent / "dataset" / "data" / MOSES[name]
     if not path or not path.is_file():

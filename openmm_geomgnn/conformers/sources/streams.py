@@ -1,7 +1,7 @@
-"""Byte ranges of plain and compressed files, and where the records in them end.
+"""Byte ranges of plain and compressed files, and the ends of the records in them.
 
-A task is a byte range of the uncompressed text. A range of a compressed file is reached by uncompressing what stands
-before it, so each process keeps the file open where it stopped: tasks done in order uncompress the file once.
+A task is a byte range of the uncompressed text. To reach a range of a compressed file everything before it has to be
+uncompressed, so each process keeps the file open where it stopped: tasks done in order uncompress the file once.
 """
 
 import functools
@@ -20,20 +20,19 @@ import numpy as np
 from openmm_geomgnn.errors import GeomGNNError
 
 BLOCK = 1 << 24  # bytes read at a time
-# what the standard library raises for a damaged file
+# exceptions of the standard library for a damaged file
 UNREADABLE = (EOFError, OSError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 _reading = threading.Lock()
 
 
 def open_binary(path, member=None):
-    """A seekable binary stream of the uncompressed content of a file.
+    """Open a seekable binary stream of the uncompressed content of a file.
 
     Parameters
     ----------
     path : path
-        A file, or one in gzip format where its name ends in `.gz` or `.tgz`. Of a tar archive (`.tar`, `.tar.gz`,
-        `.tgz`) the first file whose name ends in `member` is meant; of a zip archive (`.zip`, a Python wheel `.whl`) the
-        file `member`.
+        A plain file, or a gzip file if its name ends in `.gz` or `.tgz`. In a tar archive (`.tar`, `.tar.gz`, `.tgz`) the
+        first file whose name ends in `member` is opened, in a zip archive (`.zip`, a Python wheel `.whl`) the file `member`.
     member : str, optional
     """
     name = str(path).lower()
@@ -55,7 +54,7 @@ def open_binary(path, member=None):
 
 
 def version(path):
-    """Changes when the file is written anew: what is remembered of a file is remembered with it."""
+    """A value that changes when the file is rewritten; results that are cached for a file are cached with it."""
     status = Path(path).stat()
     return status.st_mtime_ns, status.st_size
 
@@ -66,7 +65,7 @@ def _kept_open(path, member, modified, process):
 
 
 def read_range(path, start, stop, member=None):
-    """The bytes `start` to `stop` of the uncompressed content of a file.
+    """Read the bytes `start` to `stop` of the uncompressed content of a file.
 
     Raises GeomGNNError if the file has become shorter, or is damaged.
     """
@@ -85,7 +84,7 @@ def read_range(path, start, stop, member=None):
 
 @contextmanager
 def opened(path, member=None):
-    """A stream as of `open_binary` that is closed at the end; GeomGNNError if the file is damaged."""
+    """Open a stream with `open_binary` and close it at the end. Raises GeomGNNError if the file is damaged."""
     try:
         with open_binary(path, member) as stream:
             yield stream
@@ -94,7 +93,7 @@ def opened(path, member=None):
 
 
 def blocks(path, member=None):
-    """Yield (offset, bytes) of the uncompressed content of a file, one block after the other."""
+    """Yield (offset, bytes) of the uncompressed content of a file, block by block."""
     offset = 0
     with opened(path, member) as stream:
         while block := stream.read(BLOCK):
@@ -107,7 +106,7 @@ def damaged(path, error):
 
 
 def line_bounds(path, member=None):
-    """Where lines start: line i is the bytes bounds[i]:bounds[i + 1]; (lines + 1,) int64."""
+    """Find where lines start, (lines + 1,) int64: line i is the bytes bounds[i]:bounds[i + 1]."""
     bounds, size = [np.zeros(1, dtype=np.int64)], 0
     for offset, block in blocks(path, member):
         bounds.append(np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")) + offset + 1)
@@ -116,12 +115,12 @@ def line_bounds(path, member=None):
 
 
 def record_bounds(path, separator, member=None):
-    """Where records start that end in a line `separator` (bytes), as lines do in `line_bounds`."""
+    """Find where records start that end in a line `separator` (bytes), as `line_bounds` does for lines."""
     pattern = record_end(separator)
     bounds, rest, unfinished, size = [0], b"", False, 0
     for offset, block in blocks(path, member):
         text, base = rest + block, offset - len(rest)
-        # what follows the last full line may be half a separator; what is kept starts a line, as ^ needs
+        # the text after the last full line may be half a separator; it is kept from the start of a line, as ^ requires
         end = text.rfind(b"\n") + 1
         ends = [match.end() for match in pattern.finditer(text, 0, end)]
         bounds += [base + position for position in ends]

@@ -28,9 +28,9 @@ class TorchMDNet(Source):
     dataset : str
         The name of a class in torchmdnet.datasets.
     root : path
-        The folder of its files; left out for the classes that take none, such as HDF5 and Custom.
+        The folder of its files; omitted for classes without one, such as HDF5 and Custom.
     arguments : mapping
-        What else the class takes, as in `molecules: ethanol` for MD17. Paths in it are taken from where the command runs.
+        Further arguments of the class, such as `molecules: ethanol` for MD17. Paths are relative to the working directory.
     number : int
         Conformers to draw at random, by default all.
     """

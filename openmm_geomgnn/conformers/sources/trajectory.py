@@ -18,18 +18,18 @@ CONFORMERS_PER_TASK = 10_000
 
 @dataclass(frozen=True)
 class Trajectory(Source):
-    """Frames of trajectories in any format that mdtraj reads; molecules cut by the periodic box are made whole.
+    """Frames of trajectories in any format that mdtraj reads; molecules split by the periodic box are made whole.
 
     Attributes
     ----------
     file : path, pattern or list of those
         Trajectories of one system; each gives at least one task.
     topology : path
-        A structure file of that system; by default the trajectory itself, where it holds its topology (.pdb, .h5).
+        A structure file of that system; by default the trajectory itself, if it holds its topology (.pdb, .h5).
     selection : str
         The atoms of the conformers, in mdtraj's language.
     stride : int
-        Take every so many frames.
+        Read every stride-th frame.
     number : int
         Frames to draw at random from those, by default all.
     """
@@ -56,7 +56,7 @@ class Trajectory(Source):
             topology, _ = self._system(path)
             with TrajectoryFile(path, topology) as file:
                 for frame in file.blocks(0, min(len(file), 1), finite=False):
-                    self._rows(path, frame)  # an error now if it has other atoms than the topology
+                    self._rows(path, frame)  # raises an error now if its atoms are not those of the topology
                 bounds.append(np.arange(len(range(0, len(file), self.stride)) + 1) * topology.n_atoms)
         drawn = draw_from([np.arange(len(where) - 1) for where in bounds], self.number, seed)
         tasks = []

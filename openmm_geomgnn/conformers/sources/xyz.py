@@ -20,8 +20,8 @@ PROPERTIES = re.compile(r'\bproperties\s*=\s*(?:"([^"]*)"|(\S+))', re.IGNORECASE
 class XYZ(RecordSource):
     """Frames of XYZ files, in angstrom: plain, or extended, whose comment line names the columns (`Properties=...`).
 
-    Frames with atoms that are no element (X, virtual sites) are left out. A cell (`Lattice=`) is not looked at: molecules
-    must be whole.
+    Frames with atoms that are not elements (X, virtual sites) are left out. Cells (`Lattice=`) are ignored: molecules must
+    be whole.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class XYZ(RecordSource):
     number : int
         Frames to draw at random, by default all.
     skip : int
-        How many of the random order to pass over before that: with the `number` and seed of a training set, what it drew.
+        Number of frames to skip in the random order: with the `number` and seed of a training set, all that it drew.
     """
 
     name: ClassVar[str] = "xyz"
@@ -53,12 +53,12 @@ class XYZ(RecordSource):
 
 
 def frame_bounds(path):
-    """Where the frames of a file start, and where the last one ends: (frames + 1,) int64."""
+    """Find where the frames of a file start and the last one ends: (frames + 1,) int64."""
     bounds, position = [0], 0
     with opened(path) as stream:
         for line in stream:
             position += len(line)
-            # empty lines may stand between frames
+            # there may be empty lines between frames
             if line.strip():
                 number = len(bounds)
                 atoms = list(itertools.islice(stream, _atom_count(line, path, number) + 1))
@@ -83,7 +83,7 @@ def _atom_count(line, path, number):
 
 
 def frames(content):
-    """The frames of the text of a file: (comment, the lines of the atoms)."""
+    """Yield the frames in the text of a file: (comment, the lines of the atoms)."""
     lines = iter(content.split("\n"))
     for line in lines:
         if line.strip():
@@ -92,7 +92,7 @@ def frames(content):
 
 
 def parse(comment, atoms, what, skipped):
-    """Yield (z, pos) of one frame, or count why there is none.
+    """Yield (z, pos) of one frame, or count the reason why it has none.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def parse(comment, atoms, what, skipped):
     atoms : list of str
         A line for each atom.
     what : str
-        Of the frame, for error messages.
+        Name of the frame, for error messages.
     """
     element, xyz = columns(comment, what)
     try:
@@ -119,7 +119,7 @@ def parse(comment, atoms, what, skipped):
 
 
 def columns(comment, what):
-    """Where an atom's element and position stand: (column, first of three columns)."""
+    """Find the columns of an atom's element and position: (column, first of three columns)."""
     found = PROPERTIES.search(comment)
     if found is None:
         return 0, 1
@@ -139,7 +139,7 @@ def columns(comment, what):
 
 @functools.cache
 def atomic_number(symbol):
-    """The atomic number of an element's symbol, or of that number itself; 0 where there is no such element."""
+    """Convert an element's symbol or atomic number to its atomic number; 0 if there is no such element."""
     from ase.data import atomic_numbers
 
     if symbol.isdigit():
