@@ -23,7 +23,7 @@ class Denoising(Dataset):
     The trainer holds out whole molecules of `Conformers`; of other datasets it holds out conformers at random, unless
     `splits` says better.
 
-    What is random is drawn anew at every access, from PyTorch's generator, until `fixed_noise()` is asked for.
+    Random numbers are drawn at every access from PyTorch's generator, until `fixed_noise()` is asked for.
 
     Parameters
     ----------

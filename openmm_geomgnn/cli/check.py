@@ -1,4 +1,4 @@
-"""`geomgnn run --check`: what a run would do, how long it would take, and whether it could; nothing is written."""
+"""`geomgnn run --check`: whether a run is possible, what it would do and how long it would take; nothing is written."""
 
 import shutil
 
@@ -18,7 +18,7 @@ _NAMES = {"unbiased": "unbiased runs", "fit": "fit", "biased": "biased run", "co
 
 
 def check_run(protocol, overwrite=False, source=None):
-    """Check a protocol and say what it comes to; arguments and errors as of `run.run_protocol`."""
+    """Check a protocol and print what it amounts to; arguments and errors are those of `run.run_protocol`."""
     beginning = examined(protocol)
     if overwrite:
         check_outside(protocol.output, input_files(protocol, source))
@@ -31,7 +31,7 @@ def check_run(protocol, overwrite=False, source=None):
 
 
 def describe(plan):
-    """Lines on what a run is made of."""
+    """Yield lines that describe the parts of a run."""
     protocol, bound = plan.protocol, plan.force.bound
     names = [residue.name for residue in plan.topology.residues()]
     shown = " ".join(names[:8]) + (" ..." if len(names) > 8 else "")

@@ -15,13 +15,13 @@ from openmm_geomgnn.sampling.colvar import ColvarWriter
 def run_compute(settings):
     """Write the COLVAR that a `Compute` describes; nothing is written before all trajectories have been read.
 
-    Returns the rows, (n, 1 + d) of the time in ps and the components, for several trajectories (n, 2 + d) with the number
-    of the trajectory, counted from 0, between them: it is the column `walker`, as in a run.
+    Returns the rows (n, 1 + d) of the time in ps and the components; for several trajectories they are (n, 2 + d), with the
+    number of the trajectory, counted from 0, in between: it is the column `walker`, as in a run.
     """
     topology = as_topology(settings.topology)
     bound = CollectiveVariable.load(settings.cv).bind(topology)
     several = len(settings.trajectories) > 1
-    # all of them, before any is computed: a wrong one is told at once
+    # all of them before any is computed, so that a wrong one is reported at once
     lengths = []
     for path in settings.trajectories:
         with TrajectoryFile(path, topology, settings.allow_truncated) as file:
@@ -47,7 +47,7 @@ def run_compute(settings):
 
 
 def _values(bound, path, topology, settings, progress):
-    """Times (F,) in ps and values (F, d) of every stride-th frame of a trajectory file, read a bounded part at a time."""
+    """Compute times (F,) in ps and values (F, d) of every stride-th frame of a trajectory file, read in bounded parts."""
     values = []
     with TrajectoryFile(path, topology, settings.allow_truncated) as file:
         times = _times(file, settings)
@@ -61,12 +61,12 @@ def _values(bound, path, topology, settings, progress):
 
 
 def _times(file, settings):
-    """(F,) times of every stride-th frame in ps: those in the file, else from the first frame at 0."""
+    """Times (F,) of every stride-th frame in ps: those in the file, or counted from the first frame at 0."""
     if not len(file):
         raise GeomGNNError(f"The trajectory {file.path} has no frames. Leave it out.")
     times, given = file.times(), settings.frame_interval
     if times is None:
         times = given * np.arange(len(file))
     elif given is not None:
-        frame_interval(file.path.name, times, given)  # refuses what they contradict
+        frame_interval(file.path.name, times, given)  # raises an error if they contradict the settings
     return times[:: settings.stride]

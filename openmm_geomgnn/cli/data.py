@@ -20,7 +20,7 @@ _MOST_REASONS = 5
 
 
 def run_build(settings, overwrite=False, source=None):
-    """Make the store that a `DataBuild` (of the file `source`) describes, and say what it holds; returns its index."""
+    """Make the store that a `DataBuild` (from the file `source`) describes, and print its content; returns its index."""
     splits = Splits(**settings.splits.model_dump())
     plan = Build(settings.output, settings.sources, settings.seed, settings.shard_size, splits)
     with bar("conformers", "tasks") as progress:
@@ -31,9 +31,9 @@ def run_build(settings, overwrite=False, source=None):
 
 
 def show_info(store, check=False):
-    """Say what a store holds, a folder or a file; `check` reads all of it.
+    """Print the content of a store, a folder or a file; `check` reads all of it.
 
-    Raises GeomGNNError if it cannot be read, or `check` finds a shard that is damaged.
+    Raises GeomGNNError if it cannot be read, or `check` finds a damaged shard.
     """
     store = Path(store).expanduser()
     if not store.is_dir():
@@ -54,12 +54,12 @@ def show_info(store, check=False):
 
 
 def write_splits_of(store, output, sources):
-    """Write the splits of the conformers that `Conformers(store, sources=sources)` has, in its numbering."""
+    """Write the splits of the conformers of `Conformers(store, sources=sources)`, in its numbering."""
     store, output = Path(store).expanduser(), Path(output).expanduser()
     if output.suffix != ".npz":
         raise GeomGNNError(f"The splits are an .npz file: write '{output}.npz', not '{output}'.")
     with _readable():
-        Conformers(file=store, sources=sources)  # refuses sources that are not there
+        Conformers(file=store, sources=sources)  # raises an error for sources that do not exist
         whole = Conformers(file=store)
         chosen = np.isin(whole.source.numpy(), [k for k, name in enumerate(whole.sources) if name in sources])
     file = store / SPLITS_NAME
@@ -73,17 +73,17 @@ def write_splits_of(store, output, sources):
 
 
 def read_splits(path, conformers):
-    """{"idx_train": indices, ...} of a splits.npz of a store of so many conformers.
+    """Read {"idx_train": indices, ...} from the splits.npz of a store of so many conformers.
 
     Raises
     ------
     GeomGNNError
-        If it is damaged, or of another store.
+        If it is damaged, or belongs to another store.
     """
     try:
         with np.load(path) as file:
             splits = {f"idx_{name}": file[f"idx_{name}"] for name in NAMES}
-    except Exception as error:  # NumPy and zipfile raise whatever they trip over
+    except Exception as error:  # NumPy and zipfile raise all kinds of exceptions
         raise GeomGNNError(
             f"The splits {path} cannot be read ({reason(error)}): they are damaged. Make the store "
             "again, or restore them from a copy."
@@ -112,7 +112,7 @@ def _show_store(folder, index):
 
 
 def _show(index):
-    """Statistics on the terminal."""
+    """Print statistics."""
     rows = {**index["sources"], "all": index} if len(index["sources"]) > 1 else index["sources"]
     table = [("source", "conformers", "skipped", "atoms", "sizes", "mean", *NAMES, "held out by")]
     for name, entry in rows.items():

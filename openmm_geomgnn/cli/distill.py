@@ -1,4 +1,4 @@
-"""`geomgnn distill`: a student of a collective variable, and how good and how cheap it is."""
+"""`geomgnn distill`: make a student of a collective variable, and report its quality and cost."""
 
 import warnings
 from dataclasses import fields
@@ -25,13 +25,13 @@ WHERE = {
     "displaced": "these, atoms displaced",
     "turned": "these, turned about bonds",
 }
-GOOD_GRADIENT = 0.5  # error of the gradient, relative
+GOOD_GRADIENT = 0.5  # relative error of the gradient
 
 
 def run_distill(settings):
     """Make and write the student that a `Distill` describes; returns it.
 
-    Raises GeomGNNError when something does not fit, or another process is making the same file.
+    Raises GeomGNNError if inputs do not fit together, or another process is making the same file.
     """
     with locked(settings.output, folder=False):
         return _distill(settings)
@@ -64,7 +64,7 @@ def _distill(settings):
 
 
 def table(student):
-    """Lines on how far the student is from its teacher, by component and kind of conformation."""
+    """Yield lines with the errors of the student, by component and kind of conformation."""
     found = student.training_information["distillation"]
     yield f"{'':<28}{'component':>10}{'R2':>12}{'RMSE':>12}{'gradient error':>16}"
     for name in filter(found.get, WHERE):
@@ -75,7 +75,7 @@ def table(student):
 
 
 def remarks(student, cost):
-    """Lines on cost, stiffness and range."""
+    """Yield lines on cost, stiffness and range."""
     facts = student.training_information
     compiled = "" if cost["compiled"] is None else f", compiled {_time(cost['compiled'])}"
     times = f"{cost['eager'] / cost['student']:.0f} times cheaper"
@@ -91,7 +91,7 @@ def remarks(student, cost):
 
 
 def _warn(found):
-    """Warn where the student is poor, and say what to do."""
+    """Warn if the student is poor, and say what to do."""
     advice = (
         "Give frames from more of the places that the simulation will visit (biased runs serve as well), more labels, or a "
         "wider student (hidden), and look whether the teacher has gradients worth learning: a very stiff CV has not"

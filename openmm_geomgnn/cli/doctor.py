@@ -1,4 +1,4 @@
-"""`geomgnn doctor`: what is installed, what of it works, and what `auto` takes."""
+"""`geomgnn doctor`: what is installed, what works, and what `auto` chooses."""
 
 import importlib.metadata
 import json
@@ -15,16 +15,16 @@ from openmm_geomgnn.force.backends import BACKENDS, PREFERENCE
 from openmm_geomgnn.force.backends.versions import installed_versions
 
 PACKAGE = "openmm-geomgnn"
-# what is named in the table of versions though our own metadata does not ask for it
+# packages in the table of versions that our own metadata does not require
 OTHERS = ("openmmtorch", "warp-lang")
-LIMIT = 180  # seconds that a probe may take
+LIMIT = 180  # longest time of a probe, seconds
 _REQUIREMENT = re.compile(r"^([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;)]*)\)?\s*(?:;(.*))?$")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)['\"]")
-_SILENT = {"test", "lint", "all"}  # extras that users need not know of, or that are sums of others
+_SILENT = {"test", "lint", "all"}  # extras that users need not know about, or that combine others
 
 
 def run_doctor(as_json=False):
-    """Look at everything, print it, and return 0 if a CV can be biased here, else 1."""
+    """Examine everything, print the findings, and return 0 if a CV can be biased here, else 1."""
     if as_json:
         found = examine()
         print(json.dumps(found, indent=2))
@@ -36,7 +36,7 @@ def run_doctor(as_json=False):
 
 
 def probe(name, *arguments, limit=LIMIT):
-    """What a probe of `probes` found, a dict; {"error": text} if it raised an error, crashed or took too long."""
+    """Run a probe of `probes` and return its findings, a dict; {"error": text} if it failed, crashed or took too long."""
     command = [sys.executable, "-m", "openmm_geomgnn.cli.probes", name, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, errors="replace")
@@ -56,9 +56,9 @@ def probe(name, *arguments, limit=LIMIT):
 
 
 def examine(announce=lambda tried: None):
-    """Everything that `geomgnn doctor` says, as JSON-able data; `problems` lists what keeps a CV from being biased.
+    """Collect everything that `geomgnn doctor` reports, as data for JSON; `problems` lists obstacles to biasing a CV.
 
-    announce: called with what is tried next.
+    announce: called with the name of the next probe.
     """
     required, extras = requirements()
     announce("the platforms of OpenMM")
@@ -70,7 +70,7 @@ def examine(announce=lambda tried: None):
     for name in BACKENDS:
         announce(f"the backend {name}")
         backends[name] = probe("backend", name)
-    # a backend that fails in spite of its versions is what `auto` takes, too
+    # `auto` also takes a backend that fails although its versions are compatible
     taken = next((name for name in PREFERENCE if not backends[name].get("reason")), None)
     found = {
         "versions": versions(required, extras),
@@ -89,7 +89,7 @@ def examine(announce=lambda tried: None):
 
 
 def problems(found):
-    """What keeps a CV from being biased, a list of sentences, from the other findings."""
+    """List the obstacles to biasing a CV in sentences, given the other findings."""
     told = [f"{name}: {reason}" for name, reason in found["required"].items() if reason]
     platforms, auto = found["platforms"], found["auto"]
     if "error" in platforms:
@@ -106,20 +106,20 @@ def problems(found):
 
 
 def requirements():
-    """What our own metadata asks for.
+    """Check the requirements in our own metadata.
 
     Returns
     -------
     required : dict of str to str or None
-        Of every package that is always needed what is wrong with it.
+        What is wrong with each package that is always needed.
     extras : dict of str to dict
-        Of every extra its `packages`, as `required`, and the command that installs it.
+        For each extra, its `packages`, as `required`, and the command that installs it.
     """
     required, extras = {}, {}
     try:
         lines = importlib.metadata.requires(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
-        lines = []  # it is run from its sources
+        lines = []  # run from the source tree
     for line in lines:
         name, bounds, marker = _REQUIREMENT.match(line).groups(default="")
         extra = _EXTRA.search(marker)
@@ -132,7 +132,7 @@ def requirements():
 
 
 def trouble(name, bounds, version=None):
-    """What is wrong with an installed package, None if it is there and within bounds such as ">=3.1,<3.2".
+    """Say what is wrong with an installed package; None if it is within bounds such as ">=3.1,<3.2".
 
     version: by default the installed one.
     """
@@ -154,7 +154,7 @@ def _numbers(version):
 
 
 def versions(required, extras):
-    """Versions of Python and of all packages that have a say, "" where one is not installed."""
+    """Versions of Python and of all packages that matter; "" for those that are not installed."""
     optional = [name for entry in extras.values() for name in entry["packages"]]
     found = {"python": platform.python_version()}
     for name in dict.fromkeys([PACKAGE, *required, *optional, *OTHERS]):
@@ -162,7 +162,7 @@ def versions(required, extras):
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = ""
-    # with what metadata does not say: the build of torch, an unreleased openmm-torch
+    # including what metadata lacks: the build of torch, an unreleased openmm-torch
     return {**found, **installed_versions()}
 
 
@@ -226,7 +226,7 @@ def _platform_table(platforms):
 
 
 def _by_reason(failures):
-    """Names of plug-ins that could not be loaded, by the reason, from OpenMM's messages."""
+    """Group the names of plug-ins that could not be loaded by the reason in OpenMM's messages."""
     found = {}
     for text in failures:
         path, _, reason = text.removeprefix("Error loading library ").partition(": ")

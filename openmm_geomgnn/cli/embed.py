@@ -1,4 +1,4 @@
-"""`geomgnn embed`: trajectories become residue tokens on disk."""
+"""`geomgnn embed`: embed trajectories into residue tokens on disk."""
 
 import time
 
@@ -9,7 +9,7 @@ from openmm_geomgnn.representation.selection import as_topology
 
 
 def run_embed(embed, overwrite=False, source=None):
-    """Fill the store that an `Embed` (of the file `source`) describes, or what is missing of it; returns the store."""
+    """Fill the store that an `Embed` (from the file `source`) describes, or complete it; returns the store."""
     settings = EmbedSettings(
         encoder=embed.encoder,
         tokens=embed.token_spec(),
@@ -47,7 +47,7 @@ def run_embed(embed, overwrite=False, source=None):
 
 
 class _Speed:
-    """Says how many frames a second have been embedded since it was made."""
+    """Reports how many frames per second have been embedded since it was made."""
 
     def __init__(self):
         self.began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How long a run will take, from a few real steps on the platform that it will run on."""
+"""Estimates of how long a run will take, from a few real steps on its platform."""
 
 import math
 import time
@@ -24,11 +24,11 @@ _GPUS = ("CUDA", "HIP", "OpenCL")
 
 
 def stage_seconds(plan, announce=lambda: None):
-    """Seconds that the stages of a run will take, by name: without minimisation, analysis, and training of a vampnet.
+    """Estimate the seconds of each stage of a run, without minimisation, analysis and the training of a VAMPnet.
 
     plan : preflight.Plan. announce : called before kernels are compiled, which takes long.
 
-    Raises GeomGNNError when the first steps fail.
+    Raises GeomGNNError if the first steps fail.
     """
     protocol, run = plan.protocol, plan.protocol.run
     timestep, walkers = protocol.system.timestep, run.walkers
@@ -49,7 +49,7 @@ def stage_seconds(plan, announce=lambda: None):
 
 
 def _slowed(plan, walkers):
-    """How much longer walkers take side by side than one alone: cores and GPUs are shared."""
+    """Factor by which walkers in parallel are slower than a single one, since they share cores and GPUs."""
     spec = plan.specs[0]
     if spec.platform in _GPUS:
         return walkers
@@ -57,7 +57,7 @@ def _slowed(plan, walkers):
 
 
 def _step_seconds(plan, announce):
-    """(seconds of a time step without a bias, of an outer step with one)."""
+    """Measure the seconds of a time step without a bias and of an outer step with one."""
     plain = replace(plan.specs[0], minimise=False, equilibration=0.0, positions=_without_overlaps(plan))
 
     def make_cv(topology):
@@ -81,7 +81,7 @@ def _walker_seconds(spec):
 
 
 def _seconds(work):
-    """Seconds of one unit of work(n), by as many as take long enough."""
+    """Measure the seconds of one unit of work(n), with n large enough to be timed."""
     n = 1
     while True:
         began = time.perf_counter()
@@ -93,7 +93,7 @@ def _seconds(work):
 
 
 def _without_overlaps(plan):
-    """The first start, minimised so far that steps can be done."""
+    """Minimise the first start until steps are possible."""
     spec = plan.specs[0]
     system = openmm.XmlSerializer.deserialize(spec.system)
     platform = platform_of(spec, system.getNumParticles())
@@ -104,7 +104,7 @@ def _without_overlaps(plan):
 
 
 class _Feather:
-    """A bias that is evaluated like any other and moves nothing."""
+    """A bias that is evaluated like any other but exerts no force."""
 
     adaptive = False
 
@@ -116,7 +116,7 @@ class _Feather:
 
 
 def _fit_seconds(plan):
-    """Of the embedding, the thermal motion and the stiffness: networks in double precision, or with gradients, are slow."""
+    """Estimate the seconds of embedding, thermal motion and stiffness, where networks need double precision or gradients."""
     settings, bound = plan.settings, plan.force.bound
     pos = bound.molecule.positions(plan.starts[0])
     batch = pos.repeat(min(bound.frames_per_pass, 64), 1, 1)

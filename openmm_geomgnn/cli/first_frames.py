@@ -1,4 +1,4 @@
-"""Whether trajectories hold the molecule that their topology names, by the first frame of each."""
+"""Checks, on the first frames of trajectories, that they hold the molecule in their topology."""
 
 import warnings
 
@@ -11,10 +11,10 @@ from openmm_geomgnn.sampling.geometry import check_geometry
 
 
 def check_first_frame(trajectory, path, selection=None):
-    """Look at the selected atoms in the first frame of an mdtraj trajectory, read from `path`.
+    """Check the selected atoms in the first frame of an mdtraj trajectory, read from `path`.
 
-    Raises GeomGNNError for coordinates in the wrong unit or that are not finite; what else is strange is a UserWarning: the
-    data exist, and it is for whoever made them to know why.
+    Raises GeomGNNError if coordinates are in the wrong unit or not finite; anything else that is strange is a UserWarning,
+    since the data exist and their author may know the reason.
     """
     atoms = select_atoms(trajectory.topology, selection)
     topology, box = trajectory.topology.subset(atoms).to_openmm(), trajectory.unitcell_vectors
@@ -26,10 +26,10 @@ def check_first_frame(trajectory, path, selection=None):
 
 
 def check_first_frames(paths, topology, selection=None, allow_truncated=False):
-    """`check_first_frame` of trajectory files. topology: of mdtraj."""
+    """Call `check_first_frame` on trajectory files. topology: mdtraj.Topology."""
     for path in paths:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # whoever reads all of it says where it ends too early
+            warnings.simplefilter("ignore", UserWarning)  # a file that ends too early is reported when all of it is read
             file = TrajectoryFile(path, topology, allow_truncated)
         with file:
             for frame in file.blocks(0, min(1, len(file)), 1):

@@ -1,4 +1,4 @@
-"""`geomgnn fit`: a collective variable from trajectories that exist."""
+"""`geomgnn fit`: fit a collective variable to existing trajectories."""
 
 import os
 from dataclasses import replace
@@ -18,9 +18,9 @@ from openmm_geomgnn.unfinished import Unfinished
 
 
 def run_fit(fit):
-    """Fit the CV that a `Fit` describes and write it; returns it. A fit that was stopped goes on from what it had.
+    """Fit the CV that a `Fit` describes, write it and return it; an interrupted fit continues.
 
-    Raises GeomGNNError when data or settings do not suffice, the output is one of the inputs, or another process makes it.
+    Raises GeomGNNError if data or settings do not suffice, the output is one of the inputs, or another process makes it.
     """
     if os.path.realpath(fit.output) in map(os.path.realpath, input_files(fit)):
         raise GeomGNNError(f"output is {fit.output}, which the fit itself needs. Give the CV a file of its own.")
@@ -60,7 +60,7 @@ def _fit(fit):
 
 
 def _with_stored(settings, store, given):
-    """FitSettings with the encoder and the tokens of a store, but for what was given in the settings file."""
+    """Make FitSettings with the encoder and tokens of a store, except for those given in the settings file."""
     stored = {name: value for name, value in store.spec.to_metadata().items() if name not in given}
     encoder = settings.encoder if "encoder" in given else store.encoder_source
     return replace(settings, encoder=encoder, tokens=replace(settings.tokens, **stored))

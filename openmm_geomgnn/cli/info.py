@@ -1,4 +1,4 @@
-"""`geomgnn info`: what a file or folder is, and what it holds."""
+"""`geomgnn info`: print what a file or folder is and what it contains."""
 
 import json
 import math
@@ -29,12 +29,12 @@ _TORCH_FILES = tuple(ending for ending in READERS if ending != ".safetensors")
 
 
 def show_info(path):
-    """Say what a file or folder is and holds.
+    """Print what a file or folder is and what it contains.
 
     Raises
     ------
     GeomGNNError
-        If it is nothing that this package has written or reads, or is damaged.
+        If this package neither writes nor reads such a file, or it is damaged.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -52,7 +52,7 @@ def show_info(path):
 
 
 def _kind_of_file(path):
-    """What shows a safetensors file, by the name of its header."""
+    """Choose the function that describes a safetensors file by the name of its header."""
     found = {"cv": _show_cv, "encoder": _show_encoder, CONFORMERS: data.show_info, "run": _show_checkpoint}
     for name, show in found.items():
         try:

@@ -1,6 +1,6 @@
 """The command `geomgnn`.
 
-What takes seconds to import is imported after what a user gave has been read: a wrong name is told at once.
+Slow imports come after the user's input has been read, so that a wrong name is reported at once.
 """
 
 import math
@@ -23,7 +23,7 @@ app = typer.Typer(
 data = typer.Typer(help="Conformers for pre-training.", no_args_is_help=True)
 app.add_typer(data, name="data")
 _debug = False
-_NO_SETTINGS = ("inputs", "overwrite", "settings")  # arguments of commands that are not in the files of these
+_NO_SETTINGS = ("inputs", "overwrite", "settings")  # arguments of commands that their settings files do not have
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move what an earlier protocol left in the folder aside.")]
 AllowTruncated = Annotated[
@@ -266,7 +266,7 @@ def _run(path, overrides, overwrite, check):
 
 
 def _check_there(path):
-    """Raise a GeomGNNError for what does not exist, before anything is imported that takes seconds."""
+    """Raise a GeomGNNError for files that do not exist, before any slow import."""
     if not path.expanduser().exists():
         raise GeomGNNError(f"There is no {path}. Check the path.")
 
@@ -282,7 +282,7 @@ def _interruptible(advice):
 
 
 def _flags(**flags):
-    """Those that are set: a file may set the others."""
+    """The flags that are set: a file may set the others."""
     return {name: True for name, value in flags.items() if value}
 
 
@@ -299,7 +299,7 @@ def _overrides(settings):
 
 
 def _show(folder, summary):
-    """The headline numbers of a run on the terminal; what is not known is left out."""
+    """Print the headline numbers of a run that are known."""
     from openmm_geomgnn.cli.progress import echo
 
     def known(*keys):
@@ -339,7 +339,7 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
 
 
 def main():
-    """Entry point: an error a user can do something about is one paragraph; --debug shows the traceback."""
+    """Run the command; errors that a user can fix are printed as one paragraph, and --debug shows the traceback."""
     warnings.showwarning = _show_warning
     try:
         app()
@@ -353,7 +353,7 @@ def main():
 
 
 def _paragraph(error):
-    """What to tell a user of an error; those of files come from Python as they are."""
+    """The text of an error for a user; errors of files come from Python unchanged."""
     if isinstance(error, GeomGNNError):
         return str(error)
     where = f": {error.filename}" if error.filename else ""

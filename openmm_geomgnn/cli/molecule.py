@@ -1,4 +1,4 @@
-"""The molecule of a protocol: how its walkers are made, and whether it has what the analysis names."""
+"""The molecule of a protocol: its walkers, and checks that it has the torsions that the analysis names."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from openmm_geomgnn.sampling.walker import WalkerSpec
 
 
 def walker_spec(protocol, index=0, **changes):
-    """The `WalkerSpec` of a protocol, started from the structure that is due; changes: what differs from the protocol."""
+    """Make the `WalkerSpec` of a protocol with its turn of the start structures; changes: settings that override it."""
     system = protocol.system
     settings = SystemSettings(
         forcefield=tuple(system.forcefield),
@@ -37,7 +37,7 @@ def walker_spec(protocol, index=0, **changes):
 
 
 def kinetic_degrees(protocol):
-    """The kinetic degrees of freedom of the system."""
+    """Count the kinetic degrees of freedom of the system."""
     spec = walker_spec(protocol)
     topology, _ = load_structure(spec.structure)
     return degrees_of_freedom(build_system(topology, spec.system))

@@ -1,4 +1,4 @@
-"""The files and folders of a run, by name."""
+"""Names of the files and folders of a run."""
 
 PROTOCOL = "protocol.yaml"
 TOPOLOGY = "topology.pdb"

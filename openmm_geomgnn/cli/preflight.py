@@ -1,4 +1,4 @@
-"""Whether a protocol can be run to its end, as far as that can be known before anything runs."""
+"""Checks, before anything runs, that a protocol can be run to its end."""
 
 import shutil
 import warnings
@@ -25,19 +25,19 @@ from openmm_geomgnn.sampling.relaxation import check_energy
 from openmm_geomgnn.sampling.systems import choices_made, load_structure
 from openmm_geomgnn.sampling.walker import WalkerSpec, platform_of
 
-_TREMBLE = 0.1  # angstrom, by which frames differ where statistics of several are needed and there is one
+_TREMBLE = 0.1  # angstrom, noise that makes several frames of one, for statistics
 REPORT_BYTES = 2_000_000
-_MOST_LAGS = 1000  # until which a sufficient length of the unbiased runs is looked for
+_MOST_LAGS = 1000  # up to which a sufficient length of the unbiased runs is searched for
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a run is made of.
+    """The parts of a run.
 
-    specs : of the training runs, prepared: one from each structure, with the system and the platform made out.
-    topology : openmm.app.Topology. starts : (N, 3) in nm of each structure.
-    cv : the one given, or an untrained one of the same kind and size. force : the GeomGNNCV of it.
-    settings : FitSettings, None where the CV is given.
+    specs : specs of the training runs, one from each structure, with the system and the platform resolved.
+    topology : openmm.app.Topology. starts : positions (N, 3) in nm of each structure.
+    cv : the given CV, or an untrained one of the same kind and size. force : its GeomGNNCV.
+    settings : FitSettings; None if the CV is given.
     """
 
     protocol: object
@@ -50,24 +50,24 @@ class Plan:
 
 
 def examine(protocol, specs, settings, given):
-    """Make everything of a run but its data; returns a Plan.
+    """Make all parts of a run except its data; returns a Plan.
 
     Parameters
     ----------
     protocol : Protocol
     specs : list of WalkerSpec
-        Of the training runs.
+        Specs of the training runs.
     settings : FitSettings or None
-        Of the CV that is to be fitted.
+        Settings of the CV to be fitted.
     given : CollectiveVariable, StudentCV or None
-        Or the one to be used as it is.
+        The CV to be used, instead of a fitted one.
 
     Raises
     ------
     GeomGNNError
-        If structures cannot be what they are called, OpenMM's platform or the CV's engine cannot be used, the molecule, its
-        windows, encoder and mixer do not fit together, the data will not suffice for the fit, or the disk not for the
-        results. What is doubtful about the structures is a UserWarning.
+        If structures do not fit their topology, OpenMM's platform or the CV's engine cannot be used, the molecule, windows,
+        encoder and mixer do not fit together, the data will not suffice for the fit, or the disk will not hold the results.
+        Doubts about the structures are a UserWarning.
     """
     prepared, topology, _ = prepare(specs)
     starts = []
@@ -87,7 +87,7 @@ def examine(protocol, specs, settings, given):
 
 
 def _check_dynamics(protocol, specs, starts):
-    """Make a Context and evaluate the energy of each start; returns the System."""
+    """Evaluate the energy of each start in a Context; returns the System."""
     spec = specs[0]
     system = openmm.XmlSerializer.deserialize(spec.system)
     platform, properties = platform_of(spec, system.getNumParticles())
@@ -113,7 +113,7 @@ def _check_dynamics(protocol, specs, starts):
 
 
 def _check_frames(protocol, settings):
-    """Whether the unbiased runs will be long enough for the fit; else what would be."""
+    """Check that the unbiased runs will be long enough for the fit; if not, say which length would be."""
     interval, runs = settings.frame_interval, len(protocol.system.structures)
     n_frames = training_frames(protocol)
     try:
@@ -128,7 +128,7 @@ def _check_frames(protocol, settings):
 
 
 def training_frames(protocol):
-    """How many frames each of the unbiased runs will have."""
+    """Count the frames that each of the unbiased runs will have."""
     timestep = protocol.system.timestep
     return whole_steps(protocol.unbiased.length, timestep) // protocol.md_steps(protocol.unbiased.frame_interval)
 
@@ -146,7 +146,7 @@ def _enough_frames(n_frames, runs, settings):
 
 
 def _untrained(settings, topology, starts):
-    """A CV like the one that will be fitted, of random weights."""
+    """Make a CV with random weights like the one that will be fitted."""
     box = topology.getPeriodicBoxVectors()
     topology = as_topology(topology)
     first = mdtraj.Trajectory(np.array(starts), topology)
@@ -173,7 +173,7 @@ def _untrained(settings, topology, starts):
 
 
 def disk_bytes(plan):
-    """About how many bytes the results of a run will take."""
+    """Estimate the size of the results of a run in bytes."""
     protocol, schedule = plan.protocol, plan.protocol.schedule
     atoms, periodic = len(plan.starts[0]), plan.topology.getPeriodicBoxVectors() is not None
     frame = 12 * atoms + 24 + 56 * periodic  # of a DCD file

@@ -1,31 +1,31 @@
-"""What `geomgnn doctor` tries out, each in a process of its own: native libraries that do not fit together crash.
+"""The probes of `geomgnn doctor`, each run in its own process, since incompatible native libraries crash.
 
-`python -m openmm_geomgnn.cli.probes NAME ARGUMENT...` prints what the probe found as JSON, in the last line.
+`python -m openmm_geomgnn.cli.probes NAME ARGUMENT...` prints the findings of a probe as JSON in the last line.
 """
 
 import json
 import sys
 from importlib import resources
 
-LARGE_SYSTEM = 10_000  # atoms, for which `auto` chooses a platform
-REPEATS = 4  # evaluations that are timed; TorchScript is translated anew at the first two
+LARGE_SYSTEM = 10_000  # numbers of atoms for which `auto` chooses a platform
+REPEATS = 4  # evaluations that are timed; TorchScript is recompiled at the first two
 
 
 def platforms():
-    """Names of OpenMM's platforms, which ones `auto` takes for small and large systems, and plug-ins that do not load."""
+    """List OpenMM's platforms, those that `auto` takes for small and large systems, and plug-ins that fail to load."""
     import openmm
 
     from openmm_geomgnn.sampling.systems import choose_platform
 
     names = [openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())]
     auto = {size: choose_platform("auto", count)[0].getName() for size, count in (("small", 1), ("large", LARGE_SYSTEM))}
-    # plug-ins that need PyTorch's libraries are loaded with it; those of a platform that is not there go without saying
+    # plug-ins that need PyTorch's libraries are loaded with it; those of an absent platform need no mention
     failures = [text for text in openmm.Platform.getPluginLoadFailures() if "OpenMMTorch" not in text]
     return {"names": names, "auto": auto, "failures": [text for text in failures if ": libOpenMM" not in text]}
 
 
 def platform(name):
-    """A step of two particles on a platform; how fast OpenMM believes it to be."""
+    """Try a step of two particles on a platform; report OpenMM's estimate of its speed."""
     import openmm
 
     system = openmm.System()
@@ -43,7 +43,7 @@ def platform(name):
 
 
 def engines():
-    """What evaluates each shipped encoder, the folder of compiled kernels, and for which networks these are there."""
+    """Report the engine of each shipped encoder, the folder of compiled kernels, and the networks that have some."""
     import torch
 
     from openmm_geomgnn.representation.encoder import Encoder, shipped_encoders
@@ -52,7 +52,7 @@ def engines():
     encoders = {name: why_not_numba(Encoder.load(name).network) for name in shipped_encoders()}
     try:
         from torchmdnet_ext.compiled.cache import cache_folder
-    except ImportError:  # without numba there are no kernels
+    except ImportError:  # there are no kernels without numba
         folder, warm = None, []
     else:
         folder = cache_folder()
@@ -68,9 +68,9 @@ def engines():
 
 
 def backend(name):
-    """Why a backend cannot be used; if it can, how fast it evaluates the example, and the engine that `auto` takes then.
+    """Report why a backend cannot be used or, if it can, how fast it evaluates the example and which engine `auto` takes.
 
-    It has then evaluated it within a CustomCVForce, also read from XML.
+    It is also evaluated within a CustomCVForce, and after having been read from XML.
     """
     from openmm_geomgnn.force.backends import why_not
 
@@ -79,7 +79,7 @@ def backend(name):
 
 
 def _example_force(backend, engine):
-    """A CV that nothing was fitted to: two features of et-64 on the dipeptide that ships."""
+    """Make a CV without a fit: two features of et-64 on the dipeptide that ships."""
     import mdtraj
     import numpy as np
 
@@ -98,7 +98,7 @@ def _example_force(backend, engine):
 
 
 def _evaluated(backend):
-    """Evaluate the example with a backend: what crashes where versions do not fit is done for real."""
+    """Evaluate the example with a backend, with all operations that crash if versions are incompatible."""
     import time
 
     import numpy as np

@@ -15,9 +15,9 @@ def echo(text):
 
 @contextmanager
 def bar(description, unit="ps"):
-    """Yield update(done, total, note=""), which moves one progress bar; the bar stays when the block ends, if it moved.
+    """Yield update(done, total, note=""), which moves one progress bar; a bar that moved stays when the block ends.
 
-    Where the output is no terminal (a log file, a queueing system), one line is printed for each tenth of the work.
+    If the output is not a terminal (a log file, a queueing system), one line is printed for each tenth of the work.
     """
     if console.is_terminal:
         columns = (
@@ -53,7 +53,7 @@ def bar(description, unit="ps"):
 
 @contextmanager
 def progress_bars(stages):
-    """Yield progress(stage, done, total), which moves a bar for each stage in its turn.
+    """Yield progress(stage, done, total), which moves one bar after the other, one for each stage.
 
     stages: {stage: (description, unit)}.
     """

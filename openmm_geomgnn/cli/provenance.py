@@ -1,4 +1,4 @@
-"""What the CV in a run's folder was made from, and whether that is what the protocol would make it from now."""
+"""The record of what the CV in a run's folder was made from, and its comparison with the protocol."""
 
 import json
 from dataclasses import asdict
@@ -13,20 +13,20 @@ from openmm_geomgnn.representation.encoder import Encoder
 MADE_FROM = "made_from"  # in the training information of a CV file
 # settings whose names in the file are older than their attributes
 _RECORDED_AS = {"lagtime": "lag_time", "n_components": "components"}
-# of what a run depends on: the same trajectories, but for chance, come from another platform
+# a run's fingerprint includes these, but another platform gives equivalent trajectories
 _INCIDENTAL = ("platform",)
 
 
 def made_from(settings, runs):
-    """All that determines a CV that is fitted to unbiased runs, as JSON holds it.
+    """Record everything that determines a CV that is fitted to unbiased runs, in types of JSON.
 
-    settings : FitSettings. runs : what each of the unbiased runs depends on, see `sampling.unbiased.fingerprints`.
+    settings : FitSettings. runs : the fingerprint of each unbiased run, see `sampling.unbiased.fingerprints`.
     """
     others = {_RECORDED_AS.get(name, name): value for name, value in asdict(settings).items()}
     tokens = others.pop("tokens")
     del tokens["neighbours"]  # they follow from the rest
     fit = {"encoder": None, **tokens, **others}
-    # the names of files say nothing
+    # the names of files do not matter
     fit["encoder"] = Encoder.load(settings.encoder).content_hash()
     fit["reference"] = None if settings.tokens.reference is None else sha256(settings.tokens.reference)
     runs = [{name: value for name, value in run.items() if name not in _INCIDENTAL} for run in runs]
@@ -34,11 +34,11 @@ def made_from(settings, runs):
 
 
 def current_cv(protocol, record):
-    """The fitted CV in the protocol's folder, or None where there is none, or it has to be fitted again; nothing is changed.
+    """Load the fitted CV in the protocol's folder; None if there is none or it has to be fitted again. Changes nothing.
 
     record : what it would be made from now, see `made_from`.
 
-    Raises GeomGNNError where it was made from something else and biased steps rest on it.
+    Raises GeomGNNError if it was made from something else and biased steps rest on it.
     """
     path = protocol.output / CV_FILE
     if not path.exists():
@@ -46,19 +46,19 @@ def current_cv(protocol, record):
     cv = CollectiveVariable.load(path)
     noted = cv.training_information.get(MADE_FROM)
     begun = has_biased_steps(protocol.output)
-    if noted is None:  # of a version that did not write it down, or of another run
+    if noted is None:  # from a version that did not record it, or from another run
         return cv if begun else None
     differing = _differing(noted, record)
     if differing and begun:
         raise GeomGNNError(
             f"{path} was fitted under other conditions: {', '.join(differing)} differ. A biased run only goes on with the "
-            "CV that it began with: put back what that was made from, choose another output, or start again with --overwrite."
+            "CV that it began with: restore what that was made from, choose another output, or start again with --overwrite."
         )
     return None if differing else cv
 
 
 def _differing(old, new):
-    """What differs between two records, in words. What only one of them says, of different versions, does not count."""
+    """List the differences between two records in words. Entries in only one, from another version, are ignored."""
     names = [f"{name} of the fit" for name in new["fit"] if name in old["fit"] and old["fit"][name] != new["fit"][name]]
     if len(old["unbiased runs"]) != len(new["unbiased runs"]):
         names.append("the number of unbiased runs")
@@ -68,7 +68,7 @@ def _differing(old, new):
 
 
 def check_given(protocol):
-    """Raise a GeomGNNError where the file that the protocol names is not the CV that the biased run began with."""
+    """Raise a GeomGNNError if the file that the protocol names is not the CV that the biased run began with."""
     path = protocol.output / CV_FILE
     if not path.exists() or not has_biased_steps(protocol.output):
         return

@@ -1,4 +1,4 @@
-"""The report of a run: what can be analysed, and from the results in the folder to summary.json and report.html."""
+"""The report of a run: checks of its analysis, and the way from the results to summary.json and report.html."""
 
 from openmm_geomgnn.analysis.crossings import PHI_CORE_A, PHI_CORE_B, PHI_DIVIDING
 from openmm_geomgnn.analysis.figures import standard_figures, standard_tables
@@ -18,7 +18,7 @@ _RAMACHANDRAN = ("phi", "psi")
 
 
 def check_analysis(protocol):
-    """Raise a GeomGNNError, before any work is done, about results that could not be analysed."""
+    """Raise a GeomGNNError, before any work is done, if the results could not be analysed."""
     check_torsions(protocol)
     schedule = protocol.schedule
     if protocol.analysis.torsions and schedule.length < _FEWEST_FRAMES * schedule.frame_interval:
@@ -31,11 +31,11 @@ def check_analysis(protocol):
 def report(protocol, seconds=float("nan")):
     """Analyse the results in a protocol's folder, write summary.json and report.html, and return the summary.
 
-    A run under way is reported on as far as it is; the summary's `complete` says so. Nothing is written before everything
-    has been read, checked and computed.
+    An unfinished run is reported as far as it is, which the summary's `complete` indicates. Nothing is written before
+    everything has been read, checked and computed.
 
-    seconds: that the run took, for the summary. Raises GeomGNNError when there are no results yet, or files in the folder
-    are damaged or do not belong together.
+    seconds: the time that the run took, for the summary. Raises GeomGNNError if there are no results yet, or files in the
+    folder are damaged or do not belong together.
     """
     folder, results = protocol.output, read_results(protocol)
     analysis, summary = analyse(protocol, results, seconds)
@@ -52,7 +52,7 @@ def report(protocol, seconds=float("nan")):
 
 
 def analyse(protocol, results, seconds=float("nan")):
-    """(Analysis, summary) of a run's `Results`; the summary says how much of the run is done, and how good its CV is."""
+    """Compute (Analysis, summary) of a run's `Results`; the summary includes the run's progress and the CV's quality."""
     torsions, notes = dict(protocol.analysis.torsions), []
     if torsions and min(len(run) for run in results.biased) < _FEWEST_FRAMES:
         torsions = {}
@@ -80,7 +80,7 @@ def analyse(protocol, results, seconds=float("nan")):
 
 
 def cv_summary(cv):
-    """Scores of a CV for summary.json. A student has its own, and those of its teacher under that name."""
+    """Scores of a CV for summary.json. A student has its own scores, and its teacher's under "teacher"."""
     facts = cv.training_information
     own = {"cv_rate_300K_per_ps": facts.get("rate_300K_per_ps")}
     # the spread within a basin takes frames at even times, which a distillation need not have
@@ -103,14 +103,14 @@ def cv_summary(cv):
 
 def _cv_notes(cv):
     verdict = cv.training_information.get("verdict")
-    if verdict is None:  # of a file before version 4
+    if verdict is None:  # files before version 4 lack them
         return []
     prefix = "" if verdict["grade"] == GRADES[0] else "Warning: "
     return [f"{prefix}verdict on the CV: {in_words(verdict)}."]
 
 
 def _cv_table(cv):
-    """(title, rows): timescales of the components, or why there are none, and the transitions that they rest on."""
+    """Make (title, rows) with timescales of the components, or why there are none, and the transitions behind them."""
     facts, n = cv.training_information, cv.dimension
     timescales = facts.get("timescales_ps") or [None] * n
     notes, counts = facts.get("timescale_notes") or [""] * n, facts.get("transitions") or ["not counted"] * n
@@ -122,7 +122,7 @@ def _cv_table(cv):
 
 
 def _variables(protocol, results, run, torsions):
-    """The torsions, and with them the variable that crossings are counted along, as a list of `Variable`."""
+    """Make a list of `Variable`: the torsions, and the variable along which crossings are counted."""
     along, states = _crossings(protocol.analysis)
     variables = []
     for name, atoms in torsions.items():
@@ -143,9 +143,10 @@ def _variables(protocol, results, run, torsions):
 
 
 def _crossings(analysis):
-    """What crossings are counted along, None for nothing, and the cores of the two states as settings of a `Variable`.
+    """Name the variable along which crossings are counted, or None, and the cores of its states as settings of a `Variable`.
 
-    Without cores they are those of alanine dipeptide, if the torsions of its map are named."""
+    The default cores are those of alanine dipeptide, if the torsions of its map are named.
+    """
     if analysis.cores:
         return analysis.cores.along, {"cores": (analysis.cores.a, analysis.cores.b)}
     if set(_RAMACHANDRAN) <= set(analysis.torsions):

@@ -1,4 +1,4 @@
-"""What the folder of a run holds: read, counted and matched, before anything is made of it."""
+"""The results in the folder of a run, read, counted and matched before they are analysed."""
 
 import warnings
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ _CV_TOLERANCE = 0.05  # of the CV's standard deviation: its rounding errors are 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """A run's results, of which all belong together.
+    """The consistent results of a run.
 
     cv: the CollectiveVariable. colvar: the columns of COLVAR. biased: mdtraj trajectories, one per walker, at frame_times,
-    list of (T,) in ps. unbiased: those of the comparison, comparison_step ps between frames. done, planned: ps of each
+    a list of (T,) in ps. unbiased: trajectories for comparison, comparison_step ps between frames. done, planned: ps of each
     walker. compared, to_compare: ps of all unbiased runs.
     """
 
@@ -44,7 +44,7 @@ class Results:
 
     @property
     def missing(self):
-        """What of the run is not done yet, in words; "" when all is."""
+        """The unfinished parts of the run in words; "" if it is complete."""
         parts = []
         if self.done < self.planned * (1 - 1e-9):
             parts.append(f"{self.done:g} of {self.planned:g} ps of each biased walker are done")
@@ -54,21 +54,21 @@ class Results:
 
 
 def comparison_frame(protocol):
-    """MD steps between the frames of the unbiased runs that crossings are compared with."""
+    """MD steps between frames of the unbiased runs with which crossings are compared."""
     return max(1, protocol.md_steps(_COMPARISON_FRAME))
 
 
 def comparison_runs(folder):
-    """The trajectories of these runs: a list of paths."""
+    """Paths of the trajectories of these runs."""
     return sorted((folder / COMPARISON).glob("trajectory.*.dcd"))
 
 
 def read_results(protocol):
-    """The `Results` in a protocol's folder, of a run that is finished or under way.
+    """Read the `Results` in a protocol's folder, of a finished or an unfinished run.
 
-    Of a run under way, what its last checkpoint counts is taken. Raises GeomGNNError where there is nothing yet, and where
-    files do not belong together: COLVAR or a trajectory is cut, rows are missing or of another time, the CV of a frame is
-    not the one in its row.
+    An unfinished run is read up to its last checkpoint. Raises GeomGNNError if there are no results yet, or files do not
+    belong together: COLVAR or a trajectory is truncated, rows are missing or have other times, or the CV of a frame differs
+    from the one in its row.
     """
     folder, schedule = protocol.output, protocol.schedule
     missing = [name for name in (CV_FILE, "COLVAR") if not (folder / name).exists()]
@@ -98,12 +98,12 @@ def read_results(protocol):
 
 
 def _rows(protocol):
-    """(columns of COLVAR, outer steps done, frames that each walker has written by then)."""
+    """Read the columns of COLVAR, the number of outer steps, and the number of frames of each walker by then."""
     folder, schedule, walkers = protocol.output, protocol.schedule, protocol.run.walkers
     checkpoint = find_checkpoint(folder)
     counted = None if checkpoint is None else load_checkpoint(checkpoint)
     with warnings.catch_warnings():
-        # a run that goes on at this moment may have written half a line; what is missing is counted below
+        # a run that is active may have written half a line; missing rows are counted below
         warnings.simplefilter("ignore")
         colvar = read_colvar(folder / "COLVAR")
     n_rows = there = len(column(colvar, "time", folder / "COLVAR"))
@@ -127,7 +127,7 @@ def _rows(protocol):
 
 
 def _check_times(colvar, path, walkers, interval):
-    """Every walker has a row at each multiple of the interval, and none twice."""
+    """Raise a GeomGNNError unless every walker has exactly one row at each multiple of the interval."""
     expected = np.repeat(np.arange(1, len(colvar["time"]) // walkers + 2) * interval, walkers)[: len(colvar["time"])]
     numbers = np.arange(len(expected)) % walkers
     wrong = ~np.isclose(colvar["time"], expected, rtol=1e-6, atol=1e-9) | (colvar.get("walker", numbers) != numbers)
@@ -143,7 +143,7 @@ def _check_times(colvar, path, walkers, interval):
 
 
 def _frames(path, topology, n_frames=None):
-    """The first n_frames of a trajectory; without a number, all that its header counts."""
+    """Read the first n_frames of a trajectory; by default as many as its header counts."""
     frames = read_dcd(path, n_frames)
     if frames.xyz.shape[1] != topology.n_atoms:
         raise GeomGNNError(
@@ -157,7 +157,7 @@ def _frames(path, topology, n_frames=None):
 
 
 def _check_cv(cv, colvar, biased, rows_per_frame, times):
-    """The CV of some frames of each walker, computed from their coordinates, is the one in their rows."""
+    """Raise a GeomGNNError unless the CV of some frames of each walker agrees with their rows."""
     if len(times) == 0:
         return
     names = [f"cv.{k + 1}" for k in range(cv.dimension)]

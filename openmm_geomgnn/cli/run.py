@@ -42,22 +42,22 @@ NEEDED_TO_BIAS = ("rate_300K_per_ps", "in_basin_spread", "vamp2_training", "time
 
 
 def run_protocol(protocol, overwrite=False, source=None):
-    """Run a protocol in its output folder, going on with what is there already; returns the summary (dict).
+    """Run a protocol in its output folder, continuing from existing results; returns the summary (dict).
 
-    Nothing in the folder changes before all has been checked that can be known by then.
+    Nothing in the folder changes before everything has been checked that can be checked in advance.
 
     Parameters
     ----------
     protocol : Protocol
     overwrite : bool
-        Move what an earlier protocol has left in the folder aside.
+        Move the results of an earlier protocol in the folder aside.
     source : path, optional
         The protocol's own file, which must not be moved aside.
 
     Raises
     ------
     GeomGNNError
-        If the folder holds the results of another protocol, another process is at work in it, or a step fails.
+        If the folder holds the results of another protocol, another process is working in it, or a step fails.
     """
     began = time.perf_counter()
     beginning = examined(protocol)
@@ -87,8 +87,11 @@ def run_protocol(protocol, overwrite=False, source=None):
 
 @dataclass(frozen=True, eq=False)
 class Beginning:
-    """What is known before anything runs. plan : of `preflight.examine`. runs : what each of the training runs depends on.
-    given : the CV that the protocol names, or None. record : else what the fitted CV will be made from."""
+    """Everything that is known before anything runs.
+
+    plan : the plan of `preflight.examine`. runs : fingerprints of the training runs. given : the CV that the protocol names,
+    or None. record : what a fitted CV will be made from.
+    """
 
     plan: object
     runs: list
@@ -97,9 +100,9 @@ class Beginning:
 
 
 def examined(protocol):
-    """Check all that can be known of a protocol before anything runs, except the state of its folder: a `Beginning`.
+    """Check everything about a protocol in advance, except the state of its folder; returns a `Beginning`.
 
-    Raises GeomGNNError for what cannot be run to its end.
+    Raises GeomGNNError if it cannot be run to its end.
     """
     check_analysis(protocol)
     topology, _ = first_structure(protocol)
@@ -116,13 +119,13 @@ def examined(protocol):
 
 
 def check_folder(protocol, beginning):
-    """Raise a GeomGNNError where the protocol could not go on in its folder; nothing changes there."""
+    """Raise a GeomGNNError if the protocol could not continue in its folder; nothing changes there."""
     with prepare_output_folder(protocol):
         _check_claimed(protocol, beginning)
 
 
 def _check_claimed(protocol, beginning):
-    """The CV that is given, or there, with which what is in the folder can go on; None where it has yet to be fitted."""
+    """Get the given or existing CV with which the run in the folder can continue; None if it has yet to be fitted."""
     check_made(_training_specs(protocol), beginning.runs, protocol.output / UNBIASED)
     if beginning.given is None:
         cv = current_cv(protocol, beginning.record)
@@ -138,7 +141,7 @@ def _check_claimed(protocol, beginning):
 
 
 def _training_specs(protocol):
-    """The unbiased runs that the CV is fitted to, one from each structure."""
+    """Make the specs of the unbiased runs for the fit, one from each structure."""
     frame = protocol.md_steps(protocol.unbiased.frame_interval)
     return [
         walker_spec(protocol, index, frame_interval=frame, colvar_interval=frame)
@@ -147,7 +150,7 @@ def _training_specs(protocol):
 
 
 def _unbiased(protocol):
-    """The training data: one mdtraj trajectory from each structure."""
+    """Run the unbiased training runs; returns one mdtraj trajectory from each structure."""
     settings, specs = protocol.unbiased, _training_specs(protocol)
     with bar("Unbiased runs") as update:
         runs = run_unbiased(
@@ -163,7 +166,7 @@ def _unbiased(protocol):
 
 
 def fit_settings(section, frame_interval, seed):
-    """`FitSettings` of a CV section; `frame_interval` in ps."""
+    """Make the `FitSettings` of a CV section; `frame_interval` in ps."""
     training = section.training.model_dump()
     training["lr"] = training.pop("learning_rate")
     return FitSettings(
@@ -184,13 +187,13 @@ def fit_settings(section, frame_interval, seed):
 
 
 def fit_with_progress(trajectories, topology, settings, unfinished):
-    """`fit_cv` with progress bars."""
+    """Call `fit_cv` with progress bars."""
     with progress_bars(STAGES) as progress:
         return fit_cv(trajectories, topology, settings, progress, unfinished)
 
 
 def describe(cv):
-    """Lines on the quality of a fitted CV, or of a student and its teacher."""
+    """Yield lines on the quality of a fitted CV, or of a student and its teacher."""
     facts = cv.training_information
     if "distillation" in facts:
         found = facts["distillation"]["held_out"]
@@ -210,7 +213,7 @@ def describe(cv):
 
 
 def _timescales(facts):
-    """Timescales with the transitions that they rest on, or why there are none; files before version 4 do not say."""
+    """List timescales with the transitions behind them, or why there are none; files before version 4 lack them."""
     values = facts["timescales_ps"]
     notes, counts = facts.get("timescale_notes", [""] * len(values)), facts.get("transitions", [None] * len(values))
     shown = [
@@ -221,7 +224,7 @@ def _timescales(facts):
 
 
 def check_verdict(cv, protocol):
-    """Raise a GeomGNNError when the verdict on a CV is worse than what the protocol accepts."""
+    """Raise a GeomGNNError if the verdict on a CV is worse than the protocol accepts."""
     verdict = cv.training_information.get("verdict")
     if verdict is not None and GRADES.index(verdict["grade"]) > GRADES.index(protocol.run.accept.replace("-", " ")):
         raise GeomGNNError(
@@ -234,7 +237,7 @@ def _protocol_fit_settings(protocol):
 
 
 def _fit(protocol, trajectories, record):
-    """Fit the CV and write it, with the record of what it was made from; one that is there is moved aside."""
+    """Fit the CV and write it with the record of what it was made from; an existing one is moved aside."""
     path = protocol.output / CV_FILE
     cv = fit_with_progress(trajectories, trajectories[0].topology, _protocol_fit_settings(protocol), Unfinished(path))
     cv.training_information[MADE_FROM] = record
@@ -245,7 +248,7 @@ def _fit(protocol, trajectories, record):
 
 
 def _given(protocol, topology):
-    """The CV of the file that the protocol names, checked to be of its molecule, and one that it can bias."""
+    """Load the CV that the protocol names, and check that it fits the molecule and can be biased."""
     source = protocol.cv.file
     cv = CollectiveVariable.load(source)
     if cv.dimension != protocol.cv.components:
@@ -265,7 +268,7 @@ def _given(protocol, topology):
 
 
 def _copy_given(protocol):
-    """Copy the CV that the protocol names into its folder: what happens to the file later does not matter to the run."""
+    """Copy the CV that the protocol names into its folder, so that later changes of the file do not affect the run."""
     path, source = protocol.output / CV_FILE, protocol.cv.file
     if path.exists() and sha256(path) == sha256(source):
         return
@@ -337,14 +340,14 @@ def _compile(protocol, spec):
 
 
 def _comparison(protocol):
-    """Unbiased runs for the crossings; where runs were prolonged, further ones that make up for the difference."""
+    """Run unbiased runs for the crossings; if runs were prolonged, further ones make up for the difference."""
     folder, walkers, frame = protocol.output / COMPARISON, protocol.run.walkers, comparison_frame(protocol)
     step = frame * protocol.system.timestep
     missing, first = protocol.comparison_length / walkers, FIRST_COMPARISON
     while missing >= step * (1 - 1e-6):
         indices = range(first, first + walkers)
         if not all(trajectory_path(folder, index).exists() for index in indices):
-            # those that were stopped get the length that they were begun with, whatever is asked for now
+            # runs that were stopped get the length with which they were begun, whatever is requested now
             begun = [length for index in indices if (length := begun_length(folder, index)) is not None]
             _compare(protocol, indices, frame, begun[0] if begun else missing)
         missing -= len(read_dcd(trajectory_path(folder, first))) * step

@@ -1,4 +1,4 @@
-"""The output folder of a protocol: whose results it holds, and what of the protocol may still change there."""
+"""The output folder of a protocol: the owner of its results, and the settings that may still change."""
 
 import json
 import math
@@ -26,25 +26,25 @@ _FREE = (
 
 @contextmanager
 def prepare_output_folder(protocol, overwrite=False, source=None):
-    """The output folder is that of a protocol, and of this process alone, while the block runs; nothing in it changes yet.
+    """Reserve the output folder for a protocol and this process while the block runs; nothing in it changes yet.
 
-    It is new, empty, or holds what this very protocol has done so far. What has not been used yet may have changed since:
-    the bias and the run before the first biased step, then also the CV, which is fitted again, and everything before there
-    are training data. Lengths of runs may change at any time.
+    The folder is new, empty, or holds the results of this protocol so far. Settings that have not been used yet may have
+    changed: those of the bias, the run and the CV, which is then fitted again, before the first biased step, and all before
+    there are training data. Lengths of runs may change at any time.
 
     Parameters
     ----------
     protocol : Protocol
     overwrite : bool
-        Move what another protocol has left there aside (see `locks.set_aside`).
+        Move the results of another protocol aside (see `locks.set_aside`).
     source : path, optional
         The protocol's own file.
 
     Raises
     ------
     GeomGNNError
-        If the folder holds anything else, another process is at work in it, or what is to be moved aside holds a file that
-        the protocol needs.
+        If the folder holds anything else, another process is working in it, or results to be moved aside include a file
+        that the protocol needs.
     """
     folder, settled = protocol.output, protocol.output / PROTOCOL
     with ExitStack() as stack:
@@ -61,7 +61,7 @@ def prepare_output_folder(protocol, overwrite=False, source=None):
 
 
 def settle(protocol):
-    """Write the protocol, and the topology of all trajectories to come, into its folder, and remove what a kill left."""
+    """Write the protocol and the topology of all trajectories into its folder, and remove leftovers of a killed run."""
     folder = protocol.output
     topology, positions = first_structure(protocol)
     remove_leftovers(folder)
@@ -73,7 +73,7 @@ def settle(protocol):
 
 
 def input_files(settings, source=None):
-    """All files that settings name, and the file that they were read from."""
+    """List all files that settings name, and the file from which they were read."""
     found = [] if source is None else [source]
 
     def collect(value):
@@ -90,15 +90,15 @@ def input_files(settings, source=None):
 
 
 def has_biased_steps(folder):
-    """Whether a biased run has begun there: from then on its CV stays as it is."""
+    """Whether a biased run has begun there, so that its CV must not change."""
     checkpoint = find_checkpoint(folder)
     return checkpoint is not None and load_checkpoint(checkpoint).step > 0
 
 
 def first_structure(protocol):
-    """(openmm.app.Topology, positions (N, 3) in nm) of the first structure.
+    """Read the openmm.app.Topology and positions (N, 3) in nm of the first structure.
 
-    Raises GeomGNNError when a structure cannot be read, or they are of several molecules.
+    Raises GeomGNNError if a structure cannot be read, or the structures are of different molecules.
     """
     first, *others = protocol.system.structures
     topology, positions = load_structure(first)
@@ -120,7 +120,7 @@ def _check_unchanged(protocol, settled):
     if find_checkpoint(folder) is None and (folder / "COLVAR").exists():
         raise GeomGNNError(
             f"{folder} holds a COLVAR file, but no checkpoint to go on from. Restore it, choose another output, or start "
-            "anew with --overwrite."
+            "again with --overwrite."
         )
     if not has_biased_steps(folder):
         has_data = any((folder / UNBIASED).glob("trajectory.*.dcd"))
@@ -133,7 +133,7 @@ def _check_unchanged(protocol, settled):
 
 
 def _identity(protocol):
-    """The settings that results depend on, by dotted keys."""
+    """Settings on which results depend, by dotted keys."""
     data = protocol.model_dump(mode="json")
     for free in ("output", "analysis"):
         data.pop(free)
@@ -149,10 +149,10 @@ def _identity(protocol):
 
 
 def wall_time(folder):
-    """Seconds that all sessions of a run have taken; nan where it is not known."""
+    """Seconds that all sessions of a run have taken; nan if unknown."""
     try:
         return float(json.loads((folder / WALL_TIME).read_text(encoding="utf-8"))["seconds"])
-    # no such file, or one that a full disk has left empty: no reason to stop a run
+    # a missing file, or one that a full disk left empty, is no reason to stop a run
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return math.nan
 

@@ -193,7 +193,7 @@ def _finish(plan, shards, fingerprints):
         reasons = "; ".join(f"{number} x {reason}" for reason, number in statistics["skipped"].items())
         raise GeomGNNError(
             f"The sources gave no conformers{f' ({reasons})' if reasons else ''}. Check their settings and files, and start "
-            "anew with --overwrite."
+            "again with --overwrite."
         )
     _write_splits(plan, shards, statistics["sources"])
     entries = [

@@ -88,7 +88,7 @@ class Merger:
         if self._next < self.n_tasks:
             raise GeomGNNError(
                 f"The shards of {self.label} in {self.folder} do not follow one another: task {self._next} is in none. "
-                "Were files renamed? Start anew with --overwrite."
+                "Were files renamed? Start again with --overwrite."
             )
         return [Shard.open(self._shard(number)) for number in range(self._number)]
 

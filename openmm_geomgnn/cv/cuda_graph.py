@@ -115,7 +115,7 @@ def capture(function, x):
 class GraphedFunction:
     """Values and vector-Jacobian products of a function by replays of what was captured at its first evaluation.
 
-    It is captured anew if the memory of a parameter, or shape, precision or device of x are not those of the capture.
+    It is captured again if the memory of a parameter, or shape, precision or device of x are not those of the capture.
     Parameters that are changed where they are need no new capture: a replay reads them. Where the capture fails there is a
     warning, and the function is evaluated by autograd from then on.
 

@@ -94,7 +94,7 @@ class _Worker:
         if encoder.content_hash() != settings["encoder_hash"]:
             raise GeomGNNError(
                 f"The encoder {settings['encoder_source']} is not the one that {output} was made with: it was changed "
-                "meanwhile, or is another one on this machine. Restore it, or embed anew with --overwrite."
+                "meanwhile, or is another one on this machine. Restore it, or embed again with --overwrite."
             )
         self.featurization = Featurization(topology, self.store.spec, encoder)
         self._opened: tuple[int | None, TrajectoryFile | None] = None, None

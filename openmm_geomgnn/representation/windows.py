@@ -111,7 +111,7 @@ def make_windows(
     elif len(neighbours) != len(residues):
         raise GeomGNNError(
             f"There are windows for {len(neighbours)} residues, but the selection has {len(residues)}. Make the windows "
-            "anew for this selection."
+            "again for this selection."
         )
     if neighbours is None:
         rows, graph = [np.arange(len(atoms))], np.zeros(len(atoms), dtype=np.int64)

@@ -63,7 +63,7 @@ def load_checkpoint(path):
         metadata, arrays = read_tensor_file(path, "run", framework="numpy")
     except (FileNotFoundError, DamagedFile) as error:
         raise GeomGNNError(
-            f"The checkpoint {path} cannot be read ({error}): it is damaged. Restore it, or start the run anew in "
+            f"The checkpoint {path} cannot be read ({error}): it is damaged. Restore it, or start a new run in "
             "another folder."
         ) from error
     if metadata is None or metadata.get("format") != FORMAT:
@@ -72,7 +72,7 @@ def load_checkpoint(path):
     if type(version) is int and version > VERSION:
         raise GeomGNNError(
             f"{path} has version {version} of the format, and this code reads up to {VERSION}: update "
-            "openmm-geomgnn, or start the run anew in another folder."
+            "openmm-geomgnn, or start a new run in another folder."
         )
     try:
         # those of version 2 that were written first have no checksum
@@ -90,7 +90,7 @@ def load_checkpoint(path):
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise GeomGNNError(
-            f"The checkpoint {path} cannot be used ({error}): it is damaged. Restore it, or start the run anew in another "
+            f"The checkpoint {path} cannot be used ({error}): it is damaged. Restore it, or start a new run in another "
             "folder."
         ) from error
 

@@ -192,7 +192,7 @@ def check_rows(path, rows):
 def _too_short(path, there, rows):
     return GeomGNNError(
         f"{path} has {there} complete rows, but {rows} had been written at the checkpoint: the file was cut, or belongs to "
-        "another run. Restore it, or start the run anew in another folder."
+        "another run. Restore it, or start a new run in another folder."
     )
 
 

@@ -248,7 +248,7 @@ def _size(file, path, layout, frames):
     if file.seek(0, os.SEEK_END) < size:
         raise GeomGNNError(
             f"{path} is shorter than the {frames} frames that the checkpoint counts: it was cut, or belongs to another run. "
-            "Restore it, or start the run anew in another folder."
+            "Restore it, or start a new run in another folder."
         )
     return size
 

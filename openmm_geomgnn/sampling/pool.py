@@ -109,7 +109,7 @@ class WalkerPool(Closing):
 
     @staticmethod
     def _death(spec, process):
-        fault = "that the versions of OpenMM and torch do not fit (install both anew, in an environment of their own)"
+        fault = "that the versions of OpenMM and torch do not fit (install both again, in an environment of their own)"
         return GeomGNNError(f"The process of walker {spec.index} {how_it_ended(process, fault, 'starts walkers')}")
 
     def close(self):

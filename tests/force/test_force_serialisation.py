@@ -125,17 +125,17 @@ class TestCopies:
         unjoined = MoleculeUnwrapper(topology, atoms)(wrapped(everything, BOX)[atoms], BOX)
         assert not np.allclose(unjoined - unjoined[0], everything[atoms] - everything[atoms[0]])
 
-    @pytest.mark.parametrize("change", ["anew", "missing"])
+    @pytest.mark.parametrize("change", ["overwritten", "missing"])
     def test_a_file_that_changed_is_noticed(self, cv_file, tmp_path, change):
         """At the first evaluation: OpenMM would crash if reading XML failed."""
         path = tmp_path / "ala2.cv"
         path.write_bytes(cv_file.read_bytes())
         xml = openmm.XmlSerializer.serialize(both_biases(path, engine="eager")[0])
         path.unlink()
-        if change == "anew":
+        if change == "overwritten":
             random_cv(mdtraj.Topology.from_openmm(PDB.topology), random_encoder(seed=9)).save(path)
         context = make_context(read_back(xml))
-        message = {"anew": "not the file this force was made with", "missing": "no collective variable file"}[change]
+        message = {"overwritten": "not the file this force was made with", "missing": "no collective variable file"}[change]
         with pytest.raises(openmm.OpenMMException, match=message):
             context.getState(getEnergy=True)
 

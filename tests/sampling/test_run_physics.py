@@ -178,7 +178,7 @@ class TestHeatGuard:
 def test_an_explosion_names_walker_and_time(tmp_path):
     with pytest.raises(GeomGNNError, match=r"Walker 0 at \d.* ps has .* not finite.*smaller timestep"):
         run(tmp_path, 40.0, biased(every=8), Spring(4000.0))
-    # nothing was gained, so better settings may begin anew here
+    # nothing was gained, so better settings may begin again here
     assert run(tmp_path, 1.0, biased(), Spring(100.0)).began == 0
 
 

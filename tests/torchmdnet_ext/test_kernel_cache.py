@@ -50,7 +50,7 @@ def test_processes_that_start_on_an_empty_folder_at_once(tmp_path):
     vectors = np.arange(18.0).reshape(2, 3, 3).sum(0)
     expected = np.arange(6.0).sum() + np.sqrt(np.square(vectors).sum(0) + 1e-6).sum()
     assert [float(value) for value, _ in [*together, last]] == pytest.approx([expected] * 3, rel=1e-14)
-    assert last[1] == "1"  # it was read, not compiled anew
+    assert last[1] == "1"  # it was read, not compiled again
 
 
 def test_signatures_of_what_is_compiled():

@@ -166,7 +166,7 @@ def test_load_weights_and_fixed_validation_noise(visnet_run, train):
     """With a learning rate of 0 the loaded weights stay, and so does the validation loss."""
     again = train("--load-weights", visnet_run.checkpoints[1], lr=0.0, lr_min=0.0, num_epochs=2)
     assert again.validation[0] == again.validation[1] == pytest.approx(visnet_run.validation[1], rel=1e-6)
-    assert again.training[0] != again.training[1]  # training noise is drawn anew
+    assert again.training[0] != again.training[1]  # training noise is drawn again
     before, after = (load_model(str(part.checkpoints[1])).state_dict() for part in (visnet_run, again))
     assert all(torch.equal(before[name], after[name]) for name in before)
 

@@ -17,7 +17,7 @@ from torchmdnet_ext.models.fused_attention import LANES, TOLERANCE, FusedMessage
 
 pytestmark = pytest.mark.slow
 
-# every number of heads and of their channels is compiled anew, so most tests share theirs
+# every number of heads and of their channels is compiled again, so most tests share theirs
 SIZES = {"hidden_channels": 16, "num_heads": 2}
 SETTINGS = {**SIZES, "num_layers": 3, "num_rbf": 16, "cutoff_upper": 5.0, "max_z": 40}
 

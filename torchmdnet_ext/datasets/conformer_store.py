@@ -234,7 +234,7 @@ def _read_header(path):
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be read as a safetensors file ({error}): it is truncated, or not a conformer file. "
-            f"Copy it again or make it anew; {HOW_TO_MAKE}."
+            f"Copy it again or make it again; {HOW_TO_MAKE}."
         ) from error
     header = _json_dictionary(named)
     ours = set(places) == set(TENSORS) and all(places[name][0] in kinds for name, kinds in TENSORS.items())
@@ -246,7 +246,7 @@ def _read_header(path):
     if header.get("version") not in VERSIONS.values():
         raise ValueError(
             f"{path} has version {header.get('version')!r} of the conformer format and this code reads versions "
-            f"{', '.join(map(str, VERSIONS.values()))}. Update openmm-geomgnn, or make the file anew; {HOW_TO_MAKE}."
+            f"{', '.join(map(str, VERSIONS.values()))}. Update openmm-geomgnn, or make the file again; {HOW_TO_MAKE}."
         )
     named = isinstance(header.get("sources"), list) and all(isinstance(name, str) for name in header["sources"])
     if not named or not all(_fits(*place, 2 if name == "pos" else 1) for name, place in places.items()):
@@ -296,7 +296,7 @@ def read_index(folder):
     if index.get("version") != INDEX_VERSION:
         raise ValueError(
             f"{path} has version {index.get('version')!r} of the index of conformer stores and this code reads version "
-            f"{INDEX_VERSION}. Update openmm-geomgnn, or make the store anew."
+            f"{INDEX_VERSION}. Update openmm-geomgnn, or make the store again."
         )
     intact = is_as_written(index, {}) if CHECKSUM in index else True  # older ones have none
     shards = index.get("shards")

@@ -25,7 +25,7 @@ def molecule_from_smiles(smiles, skipped):
 def embed(molecule, conformers, optimise, seed, index, skipped):
     """Yield up to `conformers` conformers (z, pos) of a molecule with hydrogens by ETKDGv3, optionally optimised.
 
-    ETKDGv3: Wang et al., J. Chem. Inf. Model. 60, 2044 (2020). Conformers that become identical by optimisation are all kept.
+    ETKDGv3: Wang et al., J. Chem. Inf. Model. 60, 2044 (2020). Conformers that optimisation makes identical are all kept.
     """
     from rdkit.Chem import AllChem
 

@@ -11,7 +11,7 @@ FLEXIBLE = 0.25  # rad: bonds are turned whose torsions spread more than this in
 MOST_TURNS = 2  # of one conformation
 _CLOSEST = 0.9  # times the shortest distance, in the data, of atoms that are three or more bonds apart
 _FRAMES = 500  # that spreads and distances are measured on
-_ROUNDS = 5  # of turning anew what had atoms on top of one another
+_ROUNDS = 5  # attempts at turning frames without putting atoms on top of one another
 
 
 class Moves:
