@@ -47,7 +47,7 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module):
         self.loader.exec_module(module)
-        # what looks at the module later (inspect, runpy, importlib.reload) sees it as it is without us
+        # later inspection of the module (inspect, runpy, importlib.reload) sees it as if we were absent
         module.__loader__ = module.__spec__.loader = self.loader
         _extend(module)
 
@@ -85,7 +85,7 @@ class _WatchedSpec(importlib.machinery.ModuleSpec):
         self.__dict__["_initializing"] = value
         if not value:
             self.__class__ = importlib.machinery.ModuleSpec
-            if self.name in sys.modules:  # not there if its import failed
+            if self.name in sys.modules:  # absent if its import failed
                 _extend(sys.modules[self.name])
 
 

@@ -1,10 +1,10 @@
-"""Arguments that users write by hand: what is misspelt is refused with a guess at what was meant."""
+"""Checks of arguments that users write by hand; misspelt names are refused with a suggestion."""
 
 from difflib import get_close_matches
 
 
 def did_you_mean(word, known):
-    """The question "Did you mean 'x'?", after a space, with the known word nearest to `word`; "" where none is near."""
+    """Ask " Did you mean 'x'?" with the known word nearest to `word`; "" if none is near."""
     known = list(known)
     lowered = {name.lower(): name for name in reversed(known)}
     if str(word).lower() in lowered:
@@ -14,9 +14,9 @@ def did_you_mean(word, known):
 
 
 def dataset_arguments(kind, given):
-    """`given`, the dataset_arg of a dataset class, as a dictionary of arguments that the class knows.
+    """Convert `given`, the dataset_arg of a dataset class, to a dictionary of arguments that the class knows.
 
-    It may be None, a dictionary, or the text of one, as the command line has it.
+    It may be None, a dictionary, or the text of one from the command line.
 
     Raises ValueError if it is anything else, or names an argument that does not exist.
     """

@@ -34,15 +34,15 @@ __all__ = [
 FORMAT = "openmm-geomgnn encoder"
 VERSION = 3
 FIRST_WITH_CHECKSUM = 3
-# what stands in the header of an encoder's file, and of which type it is
+# entries in the header of an encoder's file, and their types
 HEADER = {"settings": dict, "training": dict, "head": (str, type(None))}
-HEAD = "head."  # beginning of the names of the noise head's tensors in our files
-# beginnings of names in a checkpoint of the trainer
+HEAD = "head."  # prefix of the names of the noise head's tensors in our files
+# prefixes of names in a checkpoint of the trainer
 NETWORK = "model.representation_model."
 TRAINER_HEAD = "model.output_model."
-# networks of TorchMD-Net that ours without an envelope are the same as
+# networks of TorchMD-Net that equal ours without an envelope
 UPSTREAM = {"equivariant-transformer": "smooth-equivariant-transformer", "tensornet": "smooth-tensornet"}
-# what else a checkpoint says that TorchMD-Net can build a model from
+# other entries of a checkpoint from which TorchMD-Net can build a model
 TRAINER_SETTINGS = {
     "output_model": "Noise",
     "output_mlp_num_layers": 0,
@@ -60,7 +60,7 @@ def _network_settings(settings):
 
 
 def _single(module, prefix=""):
-    """The tensors of a module in single precision, their names after a prefix."""
+    """Get the tensors of a module in single precision, their names with a prefix."""
     return {prefix + name: tensor.detach().float().contiguous() for name, tensor in module.state_dict().items()}
 
 
@@ -72,7 +72,7 @@ def write_encoder(path, settings, network, training=None, head=None):
     settings : dict
         Settings of `torchmd-train`; those that do not concern the network are left out.
     training : dict, optional
-        How it was trained: anything that JSON can hold.
+        How the network was trained: anything that JSON can hold.
     head : nn.Module, optional
         The noise head that the network was trained with.
     """
@@ -98,16 +98,16 @@ def _without_checksum(header):
     return {**header, "version": 3}
 
 
-MIGRATIONS = {1: _without_head, 2: _without_checksum}  # version -> what makes the next one of a header
+MIGRATIONS = {1: _without_head, 2: _without_checksum}  # version -> function from its header to the next version's
 
 
 def read_encoder(path):
-    """A file of ours, as `Pretrained`.
+    """Read a file of ours as `Pretrained`.
 
     Raises
     ------
     ValueError
-        If the file is truncated, changed, of another kind, or of a version this one cannot read.
+        If the file is truncated, changed, of another kind, or of a version that cannot be read.
     """
     try:
         header, tensors = read_tensor_file(path, "encoder")
@@ -138,9 +138,9 @@ def read_encoder(path):
 
 
 def write_trainer_checkpoint(path, settings, network, head):
-    """Write what `torchmd-train --load-weights` starts from and `Encoder.load` reads, a `.ckpt` file, in single precision.
+    """Write a `.ckpt` file in single precision, which `torchmd-train --load-weights` and `Encoder.load` read.
 
-    Parameters are those of `write_encoder`; the trainer wants the noise head as well.
+    Parameters are those of `write_encoder`; the trainer needs the noise head as well.
     """
     tensors = {**_single(network, NETWORK), **_single(head, TRAINER_HEAD)}
     tensors.update({"model.mean": torch.zeros(()), "model.std": torch.ones(())})
@@ -151,7 +151,7 @@ def write_trainer_checkpoint(path, settings, network, head):
 
 
 def read_trainer_checkpoint(path):
-    """A checkpoint that `torchmd-train` wrote, as `Pretrained`; also one of TorchMD-Net's own networks that ours can be.
+    """Read a checkpoint of `torchmd-train` as `Pretrained`, also of those of TorchMD-Net's own networks that ours can equal.
 
     Raises
     ------
@@ -182,12 +182,12 @@ READERS = {
 
 
 def read_pretrained(path):
-    """A file of any of the kinds in `READERS`, told by how its name ends, as `Pretrained`.
+    """Read a file of any kind in `READERS`, according to the suffix of its name, as `Pretrained`.
 
     Raises
     ------
     ValueError
-        If there is no such file, its name ends in something else, or its reader refuses it.
+        If there is no such file, its suffix is unknown, or its reader refuses it.
     """
     path = Path(path)
     if path.suffix not in READERS:
@@ -198,17 +198,17 @@ def read_pretrained(path):
 
 
 def read_denoiser(path):
-    """A pre-trained network with its noise head, called as model(z (N,), pos (N, 3), batch (N,)).
+    """Read a pre-trained network with its noise head, called as model(z (N,), pos (N, 3), batch (N,)).
 
     Returns
     -------
     Denoiser
-        Takes positions in angstrom to the noise in them, (N, 3), in units of its standard deviation.
+        Predicts the noise (N, 3) in positions in angstrom, in units of its standard deviation.
 
     Raises
     ------
     ValueError
-        As `read_pretrained`, or if the file holds no noise head or tensors that do not fit.
+        As `read_pretrained` does, or if the file holds no noise head or tensors that do not fit.
     """
     settings, tensors, head, _ = read_pretrained(path)
     if head is None:

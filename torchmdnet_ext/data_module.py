@@ -1,4 +1,4 @@
-"""What TorchMD-Net's trainer does not ask of its data: whole molecules held out, settings that fit, a validation set."""
+"""Demands on data beyond those of TorchMD-Net's trainer: molecules held out whole, settings that fit, a validation set."""
 
 import os
 import tempfile
@@ -23,10 +23,10 @@ def is_ours(module):
 def prepared(module):
     """Make the dataset of a DataModule, and the splits that its own `setup`, called within, reads.
 
-    Without a file of splits, whole molecules of `Conformers` are held out. Other datasets within `Denoising` are split as
-    the trainer does it.
+    Without a file of splits, whole molecules of `Conformers` are held out. Other datasets within `Denoising` are split by
+    the trainer.
 
-    Raises ValueError where a setting does not fit the dataset.
+    Raises ValueError if a setting does not fit the dataset.
     """
     settings = module.hparams
     if module.dataset is None:
@@ -47,7 +47,7 @@ def prepared(module):
         print("Whole molecules are held out.")
     else:
         print("There are fewer than three molecules: their last conformers are held out, not whole molecules.")
-    # a file of this process: several may be setting up at once, and the trainer writes that of its log folder
+    # a file of this process: several may be setting up at once, and the trainer writes the one in its log folder
     handle, path = tempfile.mkstemp(suffix=".npz")
     os.close(handle)
     try:
@@ -88,7 +88,7 @@ def _check_splits(path, total):
 
 
 def check_held_out(module):
-    """Raise ValueError where training is to follow a validation loss, and nothing is held out, or there is no training."""
+    """Raise ValueError if training is to follow a validation loss but nothing is held out, or there is no training data."""
     settings, sizes = module.hparams, [len(module.idx_train), len(module.idx_val), len(module.idx_test)]
     shown = ", ".join(f"{name} {size}" for name, size in zip(NAMES, sizes, strict=True))
     remedy = "use more conformers, or other values of splits, train_size, val_size, test_size"

@@ -13,17 +13,16 @@ from torch_geometric.data import Data
 
 from torchmdnet_ext.arguments import dataset_arguments
 
-COUNTED = 2000  # conformers in which elements are counted for balanced weights
-RAREST = 10.0  # a rare element never weighs more than this many times what the commonest does
+COUNTED = 2000  # number of conformers in which elements are counted for balanced weights
+RAREST = 10.0  # largest weight of a rare element, relative to the commonest one
 
 
 class Denoising(Dataset):
     """Noisy conformers of any dataset that yields `z` (N,) and `pos` (N, 3) in angstrom.
 
-    The trainer holds out whole molecules of `Conformers`; of other datasets it holds out conformers at random, unless
-    `splits` says better.
+    The trainer holds out whole molecules of `Conformers`, and random conformers of other datasets unless there are `splits`.
 
-    Random numbers are drawn at every access from PyTorch's generator, until `fixed_noise()` is asked for.
+    Noise is drawn from PyTorch's generator at every access; `fixed_noise()` gives noise that does not change.
 
     Parameters
     ----------
@@ -34,19 +33,19 @@ class Denoising(Dataset):
     dataset_arg : dict, optional
         Its arguments.
     sigma : float or list of float
-        Standard deviation of the noise in angstrom; of several, each conformer gets one at random.
+        Standard deviation of the noise in angstrom; if there are several, each conformer gets a random one.
     remove_hydrogens : float
-        Share of the conformers, 0 to 1, that appear without their hydrogens, for collective variables that see heavy atoms
-        only. A conformer that would be left with fewer than two atoms keeps them.
+        Fraction of the conformers, 0 to 1, that appear without their hydrogens, for collective variables of heavy atoms. A
+        conformer that would be left with fewer than two atoms keeps them.
     element_weights : "balanced" or dict, optional
-        Weights of the elements in the training loss, as {H: 0.5}; elements that are not named have weight 1. "balanced"
-        weighs each by the inverse of its frequency, up to 10 times the weight of the commonest. The validation loss is
-        never weighted, so it can be compared.
+        Weights of the elements in the training loss, such as {H: 0.5}; other elements have weight 1. "balanced" weights each
+        by the inverse of its frequency, up to 10 times the weight of the commonest. The validation loss is never weighted,
+        so it stays comparable.
 
     Raises
     ------
     ValueError
-        If a setting is out of its range or the dataset is not known.
+        If a setting is out of range or the dataset is unknown.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Denoising(Dataset):
         self.fixed = False
 
     def _weights(self, chosen):
-        """(119,) weight of each element in the training loss."""
+        """Weights (119,) of the elements in the training loss."""
         weights = torch.ones(119)
         if chosen == "balanced":
             sample = torch.linspace(0, len(self.clean) - 1, min(len(self.clean), COUNTED)).long().unique()
@@ -122,7 +121,7 @@ class Denoising(Dataset):
         return noisy
 
     def fixed_noise(self):
-        """The same conformers with noise that depends on the index alone: for validation and tests."""
+        """Return the same conformers with noise that depends only on the index, for validation and tests."""
         view = copy.copy(self)
         view.fixed = True
         return view
@@ -137,6 +136,6 @@ def fix_held_out_noise(data_module):
 
 
 def weighted(loss, weight):
-    """`loss(prediction, target)` of rows (N, 3) with weights (N,): the weighted mean, where `loss` is a mean square."""
+    """Compute `loss(prediction, target)`, a mean square, with weights (N,) of the rows (N, 3)."""
     root = (weight / weight.mean().clamp(min=1e-9)).sqrt().unsqueeze(1)
     return lambda prediction, target: loss(root * prediction, root * target)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def write_whole(path, content):
-    """Write bytes under another name first, so that no reader sees half a file."""
+    """Write bytes atomically: under another name first, so that no reader sees half a file."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -16,7 +16,7 @@ def write_whole(path, content):
 
 
 def replace_file(temporary, path):
-    """Rename a file that is complete to `path`, in a way that survives a power failure."""
+    """Rename a complete file to `path`, in a way that survives a power failure."""
     with open(temporary, "r+b") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -24,13 +24,13 @@ def replace_file(temporary, path):
 
 
 def sync_folder(folder):
-    """Wait until the names in a folder are on the disk; where the system knows of no such thing, do nothing."""
+    """Wait until the names in a folder are on the disk; do nothing where the system does not support this."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError:  # some network file systems cannot, and need not
+    except OSError:  # some network file systems do not support this, and need not
         pass
     finally:
         os.close(handle)

@@ -1,8 +1,8 @@
 """Networks that geom2vec pre-trained (Pengmei et al., arXiv 2409.19838): `.pth` files of tensors, without settings.
 
-Sizes follow from the shapes of the tensors, the cutoff from the radial basis. What neither shows (the number of attention
-heads, the degree of the spherical harmonics, the normalisation of vectors) is settled by what the file can do: with the
-right choice its noise head predicts the noise in a molecule's positions, with others it does so badly or not at all.
+Sizes follow from the shapes of the tensors, and the cutoff from the radial basis. Other settings (the number of attention
+heads, the degree of the spherical harmonics, the normalisation of vectors) are found by trial: with the right choice the
+noise head predicts the noise in a molecule's positions, with other choices it does so badly or not at all.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from torchmdnet_ext.networks import Denoiser, Pretrained, build_head, build_netw
 
 NETWORK = "representation_model."
 HEADS = ("output_model_noise.", "vec_out.")
-# the rest of a file: of the trainer's energies, and sums over the noise that it was trained with
+# other tensors in a file: the trainer's energies, and sums over the noise of the training
 TRAINER = {
     "mean": (),
     "std": (),
@@ -39,9 +39,9 @@ POSITIONS = (
     *((-0.247, 0.300, 1.360), (-2.170, -0.977, 0.131), (-2.066, 0.418, -0.978), (-2.475, 0.673, 0.746)),
 )
 DRAWS = 3  # of noise
-# losses there, where predicting no noise has 1: geom2vec's networks have 0.3, and with a wrong choice 0.57 at least
+# losses there, relative to predicting no noise: geom2vec's networks have 0.3, and with a wrong choice at least 0.57
 SURE = 0.45  # no other choice is tried
-DENOISES = 0.6  # the largest that is accepted, where every other choice has `CLEARLY` times that
+DENOISES = 0.6  # the largest accepted one, if every other choice has at least `CLEARLY` times that
 CLEARLY = 1.2
 
 
@@ -68,7 +68,7 @@ def _tensornet(tensors):
 
 
 def _three_parts_first(name, tensor):
-    """geom2vec's TensorNet has the factors of I, A and S side by side in each channel, TorchMD-Net's one after the other."""
+    """Reorder factors of I, A and S from geom2vec's TensorNet, side by side in each channel, to TorchMD-Net's blocks."""
     if re.search(r"tensor_embedding\.linears_scalar\.1\.|^layers\.\d+\.linears_scalar\.2\.", name):
         return tensor.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
     return tensor
@@ -79,16 +79,16 @@ def _unchanged(name, tensor):
 
 
 class Kind(NamedTuple):
-    """How the tensors of one kind of network are told and read."""
+    """How the tensors of one kind of network are recognised and read."""
 
-    marker: str  # beginning of names that only this kind has
-    layers: str  # beginning of the layers' names
+    marker: str  # prefix of names that only this kind has
+    layers: str  # prefix of the layers' names
     embedding: str  # tensor with a row for each element
-    channels: tuple[str, ...]  # in the names of linear maps of the channels
-    radial: tuple[str, ...]  # in the names of linear maps of the radial basis
+    channels: tuple[str, ...]  # parts of the names of linear maps of the channels
+    radial: tuple[str, ...]  # parts of the names of linear maps of the radial basis
     own: Callable  # tensors -> settings that not all kinds have
-    choices: tuple[str, ...] = ()  # settings that its tensors do not show
-    convert: Callable = _unchanged  # name and tensor -> tensor, as our network has it
+    choices: tuple[str, ...] = ()  # settings that cannot be inferred from its tensors
+    convert: Callable = _unchanged  # name and tensor -> tensor of our network
 
 
 _ATTENTION = ("q_proj.weight", "k_proj.weight", "o_proj.weight", "vec_proj.weight")
@@ -119,7 +119,7 @@ KINDS = {
 
 
 def _width(tensors, names):
-    """The number of columns that most matrices with one of `names` in theirs have: one that differs is the one at fault."""
+    """The number of columns of most matrices with one of `names` in their names; one that differs is at fault."""
     columns = [t.shape[1] for name, t in tensors.items() if t.dim() == 2 and any(part in name for part in names)]
     return Counter(columns).most_common(1)[0][0] if columns else 0
 
@@ -129,9 +129,9 @@ def _rows(tensor):
 
 
 def _cutoff(means, betas, origin):
-    """The cutoff in angstrom of an exponential-normal radial basis that was not trained.
+    """Infer the cutoff in angstrom of an exponential-normal radial basis that was not trained.
 
-    Its means go in even steps from exp(-cutoff) to 1 (Unke & Meuwly, J. Chem. Theory Comput. 15, 3678, 2019).
+    Its means are evenly spaced from exp(-cutoff) to 1 (Unke & Meuwly, J. Chem. Theory Comput. 15, 3678, 2019).
     """
     first, number = float(means[0]), len(means)
     even = torch.linspace(first, 1.0, number)
@@ -142,12 +142,12 @@ def _cutoff(means, betas, origin):
             "was left as it is made. Only files with trainable_rbf: false can be read."
         )
     cutoff = -math.log(first)
-    rounded = round(cutoff, 3)  # within what single precision leaves of it
+    rounded = round(cutoff, 3)  # within single precision
     return rounded if math.isclose(math.exp(-rounded), first, rel_tol=1e-5) else cutoff
 
 
 def _settings(network, origin):
-    """What the tensors of a network, named without a prefix, show of the settings that build it; and its `Kind`."""
+    """Infer settings and `Kind` of a network from its tensors, named without a prefix."""
     models = [model for model, kind in KINDS.items() if any(name.startswith(kind.marker) for name in network)]
     if len(models) != 1:
         raise ValueError(
@@ -180,7 +180,7 @@ def _settings(network, origin):
 
 
 def _choices(names, channels):
-    """All settings that could be, as dictionaries, of those named; geom2vec's defaults come first."""
+    """List all possible settings of those named, as dictionaries; geom2vec's defaults come first."""
     known = {
         "num_heads": sorted((n for n in range(1, channels + 1) if channels % n == 0), key=lambda n: abs(n - 8)),
         "lmax": [1, 2],
@@ -190,7 +190,7 @@ def _choices(names, channels):
 
 
 def _loss(denoiser, sigma):
-    """Mean squared error per coordinate of the noise that a network finds in the positions of a small molecule."""
+    """Compute the mean squared error per coordinate of a network's prediction of noise in a small molecule."""
     z, pos = torch.tensor(ELEMENTS).repeat(DRAWS), torch.tensor(POSITIONS).repeat(DRAWS, 1)
     noise = torch.randn(pos.shape, generator=torch.Generator().manual_seed(1))
     batch = torch.arange(DRAWS).repeat_interleave(len(ELEMENTS))
@@ -200,7 +200,7 @@ def _loss(denoiser, sigma):
 
 
 def _decide(settings, names, tensors, head, sigma, origin):
-    """The settings, with those `names` that make the network denoise."""
+    """Complete the settings with values of `names` that make the network denoise."""
     head = build_head(settings, head, origin)
     losses = []
     for choice in _choices(names, settings["embedding_dimension"]):
@@ -221,7 +221,7 @@ def _decide(settings, names, tensors, head, sigma, origin):
 
 
 def _expected(settings, kind, prefix, content):
-    """Shape of every tensor that a file with a network of these settings has, by name."""
+    """Shapes, by name, of all tensors in a file with a network of these settings."""
     first = _choices(kind.choices, settings["embedding_dimension"])[0]
     network = registration.representation_model({**settings, **first, "cutoff_upper": 5.0, "precision": 32})
     shapes = {NETWORK + name: tensor.shape for name, tensor in network.state_dict().items() if name != "distance.box"}
@@ -246,7 +246,7 @@ def _noise_scale(content):
 
 
 def read_geom2vec(path):
-    """A file that geom2vec's pre-training wrote.
+    """Read a file of geom2vec's pre-training.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Networks from settings and tensors that were read from a file, every one of which must fit."""
+"""Networks built from settings and tensors in a file, every one of which must fit."""
 
 import argparse
 import re
@@ -14,18 +14,18 @@ SIZES = ("embedding_dimension", "num_rbf", "max_z")  # settings that are dimensi
 
 
 class Pretrained(NamedTuple):
-    """What a file with a pre-trained network holds.
+    """The content of a file with a pre-trained network.
 
     Attributes
     ----------
     settings : dict
         Settings of `torchmd-train` that build the network.
     tensors : dict of str to tensor
-        Of the network.
+        Tensors of the network.
     head : dict of str to tensor, or None
-        Of its noise head, if the file has one.
+        Tensors of its noise head, if the file has one.
     training : dict
-        How it was trained, as far as that is known.
+        How the network was trained, as far as that is known.
     """
 
     settings: dict
@@ -35,7 +35,7 @@ class Pretrained(NamedTuple):
 
 
 class Denoiser(nn.Module):
-    """A network and its noise head: the noise in noisy positions."""
+    """A network and its noise head, which predict the noise in positions."""
 
     def __init__(self, network, head):
         super().__init__()
@@ -43,7 +43,7 @@ class Denoiser(nn.Module):
         self.head = head
 
     def forward(self, z, pos, batch):
-        """(N, 3) predicted noise, in units of its standard deviation.
+        """Predict the noise (N, 3) in units of its standard deviation.
 
         Parameters
         ----------
@@ -55,7 +55,7 @@ class Denoiser(nn.Module):
 
 
 def misfits(expected, found):
-    """What is wrong with the tensors `found`, by name; `expected` has the shapes, or tensors of them. A list of str."""
+    """List what is wrong with the tensors `found`, by name; `expected` has their shapes, or tensors of these shapes."""
     shapes = {name: tuple(getattr(shape, "shape", shape)) for name, shape in expected.items()}
     problems = [f"{name} is missing" for name in shapes.keys() - found.keys()]
     problems += [f"{name} belongs to another network" for name in found.keys() - shapes.keys()]
@@ -81,7 +81,7 @@ def _fill(module, tensors, origin):
 
 
 def build_network(settings, tensors, origin="the encoder"):
-    """The network described by `settings` with the given tensors, every one of which must fit.
+    """Build the network described by `settings` with the given tensors, every one of which must fit.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def build_network(settings, tensors, origin="the encoder"):
             f"{origin} does not say what {error} the network has, so it cannot be built. Use the file that was written by "
             "the training."
         ) from error
-    # what networks raise over settings that no training has written
+    # exceptions of networks for settings that no training has written
     except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, IndexError, ArithmeticError) as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ValueError(
@@ -112,7 +112,7 @@ def build_network(settings, tensors, origin="the encoder"):
 
 
 def _check_sizes(settings, tensors, origin):
-    """Refuse sizes that are not those of the tensors before a network is built with them, of whatever size."""
+    """Refuse sizes that differ from those of the tensors before a network of any size is built with them."""
     there = {size for tensor in tensors.values() for size in getattr(tensor, "shape", ())}
     for name in SIZES:
         size = settings.get(name)
@@ -130,7 +130,7 @@ def _check_sizes(settings, tensors, origin):
 
 
 def new_head(channels, activation="silu"):
-    """A noise head for H `channels`, with random weights."""
+    """Make a noise head for H `channels` with random weights."""
     start_warp()
     from torchmdnet_ext.heads.noise import EquivariantNoise
 
@@ -138,18 +138,18 @@ def new_head(channels, activation="silu"):
 
 
 def build_head(settings, tensors, origin="the encoder"):
-    """The noise head of the network that `settings` describe, with the given tensors; errors as of `build_network`."""
+    """Build the noise head of the network that `settings` describe with the given tensors; errors as in `build_network`."""
     head = new_head(settings["embedding_dimension"], settings["activation"])
     return _fill(head, tensors, f"The noise head in {origin}")
 
 
 def load_torch_file(path, kind):
-    """The content of a file that `torch.save` wrote: tensors, numbers, texts and settings, on the CPU.
+    """Load a file of `torch.save` to the CPU: tensors, numbers, texts and settings.
 
     Parameters
     ----------
     kind : str
-        What it should be, for messages: "a checkpoint of torchmd-train".
+        The expected kind of file, for messages: "a checkpoint of torchmd-train".
 
     Raises
     ------
@@ -159,7 +159,9 @@ def load_torch_file(path, kind):
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here; each means that the file is not what it should be
+    except (
+        Exception
+    ) as error:  # torch raises many kinds of exceptions here; each means that the file is not of the expected kind
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Native libraries without their greetings: Warp's, which whoever uses an encoder need not know of, and others."""
+"""Suppression of messages of native libraries, such as Warp, which users of an encoder need not know about."""
 
 import ctypes
 import os
@@ -6,14 +6,14 @@ import sys
 import tempfile
 from contextlib import contextmanager
 
-# what Warp's native code says of every machine without a GPU
+# message of Warp's native code on every machine without a GPU
 NO_DRIVER = "Could not find or load the NVIDIA CUDA driver"
 
 
 def start_warp():
-    """Initialise Warp quietly, before TorchMD-Net's import does it aloud in every process.
+    """Initialise Warp quietly, before TorchMD-Net's import does so with messages in every process.
 
-    Where Warp has been imported already, as in `torchmd-train`, nothing is done.
+    If Warp has been imported already, as in `torchmd-train`, nothing is done.
     """
     if "warp" in sys.modules:
         return
@@ -34,7 +34,7 @@ def start_warp():
 
 @contextmanager
 def without_lines(texts, stream=2):
-    """Leave out the lines with a text, or one of several, of what native code writes to standard output (1) or error (2)."""
+    """Filter out lines with a text, or one of several, that native code writes to standard output (1) or error (2)."""
     texts = (texts,) if isinstance(texts, str) else texts
     flush = ctypes.CDLL(None).fflush if os.name == "posix" else lambda file: None
     try:

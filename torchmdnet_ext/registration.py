@@ -15,7 +15,7 @@ from torchmdnet_ext.arguments import did_you_mean
 
 TESTED = ((3, 1), (3, 2))  # from the first, up to but not including the second
 
-# of each network: its module, its class and the settings of `torchmd-train` that not all of them have
+# for each network: its module, its class and those of its settings of `torchmd-train` that not all have
 NETWORKS = {
     "visnet": ("visnet", "ViSNet", ("num_heads", "lmax", "vecnorm_type", "trainable_vecnorm", "vertex")),
     "smooth-equivariant-transformer": (
@@ -66,16 +66,16 @@ _COMMON = (
     ("smooth_cutoff", "smooth_cutoff"),
     ("envelope_width", "envelope_width"),
 )
-# those of them that are true or false; YAML files and checkpoints may say anything
+# those that are true or false; YAML files and checkpoints may hold anything
 FLAGS = ("smooth_cutoff", "trainable_rbf", "trainable_vecnorm", "vertex", "neighbor_embedding", "vector_cutoff")
-# every setting of `torchmd-train` that has a say in how one of our networks is built
+# every setting of `torchmd-train` on which one of our networks depends
 NETWORK_SETTINGS = tuple(
     sorted({"model", *(theirs for theirs, _ in _COMMON), *(name for *_, own in NETWORKS.values() for name in own)})
 )
 
 
 def check_choice(name, value, known):
-    """Raise ValueError for a setting that is none of the names there are: a YAML file may say anything."""
+    """Raise ValueError if a setting is not one of the known names: a YAML file may hold anything."""
     if value not in known:
         raise ValueError(f"{name} is {value!r}, but it must be one of {', '.join(known)}.{did_you_mean(value, known)}")
 
@@ -95,9 +95,9 @@ def check_version():
 
 
 def representation_model(args):
-    """The network that `args` (the settings of `torchmd-train`) describe, one of `MODELS`.
+    """Build the network that `args` (the settings of `torchmd-train`) describe, one of `MODELS`.
 
-    Raises ValueError where a setting that is true or false is neither, or one that is a name is none of those there are.
+    Raises ValueError if a boolean setting is not a boolean, or a name is unknown.
     """
     import torch
 
@@ -106,7 +106,7 @@ def representation_model(args):
     start_warp()
     from torchmdnet.models.utils import act_class_mapping, dtype_mapping, rbf_class_mapping
 
-    # what checkpoints of older versions do not say
+    # settings that checkpoints of older versions lack
     args = {**OWN_DEFAULTS, "vector_cutoff": False, "equivariance_invariance_group": "O(3)", **args}
     for name in FLAGS:
         if args.get(name, False) not in (True, False):
@@ -164,14 +164,14 @@ def _append(names, new):
 
 
 def extend_models(module):
-    """`torchmdnet.models.model`: our models and heads."""
+    """Extend `torchmdnet.models.model` with our models and heads."""
     check_version()
     from torchmdnet import models
     from torchmdnet.models import output_modules
 
     from torchmdnet_ext.heads.noise import EquivariantNoise
 
-    # everything is looked up before anything is changed: a TorchMD-Net that lacks one of them stays as it is
+    # everything is looked up before anything is changed: a TorchMD-Net that lacks any of it stays unchanged
     model_names, head_names, upstream_create_model = models.__all_models__, output_modules.__all__, module.create_model
 
     @functools.wraps(upstream_create_model)
@@ -188,14 +188,14 @@ def extend_models(module):
     _append(head_names, HEADS)
     output_modules.EquivariantNoise = EquivariantNoise
     module.create_model = create
-    # whoever took the name before us: TorchMD-Net was imported with the entry points of torch.backends switched off
+    # modules that took the name before us: TorchMD-Net was imported with the entry points of torch.backends disabled
     for name, other in list(sys.modules.items()):
         if name.startswith("torchmdnet.") and getattr(other, "create_model", None) is upstream_create_model:
             other.create_model = create
 
 
 def extend_datasets(module):
-    """`torchmdnet.datasets`: our datasets."""
+    """Extend `torchmdnet.datasets` with our datasets."""
     from torchmdnet_ext.datasets.conformers import Conformers
     from torchmdnet_ext.denoising import Denoising
 
@@ -205,7 +205,7 @@ def extend_datasets(module):
 
 
 def extend_data_module(module):
-    """`torchmdnet.data`: for datasets of ours, whole molecules held out, and noise that stays the same in these."""
+    """Extend `torchmdnet.data`: of our datasets whole molecules are held out, with noise that stays the same."""
     from torchmdnet_ext.data_module import check_held_out, is_ours, prepared
     from torchmdnet_ext.denoising import fix_held_out_noise
 
@@ -224,7 +224,7 @@ def extend_data_module(module):
 
 
 def extend_training(module):
-    """`torchmdnet.module`: weights of single atoms in the training loss, where the dataset gives them."""
+    """Extend `torchmdnet.module` with weights of single atoms in the training loss, if the dataset has them."""
     from torchmdnet_ext.denoising import weighted
 
     upstream_losses = module.LNNP._compute_losses
@@ -239,7 +239,7 @@ def extend_training(module):
 
 
 def extend_arguments(module):
-    """`torchmdnet.scripts.train`: our settings as arguments of `torchmd-train`."""
+    """Extend `torchmdnet.scripts.train` with our settings as arguments of `torchmd-train`."""
     upstream_get_argparse = module.get_argparse
 
     @functools.wraps(upstream_get_argparse)

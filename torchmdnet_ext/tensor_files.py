@@ -1,4 +1,4 @@
-"""Safetensors files with a header of ours, in JSON, and how damaged ones are told."""
+"""Safetensors files with a header of ours in JSON, and the detection of damaged ones."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import json
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-CHECKSUM = "checksum"  # in a header: of everything else in the file
+CHECKSUM = "checksum"  # name in a header of the checksum of everything else in the file
 # what reading a damaged file raises; a dtype that this torch or numpy lacks is an AttributeError, KeyError or TypeError
 _DAMAGE = (SafetensorError, OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError)
 
@@ -16,18 +16,18 @@ class DamagedFile(ValueError):
 
 
 def with_checksum(header, tensors):
-    """A header, as JSON gives it back, with the checksum of itself and of the tensors."""
+    """Convert a header to types of JSON and add the checksum of itself and of the tensors."""
     header = json.loads(json.dumps(header))
     return {**header, CHECKSUM: _checksum(header, tensors)}
 
 
 def read_tensor_file(path, name, framework="pt"):
-    """(header, tensors) of a safetensors file.
+    """Read (header, tensors) of a safetensors file.
 
     Parameters
     ----------
     name : str
-        Of the header in the metadata of the file. Without it, or if it is no dictionary, the header is None.
+        Name of the header in the metadata of the file. If it is missing or not a dictionary, the header is None.
     framework : {"pt", "numpy"}
 
     Raises
@@ -46,7 +46,7 @@ def read_tensor_file(path, name, framework="pt"):
 
 
 def read_tensor_bytes(data, name):
-    """(header, tensors) of the content of a safetensors file, as `read_tensor_file` reads it from the file.
+    """Read (header, tensors) from the bytes of a safetensors file, as `read_tensor_file` does from the file.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def read_tensor_bytes(data, name):
 
 
 def is_as_written(header, tensors):
-    """Whether what was read is what `with_checksum` was given."""
+    """Whether header and tensors are those that `with_checksum` was given."""
     return header.get(CHECKSUM) == _checksum(header, tensors)
 
 

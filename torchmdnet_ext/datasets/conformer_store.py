@@ -1,6 +1,6 @@
 """Conformers on disk: a store is one shard, or a folder of shards with an index.
 
-Denoising pre-training needs nothing but elements and coordinates, so that is all a shard, a safetensors file, holds:
+Denoising pre-training needs only elements and coordinates, so a shard, a safetensors file, holds nothing else:
 
 | tensor | type | what |
 |---|---|---|
@@ -16,7 +16,7 @@ shard are int32 (version 2).
 
 The index of a folder, `index.json`, names its shards with their sizes and sources, so that a store is opened without
 reading any of them; `geomgnn data build` writes it last. A shard is mapped into memory when one of its conformers is
-first asked for.
+first accessed.
 """
 
 import json
@@ -40,12 +40,12 @@ STORE_NAME = "conformers.safetensors"  # of a store that is one shard
 INDEX_NAME = "index.json"
 INDEX_FORMAT = "conformer store"
 INDEX_VERSION = 1
-UNFINISHED = ".build"  # in a folder in which `geomgnn data build` is not done
+UNFINISHED = ".build"  # in a folder in which `geomgnn data build` has not finished
 HOW_TO_MAKE = "`geomgnn data build protocols/build-conformers.yaml` makes one"
 _MAX_HEADER = 100_000_000  # bytes, as in safetensors
 _MAX_SOURCES = 256
 _HEAVIEST = 118  # atomic number
-# what an index and its line about a shard have, as far as stores are read with them
+# entries of an index, and of its line about a shard, that are needed to read a store
 _INDEX = {"settings": dict, "sources": dict, "shards": list, "conformers": int, "atoms": int, "sizes": dict}
 _SHARD = {"file": str, "bytes": int, "sha256": str, "sources": list, "conformers": int, "atoms": int}
 _CHANGED = "{} was changed or damaged after it was written. Restore it, or make the store again in another folder."
@@ -77,10 +77,10 @@ def _to_units(z, pos, name):
 
 
 def pack(conformers, malformed=None):
-    """Conformers, an iterable of (z, pos in angstrom, source), as the tensors of a shard and the names of the sources.
+    """Pack conformers, an iterable of (z, pos in angstrom, source), into the tensors of a shard and names of sources.
 
-    Raises ValueError, naming the conformer, if one is malformed; with `malformed`, that is called and the conformer left
-    out.
+    Raises a ValueError that names the conformer if one is malformed; `malformed`, if given, is called instead, and the
+    conformer is left out.
     """
     zs, positions, sources, names = [], [], [], {}
     for i, (z, pos, source) in enumerate(conformers):
@@ -152,21 +152,21 @@ def write_conformers(path, conformers, how=""):
 
 @dataclass(eq=False)
 class Shard:
-    """One file of conformers. What it holds is known when it is opened; its tensors are mapped when first used.
+    """One file of conformers. Its sizes are known when it is opened; its tensors are mapped at first use.
 
-    Attributes: `path`; `sources`, the names that its `source` tensor counts; `conformers` and `atoms`, how many.
+    Attributes: `path`; `sources`, the names to which its `source` tensor refers; `conformers` and `atoms`, their numbers.
     """
 
     path: Path
     sources: list
     conformers: int
     atoms: int
-    header: dict | None = None  # None until the file is read, where an index told the rest
+    header: dict | None = None  # None until the file is read, if an index gave the rest
     _arrays: dict | None = field(default=None, repr=False)
 
     @classmethod
     def open(cls, path):
-        """A shard of which nothing is known. Raises ValueError if the file is missing, truncated or not a shard."""
+        """Open a shard that is in no index. Raises ValueError if the file is missing, truncated or not a shard."""
         path = Path(path)
         header, places = _read_header(path)
         return cls(path, header["sources"], places["source"][2][0], places["z"][2][0], header)
@@ -183,7 +183,7 @@ class Shard:
 
         self.header, places = _read_header(self.path)
         size = self.path.stat().st_size
-        # unlike np.memmap this keeps no file descriptor, of which a store of many shards would use up the process's
+        # unlike np.memmap this keeps no file descriptor; many shards would exhaust those of the process
         content = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8).numpy()
         content.flags.writeable = False
         arrays = {
@@ -212,7 +212,7 @@ class Shard:
 
 
 def _read_header(path):
-    """(our header, {tensor: (type, byte range in the file, shape)}) of a shard."""
+    """Read our header and {tensor: (type, byte range in the file, shape)} of a shard."""
     if not path.is_file():
         raise ValueError(f"There is no conformer file {path}. Check the path; {HOW_TO_MAKE}.")
     size = path.stat().st_size
@@ -255,7 +255,7 @@ def _read_header(path):
 
 
 def _fits(kind, place, shape, dimensions):
-    """Whether a tensor of a shape fills its place, bytes from the first to the last."""
+    """Whether a tensor of this shape fills its byte range."""
     whole = len(place) == 2 and all(type(number) is int and number >= 0 for number in (*place, *shape))
     return whole and len(shape) == dimensions and math.prod(shape) * np.dtype(TYPES[kind]).itemsize == place[1] - place[0]
 
@@ -265,7 +265,7 @@ def _misfit(path):
 
 
 def _json_dictionary(text):
-    """The dictionary that JSON text, or its bytes, holds, or None."""
+    """Parse JSON text, or its bytes, into a dictionary; None if it is not one."""
     try:
         value = json.loads(text or "null")
     except (ValueError, TypeError, RecursionError):
@@ -279,9 +279,9 @@ def is_store_folder(path):
 
 
 def read_index(folder):
-    """The index of a folder of shards, a dictionary.
+    """Read the index of a folder of shards, a dictionary.
 
-    Raises ValueError if there is none (of an unfinished store, this is said) or it cannot be read.
+    Raises ValueError if it cannot be read or there is none; the message says if the store is unfinished.
     """
     path = Path(folder) / INDEX_NAME
     if not path.is_file():
@@ -308,9 +308,9 @@ def read_index(folder):
 
 
 def open_store(path):
-    """(list of Shard, how they were made) of a store: a file, or a folder with an index.
+    """Open a store, a file or a folder with an index: (list of Shard, how they were made).
 
-    Raises ValueError, naming the file, if one is missing or does not have the size that it should have.
+    Raises a ValueError that names the file if one is missing or has the wrong size.
     """
     path = Path(path)
     if not path.is_dir():

@@ -22,7 +22,7 @@ from torchmdnet_ext.datasets.conformer_store import (
 )
 
 __all__ = ["Conformers", "shipped_file", "write_conformers"]
-DEFAULT_ROOT = "~/data"  # what the trainer says where the user says nothing
+DEFAULT_ROOT = "~/data"  # the trainer's default
 
 
 def shipped_file():
@@ -39,31 +39,31 @@ def shipped_file():
 class Conformers(torch.utils.data.Dataset):
     """Conformers for denoising: `dataset[i]` is a `Data` with `z` int64 (N,) and `pos` float32 (N, 3) in angstrom.
 
-    In a TorchMD-Net configuration: `dataset: Conformers`, with the settings below in `dataset_arg`. Nothing is read
-    before it is asked for, so a store may be larger than the memory.
+    In a TorchMD-Net configuration: `dataset: Conformers`, with the settings below in `dataset_arg`. Data are read when they
+    are accessed, so a store may be larger than the memory.
 
     Parameters
     ----------
     root : path, optional
         TorchMD-Net's `dataset_root`: a store (a file, or a folder that `geomgnn data build` made), or a folder with
-        `conformers.safetensors` in it. Without one, or with the trainer's default `~/data` where no store is in that, it is
-        the small store that comes with openmm-geomgnn.
+        `conformers.safetensors` in it. Without one, or with the trainer's default `~/data` if that has no store in it, this
+        is the small store that comes with openmm-geomgnn.
     file : path or list of paths, optional
-        A store, or several whose conformers follow one another; it goes before `root`.
+        A store, or several whose conformers follow one another; it takes precedence over `root`.
     sources : list of str, optional
-        Conformers of these sources only. Indices then count these conformers only, so a store's `splits.npz` does not
-        fit: `geomgnn data splits` writes one that does.
+        Use only conformers of these sources. Indices then count only these, so a store's `splits.npz` does not fit:
+        `geomgnn data splits` writes one that does.
 
     Attributes
     ----------
     sources : list of str
-        The names of the sources, all those in the stores.
+        The names of all sources in the stores.
 
     Raises
     ------
     ValueError
-        If a file is missing, truncated or not a store, or a setting is out of its range. A shard that is damaged within
-        is found, and named, when it is first read.
+        If a file is missing, truncated or not a store, or a setting is out of range. Damage within a shard is found, and
+        the shard named, when it is first read.
     """
 
     def __init__(self, root=None, file=None, sources=None):
@@ -72,7 +72,7 @@ class Conformers(torch.utils.data.Dataset):
         self.how = "; ".join(how for _, how in opened)
         self.shards = [shard for shards, _ in opened for shard in shards]
         self.sources = list(dict.fromkeys(name for shard in self.shards for name in shard.sources))
-        # for each shard, which of its conformers are here: None for all
+        # for each shard, the conformers that are used: None for all
         self._chosen = [None] * len(self.shards)
         if sources is not None:
             self._choose([sources] if isinstance(sources, str) else list(sources))
@@ -139,7 +139,7 @@ class Conformers(torch.utils.data.Dataset):
         return torch.from_numpy(np.concatenate(parts))
 
     def _compositions(self):
-        """Of each shard (z of the conformers that are here, one after the other, and where each begins and ends)."""
+        """Yield for each shard z of the conformers that are used, concatenated, and where each begins and ends."""
         for shard, chosen in zip(self.shards, self._chosen, strict=True):
             z, ptr = shard.arrays["z"], shard.arrays["ptr"]
             if chosen is not None:
@@ -150,7 +150,7 @@ class Conformers(torch.utils.data.Dataset):
             yield z, ptr
 
     def molecules(self):
-        """A number for the molecule of each conformer, see `splits.molecules`; uint64 (len,)."""
+        """Number the molecule of each conformer, see `splits.molecules`; uint64 (len,)."""
         parts = [splits.molecules(z, ptr) for z, ptr in self._compositions()]
         return np.concatenate([np.zeros(0, np.uint64), *parts])
 
@@ -163,7 +163,7 @@ class Conformers(torch.utils.data.Dataset):
         return self._starts[-1]
 
     def _find(self, index):
-        """(the shard of a conformer, its number there)."""
+        """Find the shard of a conformer, and its number there."""
         i = operator.index(index)
         if i < 0:
             i += len(self)

@@ -1,21 +1,21 @@
-"""What is held out from training: whole molecules, or of a single one its last frames.
+"""Data that are held out from training: whole molecules, or the last frames of a single one.
 
 Frames of one trajectory resemble each other, and so do conformers of one molecule: with some of them in the training set,
-the loss on the others says little about what a network makes of new molecules.
+the loss on the others says little about new molecules.
 """
 
 import numpy as np
 
 TRAIN, VAL, TEST = range(3)
 NAMES = ("train", "val", "test")
-FEWEST = 3  # groups, one each for training, validation and test
+FEWEST = 3  # smallest number of groups, one each for training, validation and test
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def molecules(z, ptr):
-    """A number for the molecule of each conformer, from its elements in their order; uint64 (M,).
+    """Number the molecule of each conformer by its elements in their order; uint64 (M,).
 
-    Isomers may count as one molecule, which errs on the safe side.
+    Isomers may count as one molecule, which is on the safe side.
     """
     sizes = np.diff(ptr)
     place = (np.arange(len(z)) - np.repeat(ptr[:-1], sizes)).astype(np.uint64)
@@ -33,7 +33,7 @@ def _mix(x):
 
 
 def fill(order, counts, target):
-    """Groups from `order` with about `target` conformers in all: those that fit, at least one if there is a target."""
+    """Take groups from `order` with about `target` conformers in total: those that fit, and at least one if target > 0."""
     if target <= 0 or len(order) < 2:
         return order[:0]
     chosen, left, room = [], order, target
@@ -47,10 +47,10 @@ def fill(order, counts, target):
 
 
 def last_frames(groups, val, test):
-    """Parts (M,) uint8 of conformers in the order of their trajectories: of each group the last ones are held out.
+    """Hold out the last conformers of each group, in the order of their trajectories; returns parts (M,) uint8.
 
-    For what has too few groups to hold out whole ones. val, test: shares; of a group of three or more, at least one each
-    where a share is not 0.
+    This is for data with too few groups to hold out whole ones. val, test: shares; a group of three or more gives at least
+    one conformer to each share that is not 0.
     """
     parts = np.full(len(groups), TRAIN, dtype=np.uint8)
     for group in np.unique(groups):
@@ -71,8 +71,8 @@ def split(groups, sizes, seed):
     groups : (M,) uint64
         The molecule of each conformer.
     sizes : (train, val, test)
-        Each a number of conformers (int), a share of them (float), or, at most one, None for those that are left.
-        Validation and test sets get whole molecules up to about that size; the training set no more than its size.
+        Each is a number of conformers (int), a share of them (float), or, for at most one, None for the remaining ones.
+        Validation and test sets get whole molecules up to about that size; the training set at most its size.
     seed : int
 
     Returns
@@ -80,12 +80,12 @@ def split(groups, sizes, seed):
     idx_train, idx_val, idx_test : int arrays
         Each in ascending order.
     whole : bool
-        Whether whole molecules are held out; where there are fewer than three it is their last conformers.
+        Whether whole molecules are held out; if there are fewer than three, their last conformers are.
 
     Raises
     ------
     ValueError
-        If the sizes are no sizes, or more than there is.
+        If the sizes are invalid, or exceed the data.
     """
     total = len(groups)
     train, val, test = _counts(sizes, total)

@@ -9,7 +9,7 @@ from torchmdnet_ext.models.visnet import vectors
 
 
 class _GatedBlock(GatedEquivariantBlock):
-    """TorchMD-Net's block, with the lengths of the vectors in a few whole-array operations: same values, same gradients."""
+    """TorchMD-Net's block with the lengths of vectors in a few whole-array operations; values and gradients are the same."""
 
     def forward(self, x, v):
         squared = self.vec1_proj(v).square().sum(dim=1)
@@ -19,7 +19,7 @@ class _GatedBlock(GatedEquivariantBlock):
         return (x if self.act is None else self.act(x)), gate.unsqueeze(1) * self.vec2_proj(v)
 
 
-# what TorchMD-Net's `create_model` hands to every head, whichever of them it has
+# arguments that TorchMD-Net's `create_model` passes to every head
 _OF_OTHER_HEADS = {
     "num_layers",
     "q_dim",
@@ -36,8 +36,8 @@ class EquivariantNoise(OutputModel):
     In a configuration of `torchmd-train` it is `output_model: Noise`. Rows stay per atom (`reduce` does nothing), so with
     the noise as `batch.y` the trainer's own mean squared error per coordinate is the denoising loss.
 
-    Raises ValueError for num_hidden_layers (`output_mlp_num_layers`) other than 0, which it does not have, and TypeError for
-    settings that no head has.
+    Raises ValueError if num_hidden_layers (`output_mlp_num_layers`) is not 0, since there are none, and TypeError for settings
+    that no head has.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class EquivariantNoise(OutputModel):
             layer.reset_parameters()
 
     def pre_reduce(self, x, v, z, pos, batch, box=None):
-        """(N, 3) predicted noise, in units of the noise's standard deviation."""
+        """Predict the noise (N, 3) in units of its standard deviation."""
         v = vectors(v)
         for layer in self.output_network:
             x, v = layer(x, v)

@@ -39,7 +39,7 @@ class C2Envelope(nn.Module):
 
 
 class NoEnvelope(nn.Module):
-    """The networks as published: nothing is added to their own cutoff function, and there are no messages beyond it."""
+    """No envelope, as in the published networks: they have their own cutoff function, and no messages beyond it."""
 
     def __init__(self, cutoff: float):
         super().__init__()
@@ -50,12 +50,12 @@ class NoEnvelope(nn.Module):
 
 
 def make_envelope(smooth_cutoff: bool, cutoff: float, width: float) -> nn.Module:
-    """The envelope of a network: C2 where `smooth_cutoff` is set, none otherwise."""
+    """Make the envelope of a network: C2 if `smooth_cutoff` is set, none otherwise."""
     return C2Envelope(cutoff, width) if smooth_cutoff else NoEnvelope(cutoff)
 
 
 def enveloped_neighbour_embedding(module: nn.Module, z: Tensor, x: Tensor, graph, rbf: Tensor, envelope: nn.Module):
-    """The neighbour embedding of TorchMD-Net's or PyG's `module`, its messages multiplied by an envelope.
+    """Compute the neighbour embedding of TorchMD-Net's or PyG's `module` with messages multiplied by an envelope.
 
     Returns (N, H).
 

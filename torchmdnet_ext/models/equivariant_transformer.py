@@ -1,8 +1,8 @@
 """The equivariant transformer of TorchMD-Net (Thölke & De Fabritiis, ICLR 2022, arXiv 2202.02541), made smooth.
 
-Parameters, their names and, with `smooth_cutoff=False`, the values are those of `torchmdnet.models.torchmd_et`; what
-differs is a C2 envelope on every message, the neighbour search (no cap), and that each radial filter is computed once for
-both directions of a pair.
+Parameters, their names and, with `smooth_cutoff=False`, the values are those of `torchmdnet.models.torchmd_et`. The
+differences are a C2 envelope on every message, a neighbour search without a cap, and radial filters that are computed once
+for both directions of a pair.
 """
 
 import torch
@@ -16,17 +16,17 @@ from torchmdnet_ext.models.neighbours import Graph, Neighbours
 
 
 class SmoothAttention(EquivariantMultiHeadAttention):
-    """One interaction layer; the parameters of its parent, messages multiplied by an envelope."""
+    """One interaction layer with the parameters of its parent and messages that are multiplied by an envelope."""
 
     def forward(self, x: Tensor, vec: Tensor | None, messages):
-        """Residuals of the scalars and vectors.
+        """Compute the residuals of the scalars and vectors.
 
         Parameters
         ----------
         x : (N, H)
         vec : (N, 3, H), or None for 0, as in the first layer
         messages : PlainMessages or FusedMessages
-            Of this batch.
+            Messages of this batch.
         """
         x = self.layernorm(x)
         total_x, total_v = messages(self, x, vec)
@@ -40,7 +40,7 @@ class SmoothAttention(EquivariantMultiHeadAttention):
 
 
 class PlainMessages:
-    """The messages of one batch in plain PyTorch, each radial filter made once for both directions of a pair."""
+    """The messages of one batch in plain PyTorch, with one radial filter for both directions of a pair."""
 
     def __init__(self, network, graph: Graph):
         distance = graph.filter_distances()
@@ -49,7 +49,7 @@ class PlainMessages:
         self.weight = network.message_weights(distance)
 
     def __call__(self, layer: SmoothAttention, x: Tensor, vec: Tensor | None):
-        """Sums of the messages to every atom, (N, H) and (N, 3, H), from normalised scalars (N, H) and from vectors."""
+        """Sum the messages to every atom, (N, H) and (N, 3, H), given normalised scalars (N, H) and vectors."""
         graph, heads, width = self.graph, layer.num_heads, layer.head_dim
         q = layer.q_proj(x).view(-1, heads, width)
         k = layer.k_proj(x).view(-1, heads, width)

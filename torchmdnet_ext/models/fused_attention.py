@@ -1,9 +1,9 @@
 """The messages of the equivariant transformer, compiled with Numba for training on a CPU.
 
-A radial filter is a function of one distance, and where positions need no gradient, as in denoising, only its values matter.
-So all filters are evaluated on a fixed grid of distances, which costs the same for any number of pairs, and each pair
-interpolates between four nodes; the gradient goes back to the nodes by the exact transpose. In float64, and in batches with
-fewer pairs than nodes, the filters are evaluated at the distances of the pairs instead.
+A radial filter is a function of one distance, and if positions need no gradient, as in denoising, only its values matter.
+So all filters are evaluated on a fixed grid of distances, at a cost that does not depend on the number of pairs, and each
+pair interpolates between four nodes; gradients reach the nodes by the exact transpose. In float64, and in batches with fewer
+pairs than nodes, the filters are evaluated at the distances of the pairs instead.
 """
 
 import copy
@@ -32,7 +32,7 @@ def numba_is_there() -> bool:
 
 
 def reason_against(network, pos: Tensor, box: Tensor | None) -> str | None:
-    """None if the compiled messages can be used for a training step, otherwise why not."""
+    """Say why the compiled messages cannot be used for a training step; None if they can."""
     layer = network.attention_layers[0] if len(network.attention_layers) else None
     weight = network.embedding.weight
     if not (network.training and torch.is_grad_enabled()):
@@ -76,7 +76,7 @@ def grid_nodes(cutoff: float, intervals: int) -> Tensor:
 
 
 def stencil(distance: Tensor, cutoff: float, intervals: int) -> tuple[Tensor, Tensor]:
-    """First of the four nodes around each distance (P,) and the weights (P, 4) of a cubic through them, in float64."""
+    """Compute the first of four nodes around each distance (P,) and the weights (P, 4) of a cubic through them, float64."""
     s = _scaled(distance.double(), cutoff) * intervals
     row = (s.floor().long() - 1).clamp(0, intervals - 3)
     t = s - row
@@ -107,7 +107,7 @@ class RadialGrid:
         self._state = self._basis = None
 
     def suits(self, n_pairs: int) -> bool:
-        """Whether there is a grid and it has fewer nodes than there are pairs; brings the grid up to date."""
+        """Update the grid; return whether there is one with fewer nodes than there are pairs."""
         self._update()
         return self.intervals is not None and self.intervals < n_pairs
 
@@ -231,7 +231,7 @@ class FusedMessages:
         return table
 
     def __call__(self, layer, x: Tensor, vec: Tensor | None):
-        """Sums of the messages to every atom, (N, H) and (N, 3, H), from normalised scalars and from vectors."""
+        """Sum the messages to every atom, (N, H) and (N, 3, H), given normalised scalars and vectors."""
         projections = (layer.q_proj, layer.k_proj, layer.v_proj)
         weight = torch.cat([projection.weight for projection in projections])
         qkv = functional.linear(x, weight, torch.cat([projection.bias for projection in projections]))

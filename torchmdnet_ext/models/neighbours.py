@@ -1,4 +1,4 @@
-"""The one neighbour search of all networks: plain PyTorch, exact, with no cap on the number of neighbours."""
+"""The neighbour search of all networks: plain PyTorch, exact, without a cap on the number of neighbours."""
 
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class Graph(NamedTuple):
     n_atoms: int
 
     def directed(self):
-        """Both directions of every pair, then the self loops.
+        """List both directions of every pair, then the self loops.
 
         Returns
         -------
@@ -122,15 +122,15 @@ class Neighbours(nn.Module):
 
     @contextmanager
     def every_pair(self):
-        """While it is entered, candidate pairs beyond the cutoff are kept: no shape depends on the positions.
+        """Keep candidate pairs beyond the cutoff while this context is active, so that no shape depends on the positions.
 
-        The networks multiply the messages of such pairs by an exact 0, so it costs time but changes no number. Nothing is
-        read back from the device either, which is what the capture of a CUDA graph needs.
+        The networks multiply the messages of such pairs by an exact 0, which costs time but changes no number. Nothing is
+        read back from the device either, as the capture of a CUDA graph requires.
 
         Raises
         ------
         ValueError
-            If there is a periodic box; within it, `forward` raises one without `pairs` or with a box.
+            If there is a periodic box. In this context `forward` raises one without `pairs` or with a box.
         """
         if bool(self.box.any()):
             raise ValueError("Pairs of fixed shapes are for molecules without a periodic box. Use a network without one.")
@@ -141,7 +141,7 @@ class Neighbours(nn.Module):
             self._every_pair = before
 
     def forward(self, pos: Tensor, batch: Tensor, box: Tensor | None = None, pairs=None) -> Graph:
-        """Graph of the atoms at `pos` (N, 3) in angstrom.
+        """Make the graph of the atoms at `pos` (N, 3) in angstrom.
 
         Parameters
         ----------

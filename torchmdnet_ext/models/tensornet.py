@@ -62,12 +62,12 @@ def components(matrix: Tensor) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix products, channel by channel, of (N, 3, 3, H) and (N, 3, 3, H)."""
+    """Multiply matrices (N, 3, 3, H) and (N, 3, 3, H) channel by channel."""
     return sum(a[:, :, k, None] * b[:, None, k] for k in range(3))
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """(N, 1, H) squared Frobenius norms of matrices with components (N, 9, H)."""
+    """Compute squared Frobenius norms (N, 1, H) of matrices with components (N, 9, H)."""
     return x.square().sum(1, keepdim=True)
 
 
@@ -79,8 +79,8 @@ def spread(factors: Tensor) -> Tensor:
 class Exchange(torch.autograd.Function):
     """Messages of each pair in both directions: out[i] = sum over pairs of filter * y[j], and with i and j exchanged.
 
-    `apply` takes y (N, 9, H), filters (P, 3, H), and i and j (P,). Autograd could do this; but rows of (P, 9, H) that are
-    written to memory and read back are what takes the time on a CPU, so some pairs at a time are done from start to end.
+    `apply` takes y (N, 9, H), filters (P, 3, H), and i and j (P,). Autograd could do this, but on a CPU most time goes into
+    writing rows of (P, 9, H) to memory and reading them back, so a portion of the pairs is processed from start to end.
     """
 
     @staticmethod
@@ -106,13 +106,13 @@ class Exchange(torch.autograd.Function):
 
     @staticmethod
     def portions(*rows):
-        """Tensors with a row for each pair, some pairs at a time."""
+        """Yield portions of tensors with a row for each pair."""
         step = PAIRS_AT_ONCE if rows[0].device.type == "cpu" else max(1, len(rows[0]))
         return zip(*(tensor.split(step) for tensor in rows), strict=True)
 
 
 def exchange(y: Tensor, filters: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """`Exchange.apply`; while TorchScript is being traced, which has no place for it, the same in plain operations."""
+    """Call `Exchange.apply`, or do the same in plain operations while TorchScript is being traced, which cannot hold it."""
     if not torch.jit.is_tracing():
         return Exchange.apply(y, filters, i, j)
     factors = spread(filters)
@@ -132,7 +132,7 @@ def edge_components(direction: Tensor) -> Tensor:
 
 
 class TensorEmbedding(nn.Module):
-    """The first tensors: of each atom's elements and the directions and distances of its neighbours."""
+    """The initial tensors, from the elements, directions and distances of each atom's neighbours."""
 
     def __init__(self, hidden_channels: int, num_rbf: int, activation, max_z: int):
         super().__init__()
@@ -177,7 +177,7 @@ class TensorEmbedding(nn.Module):
 
 
 class Interaction(nn.Module):
-    """One layer: messages of the neighbours' tensors, multiplied with each atom's own."""
+    """One layer: messages of the neighbours' tensors, multiplied by each atom's own."""
 
     def __init__(self, hidden_channels: int, num_rbf: int, activation):
         super().__init__()
