@@ -36,8 +36,8 @@ class EquivariantNoise(OutputModel):
     In a configuration of `torchmd-train` it is `output_model: Noise`. Rows stay per atom (`reduce` does nothing), so with
     the noise as `batch.y` the trainer's own mean squared error per coordinate is the denoising loss.
 
-    Raises ValueError if num_hidden_layers (`output_mlp_num_layers`) is not 0, since there are none, and TypeError for settings
-    that no head has.
+    Raises ValueError if num_hidden_layers (`output_mlp_num_layers`) is not 0, since there are none, and TypeError for
+    settings that no head has.
     """
 
     def __init__(
