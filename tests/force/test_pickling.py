@@ -108,6 +108,16 @@ def test_a_cv_in_bytes_is_the_one_in_its_file(cv, tmp_path):
         CollectiveVariable.from_bytes(data[:-1] + bytes([data[-1] ^ 1]), "The copy")
 
 
+def test_xml_from_when_names_were_introduced_is_still_read(repository):
+    """A bias in its initial state, on a CV in memory."""
+    (data,) = pickles_in((repository / "tests/data/xml/bias.xml").read_text(encoding="utf-8"))
+    evaluation = pickle.loads(data).evaluation  # not by OpenMM, which crashes if this fails
+    assert evaluation.bias == BIAS
+    s, energy, forces = evaluation.evaluate(POSITIONS[evaluation.source.molecule.atoms], None, 0)
+    np.testing.assert_allclose(s, [0.68950834, 0.04246244], rtol=1e-6)
+    assert energy == -30.0 and not forces.any()
+
+
 class Subclass(OPES):
     pass
 
