@@ -59,12 +59,12 @@ def shipped_files(tmp_path_factory, monkeypatch):
     """Stand-ins for the files that the package ships: settings only need them to be there. Returns their folder."""
     from protocol_texts import SHIPPED
 
-    from openmm_geomgnn.cli.settings import fields
+    from openmm_geomgnn.representation import shipped
 
     folder = tmp_path_factory.mktemp("data")
     for name in SHIPPED:
         (folder / name).touch()
-    monkeypatch.setattr(fields, "DATA", folder)
+    monkeypatch.setattr(shipped, "DATA", folder)
     return folder
 
 

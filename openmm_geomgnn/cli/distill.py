@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import fields
 
-from openmm_geomgnn.cli.first_frames import check_first_frame
+from openmm_geomgnn.cli.first_frames import load_trajectories
 from openmm_geomgnn.cli.progress import echo, progress_bars
 from openmm_geomgnn.cv.distillation import DistillSettings, benchmark_evaluation, distill
 from openmm_geomgnn.cv.network import CollectiveVariable
@@ -11,7 +11,6 @@ from openmm_geomgnn.cv.verdict import GOOD_R2, in_words
 from openmm_geomgnn.formatting import format_values
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.representation.selection import as_topology
-from openmm_geomgnn.representation.trajectory_files import load_trajectory
 from openmm_geomgnn.unfinished import Unfinished
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
@@ -40,11 +39,9 @@ def run_distill(settings):
 def _distill(settings):
     cv = CollectiveVariable.load(settings.cv)
     topology = as_topology(settings.topology)
-    trajectories = [
-        load_trajectory(path, topology, settings.stride, settings.allow_truncated) for path in settings.trajectories
-    ]
-    for path, trajectory in zip(settings.trajectories, trajectories, strict=True):
-        check_first_frame(trajectory, path, cv.selection)
+    trajectories = load_trajectories(
+        settings.trajectories, topology, cv.selection, settings.stride, settings.allow_truncated
+    )
     chosen = {field.name: getattr(settings, field.name) for field in fields(DistillSettings)}
     chosen["displacement"] *= NM_TO_ANGSTROM
     echo(f"teacher {settings.cv.name}; {sum(map(len, trajectories))} frames in {len(trajectories)} trajectories")

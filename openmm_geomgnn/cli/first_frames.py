@@ -1,4 +1,4 @@
-"""Checks, on the first frames of trajectories, that they hold the molecule in their topology."""
+"""Reads trajectories, and checks on their first frames that they hold the molecule in their topology."""
 
 import warnings
 
@@ -6,7 +6,7 @@ import numpy as np
 from openmm import unit
 
 from openmm_geomgnn.representation.selection import select_atoms
-from openmm_geomgnn.representation.trajectory_files import TrajectoryFile
+from openmm_geomgnn.representation.trajectory_files import TrajectoryFile, load_trajectory
 from openmm_geomgnn.sampling.geometry import check_geometry
 
 
@@ -23,6 +23,17 @@ def check_first_frame(trajectory, path, selection=None):
         topology.setPeriodicBoxVectors(box[0].astype(np.float64) * unit.nanometer)
     for remark in check_geometry(topology, trajectory.xyz[0, atoms], f"The first frame of {path}", strict=False):
         warnings.warn(remark, UserWarning, stacklevel=2)
+
+
+def load_trajectories(paths, topology, selection=None, stride=1, allow_truncated=False):
+    """Trajectory files as a list of mdtraj.Trajectory, with the checks of `check_first_frame`.
+
+    Arguments and errors are those of `trajectory_files.load_trajectory` and of `check_first_frame`.
+    """
+    trajectories = [load_trajectory(path, topology, stride, allow_truncated) for path in paths]
+    for path, trajectory in zip(paths, trajectories, strict=True):
+        check_first_frame(trajectory, path, selection)
+    return trajectories
 
 
 def check_first_frames(paths, topology, selection=None, allow_truncated=False):

@@ -3,17 +3,16 @@
 import os
 from dataclasses import replace
 
-from openmm_geomgnn.cli.first_frames import check_first_frame
+from openmm_geomgnn.cli.first_frames import load_trajectories
 from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.run import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.cli.run_folder import input_files
-from openmm_geomgnn.cli.settings.yaml_files import lag_in_frames
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.representation.store import Embeddings
-from openmm_geomgnn.representation.trajectory_files import WITH_TIMES, load_trajectory
-from openmm_geomgnn.representation.trajectory_times import frame_interval
+from openmm_geomgnn.representation.trajectory_files import holds_times
+from openmm_geomgnn.representation.trajectory_times import common_frame_interval
 from openmm_geomgnn.unfinished import Unfinished
 
 
@@ -31,22 +30,18 @@ def run_fit(fit):
 def _fit(fit):
     topology = as_topology(fit.topology)
     if fit.embeddings is None:
-        trajectories = [load_trajectory(path, topology, fit.stride, fit.allow_truncated) for path in fit.trajectories]
-        for path, trajectory in zip(fit.trajectories, trajectories, strict=True):
-            check_first_frame(trajectory, path, fit.cv.selection)
+        trajectories = load_trajectories(fit.trajectories, topology, fit.cv.selection, fit.stride, fit.allow_truncated)
         lengths = [len(trajectory) for trajectory in trajectories]
-        times = [
-            (path.name, part.time if path.suffix.lower() in WITH_TIMES else None)
-            for path, part in zip(fit.trajectories, trajectories, strict=True)
-        ]
+        pairs = zip(fit.trajectories, trajectories, strict=True)
+        times = {path.name: part.time if holds_times(path) else None for path, part in pairs}
     else:
         trajectories = Embeddings.open(fit.embeddings)
         lengths = trajectories.lengths
-        times = [(entry["name"], trajectories.times(k)) for k, entry in enumerate(trajectories.trajectories)]
-    interval = _frame_interval(fit, times)
-    lag_in_frames(fit.cv.lag, interval)
-    echo(f"{sum(lengths)} frames, {interval:g} ps apart, in {len(lengths)} trajectories")
+        times = {entry["name"]: trajectories.times(k) for k, entry in enumerate(trajectories.trajectories)}
+    interval = common_frame_interval(times, None if fit.frame_interval is None else fit.frame_interval * fit.stride)
     settings = fit_settings(fit.cv, interval, fit.seed)
+    settings.lag_frames()  # refuses one that is no whole number of them
+    echo(f"{sum(lengths)} frames, {interval:g} ps apart, in {len(lengths)} trajectories")
     if fit.embeddings is not None:
         settings = _with_stored(settings, trajectories, fit.cv.model_fields_set)
     unfinished = Unfinished(fit.output)
@@ -64,15 +59,3 @@ def _with_stored(settings, store, given):
     stored = {name: value for name, value in store.spec.to_metadata().items() if name not in given}
     encoder = settings.encoder if "encoder" in given else store.encoder_source
     return replace(settings, encoder=encoder, tokens=replace(settings.tokens, **stored))
-
-
-def _frame_interval(fit, times):
-    """Picoseconds between the frames that are used: of `times`, (name, (F,) array or None) of each trajectory, and the
-    settings, which must agree."""
-    given = None if fit.frame_interval is None else fit.frame_interval * fit.stride
-    intervals = {name: frame_interval(name, values, given) for name, values in times}
-    if max(intervals.values()) - min(intervals.values()) > 1e-3 * max(intervals.values()):
-        listed = ", ".join(f"{name} {value:g} ps" for name, value in intervals.items())
-        raise GeomGNNError(f"The trajectories have different times between frames ({listed}). Fit those that agree.")
-    # files hold times in float32
-    return round(next(iter(intervals.values())), 4)

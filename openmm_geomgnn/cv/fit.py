@@ -8,6 +8,7 @@ from openmm_geomgnn.cv.estimators import ESTIMATORS, FOLDS
 from openmm_geomgnn.cv.fit_data import Features, featurize, lengths_of, read_frames
 from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.cv.rules import check_parts, lag_in_frames
 from openmm_geomgnn.cv.stiffness import stiffness
 from openmm_geomgnn.cv.verdict import judge, timescale_notes
 from openmm_geomgnn.errors import GeomGNNError
@@ -42,21 +43,8 @@ class FitSettings:
     seed: int = 1
 
     def lag_frames(self):
-        """The lag time in frames.
-
-        Raises
-        ------
-        GeomGNNError
-            If it is not a whole number of frames.
-        """
-        frames = self.lagtime / self.frame_interval
-        if round(frames) < 1 or abs(frames - round(frames)) > 1e-3 * frames:
-            nearest = max(1, round(frames)) * self.frame_interval
-            raise GeomGNNError(
-                f"The lag time of {self.lagtime:g} ps is not a whole number of frames, which are "
-                f"{self.frame_interval:g} ps apart. The nearest possible lag time is {nearest:g} ps."
-            )
-        return round(frames)
+        """The lag time in frames, by `rules.lag_in_frames`."""
+        return lag_in_frames(self.lagtime, self.frame_interval)
 
 
 def fit_cv(trajectories, topology, settings, progress=None, unfinished=None):
@@ -141,12 +129,8 @@ def _check_estimator(settings):
             f"Unknown estimator '{settings.estimator}'; the choices are {', '.join(ESTIMATORS)}."
             f"{did_you_mean(settings.estimator, ESTIMATORS)}"
         )
-    if settings.estimator == "vampnet" and settings.mixer == "none":
-        raise GeomGNNError("A VAMPnet needs a mixer with parameters: set mixer: mlp or mixer: attention.")
-    if settings.estimator == "linear" and settings.mixer != "none":
-        raise GeomGNNError("The linear estimator works on the tokens themselves: set mixer: none, or estimator: vampnet.")
-    if settings.estimator == "linear" and settings.softening and not settings.reversible:
-        raise GeomGNNError("softening is for the reversible estimator only: set reversible: true, or softening: 0.")
+    names = ("estimator", "mixer", "n_components", "pca", "softening", "reversible")
+    check_parts(**{name: getattr(settings, name) for name in names})
 
 
 def _judge(cv, frames, topology, lag, settings, progress):

@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +17,7 @@ from openmm_geomgnn.processes import cores
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.featurization import Featurization
 from openmm_geomgnn.representation.store import Embeddings
-from openmm_geomgnn.representation.trajectory_files import WITH_TIMES, TrajectoryFile, has_content, has_stamp
+from openmm_geomgnn.representation.trajectory_files import TrajectoryFile, has_content, has_stamp, holds_times
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 # folder of the store, topology file, and a name that no other run has
@@ -114,7 +113,7 @@ class _Worker:
         tokens = self.featurization.tokenizer.embed(positions).numpy()
         if interval is not None:
             times = interval * stride * np.arange(frames.start, frames.stop)
-        elif Path(entry["path"]).suffix.lower() in WITH_TIMES:
+        elif holds_times(entry["path"]):
             times = np.concatenate(read)
         else:
             times = np.full(len(frames), np.nan)

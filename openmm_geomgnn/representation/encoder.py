@@ -5,7 +5,6 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import nn
 from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import PluginError, find, plugin_names
+from openmm_geomgnn.representation.shipped import DATA, shipped_encoders, unknown_encoder
 from torchmdnet_ext import checkpoints, registration
 
 # pairs of atoms embedded in one pass: larger passes were slower on a CPU, whose time goes into mapping fresh memory
@@ -35,13 +35,6 @@ def frames_per_pass(n_pairs: int) -> int:
     return max(1, CHUNK_PAIRS // max(1, n_pairs))
 
 
-def shipped_encoders() -> list[str]:
-    """Names of the encoders that come with the package."""
-    folder = resources.files("openmm_geomgnn") / "data"
-    names = [Path(entry.name) for entry in folder.iterdir() if entry.name.endswith(".safetensors")]
-    return sorted(name.stem for name in names if name.stem != "conformers")
-
-
 def encoder_file(source: PathLike) -> Path:
     """The path of an encoder's file, from itself or from the name of a shipped encoder.
 
@@ -53,11 +46,8 @@ def encoder_file(source: PathLike) -> Path:
     path = Path(source)
     if _is_a_name(path):
         if str(source) not in shipped_encoders():
-            raise GeomGNNError(
-                f"There is no encoder '{source}'. The package ships {', '.join(shipped_encoders())}; otherwise give "
-                f"the path of a file that ends in {', '.join(checkpoints.READERS)}."
-            )
-        path = Path(str(resources.files("openmm_geomgnn") / "data" / f"{source}.safetensors"))
+            raise unknown_encoder(str(source))
+        path = DATA / f"{source}.safetensors"
     if not path.is_file():
         raise GeomGNNError(f"There is no encoder file {path}. Check the path, or give the name of a shipped encoder.")
     return path

@@ -159,7 +159,7 @@ class TrajectoryFile(Closing):
 
     def times(self) -> np.ndarray | None:
         """(F,) float64 times of all frames in ps, without reading them, where the format always holds them; else None."""
-        if self._handle is None or self.path.suffix.lower() not in WITH_TIMES:
+        if self._handle is None or not holds_times(self.path):
             return None
         with _explained(self.path, self.topology):
             if self.path.suffix.lower() == ".h5":
@@ -173,6 +173,11 @@ class TrajectoryFile(Closing):
         if self._handle is not None:
             self._handle.close()
         self._handle = self._whole = None
+
+
+def holds_times(path: PathLike) -> bool:
+    """Whether the format of a trajectory file always holds the times of its frames, as its name ends."""
+    return Path(path).suffix.lower() in WITH_TIMES
 
 
 def load_trajectory(

@@ -1,8 +1,33 @@
 """Whether the times of a trajectory's frames are those of one continuous trajectory."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
+
+
+def common_frame_interval(times: Mapping[str, np.ndarray | None], given: float | None = None) -> float:
+    """The time between the frames of trajectories that agree on it, ps.
+
+    Parameters
+    ----------
+    times : dict
+        (F,) array or None, see `frame_interval`, by the name of the trajectory.
+    given : float, optional
+        What a user says it is.
+
+    Raises
+    ------
+    GeomGNNError
+        If a trajectory is not continuous, or they do not agree with each other or with what is given.
+    """
+    intervals = {name: frame_interval(name, values, given) for name, values in times.items()}
+    if max(intervals.values()) - min(intervals.values()) > 1e-3 * max(intervals.values()):
+        listed = ", ".join(f"{name} {value:g} ps" for name, value in intervals.items())
+        raise GeomGNNError(f"The trajectories have different times between frames ({listed}). Fit those that agree.")
+    # files hold times in float32
+    return round(next(iter(intervals.values())), 4)
 
 
 def frame_interval(name: str, times: np.ndarray | None, given: float | None = None) -> float:

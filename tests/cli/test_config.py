@@ -16,11 +16,9 @@ from openmm_geomgnn.cli.settings.yaml_files import (
     Protocol,
     Schedule,
     dump,
-    lag_in_frames,
     load_fit,
     load_protocol,
 )
-from openmm_geomgnn.errors import GeomGNNError
 
 pytestmark = pytest.mark.usefixtures("shipped_files")
 
@@ -319,18 +317,3 @@ def test_schedule_of_odd_times(load_text):
     ).schedule
     assert (schedule.pace, schedule.colvar_interval, schedule.frame_interval) == (250, 100, 200)
     assert (schedule.length, schedule.checkpoint_interval) == (20 * 250, 250)
-
-
-@pytest.mark.parametrize(("lag", "interval", "frames"), [(5, 0.2, 25), (5, 5, 1), (5, 0.200000003, 25), (0.3, 0.1, 3)])
-def test_lag_in_frames(lag, interval, frames):
-    assert lag_in_frames(lag, interval) == frames
-
-
-@pytest.mark.parametrize(
-    ("lag", "interval", "parts"),
-    [(5.1, 0.2, ["not a multiple", "is 5 ps"]), (0.04, 0.2, ["shorter than", "is 0.2 ps"]), (5, 0.3, ["is 5.1 ps"])],
-)
-def test_lag_that_does_not_fit(lag, interval, parts):
-    with pytest.raises(GeomGNNError) as error:
-        lag_in_frames(lag, interval)
-    assert all(part in str(error.value) for part in parts)

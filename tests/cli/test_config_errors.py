@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from protocol_texts import FULL, MINIMAL, PROTOCOLS, SHIPPED, changed, line_of
 
-from openmm_geomgnn.cli.settings import fields
 from openmm_geomgnn.cli.settings.yaml_files import load_fit, load_protocol
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.representation import shipped
 
 # ten lines that stand for 10^9 values, by aliases and by merge keys
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -374,10 +374,10 @@ def test_sound_settings_do_not_warn(load_text, replacements):
 
 
 @pytest.mark.skipif(
-    not all((Path(fields.__file__).parents[2] / "data" / name).is_file() for name in SHIPPED[:3]),
+    not all((Path(shipped.__file__).parents[1] / "data" / name).is_file() for name in SHIPPED[:3]),
     reason="the shipped structures and encoder are not there",
 )
 def test_shipped_protocol_with_shipped_files(monkeypatch):
-    monkeypatch.setattr(fields, "DATA", Path(fields.__file__).parents[2] / "data")
+    monkeypatch.setattr(shipped, "DATA", Path(shipped.__file__).parents[1] / "data")
     protocol = load_protocol(PROTOCOLS / "ala2-opes.yaml")
     assert all(file.stat().st_size and os.path.isabs(file) for file in protocol.system.structures)

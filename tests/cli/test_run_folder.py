@@ -20,10 +20,10 @@ from openmm_geomgnn.cli import report as reporting
 from openmm_geomgnn.cli import run as workflow
 from openmm_geomgnn.cli import run_folder as folders
 from openmm_geomgnn.cli.provenance import current_cv
-from openmm_geomgnn.cli.settings import fields
 from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.representation import shipped
 from openmm_geomgnn.representation.encoder import Encoder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:tiny.yaml")]  # doubtful settings are meant here
@@ -88,7 +88,7 @@ class TestFolder:
         mine.mkdir()
         shutil.copy(structures[0], mine / "a.pdb")
         shutil.copy(folders.__file__, mine / "tiny.yaml")
-        shutil.copy(fields.DATA / "et-64.safetensors", mine)
+        shutil.copy(shipped.DATA / "et-64.safetensors", mine)
         (mine / "a.xml").write_text("<ForceField/>")
         changes, source, named = {
             "structure": ({"system__structures": [str(mine / "a.pdb"), str(structures[1])]}, None, "mine/a.pdb"),
@@ -191,7 +191,7 @@ def mine(load, copied, tmp_path):
     structures = load().system.structures
     structure, encoder = tmp_path / "mine.pdb", tmp_path / "mine.safetensors"
     shutil.copy(structures[1], structure)
-    shutil.copy(fields.DATA / "et-64.safetensors", encoder)
+    shutil.copy(shipped.DATA / "et-64.safetensors", encoder)
     settings = {"system__structures": [str(structures[0]), str(structure)], "cv__encoder": str(encoder)}
     folders.settle(load(**settings))
     return SimpleNamespace(settings=settings, structure=structure, encoder=encoder)

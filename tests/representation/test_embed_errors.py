@@ -151,7 +151,7 @@ class TestCommand:
         loaded = mdtraj.load(str(xtc), top=str(ALA2))[::2]
         np.testing.assert_allclose(store.tokens(0)[:], expected(loaded, settings), rtol=1e-5, atol=1e-6)
         code, _, error = geomgnn("embed", ALA2, "a.xtc", "-o", "out.zarr", *options, "--pooling", "mean")
-        assert code == 1 and "pooling: sum there, mean now" in error and error.count("\n") == 1
+        assert code == 1 and "pooling: 'sum' there, 'mean' now" in error and error.count("\n") == 1
 
     def test_yaml(self, geomgnn, xtc, encoders, tmp_path):
         (tmp_path / "in.yaml").write_text(

@@ -3,7 +3,6 @@
 from pydantic import Field, model_validator
 
 from openmm_geomgnn.cli.settings.fields import (
-    WITH_TIMES,
     CVFile,
     OutputFile,
     Picoseconds,
@@ -13,6 +12,7 @@ from openmm_geomgnn.cli.settings.fields import (
     Trajectories,
     Whole,
 )
+from openmm_geomgnn.representation.trajectory_files import holds_times
 
 
 class Compute(Section):
@@ -34,7 +34,7 @@ class Compute(Section):
 
     @model_validator(mode="after")
     def _has_times(self):
-        timeless = [file for file in self.trajectories if file.suffix.lower() not in WITH_TIMES]
+        timeless = [file for file in self.trajectories if not holds_times(file)]
         if self.frame_interval is None and timeless:
             raise SettingError(
                 f"frame_interval is not given, and {timeless[0].name} may not hold the times of its frames: give the time "

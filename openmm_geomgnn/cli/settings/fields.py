@@ -15,10 +15,10 @@ from pydantic_core import PydanticCustomError
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import known_names, plugin_names
+from openmm_geomgnn.representation import shipped
 from openmm_geomgnn.representation.trajectory_files import WITH_TIMES
 from openmm_geomgnn.units import did_you_mean, quantity
 
-DATA = Path(__file__).resolve().parents[2] / "data"  # what the package ships
 STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif", ".pdbx")
 TOPOLOGIES = (*STRUCTURES, ".gro", ".prmtop", ".parm7", ".psf", ".mol2", ".h5")
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # what file systems take
@@ -164,15 +164,15 @@ def find_file(name, folder=".", what="file", endings=None):
     if endings and path.suffix.lower() not in endings:
         raise GeomGNNError(f"The {what} '{name}' must be a file that ends in {', '.join(endings)}.")
     found = Path(folder) / path
-    if not found.is_file() and path.name == str(path) and (DATA / path).is_file():
-        found = DATA / path
+    if not found.is_file() and path.name == str(path) and (shipped.DATA / path).is_file():
+        found = shipped.DATA / path
     if not found.is_file():
         where = Path(os.path.abspath(found)).parent
-        shipped = _names(DATA, (path.suffix,))
+        ours = shipped.shipped_files((path.suffix,))
         message = f"There is no {what} '{name}' in {where}"
         message += ", nor among the files that come with openmm-geomgnn." if path.name == str(path) else "."
-        message += did_you_mean(path.name, _names(where, (path.suffix,)) + shipped)
-        raise GeomGNNError(message + (f" Shipped: {', '.join(shipped)}." if shipped else ""))
+        message += did_you_mean(path.name, _names(where, (path.suffix,)) + ours)
+        raise GeomGNNError(message + (f" Shipped: {', '.join(ours)}." if ours else ""))
     return Path(os.path.abspath(found))
 
 
@@ -262,17 +262,9 @@ def _checked_forcefield(path):
 def find_encoder(name, folder="."):
     """The name of an encoder that is shipped or of an installed package, or the absolute path of a file as a str."""
     if _path(name, "encoder").suffix:
-        return str(find_file(name, folder, "encoder", (".safetensors", ".ckpt", ".pth")))
-    shipped = [Path(file).stem for file in _names(DATA, (".safetensors",)) if file != "conformers.safetensors"]
-    if name in shipped:
-        return name
-    others = [other for other in plugin_names("encoder") if other not in shipped]
-    if name not in others:
-        more = f", other packages have {', '.join(others)}" if others else ""
-        raise GeomGNNError(
-            f"There is no encoder '{name}'.{did_you_mean(name, shipped + others)} The package ships "
-            f"{', '.join(shipped) or 'none'}{more}; otherwise give the path of a .safetensors, .ckpt or .pth file."
-        )
+        return str(find_file(name, folder, "encoder", shipped.ENCODER_ENDINGS))
+    if name not in shipped.known_encoders():
+        raise shipped.unknown_encoder(name)
     return name
 
 

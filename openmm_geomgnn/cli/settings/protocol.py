@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from openmm_geomgnn.cli.settings.analysis import AnalysisSection
 from openmm_geomgnn.cli.settings.fields import (
-    WITH_TIMES,
     OutputCV,
     OutputFolder,
     OutputStore,
@@ -22,7 +22,6 @@ from openmm_geomgnn.cli.settings.fields import (
     Whole,
 )
 from openmm_geomgnn.cli.settings.sections import (
-    AnalysisSection,
     BiasSection,
     CVSection,
     RunSection,
@@ -30,7 +29,9 @@ from openmm_geomgnn.cli.settings.sections import (
     TokenSection,
     UnbiasedSection,
 )
+from openmm_geomgnn.cv.rules import lag_in_frames
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.representation.trajectory_files import holds_times
 
 LONGEST_BIAS_STEP = 0.008  # ps; beyond, multiple time stepping resonates and heats the system
 LIGHTEST_HYDROGEN = 1.5  # amu, for time steps of 4 fs and more
@@ -168,7 +169,7 @@ class Fit(Section):
 
     @model_validator(mode="after")
     def _times_fit(self):
-        timeless = [file for file in self.trajectories or () if file.suffix.lower() not in WITH_TIMES]
+        timeless = [file for file in self.trajectories or () if not holds_times(file)]
         if self.frame_interval is None and timeless:
             raise SettingError(
                 f"frame_interval is not given, and {timeless[0].name} may not hold the times of its frames: give the "
@@ -176,7 +177,7 @@ class Fit(Section):
                 "trajectories",
             )
         if self.frame_interval is not None:
-            lag_in_frames(self.cv.lag, self.frame_interval * self.stride)
+            _check_lag(self.cv.lag, self.frame_interval * self.stride)
         return self
 
 
@@ -211,22 +212,12 @@ class Embed(TokenSection):
     )
 
 
-def lag_in_frames(lag, frame_interval):
-    """The lag time as a whole number of frames; both in ps.
-
-    Raises SettingError when it is shorter than the time between frames or not a multiple of it, naming the nearest.
-    """
-    ratio = lag / frame_interval
-    frames = max(1, round(ratio))
-    # trajectory files keep times in float32
-    if abs(ratio - frames) > 1e-3:
-        problem = "shorter than" if ratio < 1 else "not a multiple of"
-        raise SettingError(
-            f"The lag time is {lag:g} ps, {problem} the {frame_interval:g} ps between frames. The nearest possible lag "
-            f"time is {frames * frame_interval:g} ps.",
-            *("cv", "lag"),
-        )
-    return frames
+def _check_lag(lag, frame_interval):
+    """Raise a SettingError where the lag time is no whole number of frames; both in ps."""
+    try:
+        lag_in_frames(lag, frame_interval)
+    except GeomGNNError as error:
+        raise SettingError(str(error), "cv", "lag") from error
 
 
 def _whole(time, unit):
@@ -270,7 +261,7 @@ def _check_training_data(protocol):
             f"the nearest is {nearest:g} ps.",
             *("unbiased", "frame_interval"),
         )
-    lag_in_frames(cv.lag, unbiased.frame_interval)
+    _check_lag(cv.lag, unbiased.frame_interval)
     if unbiased.length < FEWEST_LAGS * cv.lag * (1 - 1e-9):
         raise SettingError(
             f"length is {unbiased.length:g} ps, less than {FEWEST_LAGS} lag times (cv.lag) of {cv.lag:g} ps: too little to "

@@ -4,13 +4,10 @@ Values are stored in OpenMM's units: times in ps, energies in kJ/mol, masses in 
 temperatures in K. A bare number in a file is in these units; any other unit is written behind it ("2 fs").
 """
 
-import math
-import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from openmm_geomgnn.analysis.intervals import TURN, overlap, width
 from openmm_geomgnn.cli.settings.fields import (
     OUR_MIXERS,
     CVFile,
@@ -31,16 +28,13 @@ from openmm_geomgnn.cli.settings.fields import (
     Structures,
     Whole,
     Widths,
-    plain_number,
 )
+from openmm_geomgnn.cv.rules import SettingMismatch, check_parts
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import PluginError
 from openmm_geomgnn.representation.spec import TokenSpec
-from openmm_geomgnn.units import did_you_mean, quantity
 
 SHORTEST_TIMESTEP, LONGEST_TIMESTEP = 1e-5, 0.005  # ps
-NAMED_TORSIONS = ("phi", "psi", "omega", "chi1", "chi2", "chi3", "chi4", "chi5")  # mdtraj finds these
-COLVAR_NAMES = ("time", "walker", "temperature")
 
 
 class SystemSection(Section):
@@ -209,23 +203,10 @@ class CVSection(TokenSection):
 
     @model_validator(mode="after")
     def _parts_fit(self):
-        if self.estimator == "linear" and self.mixer != "none":
-            raise SettingError(
-                f"mixer: {self.mixer} has weights, which estimator: linear does not train. Use estimator: vampnet, or "
-                "mixer: none.",
-                "mixer",
-            )
-        if self.estimator == "vampnet" and self.mixer == "none":
-            raise SettingError(
-                "estimator: vampnet trains the weights of a mixer, but mixer: none has none. Use mixer: mlp or mixer: "
-                "attention, or estimator: linear.",
-                "estimator",
-            )
-        if self.estimator == "linear" and self.pca is not None and self.components > self.pca:
-            raise SettingError(
-                f"{self.components} components cannot be made of {self.pca} principal components (pca). Raise pca.",
-                "components",
-            )
+        try:
+            check_parts(self.estimator, self.mixer, self.components, self.pca)
+        except SettingMismatch as error:
+            raise SettingError(str(error), error.setting) from error
         return self
 
     @model_validator(mode="after")
@@ -319,108 +300,3 @@ class RunSection(Section):
         description="what evaluates the network; auto: compiled kernels where they are installed; eager: plain PyTorch; "
         "cuda: an NVIDIA GPU",
     )
-
-
-class CoresSection(Section):
-    """Two intervals; arriving in one from the other is a crossing. The free-energy difference, F(B) - F(A), is between what
-    is on either side of the points between them where the free energy is highest: one along a CV, two around a torsion."""
-
-    along: str = Field("cv.1", description="the variable: the name of a torsion, or cv.1, cv.2, ...")
-    a: tuple[Number, Number] = Field(
-        description="core A, [low, high]; torsions in radians, or with a unit: [-160 deg, -29 deg]; [150 deg, -150 deg] "
-        "goes across 180 deg"
-    )
-    b: tuple[Number, Number] = Field(description="core B, like a; the two may not overlap")
-
-    @field_validator("a", "b", mode="before")
-    @classmethod
-    def _angles(cls, value, info):
-        if not isinstance(value, (list, tuple)) or len(value) != 2:
-            raise GeomGNNError(f"{info.field_name} is {value!r}, but it must be an interval [low, high].")
-        name = f"the core {info.field_name}"
-        if _is_component(info.data.get("along", "")):
-            low, high = (plain_number(bound, name) for bound in value)
-            if not low < high:
-                raise GeomGNNError(f"The core {info.field_name} is {list(value)}, but the lower number must come first.")
-            return low, high
-        low, high = (quantity(bound, "rad", name) for bound in value)
-        if max(abs(low), abs(high)) > math.pi * (1 + 1e-9):
-            raise GeomGNNError(
-                f"The core {info.field_name} is {list(value)}, but torsions lie between -3.1416 and 3.1416 rad. Numbers "
-                "without a unit are radians: write degrees as '90 deg', and an interval across 180 degrees as "
-                "[150 deg, -150 deg]."
-            )
-        if not width((low, high), TURN) > 1e-6:
-            raise GeomGNNError(f"The core {info.field_name} is {list(value)}: its two ends are one point of the circle.")
-        return low, high
-
-    @model_validator(mode="after")
-    def _apart(self):
-        on_circle = not _is_component(self.along)
-        if overlap(self.a, self.b, TURN if on_circle else None):
-            turned = [name for name in "ab" if on_circle and getattr(self, name)[0] > getattr(self, name)[1]]
-            across = f" (Core {turned[0]} goes upwards from its first number, across 180 degrees.)" if turned else ""
-            raise SettingError(
-                f"The cores a {list(self.a)} and b {list(self.b)} overlap. Leave a gap between them, at the barrier."
-                + across,
-                "b",
-            )
-        return self
-
-
-def _is_component(along):
-    """Whether a variable is a component of the CV, not a torsion."""
-    return re.fullmatch(r"cv\.\d+", along) is not None
-
-
-class AnalysisSection(Section):
-    """What the report shows."""
-
-    torsions: dict[str, str | tuple[int, int, int, int] | tuple[str, str, str, str]] = Field(
-        default_factory=dict,
-        description="torsions by name, whose free energy is reported: auto is the molecule's first phi, psi, omega or chi1 "
-        "to chi5; otherwise four atoms, by their indices from 0 or as ALA2-CA",
-    )
-    cores: CoresSection | None = Field(
-        None,
-        description="cores between which crossings are counted; null: alanine dipeptide's basins where phi and psi are "
-        "given, else none",
-    )
-    discard: Number = Field(
-        0.2, ge=0, lt=1, description="share of the biased run, from its start, that free energies leave out"
-    )
-
-    @field_validator("torsions", mode="before")
-    @classmethod
-    def _four_atoms_or_auto(cls, value):
-        return {name: _torsion(name, atoms) for name, atoms in value.items()} if isinstance(value, dict) else value
-
-    @model_validator(mode="after")
-    def _variable_exists(self):
-        along = self.cores.along if self.cores else "cv.1"
-        if along not in self.torsions and not _is_component(along):
-            raise SettingError(
-                f"cores are along '{along}', but there is no such torsion: name it under torsions, or use cv.1."
-                + did_you_mean(along, self.torsions),
-                *("cores", "along"),
-            )
-        return self
-
-
-def _torsion(name, atoms):
-    if not re.fullmatch(r"[A-Za-z]\w*", str(name)) or name in COLVAR_NAMES:
-        raise SettingError(f"'{name}' cannot name a torsion: use letters and digits, not {' or '.join(COLVAR_NAMES)}.")
-    if isinstance(atoms, str) and atoms.lower() == "auto":
-        if name in NAMED_TORSIONS:
-            return "auto"
-        message = f"The torsion {name} is auto, but only {', '.join(NAMED_TORSIONS)} are found so: give four atoms."
-        raise SettingError(message, name)
-    indices = isinstance(atoms, (list, tuple)) and all(type(atom) is int and atom >= 0 for atom in atoms)
-    names = isinstance(atoms, (list, tuple)) and all(isinstance(a, str) and re.fullmatch(r"\w+-\S+", a) for a in atoms)
-    if not (indices or names) or len(set(atoms)) != 4 or len(atoms) != 4:
-        raise SettingError(
-            f"The torsion {name} is {atoms!r}: give auto, or four different atoms, as indices from 0 ([4, 6, 8, 14]) "
-            "or as residue, number and atom ([ACE1-C, ALA2-N, ALA2-CA, ALA2-C]).",
-            name,
-        )
-    return tuple(atoms)

@@ -12,7 +12,7 @@ from openmm_geomgnn.cli.settings.compute import Compute
 from openmm_geomgnn.cli.settings.conformers import DataBuild
 from openmm_geomgnn.cli.settings.distill import Distill
 from openmm_geomgnn.cli.settings.fields import find_file
-from openmm_geomgnn.cli.settings.protocol import Embed, Fit, Protocol, Schedule, lag_in_frames
+from openmm_geomgnn.cli.settings.protocol import Embed, Fit, Protocol, Schedule
 from openmm_geomgnn.cli.settings.yaml_text import read_value, read_yaml, write_yaml
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formatting import format_setting
@@ -29,7 +29,6 @@ __all__ = [
     "distill_settings",
     "dump",
     "embed_settings",
-    "lag_in_frames",
     "load_data_build",
     "load_distill",
     "load_embed",
