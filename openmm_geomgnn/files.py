@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, also after a power failure, and whatever has to be closed."""
+"""Files that are written atomically, even in case of a power failure, and objects that have to be closed."""
 
 import hashlib
 import os

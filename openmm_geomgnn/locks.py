@@ -1,4 +1,4 @@
-"""Where results go: written by one process at a time, and never in place of what is needed."""
+"""Locks and backups of output folders: one process writes at a time, and nothing that is needed is overwritten."""
 
 import errno
 import json
@@ -14,29 +14,28 @@ from pathlib import Path
 
 from openmm_geomgnn.errors import GeomGNNError
 
-LOCK = ".lock"  # in a folder; that of a file lies beside it
+LOCK = ".lock"  # name in a folder; the lock of a file lies beside it
 # (device and inode of the lock file, process, thread) -> how often the block is nested
 _held = {}
-# what file systems without locks answer
+# errors of file systems without locks
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
 def locked(path, folder=True):
-    """Keep every other process, on any machine that sees the file system, out of what lies at `path`.
+    """Keep all other processes, on every machine that sees the file system, away from `path`.
 
     The lock belongs to this process and thread, whose blocks may be nested, and the system releases it when the process
-    ends, however it ends. It is that of `flock`: between machines it is as good as the locks of the file system (NFS has
-    them where its lock service runs, Lustre where it is mounted with `flock`). Where there are none, a UserWarning says so.
+    ends, however it ends. It is an `flock`: between machines it is as reliable as the locks of the file system (NFS has
+    them if its lock service runs, Lustre if it is mounted with `flock`). If there are none, a UserWarning is given.
 
-    path : of a folder, which is made, and removed again if nothing was put in it; or with `folder=False` of a file, which
-        need not exist.
+    path : a folder, which is made, and removed again if nothing was put in it; or, with `folder=False`, a file, which need
+        not exist.
 
     Raises
     ------
     GeomGNNError
-        If another process or thread has it, whose host and number the message names, or there is a file in place of a
-        folder.
+        If another process or thread holds the lock, whose host and number the message names, or the folder is a file.
     """
     path = Path(os.path.realpath(path))
     if folder and path.is_file():
@@ -74,15 +73,15 @@ def is_empty(folder, leftovers=()):
 
 
 def set_aside(path, inputs=()):
-    """Rename a folder or a file to NAME.previous-N, with the first N that is free; a UserWarning says so.
+    """Rename a folder or a file to NAME.previous-N, with the first free N, and give a UserWarning.
 
-    It is one rename: whatever happens meanwhile, everything is at the old place or at the new one. The lock on a folder goes
-    with it, so that what takes its place must be locked again. Returns the new path.
+    It is a single rename, so everything is either at the old place or at the new one. The lock on a folder moves with it, so
+    a folder that takes its place must be locked again. Returns the new path.
 
     Raises
     ------
     GeomGNNError
-        If it is or holds one of `inputs` (see `check_outside`), or cannot be renamed. Nothing has changed then.
+        If it is or holds one of `inputs` (see `check_outside`), or cannot be renamed. Nothing is changed in this case.
     """
     check_outside(path, inputs)
     path = Path(os.path.realpath(path))
@@ -103,7 +102,7 @@ def set_aside(path, inputs=()):
 
 
 def check_outside(path, inputs):
-    """Raise a GeomGNNError that names those of `inputs`, paths, that are `path` or in it, which is to be moved aside."""
+    """Raise a GeomGNNError that names those of the paths `inputs` that are `path`, which is to be moved aside, or in it."""
     there = [one for one in map(str, inputs) if os.path.exists(one)]
     within = [one for one in there if Path(os.path.realpath(one)).is_relative_to(os.path.realpath(path))]
     if within:
@@ -114,7 +113,7 @@ def check_outside(path, inputs):
 
 
 def _make(folder):
-    """Make a folder; returns what was made, from the outermost on."""
+    """Make a folder; returns the folders that were made, from the outermost on."""
     missing = []
     while not folder.exists():
         missing.append(folder)
@@ -136,18 +135,18 @@ def _owner(file):
 
 
 def _acquire(file, path):
-    """A descriptor of the lock file, locked. Raises GeomGNNError where another process has it."""
+    """Open and lock the lock file; returns its descriptor. Raises GeomGNNError if another process holds it."""
     while True:
-        # not the folder itself: network file systems lock nothing that is not open for writing
+        # not the folder itself: network file systems only lock files that are open for writing
         try:
             handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # whoever made the folder has removed it again
+        except FileNotFoundError:  # the process that made the folder has removed it again
             _make(file.parent)
             continue
         try:
             if not _flock(handle, path):
                 raise GeomGNNError(_refusal(file, path))
-            # whoever had it until now may have removed the file in between
+            # the process that held it until now may have removed the file in between
             owner = _owner(handle)
             if owner is not None and _owner(file) == owner:
                 _sign(handle)

@@ -1,4 +1,4 @@
-"""Worker processes: how many, how they are started, and what a user is told when one of them dies."""
+"""Worker processes: their number, how they are started, and messages for users if one of them dies."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""What a long computation has so far, kept next to its output: the same computation, started again, goes on from there."""
+"""Intermediate results of a long computation, kept next to its output, from which it continues when started again."""
 
 import hashlib
 import json
@@ -15,17 +15,17 @@ _HEADER = "unfinished"
 
 
 class Unfinished:
-    """Parts of a result that is not done, each in a safetensors file of its own under `OUTPUT.partial`.
+    """Parts of an unfinished result, each in a safetensors file of its own under `OUTPUT.partial`.
 
-    A part has the fingerprint of all that it follows from. One that was made from something else, or is damaged, is as good
-    as none.
+    A part has the fingerprint of everything from which it was made. Parts that were made from something else, or are
+    damaged, are ignored.
 
     Parameters
     ----------
     output : path, optional
-        Of the result. Without it nothing is kept and nothing found.
+        Path of the result. Without it nothing is kept and nothing is found.
     seconds : float
-        Between two versions of a part that is `saved_now_and_then`, at least.
+        Shortest time between two versions of a part in `save_now_and_then`.
     """
 
     def __init__(self, output=None, seconds=1.0):

@@ -54,17 +54,17 @@ _TOKEN = re.compile(r"\s*(?:(?P<name>[^\W\d_]+|°)|(?P<integer>[+-]?\d{1,2})|(?P
 
 
 def quantity(value, unit, name):
-    """The number that `value` is in `unit`.
+    """Convert `value` to a number in `unit`.
 
     Parameters
     ----------
     value : number, openmm Quantity or str
-        A bare number (also as a string) is in `unit` already. A string is a number and a unit: "2 fs", "10 kcal/mol",
+        A bare number (also as a string) is taken to be in `unit`. A string is a number and a unit: "2 fs", "10 kcal/mol",
         "1/ps", "5 ps^-1", "500 kJ/(mol nm^2)".
     unit : openmm.unit.Unit or str
-        The unit wanted; a string is read like the units in `value`.
+        The target unit; a string is read like the units in `value`.
     name : str
-        Of the setting, for the error message.
+        Name of the setting, for the error message.
 
     Returns
     -------

@@ -261,7 +261,9 @@ def read_geom2vec(path):
     """
     content = load_torch_file(path, "a network of geom2vec")
     if not isinstance(content, dict) or {str} != set(map(type, content)) or not all(map(torch.is_tensor, content.values())):
-        raise ValueError(f"{path} is not a network of geom2vec: it is no dictionary of tensors. Give one of its .pth files.")
+        raise ValueError(
+            f"{path} is not a network of geom2vec: it is not a dictionary of tensors. Give one of its .pth files."
+        )
     tensors = {name.removeprefix(NETWORK): tensor for name, tensor in content.items() if name.startswith(NETWORK)}
     kind, settings = _settings(tensors, path)
     prefix = next((prefix for prefix in HEADS if any(name.startswith(prefix) for name in content)), HEADS[0])

@@ -112,7 +112,7 @@ class BiasedRun:
     Raises
     ------
     GeomGNNError
-        If the temperature makes no sense, columns are missing, a walker has fewer than two rows, or times run backwards.
+        If the temperature is not valid, columns are missing, a walker has fewer than two rows, or times run backwards.
     """
 
     colvar: dict

@@ -133,7 +133,7 @@ def _show_embeddings(path):
     for k, entry in enumerate(store.trajectories):
         chunks = store.chunks(k)
         missing = sum(len(chunks[number]) for number in store.missing(k))
-        state = f", {missing} not embedded yet: the same `geomgnn embed` goes on" if missing else ""
+        state = f", {missing} not embedded yet: the same `geomgnn embed` continues" if missing else ""
         _line(f"trajectory {k}", f"{entry['frames']} frames of {entry['path']}{state}")
     _line("folder", f"{path}, {_megabytes(path)}")
 
@@ -173,7 +173,7 @@ def _show_run(path):
     if (path / SUMMARY).is_file():
         _line("report", path / "report.html")
     else:
-        _line("report", "not yet: `geomgnn run` goes on, `geomgnn report` analyses what is there")
+        _line("report", "not yet: `geomgnn run` continues, `geomgnn report` analyses what is there")
 
 
 _FOLDERS = (

@@ -61,7 +61,7 @@ def run(
     check: Check = False,
     settings: Settings = None,
 ):
-    """Run a protocol; a run that was stopped goes on where it was."""
+    """Run a protocol; an interrupted run continues where it stopped."""
     _run(protocol, _overrides(settings), overwrite, check)
 
 
@@ -71,11 +71,11 @@ def fit(
     allow_truncated: AllowTruncated = False,
     settings: Settings = None,
 ):
-    """Fit a collective variable to trajectories; a fit that was stopped goes on where it was."""
+    """Fit a collective variable to trajectories; an interrupted fit continues where it stopped."""
     from openmm_geomgnn.cli.settings.yaml_files import load_fit
 
     chosen = load_fit(settings_file, {**_overrides(settings), **_flags(allow_truncated=allow_truncated)})
-    with _interruptible("The same command goes on with what is missing."):
+    with _interruptible("The same command continues with what is missing."):
         from openmm_geomgnn.cli import fit as fitting
 
         fitting.run_fit(chosen)
@@ -88,12 +88,12 @@ def data_build(
     settings: Settings = None,
     processes: Annotated[int | None, typer.Option(min=1, help="How many work side by side.")] = None,
 ):
-    """Make a store of conformers for pre-training; a build that was stopped goes on where it was."""
+    """Make a store of conformers for pre-training; an interrupted build continues where it stopped."""
     from openmm_geomgnn.cli.settings.yaml_files import load_data_build
 
     overrides = {"processes": processes} if processes else {}
     chosen = load_data_build(settings_file, {**_overrides(settings), **overrides})
-    with _interruptible("The same command goes on from what is finished."):
+    with _interruptible("The same command continues from what is finished."):
         from openmm_geomgnn.cli import data
 
         data.run_build(chosen, overwrite, settings_file)
@@ -150,12 +150,12 @@ def embed(
     allow_truncated: AllowTruncated = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Move a store that is there aside.")] = False,
 ):
-    """Embed trajectories into a store of residue tokens; what was stopped goes on where it was."""
+    """Embed trajectories into a store of residue tokens; an interrupted command continues where it stopped."""
     given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
     from openmm_geomgnn.cli.settings.yaml_files import embed_settings
 
     settings = embed_settings(inputs, given)
-    with _interruptible("The same command goes on with what is missing."):
+    with _interruptible("The same command continues with what is missing."):
         from openmm_geomgnn.cli import embed as embedding
 
         embedding.run_embed(settings, overwrite, inputs[0] if len(inputs) == 1 else None)
@@ -178,12 +178,12 @@ def distill(
     allow_truncated: AllowTruncated = False,
     settings: Settings = None,
 ):
-    """Train a small student to reproduce a collective variable, at a hundredth of the cost; what was stopped goes on."""
+    """Train a small student to reproduce a collective variable, at a hundredth of the cost; it can be interrupted."""
     given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
     from openmm_geomgnn.cli.settings.yaml_files import distill_settings
 
     chosen = distill_settings(inputs, {**given, **_overrides(settings)})
-    with _interruptible("The same command goes on with what is missing."):
+    with _interruptible("The same command continues with what is missing."):
         from openmm_geomgnn.cli import distill as distilling
 
         distilling.run_distill(chosen)
@@ -259,7 +259,7 @@ def _run(path, overrides, overwrite, check):
 
         check_run(protocol, overwrite, path)
         return
-    with _interruptible("The same command goes on from the last checkpoint."):
+    with _interruptible("The same command continues from the last checkpoint."):
         from openmm_geomgnn.cli import run as workflow
 
         _show(protocol.output, workflow.run_protocol(protocol, overwrite, path))

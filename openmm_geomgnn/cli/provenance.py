@@ -51,7 +51,7 @@ def current_cv(protocol, record):
     differing = _differing(noted, record)
     if differing and begun:
         raise GeomGNNError(
-            f"{path} was fitted under other conditions: {', '.join(differing)} differ. A biased run only goes on with the "
+            f"{path} was fitted under other conditions: {', '.join(differing)} differ. A biased run only continues with the "
             "CV that it began with: restore what that was made from, choose another output, or start again with --overwrite."
         )
     return None if differing else cv
@@ -76,6 +76,6 @@ def check_given(protocol):
     if there != named:
         raise GeomGNNError(
             f"{protocol.cv.file} (cv.file, with the hash {named}) is not the CV that the biased run began with, which is "
-            f"{path} (with the hash {there}). To go on with that run, put a copy of the latter into cv.file; for the new CV "
+            f"{path} (with the hash {there}). To continue that run, put a copy of the latter into cv.file; for the new CV "
             "choose another output, or start again with --overwrite."
         )

@@ -119,7 +119,7 @@ def _check_unchanged(protocol, settled):
     changed = sorted(name for name, value in _identity(protocol).items() if value != old[name])
     if find_checkpoint(folder) is None and (folder / "COLVAR").exists():
         raise GeomGNNError(
-            f"{folder} holds a COLVAR file, but no checkpoint to go on from. Restore it, choose another output, or start "
+            f"{folder} holds a COLVAR file, but no checkpoint to continue from. Restore it, choose another output, or start "
             "again with --overwrite."
         )
     if not has_biased_steps(folder):

@@ -1,4 +1,4 @@
-"""What a bias on collective variables is, and the biases by name."""
+"""The interface of biases on collective variables, and the biases by name."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -11,11 +11,11 @@ from openmm_geomgnn.sampling.opes.method import OPES
 
 @runtime_checkable
 class Bias(Protocol):
-    """The interface of a bias, as `OPES` has it: settings that do not change, and pure functions of a state.
+    """The interface of a bias, such as `OPES`: constant settings, and pure functions of a state.
 
-    A state is anything immutable that can be pickled: it is sent to the processes of the walkers. A bias can be pickled as
-    well, and knows no engine. It is best a dataclass whose fields are its settings: they are then compared when a run is
-    continued.
+    A state is any immutable object that can be pickled, since it is sent to the processes of the walkers. A bias can be
+    pickled as well, and knows no engine. It should be a dataclass whose fields are its settings, which are then compared
+    when a run is continued.
 
     A bias may have more: with ``adaptive = True``, ``observe(state, s, walker)`` gets the values s (d,) of every outer step
     of every walker and returns the state; ``deposits(state, s)`` returns the centres (W, d), widths (W, d) and heights (W,)
@@ -35,7 +35,7 @@ class Bias(Protocol):
         """The state before the first update, for d = `dimension` components and walkers that share the bias."""
 
     def update(self, state: Any, s: np.ndarray) -> Any:
-        """The state after all walkers were at s (n_walkers, d); `state` is not changed."""
+        """The state after an update with all walkers at s (n_walkers, d); `state` is not changed."""
 
     def bias(self, state: Any, s: np.ndarray) -> tuple[float, np.ndarray]:
         """Energy in kJ/mol at s (d,) and its derivatives (d,) by the components of s."""

@@ -157,7 +157,7 @@ def _answer(call, *arguments):
     """(what to send, the result)."""
     try:
         result = call(*arguments)
-    except Exception as error:  # whatever it is, the parent reports it
+    except Exception as error:  # the parent reports it
         ours = isinstance(error, GeomGNNError)
         description = str(error) if ours else f"{type(error).__name__}: {error}"
         return ("failed", ours, description, traceback.format_exc()), None

@@ -61,8 +61,8 @@ class Runner:
 
     Raises
     ------
-    GeomGNNError : settings make no sense, walkers do not fit each other or the run in the folder; from `run` also when
-        another process is at work in the folder, a walker fails or the system heats up.
+    GeomGNNError : if settings are invalid, or walkers do not fit each other or the run in the folder; from `run` also if
+        another process is working in the folder, a walker fails or the system heats up.
     """
 
     def __init__(

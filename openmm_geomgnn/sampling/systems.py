@@ -45,7 +45,7 @@ class SystemSettings:
 
     Raises
     ------
-    GeomGNNError : a value makes no sense.
+    GeomGNNError : if a value is invalid.
     """
 
     forcefield: tuple[str, ...] = ("amber14-all.xml", "implicit/obc2.xml")

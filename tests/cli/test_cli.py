@@ -278,7 +278,7 @@ class TestErrors:
 
         monkeypatch.setattr(workflow, "run_protocol", interrupted)
         code, output, error = geomgnn("run", protocol)
-        assert code == 130 and output == "" and "The same command goes on" in error
+        assert code == 130 and output == "" and "The same command continues" in error
 
     def test_warnings_are_lines(self, geomgnn, runs, protocol):
         code, output, error = geomgnn("run", protocol, "--set", "system.structures=ala2-c7eq.pdb")

@@ -145,7 +145,7 @@ class TestInfo:
         new(tmp_path / "a.zarr")
         text = shown(tmp_path / "a.zarr")
         assert "store of embeddings: 23 frames of 1 trajectory" in text
-        assert "23 frames of /nowhere/a.xtc, 23 not embedded yet: the same `geomgnn embed` goes on" in text
+        assert "23 frames of /nowhere/a.xtc, 23 not embedded yet: the same `geomgnn embed` continues" in text
 
     def test_what_is_none_of_these(self, tmp_path, folder):
         (tmp_path / "wall_time.json").write_text(json.dumps({}))

@@ -226,10 +226,10 @@ def test_trained_radial_basis_does_not_tell_the_cutoff(changed):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(2)], "no dictionary of tensors"),
-        ({}, "no dictionary of tensors"),
-        ({3: torch.zeros(2)}, "no dictionary of tensors"),
-        ({"epoch": 3, "weight": torch.zeros(2)}, "no dictionary of tensors"),
+        ([torch.zeros(2)], "not a dictionary of tensors"),
+        ({}, "not a dictionary of tensors"),
+        ({3: torch.zeros(2)}, "not a dictionary of tensors"),
+        ({"epoch": 3, "weight": torch.zeros(2)}, "not a dictionary of tensors"),
         ({"weight": torch.zeros(2)}, "not a network of geom2vec that this code knows"),
         (
             {"representation_model.attention_layers.0.x": torch.zeros(2)},

@@ -287,7 +287,7 @@ def read_index(folder):
     if not path.is_file():
         if (Path(folder) / UNFINISHED).is_dir():
             raise ValueError(
-                f"The conformer store {folder} is not finished: the same `geomgnn data build` again goes on with it."
+                f"The conformer store {folder} is not finished: the same `geomgnn data build` again continues it."
             )
         raise ValueError(f"There is no conformer store in {folder}: it holds no {INDEX_NAME}. {HOW_TO_MAKE}.")
     index = _json_dictionary(path.read_bytes())

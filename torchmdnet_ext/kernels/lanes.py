@@ -138,7 +138,7 @@ broadcast8, broadcast16 = _make_broadcast(WIDTH), _make_broadcast(PANEL)  # (arr
 def _make_product(rows):
     @intrinsic
     def product(typingctx, a, a0, inner, packed, w, start, out, out0, columns, add):
-        """Of a matrix product, PANEL columns in `rows` rows.
+        """Compute PANEL columns in `rows` rows of a matrix product.
 
         out = start + a @ packed, or out += start + a @ packed where `add` is set, with a (rows, inner) from a0 on, packed
         (inner, PANEL) from w on and out (rows, columns) from out0 on; `start` is lanes.

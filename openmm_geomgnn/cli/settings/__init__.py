@@ -1,1 +1,1 @@
-"""What the commands read from YAML: the settings, their units and checks, in pydantic."""
+"""The settings that commands read from YAML, with their units and checks, as pydantic models."""

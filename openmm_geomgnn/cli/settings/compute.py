@@ -16,7 +16,7 @@ from openmm_geomgnn.representation.trajectory_files import holds_times
 
 
 class Compute(Section):
-    """Values of a collective variable along trajectories that exist."""
+    """Values of a collective variable along existing trajectories."""
 
     cv: CVFile = Field(description="a CV file of `geomgnn fit`, `geomgnn run` or `geomgnn distill`")
     topology: Topology = Field(description="structure file of the molecule, with the atoms of the trajectories")

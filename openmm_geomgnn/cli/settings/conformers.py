@@ -11,7 +11,7 @@ LABEL = "label"  # in a section of `sources`, next to the source's own settings
 
 
 class SplitsSection(Section):
-    """What is held out from training."""
+    """Conformers that are held out from training."""
 
     by: Literal["molecule", "task"] = Field(
         "molecule",
@@ -29,7 +29,7 @@ class SplitsSection(Section):
 
 
 def _labelled(value, info):
-    """The LabelledSource of each section, checked."""
+    """Check each section and make its LabelledSource."""
     from openmm_geomgnn.conformers.build import LabelledSource
     from openmm_geomgnn.conformers.sources import source_from
 
@@ -51,7 +51,7 @@ def _labelled(value, info):
 
 
 class DataBuild(Section):
-    """A store of conformers, and the sources that they come from."""
+    """A store of conformers and their sources."""
 
     output: OutputFolder = Field(
         None,

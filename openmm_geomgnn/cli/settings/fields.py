@@ -1,4 +1,4 @@
-"""The kinds of values that settings have: quantities, plain numbers, files that must exist, files to be written."""
+"""The kinds of values of settings: quantities, plain numbers, files that must exist, files to be written."""
 
 import glob
 import math
@@ -28,7 +28,7 @@ TRAJECTORIES = (*WITH_TIMES, ".dcd", ".nc", ".ncdf", ".netcdf", ".mdcrd", ".crd"
 
 
 class SettingError(GeomGNNError):
-    """A setting that does not fit the others. `location`: where it is written, as in ("bias", "pace")."""
+    """A setting that does not fit the others. `location`: its place in the file, such as ("bias", "pace")."""
 
     def __init__(self, message, *location):
         super().__init__(message)
@@ -69,7 +69,7 @@ class Unit:
 
 
 def _in(unit, smallest, largest):
-    """A number in a unit; one that is not 0 lies between `smallest` and `largest`, which no simulation is outside of."""
+    """A number in a unit; unless it is 0 it must be between `smallest` and `largest`, the limits of any simulation."""
 
     def read(value, info):
         number = quantity(value, unit, info.field_name)
@@ -94,7 +94,7 @@ Nanometres = _in("nm", 1e-6, 1e4)
 
 
 def plain_number(value, name, finite=True):
-    """A float from a number, or its text ("1e-3", which YAML takes for text). Raises GeomGNNError for anything else."""
+    """Read a float from a number, or its text ("1e-3", which YAML reads as text). Raises GeomGNNError for anything else."""
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, (Real, str)) else float(value)
     except (ValueError, OverflowError):
@@ -156,9 +156,9 @@ MixerName = Annotated[OurMixer | str, BeforeValidator(_mixer)]
 
 
 def find_file(name, folder=".", what="file", endings=None):
-    """The absolute path of a file named relative to `folder`, or, by its bare name, of one that the package ships.
+    """Find the absolute path of a file named relative to `folder` or, by its bare name, of one that the package ships.
 
-    Raises GeomGNNError where there is none (naming the nearest ones) or its ending is none of `endings`.
+    Raises GeomGNNError if there is none (naming the nearest ones) or its suffix is not among `endings`.
     """
     path = _path(name, what)
     if endings and path.suffix.lower() not in endings:
@@ -177,9 +177,9 @@ def find_file(name, folder=".", what="file", endings=None):
 
 
 def find_trajectories(patterns, folder="."):
-    """Absolute paths of trajectories, from names and glob patterns relative to `folder`; each file once, in this order.
+    """Find absolute paths of trajectories from names and glob patterns relative to `folder`; each file once, in order.
 
-    Raises GeomGNNError where a name or a pattern has no file, or one that mdtraj does not read.
+    Raises GeomGNNError if a name or a pattern has no file, or one that mdtraj cannot read.
     """
     found = []
     for pattern in patterns:
@@ -201,7 +201,7 @@ def find_trajectories(patterns, folder="."):
 
 
 def find_store(name, folder="."):
-    """The absolute path of a store of embeddings, a folder named relative to `folder`."""
+    """Find the absolute path of a store of embeddings, a folder named relative to `folder`."""
     path = Path(os.path.abspath(Path(folder) / _path(name, "store of embeddings")))
     if not path.is_dir():
         near = [entry.name for entry in path.parent.glob("*.zarr")]
@@ -213,7 +213,7 @@ def find_store(name, folder="."):
 
 
 def find_cv(name, folder="."):
-    """The absolute path of a CV file, named relative to `folder`."""
+    """Find the absolute path of a CV file, named relative to `folder`."""
     path = Path(os.path.abspath(Path(folder) / _path(name, "CV file")))
     if not path.is_file():
         near = did_you_mean(path.name, _names(path.parent, (".safetensors",)))
@@ -222,7 +222,7 @@ def find_cv(name, folder="."):
 
 
 def find_forcefield(name, folder="."):
-    """A force field XML file: the absolute path of one relative to `folder`, else the name of one that OpenMM knows."""
+    """Find a force field XML file: the absolute path of one relative to `folder`, else the name of one in OpenMM."""
     path = _path(name, "force field")
     if (Path(folder) / path).is_file():
         return _checked_forcefield(os.path.abspath(Path(folder) / path))
@@ -241,7 +241,7 @@ def find_forcefield(name, folder="."):
 
 
 def _checked_forcefield(path):
-    """The path of an XML file, which is a force field as far as its outermost element says."""
+    """Check that the outermost element of an XML file is that of a force field; returns its path."""
     from xml.etree import ElementTree
 
     try:

@@ -90,7 +90,7 @@ class Protocol(Section):
 
     @property
     def comparison_length(self):
-        """Of all unbiased simulation to compare crossings with, ps."""
+        """Total length in ps of the unbiased simulations with which crossings are compared."""
         length = self.unbiased.comparison_length
         return self.run.walkers * self.run.length if length is None else length
 
@@ -123,7 +123,7 @@ class Protocol(Section):
 
 
 class Fit(Section):
-    """A fit: learn a collective variable from trajectories that exist."""
+    """A fit: learn a collective variable from existing trajectories."""
 
     seed: Whole = Field(1, ge=0, lt=2**31, description="seed of everything random in training")
     topology: Topology = Field(description="structure file of the molecule, with the atoms of the trajectories")
@@ -182,7 +182,7 @@ class Fit(Section):
 
 
 class Embed(TokenSection):
-    """An embedding: trajectories that exist become a store of residue tokens."""
+    """An embedding: existing trajectories become a store of residue tokens."""
 
     topology: Topology = Field(description="structure file of the molecule, with the atoms of the trajectories")
     trajectories: Trajectories = Field(
@@ -213,7 +213,7 @@ class Embed(TokenSection):
 
 
 def _check_lag(lag, frame_interval):
-    """Raise a SettingError where the lag time is no whole number of frames; both in ps."""
+    """Raise a SettingError unless the lag time is a whole number of frames; both in ps."""
     try:
         lag_in_frames(lag, frame_interval)
     except GeomGNNError as error:
@@ -221,7 +221,7 @@ def _check_lag(lag, frame_interval):
 
 
 def _whole(time, unit):
-    """How often `unit` fits into a time, at least once."""
+    """Count how often `unit` fits into a time, at least once."""
     return max(1, round(time / unit))
 
 

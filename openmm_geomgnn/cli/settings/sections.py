@@ -151,7 +151,7 @@ class TokenSection(Section):
 
             try:
                 parse_selection(text)
-            except Exception as error:  # mdtraj's parser raises whatever its grammar trips over
+            except Exception as error:  # mdtraj's parser raises all kinds of exceptions
                 raise GeomGNNError(
                     f"selection is '{text}', which mdtraj cannot parse ({type(error).__name__}). Write it in mdtraj's "
                     "language, for example 'protein and not element H' or 'chainid 0 and name CA CB'."

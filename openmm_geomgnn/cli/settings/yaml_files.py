@@ -253,7 +253,7 @@ def _describe(model, file, line, location, problem, cause):
 
 
 def _hint(model, owner, name):
-    """Which key was meant: one like it, one of another section, or one of the other kind of file."""
+    """Suggest the intended key: a similar one, one of another section, or one of the other kind of file."""
     homes = [path for path, section in _sections(model) if name in section.model_fields and section is not owner]
     if homes:
         return f" It belongs in section {homes[0]}." if homes[0] else " It belongs outside of any section."

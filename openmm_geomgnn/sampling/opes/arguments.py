@@ -1,4 +1,4 @@
-"""What biases are given, checked: each function returns it as the bias uses it, or raises a GeomGNNError."""
+"""Checks of the arguments of biases: each function returns one as the bias uses it, or raises a GeomGNNError."""
 
 import math
 import operator
@@ -11,7 +11,7 @@ from openmm_geomgnn.units import BOLTZMANN, quantity
 
 
 def read_number(value, name, unit=None, zero=False, infinite=False):
-    """A float > 0 (or >= 0) from a number or, where a unit is named, whatever `units.quantity` reads."""
+    """Read a float > 0 (or >= 0) from a number or, if a unit is named, anything that `units.quantity` reads."""
     if unit is None and hasattr(value, "value_in_unit"):
         raise GeomGNNError(f"{name} is {value}: give a bare number (widths are in the units of the CV).")
     if unit is not None and (hasattr(value, "value_in_unit") or isinstance(value, str)):
@@ -26,7 +26,7 @@ def read_number(value, name, unit=None, zero=False, infinite=False):
 
 
 def read_count(value, name):
-    """An int >= 1 from a whole number."""
+    """Read an int >= 1 from a whole number."""
     if hasattr(value, "value_in_unit"):
         raise GeomGNNError(f"{name} is {value}, but it is a bare count: divide a time by the time step.")
     try:
@@ -39,7 +39,7 @@ def read_count(value, name):
 
 
 def read_widths(value, name):
-    """None, a positive float for all CV components, or a tuple of one per component."""
+    """Read None, a positive float for all CV components, or a tuple of one per component."""
     if value is None:
         return None
     if hasattr(value, "value_in_unit") or isinstance(value, str) or np.ndim(value) == 0:
@@ -51,7 +51,7 @@ def read_widths(value, name):
 
 
 def read_biasfactor(value, barrier, temperature, explore, adaptive):
-    """The biasfactor as a float > 1, by default barrier/kT; infinite for a flat target.
+    """Read the biasfactor as a float > 1, by default barrier/kT; infinite for a flat target.
 
     barrier: kJ/mol. temperature: K. explore: whether OPES_EXPLORE is meant. adaptive: whether sigma is measured.
     """
@@ -89,7 +89,7 @@ def read_biasfactor(value, barrier, temperature, explore, adaptive):
 
 
 def read_periods(periods):
-    """None, or a tuple with None or (low, high) for each CV component."""
+    """Read None, or a tuple with None or (low, high) for each CV component."""
     if periods is None:
         return None
     advice = "give one entry per CV component, None or (low, high), as in [(-math.pi, math.pi)] for one torsion."
@@ -106,7 +106,7 @@ def read_periods(periods):
 
 
 def box_of(periods):
-    """What `read_periods` gave as (lows (d,), lengths (d,)), 0 where not periodic; (None, None) where nothing is."""
+    """Convert periods to (lows (d,), lengths (d,)), 0 for components that are not periodic; (None, None) if none is."""
     if periods is None or not any(periods):
         return None, None
     lows, highs = np.array([period or (0.0, 0.0) for period in periods]).T
@@ -114,7 +114,7 @@ def box_of(periods):
 
 
 def common_dimension(**settings):
-    """The number of CV components that settings with an entry per component (tuples) agree on, None without any."""
+    """Find the number of CV components on which settings with an entry per component (tuples) agree; None without any."""
     lengths = {name: len(value) for name, value in settings.items() if isinstance(value, tuple)}
     if len(set(lengths.values())) > 1:
         listing = ", ".join(f"{name} has {length}" for name, length in lengths.items())
@@ -123,7 +123,7 @@ def common_dimension(**settings):
 
 
 def read_energies(energy, n_walkers):
-    """The energy of other biases as an ndarray () or (n_walkers,), kJ/mol."""
+    """Read the energy of other biases as an ndarray () or (n_walkers,), kJ/mol."""
     energy = np.asarray(energy, dtype=np.float64)
     if energy.shape not in ((), (n_walkers,)) or not np.isfinite(energy).all():
         raise GeomGNNError(

@@ -2,7 +2,7 @@
 
 A kernel of centre c, width sigma and height h is G(s) = h*(exp(-r^2/2) - exp(-cutoff^2/2)) where
 r^2 = sum_i ((s_i - c_i)/sigma_i)^2 is below cutoff^2, and zero elsewhere (Invernizzi & Parrinello, J. Phys. Chem. Lett.
-2020, 10.1021/acs.jpclett.0c00497). Heights are logarithms throughout: the weights they come from overflow otherwise.
+2020, 10.1021/acs.jpclett.0c00497). All heights are logarithms, since the weights from which they follow may overflow.
 """
 
 import math
@@ -16,7 +16,7 @@ _BLOCK_PAIRS = 2**17
 
 
 def minimum_image(delta, lengths):
-    """The shortest periodic image of differences.
+    """Compute the shortest periodic image of differences.
 
     delta: (..., d) ndarray. lengths: (d,) ndarray with the period of each component, 0 where it is not periodic, or
     None when no component is periodic. Returns a (..., d) ndarray within [-length/2, length/2].
@@ -38,14 +38,14 @@ def wrap(s, lows, lengths):
 class KernelSum:
     """A fixed sum of K kernels, arranged for fast evaluation at one point or at many.
 
-    centres, sigmas: (K, d) ndarrays with K > 0. log_heights: (K,) ndarray, already normalised by whatever the sum is
-    divided by. cutoff: in units of sigma. lengths: (d,) periods (0: not periodic) or None.
+    centres, sigmas: (K, d) ndarrays with K > 0. log_heights: (K,) ndarray, normalisation included. cutoff: in units of
+    sigma. lengths: (d,) periods (0: not periodic) or None.
     """
 
     def __init__(self, centres, sigmas, log_heights, cutoff, lengths=None):
         self._centres = [np.ascontiguousarray(c) for c in centres.T]
         self._inverse_sigmas = [np.ascontiguousarray(1.0 / sigma) for sigma in sigmas.T]
-        # all components in one array, for one point at a time: what counts there is how often numpy is called
+        # all components in one array, for single points, whose cost is the number of numpy calls
         self._rows, self._inverse_rows = np.stack(self._centres), np.stack(self._inverse_sigmas)
         self._minus_halves, self._end = np.full(len(self._centres), -0.5), -0.5 * cutoff * cutoff
         self._log_heights = log_heights
@@ -57,11 +57,11 @@ class KernelSum:
         self._in_range = 0.5 * self._cutoff2 < _SAFE_EXPONENT and bool(np.abs(log_heights).max() < _SAFE_EXPONENT)
 
     def density(self, s):
-        """The sum at s (F, d). Returns an (F,) ndarray; kernels too low for a double count as zero."""
+        """Compute the sum (F,) at s (F, d); kernels too low for a double count as zero."""
         return self._in_blocks(s, self._density, gradient=False)[0]
 
     def log_density(self, s, log_epsilon):
-        """ln(P(s) + epsilon) and its exact gradient at s (F, d). Returns (F,) and (F, d) ndarrays."""
+        """Compute ln(P(s) + epsilon) (F,) and its exact gradient (F, d) at s (F, d)."""
         if not self._in_range or log_epsilon < -_SAFE_EXPONENT:
             return self._in_blocks(s, self._log_space, log_epsilon)
         total, gradient = self._in_blocks(s, self._density)
@@ -69,9 +69,9 @@ class KernelSum:
         return np.log(total), gradient / total[:, None]
 
     def log_density_at(self, s, log_epsilon, factor):
-        """`factor` times ln(P(s) + epsilon) and its gradient at one point s (d,): a float and a (d,) ndarray.
+        """Compute `factor` times ln(P(s) + epsilon) and its gradient at one point s (d,): a float and a (d,) ndarray.
 
-        To rounding what `log_density` gives, in half the time.
+        The result equals that of `log_density` up to rounding, in half the time.
         """
         if not self._in_range or log_epsilon < -_SAFE_EXPONENT:
             value, gradient = self._log_space(s[None], log_epsilon)

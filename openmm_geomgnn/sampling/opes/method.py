@@ -67,7 +67,7 @@ class OPES:
 
     Raises
     ------
-    GeomGNNError : a parameter makes no sense; the message names the likely cause. Doubtful ones give a UserWarning.
+    GeomGNNError : if a parameter is invalid; the message names the likely cause. Doubtful ones give a UserWarning.
     """
 
     barrier: float
@@ -297,7 +297,7 @@ class OPES:
     def from_arrays(self, arrays):
         """The state that `to_arrays` wrote, bit for bit.
 
-        Raises GeomGNNError when arrays are missing, misshapen or not finite, or were written with other settings.
+        Raises GeomGNNError if arrays are missing, misshapen or not finite, or were written with other settings.
         """
         values = checked_arrays(arrays, extra=("settings", "periods"))
         d = values["centres"].shape[-1] if values["centres"].ndim == 2 else 0
@@ -316,7 +316,7 @@ class OPES:
         return self.p * self.kT * log_density, self.p * self.kT * gradient
 
     def _kernels(self, state, dimension):
-        """The normalised KernelSum of a state, None if it has no kernels yet; `dimension` is that of the values of s."""
+        """Get the normalised KernelSum of a state; None without kernels. dimension: number of components of s."""
         if dimension != (state.dimension or dimension):
             raise GeomGNNError(f"The CV value has {dimension} components, but the bias has {state.dimension}.")
         if not len(state.centres):

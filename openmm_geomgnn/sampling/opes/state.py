@@ -1,4 +1,4 @@
-"""What OPES remembers from one deposition to the next, and how it becomes arrays for a checkpoint and back."""
+"""The state of OPES between depositions, and its conversion to arrays for a checkpoint and back."""
 
 from dataclasses import dataclass, field, fields
 
@@ -73,14 +73,14 @@ _INTEGERS = ("n", "a")
 
 
 def state_arrays(state):
-    """The state as a dict of float64 and int64 ndarrays."""
+    """Convert the state to a dict of float64 and int64 ndarrays."""
     return _as_arrays({name: getattr(state, name) for name in _STORED})
 
 
 def checked_arrays(arrays, extra=()):
-    """The arrays of a state among `arrays`, which must hold those named in `extra`, too.
+    """Get the arrays of a state from `arrays`, which must also hold those named in `extra`.
 
-    Raises GeomGNNError when one is missing or a state's is not finite.
+    Raises GeomGNNError if one is missing, or one of the state is not finite.
     """
     missing = [name for name in (*_STORED, *extra) if name not in arrays]
     if missing:
@@ -93,9 +93,9 @@ def checked_arrays(arrays, extra=()):
 
 
 def state_from_arrays(values, adaptive):
-    """The state made of what `checked_arrays` gave; adaptive: whether its sigma is measured.
+    """Make a state from the result of `checked_arrays`; adaptive: whether its sigma is measured.
 
-    Raises GeomGNNError when the arrays do not fit each other.
+    Raises GeomGNNError if the arrays do not fit each other.
     """
     kernels, d = values["centres"].shape if values["centres"].ndim == 2 else (0, 0)
     walkers = values["a"].size
@@ -110,9 +110,9 @@ def state_from_arrays(values, adaptive):
 
 
 def check_same_settings(saved, mine, named):
-    """Raise a GeomGNNError at the first of the arrays `mine` that is another in `saved`.
+    """Raise a GeomGNNError that names the first of the arrays `mine` that differs in `saved`.
 
-    named: what the numbers of the array "settings" are, for the message.
+    named: the names of the numbers in the array "settings", for the message.
     """
     for name, value in mine.items():
         # not to the last bit: the same barrier in other units may differ by a rounding error
