@@ -1,8 +1,8 @@
-"""How objects that OpenMM pickles into XML are named there: by what they are, not by the module they are in.
+"""Stable names for the objects that OpenMM pickles into XML.
 
 OpenMM writes the Python object behind a force into its XML with `pickle`, which refers to classes by module. The classes
-below are pickled as a call of `restore` with a name that stays, so their modules may move and old XML can still be read.
-This module, and the names in `CLASSES`, must therefore never change.
+below are pickled as a call of `restore` with a fixed name instead, so their modules may move and old XML can still be read.
+The location of this module, and the names in `CLASSES`, must therefore never change.
 """
 
 import copyreg

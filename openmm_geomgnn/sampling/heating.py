@@ -75,7 +75,7 @@ class HeatGuard:
         self._sum += float(temperatures.sum())
 
     def visible_excess(self, window):
-        """The relative excess of temperature, if it lasts, that 99 of 100 windows of so many ps detect."""
+        """The relative excess of temperature, if it lasts, that 99 of 100 windows of this length (ps) detect."""
         return self.limit * self._quantile(window, _SIGNIFICANCE) / self._quantile(window, -2.33) - 1
 
     def check(self, time):

@@ -168,7 +168,7 @@ def build_system(topology, settings=None):
     box = topology.getPeriodicBoxVectors()
     periodic = (box is not None and not settings.implicit) if settings.periodic is None else settings.periodic
     if periodic and box is None:
-        raise GeomGNNError("The system is to be periodic, but the structure has no box. Add one (CRYST1 in a PDB file).")
+        raise GeomGNNError("The system should be periodic, but the structure has no box. Add one (CRYST1 in a PDB file).")
     cutoff = settings.nonbonded_cutoff
     options = {"constraints": CONSTRAINTS[settings.constraints]}
     if periodic:

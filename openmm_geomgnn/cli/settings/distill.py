@@ -22,7 +22,8 @@ class Distill(Section):
     cv: CVFile = Field(description="the teacher: a CV file of `geomgnn fit` or `geomgnn run`")
     topology: Topology = Field(description="structure file of the molecule, with the atoms of the trajectories")
     trajectories: Trajectories = Field(
-        min_length=1, description="files that mdtraj reads, or glob patterns: frames from wherever the student is to be good"
+        min_length=1,
+        description="files that mdtraj reads, or glob patterns: frames from every region where the student must be accurate",
     )
     stride: Whole = Field(1, ge=1, description="use every stride-th frame")
     allow_truncated: bool = Field(
