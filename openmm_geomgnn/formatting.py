@@ -1,15 +1,16 @@
 """How values are written in messages."""
 
 from pathlib import Path
+from typing import Any
 
 
-def format_values(values, digits=3):
+def format_values(values: Any, digits: int = 3) -> str:
     """Numbers to a few significant digits, "0.123, 45.6"; `values` is a number or an array of them."""
     numbers = values if hasattr(values, "__len__") else [values]
     return ", ".join(f"{number:.{digits}g}" for number in numbers)
 
 
-def format_setting(value, absent="null", limit=None):
+def format_setting(value: object, absent: str = "null", limit: int | None = None) -> str:
     """A setting as it would stand in YAML; `absent` stands for None, and text beyond `limit` characters is cut off."""
     if value is None:
         return absent

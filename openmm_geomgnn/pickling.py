@@ -7,8 +7,12 @@ The location of this module, and the names in `CLASSES`, must therefore never ch
 
 import copyreg
 import importlib
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 from openmm_geomgnn.errors import GeomGNNError
+
+T = TypeVar("T", bound=type)
 
 # name in the pickle: where the class is now
 CLASSES = {
@@ -24,10 +28,10 @@ CLASSES = {
 }
 
 
-def pickled_as(name):
+def pickled_as(name: str) -> Callable[[T], T]:
     """Class decorator: pickle instances under a name in `CLASSES`. Subclasses are pickled by their module, as usual."""
 
-    def register(cls):
+    def register(cls: T) -> T:
         if CLASSES[name] != f"{cls.__module__}:{cls.__qualname__}":
             raise TypeError(f"{cls.__module__}:{cls.__qualname__} is pickled as '{name}', but CLASSES has {CLASSES[name]}.")
         copyreg.pickle(cls, lambda instance: (restore, (name, instance.__getstate__())))
@@ -36,7 +40,7 @@ def pickled_as(name):
     return register
 
 
-def restore(name, state):
+def restore(name: str, state: Any) -> Any:
     """The object of a class in `CLASSES` with this state, as `__getstate__` gave it.
 
     An exception would crash OpenMM while it reads XML, so an object that cannot be restored is replaced by an
@@ -58,19 +62,19 @@ def restore(name, state):
 class Unreadable:
     """Stands for an object that could not be restored from a pickle; using it raises a GeomGNNError that says why."""
 
-    def __init__(self, reason):
+    def __init__(self, reason: str):
         self._reason = reason
 
-    def _refuse(self):
+    def _refuse(self) -> NoReturn:
         raise GeomGNNError(
             f"This force was written by another version of openmm-geomgnn: {self._reason}. Make the force again with "
             "GeomGNNCV, or read it with the version that wrote it."
         )
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: object) -> NoReturn:
         self._refuse()
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_"):  # what copy and pickle ask for
             raise AttributeError(name)
         self._refuse()
