@@ -67,7 +67,7 @@ def _is_component(along):
 
 
 class AnalysisSection(Section):
-    """What the report shows."""
+    """The content of the report."""
 
     torsions: dict[str, str | tuple[int, int, int, int] | tuple[str, str, str, str]] = Field(
         default_factory=dict,
