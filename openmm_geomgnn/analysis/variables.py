@@ -100,7 +100,7 @@ class BiasedRun:
     frame_times : list of (T,), optional
         Time in ps of every frame of the trajectories, each of which must have a row; by default every row has a frame.
     bias_fields : str or list of str, optional
-        Columns summed in the weights, by default all *.bias.
+        Columns summed in the weights, by default all whose names end in ``.bias``.
     degrees_of_freedom : int, optional
         Number n of kinetic degrees of freedom. A frame is hot above T*(1 + 3*sqrt(2/n)), three standard deviations of the
         kinetic temperature, or above 1.5*T if n is unknown.
