@@ -8,6 +8,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# notebooks run `!geomgnn`, also where sphinx-build was started from an environment that is not activated
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 project = "openmm-geomgnn"
 author = "the openmm-geomgnn developers"
