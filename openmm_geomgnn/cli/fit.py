@@ -40,7 +40,7 @@ def _fit(fit):
         times = {entry["name"]: trajectories.times(k) for k, entry in enumerate(trajectories.trajectories)}
     interval = common_frame_interval(times, None if fit.frame_interval is None else fit.frame_interval * fit.stride)
     settings = fit_settings(fit.cv, interval, fit.seed)
-    settings.lag_frames()  # refuses one that is no whole number of them
+    settings.lag_frames()  # raises an error unless it is a whole number of them
     echo(f"{sum(lengths)} frames, {interval:g} ps apart, in {len(lengths)} trajectories")
     if fit.embeddings is not None:
         settings = _with_stored(settings, trajectories, fit.cv.model_fields_set)
