@@ -3,9 +3,12 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
+from openmm_geomgnn.aliases import PathLike
 from torchmdnet_ext.files import replace_file, sync_folder
 
 __all__ = ["Closing", "atomic_write", "leftovers", "remove_leftovers", "replace_file", "sha256", "sync_folder"]
@@ -15,7 +18,7 @@ _TEMPORARY = ".temporary-"
 
 
 @contextmanager
-def atomic_write(path):
+def atomic_write(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` when the block ends without an error.
 
     A reader, or a run that is killed half-way, never sees a half-written file. The content is on the disk before the new
@@ -37,12 +40,12 @@ def atomic_write(path):
         temporary.unlink(missing_ok=True)
 
 
-def leftovers(folder):
+def leftovers(folder: PathLike) -> list[Path]:
     """The temporary files of `atomic_write` in a folder: of no use but to a process that is writing one, if there is any."""
     return list(Path(folder).glob(f".*{_TEMPORARY}*"))
 
 
-def remove_leftovers(folder):
+def remove_leftovers(folder: PathLike) -> None:
     """Remove what killed processes have left in a folder. Nobody may be writing to it."""
     for path in leftovers(folder):
         path.unlink(missing_ok=True)
@@ -51,13 +54,17 @@ def remove_leftovers(folder):
 class Closing:
     """A context manager that calls its `close` when it ends."""
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception):
+    def close(self) -> None:
+        """Release what is open; a subclass says how."""
+        raise NotImplementedError(f"{type(self).__name__} must define close().")
+
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-def sha256(path, length=16):
+def sha256(path: PathLike, length: int = 16) -> str:
     """The first `length` hexadecimal digits of the SHA-256 hash of a file's content."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:length]

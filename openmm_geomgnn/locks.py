@@ -9,20 +9,22 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 
 LOCK = ".lock"  # name in a folder; the lock of a file lies beside it
 # (device and inode of the lock file, process, thread) -> how often the block is nested
-_held = {}
+_held: dict[tuple[int, int, int, int] | None, int] = {}
 # errors of file systems without locks
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
-def locked(path, folder=True):
+def locked(path: PathLike, folder: bool = True) -> Iterator[None]:
     """Keep all other processes, on every machine that sees the file system, away from `path`.
 
     The lock belongs to this process and thread, whose blocks may be nested, and the system releases it when the process
@@ -67,12 +69,12 @@ def locked(path, folder=True):
                 parent.rmdir()
 
 
-def is_empty(folder, leftovers=()):
+def is_empty(folder: Path, leftovers: Iterable[Path] = ()) -> bool:
     """Whether a folder holds nothing but the lock on it and `leftovers`, paths."""
     return {path.name for path in folder.iterdir()} <= {LOCK, *(path.name for path in leftovers)}
 
 
-def set_aside(path, inputs=()):
+def set_aside(path: PathLike, inputs: Iterable[PathLike] = ()) -> Path:
     """Rename a folder or a file to NAME.previous-N, with the first free N, and give a UserWarning.
 
     It is a single rename, so everything is either at the old place or at the new one. The lock on a folder moves with it, so
@@ -101,7 +103,7 @@ def set_aside(path, inputs=()):
     return aside
 
 
-def check_outside(path, inputs):
+def check_outside(path: PathLike, inputs: Iterable[PathLike]) -> None:
     """Raise a GeomGNNError that names those of the paths `inputs` that are `path`, which is to be moved aside, or in it."""
     there = [one for one in map(str, inputs) if os.path.exists(one)]
     within = [one for one in there if Path(os.path.realpath(one)).is_relative_to(os.path.realpath(path))]
@@ -112,7 +114,7 @@ def check_outside(path, inputs):
         )
 
 
-def _make(folder):
+def _make(folder: Path) -> list[Path]:
     """Make a folder; returns the folders that were made, from the outermost on."""
     missing = []
     while not folder.exists():
@@ -123,7 +125,7 @@ def _make(folder):
     return missing[::-1]
 
 
-def _owner(file):
+def _owner(file: Path | int) -> tuple[int, int, int, int] | None:
     """The key of `_held` for a lock file, a path or a descriptor, as far as this thread is concerned; None without one."""
     try:
         found = os.stat(file)
@@ -134,7 +136,7 @@ def _owner(file):
     return found.st_dev, found.st_ino, os.getpid(), threading.get_ident()
 
 
-def _acquire(file, path):
+def _acquire(file: Path, path: Path) -> int:
     """Open and lock the lock file; returns its descriptor. Raises GeomGNNError if another process holds it."""
     while True:
         # not the folder itself: network file systems only lock files that are open for writing
@@ -157,7 +159,7 @@ def _acquire(file, path):
         os.close(handle)
 
 
-def _flock(handle, path):
+def _flock(handle: int, path: Path) -> bool:
     """Whether the lock could be had."""
     try:
         import fcntl
@@ -181,7 +183,7 @@ def _flock(handle, path):
     return True
 
 
-def _sign(handle):
+def _sign(handle: int) -> None:
     """Write into the lock file who has it."""
     who = {
         "host": socket.gethostname(),
@@ -194,7 +196,7 @@ def _sign(handle):
     os.fsync(handle)
 
 
-def _refusal(file, path):
+def _refusal(file: Path, path: Path) -> str:
     who = None
     for _ in range(20):  # it may not have signed yet
         with suppress(OSError, ValueError):

@@ -62,7 +62,7 @@ def restore(name: str, state: Any) -> Any:
 class Unreadable:
     """Stands for an object that could not be restored from a pickle; using it raises a GeomGNNError that says why."""
 
-    def __init__(self, reason: str):
+    def __init__(self, reason: str) -> None:
         self._reason = reason
 
     def _refuse(self) -> NoReturn:
@@ -72,6 +72,7 @@ class Unreadable:
         )
 
     def __call__(self, *arguments: object) -> NoReturn:
+        """Raise the GeomGNNError: OpenMM evaluates the force."""
         self._refuse()
 
     def __getattr__(self, name: str) -> NoReturn:

@@ -3,18 +3,22 @@
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 # one thread per process: more threads than free cores slow everything down, and results may depend on their number
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENMM_CPU_THREADS")
 
 
-def cores():
+def cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start_process(serve, *arguments):
+def start_process(serve: Callable[..., object], *arguments: Any) -> tuple[BaseProcess, Connection]:
     """Start serve(connection, *arguments) in a process of its own, with one thread in every numerical library.
 
     It starts as a new program, so `serve` must be something that can be imported. Ctrl-C does not reach it.
@@ -36,7 +40,7 @@ def start_process(serve, *arguments):
     return process, mine
 
 
-def how_it_ended(process, fault, script):
+def how_it_ended(process: BaseProcess, fault: str, script: str) -> str:
     """The ending of a message about a process that does not answer any more: how it ended, and what that mostly means.
 
     `fault` is what SIGSEGV means, `script` what a script does where every process that is started imports it.
@@ -53,14 +57,14 @@ def how_it_ended(process, fault, script):
     )
 
 
-def parent_is_gone():
+def parent_is_gone() -> bool:
     """Whether the process that started this one has ended, so that nobody waits for what it does."""
     parent = multiprocessing.parent_process()
     return parent is not None and not parent.is_alive()
 
 
 @contextmanager
-def _single_threaded():
+def _single_threaded() -> Iterator[None]:
     """Processes started in this block begin with one thread in every numerical library."""
     before = {name: os.environ.get(name) for name in _THREAD_LIMITS}
     os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
@@ -74,7 +78,7 @@ def _single_threaded():
                 os.environ[name] = value
 
 
-def _serve(serve, connection, *arguments):
+def _serve(serve: Callable[..., object], connection: Connection, *arguments: Any) -> None:
     # Ctrl-C reaches every process of the terminal: the parent decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(connection, *arguments)

@@ -4,10 +4,13 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.files import atomic_write
 from torchmdnet_ext.tensor_files import DamagedFile, is_as_written, read_tensor_file, with_checksum
 
@@ -28,12 +31,12 @@ class Unfinished:
         Shortest time between two versions of a part in `save_now_and_then`.
     """
 
-    def __init__(self, output=None, seconds=1.0):
+    def __init__(self, output: PathLike | None = None, seconds: float = 1.0) -> None:
         self.folder = None if output is None else Path(f"{output}.partial")
         self._seconds = seconds
-        self._last = None
+        self._last: float | None = None
 
-    def load(self, name, made_from):
+    def load(self, name: str, made_from: str) -> Any:
         """The content of a part, as it was given to `save`; None where there is none for this fingerprint."""
         if self.folder is None:
             return None
@@ -45,31 +48,31 @@ class Unfinished:
             return None
         return _joined(header["content"], tensors)
 
-    def save(self, name, made_from, content):
+    def save(self, name: str, made_from: str, content: Any) -> None:
         """Keep a part: dictionaries and lists of tensors and of what JSON can hold."""
         if self.folder is None:
             return
         from safetensors.torch import save_file
 
-        tensors = {}
+        tensors: dict[str, Any] = {}
         header = {"made_from": made_from, "content": _parted(content, tensors)}
         with atomic_write(self.folder / f"{name}.safetensors") as temporary:
             save_file(tensors, temporary, metadata={_HEADER: json.dumps(with_checksum(header, tensors))})
 
-    def save_now_and_then(self, name, made_from, content):
+    def save_now_and_then(self, name: str, made_from: str, content: Callable[[], Any]) -> None:
         """Keep a part that replaces the one before, unless that is young; `content` is a function without arguments."""
         now = time.monotonic()
         if self.folder is not None and (self._last is None or now - self._last >= self._seconds):
             self.save(name, made_from, content())
             self._last = time.monotonic()
 
-    def remove(self):
+    def remove(self) -> None:
         """Remove all parts: the result is done."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def fingerprint(*parts):
+def fingerprint(*parts: Any) -> str:
     """Hash of arrays, tensors, and of what JSON can hold."""
     digest = hashlib.sha256()
     for part in parts:
@@ -83,7 +86,7 @@ def fingerprint(*parts):
     return digest.hexdigest()[:32]
 
 
-def _parted(content, tensors):
+def _parted(content: Any, tensors: dict[str, Any]) -> Any:
     """Content as JSON holds it, with its tensors put into a dictionary. Keys of dictionaries need not be strings."""
     if hasattr(content, "detach"):
         name = f"{len(tensors):06d}"
@@ -96,7 +99,7 @@ def _parted(content, tensors):
     return content
 
 
-def _joined(content, tensors):
+def _joined(content: Any, tensors: dict[str, Any]) -> Any:
     if not isinstance(content, dict):
         return content
     (kind,) = content

@@ -1,11 +1,17 @@
 """Constants, and numbers with units as people write them: "40 kJ/mol", "2 fs", an OpenMM Quantity, or a bare number."""
 
+from __future__ import annotations
+
 import math
 import re
 from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 from openmm_geomgnn.errors import GeomGNNError
 from torchmdnet_ext.arguments import did_you_mean
+
+if TYPE_CHECKING:
+    from openmm.unit import Unit
 
 BOLTZMANN = 0.00831446261815324  # kJ/mol/K
 NM_TO_ANGSTROM = 10.0
@@ -50,10 +56,11 @@ _OFFERED = (
 
 LONGEST_UNIT = 60  # characters
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(.*)", re.DOTALL)
+_Token = tuple[str, str]
 _TOKEN = re.compile(r"\s*(?:(?P<name>[^\W\d_]+|°)|(?P<integer>[+-]?\d{1,2})|(?P<sign>\*\*|[*^/()·]))")
 
 
-def quantity(value, unit, name):
+def quantity(value: Any, unit: Unit | str, name: str) -> float:
     """Convert `value` to a number in `unit`.
 
     Parameters
@@ -91,7 +98,7 @@ def quantity(value, unit, name):
     if not math.isfinite(number):
         raise GeomGNNError(f"{name} is {value}, but it must be a finite number {_hint(wanted, shown)}.")
     if not read.is_compatible(wanted):
-        written = value[_NUMBER.match(value).start(2) :].strip() if isinstance(value, str) else _name(read)
+        written = _NUMBER.sub(r"\2", value).strip() if isinstance(value, str) else _name(read)
         guess = did_you_mean(written, _possible(wanted))
         raise GeomGNNError(f"{name} is '{value}', but it must be a number {_hint(wanted, shown)}.{guess}")
     factor = read.conversion_factor_to(wanted)
@@ -102,7 +109,7 @@ def quantity(value, unit, name):
     return converted
 
 
-def positive(value, name, of, zero=False):
+def positive(value: Any, name: str, of: Unit | str, zero: bool = False) -> float:
     """`quantity`, in the unit `of`, that must also be positive, or zero if allowed. Raises GeomGNNError."""
     number = quantity(value, of, name)
     if number < 0 or (number == 0 and not zero):
@@ -110,7 +117,7 @@ def positive(value, name, of, zero=False):
     return number
 
 
-def parse_unit(text):
+def parse_unit(text: str) -> Unit:
     """The openmm Unit written as a product of powers: "kJ/mol/nm^2", "kJ mol^-1", "1/ps". "" is dimensionless.
 
     Raises GeomGNNError where a name is unknown (with the nearest known one) or the text is not such a product.
@@ -119,12 +126,14 @@ def parse_unit(text):
 
     if len(text.strip()) > LONGEST_UNIT:
         raise GeomGNNError(f"'{text.strip()[:LONGEST_UNIT]}...' is not a unit: it is too long for one.")
-    tokens, position = [], 0
+    tokens: list[_Token] = []
+    position = 0
     while text[position:].strip():
         match = _TOKEN.match(text, position)
         if match is None:
             raise GeomGNNError(f"'{text.strip()}' is not a unit: '{text[position:].strip()[0]}' has no meaning in one.")
-        tokens.append((match.lastgroup, match.group(match.lastgroup)))
+        kind = match.lastgroup or ""
+        tokens.append((kind, match.group(kind)))
         position = match.end()
     if not tokens:
         return dimensionless
@@ -134,7 +143,7 @@ def parse_unit(text):
     return result
 
 
-def _read(text, wanted, shown, name):
+def _read(text: str, wanted: Unit, shown: str, name: str) -> tuple[float, Unit]:
     """A number and its unit, which is `wanted` when none is written."""
     match = _NUMBER.match(text)
     if match is None:
@@ -149,7 +158,7 @@ def _read(text, wanted, shown, name):
     return float(match.group(1)), unit
 
 
-def _product(tokens, text):
+def _product(tokens: list[_Token], text: str) -> Unit:
     """Consume tokens up to the end or a closing bracket: powers joined by *, / or nothing, from left to right.
 
     The text follows a number, so it may start with * or /.
@@ -171,7 +180,7 @@ def _product(tokens, text):
     return result
 
 
-def _power(tokens, text):
+def _power(tokens: list[_Token], text: str) -> Unit:
     import openmm.unit
 
     kind, word = tokens.pop(0)
@@ -200,17 +209,17 @@ def _power(tokens, text):
     return unit
 
 
-def _possible(unit):
+def _possible(unit: Unit) -> list[str]:
     return [text for text in _OFFERED if parse_unit(text).is_compatible(unit)]
 
 
-def _name(unit):
+def _name(unit: Unit) -> str:
     """How a unit is written here, or OpenMM's symbol for it."""
     same = (text for text in _possible(unit) if math.isclose(parse_unit(text).conversion_factor_to(unit), 1))
     return next(same, unit.get_symbol())
 
 
-def _hint(unit, shown):
+def _hint(unit: Unit, shown: str) -> str:
     from openmm.unit import dimensionless
 
     if unit.is_compatible(dimensionless):

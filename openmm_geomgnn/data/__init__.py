@@ -1,0 +1,1 @@
+"""Encoders, conformers, example systems and protocols that ship with the package."""
