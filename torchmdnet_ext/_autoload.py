@@ -4,10 +4,19 @@ Standard library only, a few microseconds, and it must never raise: it only asks
 TorchMD-Net's modules that we extend has been imported.
 """
 
+from __future__ import annotations
+
 import importlib.abc
 import importlib.machinery
 import sys
 import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 # module of TorchMD-Net -> function of torchmdnet_ext.registration that extends it
 HOOKS = {
@@ -19,7 +28,7 @@ HOOKS = {
 }
 
 
-def _extend(module):
+def _extend(module: ModuleType) -> None:
     """Call our extension of a module of TorchMD-Net; a failure is a warning, never an error."""
     try:
         from torchmdnet_ext import registration
@@ -36,26 +45,28 @@ def _extend(module):
 class _Loader(importlib.abc.Loader):
     """Runs a module with its own loader, then extends it."""
 
-    def __init__(self, loader):
+    def __init__(self, loader: Loader) -> None:
         self.loader = loader
 
-    def __getattr__(self, name):  # is_package, get_source, ... of the real loader
+    def __getattr__(self, name: str) -> Any:  # is_package, get_source, ... of the real loader
         return getattr(self.loader, name)
 
-    def create_module(self, spec):
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
-    def exec_module(self, module):
+    def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
         # later inspection of the module (inspect, runpy, importlib.reload) sees it as if we were absent
-        module.__loader__ = module.__spec__.loader = self.loader
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
         _extend(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds nothing itself; wraps the loader of the modules we extend."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name not in HOOKS:
             return None
         for finder in sys.meta_path:
@@ -77,19 +88,19 @@ class _WatchedSpec(importlib.machinery.ModuleSpec):
     """
 
     @property
-    def _initializing(self):
+    def _initializing(self) -> bool:
         return self.__dict__.get("_initializing", False)
 
     @_initializing.setter
-    def _initializing(self, value):
+    def _initializing(self, value: bool) -> None:
         self.__dict__["_initializing"] = value
         if not value:
-            self.__class__ = importlib.machinery.ModuleSpec
+            self.__class__ = importlib.machinery.ModuleSpec  # type: ignore[assignment]
             if self.name in sys.modules:  # absent if its import failed
                 _extend(sys.modules[self.name])
 
 
-def register():
+def register() -> None:
     """Extend TorchMD-Net's modules: those already imported now, the others when their import is complete."""
     try:
         if any(isinstance(finder, _Finder) for finder in sys.meta_path):

@@ -1,9 +1,11 @@
 """Checks of arguments that users write by hand; misspelt names are refused with a suggestion."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
-def did_you_mean(word, known):
+def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Ask " Did you mean 'x'?" with the known word nearest to `word`; "" if none is near."""
     known = list(known)
     lowered = {name.lower(): name for name in reversed(known)}
@@ -13,7 +15,7 @@ def did_you_mean(word, known):
     return f" Did you mean '{lowered[near[0]]}'?" if near else ""
 
 
-def dataset_arguments(kind, given):
+def dataset_arguments(kind: type, given: Any) -> dict[str, Any]:
     """Convert `given`, the dataset_arg of a dataset class, to a dictionary of arguments that the class knows.
 
     It may be None, a dictionary, or the text of one from the command line.

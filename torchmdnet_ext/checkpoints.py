@@ -8,13 +8,16 @@ unpickled: files of PyTorch are read with `weights_only=True`.
 import argparse
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import Tensor, nn
 
 from torchmdnet_ext import registration
-from torchmdnet_ext.files import write_whole
+from torchmdnet_ext.files import PathLike, write_whole
 from torchmdnet_ext.geom2vec import read_geom2vec
 from torchmdnet_ext.networks import Denoiser, Pretrained, build_head, build_network, load_torch_file
 from torchmdnet_ext.tensor_files import CHECKSUM, DamagedFile, is_as_written, read_tensor_file, with_checksum
@@ -35,7 +38,7 @@ FORMAT = "openmm-geomgnn encoder"
 VERSION = 3
 FIRST_WITH_CHECKSUM = 3
 # entries in the header of an encoder's file, and their types
-HEADER = {"settings": dict, "training": dict, "head": (str, type(None))}
+HEADER: dict[str, Any] = {"settings": dict, "training": dict, "head": (str, type(None))}
 HEAD = "head."  # prefix of the names of the noise head's tensors in our files
 # prefixes of names in a checkpoint of the trainer
 NETWORK = "model.representation_model."
@@ -55,16 +58,22 @@ TRAINER_SETTINGS = {
 }
 
 
-def _network_settings(settings):
+def _network_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in registration.NETWORK_SETTINGS if name in settings}
 
 
-def _single(module, prefix=""):
+def _single(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """Get the tensors of a module in single precision, their names with a prefix."""
     return {prefix + name: tensor.detach().float().contiguous() for name, tensor in module.state_dict().items()}
 
 
-def write_encoder(path, settings, network, training=None, head=None):
+def write_encoder(
+    path: PathLike,
+    settings: Mapping[str, Any],
+    network: nn.Module,
+    training: Mapping[str, Any] | None = None,
+    head: nn.Module | None = None,
+) -> None:
     """Write a network and the settings that build it to `path` (safetensors), in single precision.
 
     Parameters
@@ -88,12 +97,12 @@ def write_encoder(path, settings, network, training=None, head=None):
     write_whole(path, save(tensors, metadata={"encoder": json.dumps(with_checksum(header, tensors))}))
 
 
-def _without_head(header):
+def _without_head(header: dict[str, Any]) -> dict[str, Any]:
     """Version 1 knew no heads."""
     return {**header, "version": 2, "head": None}
 
 
-def _without_checksum(header):
+def _without_checksum(header: dict[str, Any]) -> dict[str, Any]:
     """Version 2 knew no checksums."""
     return {**header, "version": 3}
 
@@ -101,7 +110,7 @@ def _without_checksum(header):
 MIGRATIONS = {1: _without_head, 2: _without_checksum}  # version -> function from its header to the next version's
 
 
-def read_encoder(path):
+def read_encoder(path: PathLike) -> Pretrained:
     """Read a file of ours as `Pretrained`.
 
     Raises
@@ -137,7 +146,7 @@ def read_encoder(path):
     return Pretrained(header["settings"], tensors, head, header["training"])
 
 
-def write_trainer_checkpoint(path, settings, network, head):
+def write_trainer_checkpoint(path: PathLike, settings: Mapping[str, Any], network: nn.Module, head: nn.Module) -> None:
     """Write a `.ckpt` file in single precision, which `torchmd-train --load-weights` and `Encoder.load` read.
 
     Parameters are those of `write_encoder`; the trainer needs the noise head as well.
@@ -150,7 +159,7 @@ def write_trainer_checkpoint(path, settings, network, head):
     write_whole(path, buffer.getvalue())
 
 
-def read_trainer_checkpoint(path):
+def read_trainer_checkpoint(path: PathLike) -> Pretrained:
     """Read a checkpoint of `torchmd-train` as `Pretrained`, also of those of TorchMD-Net's own networks that ours can equal.
 
     Raises
@@ -166,7 +175,7 @@ def read_trainer_checkpoint(path):
     if settings.get("model") in UPSTREAM:
         settings.update(model=UPSTREAM[settings["model"]], smooth_cutoff=False)
 
-    def those(prefix):
+    def those(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)}
 
     head = those(TRAINER_HEAD) if settings.get("output_model") == TRAINER_SETTINGS["output_model"] else None
@@ -181,7 +190,7 @@ READERS = {
 }
 
 
-def read_pretrained(path):
+def read_pretrained(path: PathLike) -> Pretrained:
     """Read a file of any kind in `READERS`, according to the suffix of its name, as `Pretrained`.
 
     Raises
@@ -197,7 +206,7 @@ def read_pretrained(path):
     return READERS[path.suffix](path)
 
 
-def read_denoiser(path):
+def read_denoiser(path: PathLike) -> Denoiser:
     """Read a pre-trained network with its noise head, called as model(z (N,), pos (N, 3), batch (N,)).
 
     Returns

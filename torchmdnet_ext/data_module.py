@@ -2,7 +2,9 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -10,17 +12,18 @@ from torchmdnet_ext.arguments import dataset_arguments
 from torchmdnet_ext.datasets.conformers import Conformers
 from torchmdnet_ext.datasets.splits import NAMES, split
 from torchmdnet_ext.denoising import Denoising
+from torchmdnet_ext.files import PathLike
 
 KEYS = tuple(f"idx_{name}" for name in NAMES)
 
 
-def is_ours(module):
+def is_ours(module: Any) -> bool:
     """Whether a `torchmdnet.data.DataModule` has, or is going to make, a dataset of ours."""
     return module.hparams["dataset"] in ("Conformers", "Denoising") or isinstance(module.dataset, Conformers | Denoising)
 
 
 @contextmanager
-def prepared(module):
+def prepared(module: Any) -> Iterator[None]:
     """Make the dataset of a DataModule, and the splits that its own `setup`, called within, reads.
 
     Without a file of splits, whole molecules of `Conformers` are held out. Other datasets within `Denoising` are split by
@@ -51,7 +54,8 @@ def prepared(module):
     handle, path = tempfile.mkstemp(suffix=".npz")
     os.close(handle)
     try:
-        np.savez(path, **dict(zip(KEYS, indices, strict=True)))
+        arrays: dict[str, Any] = dict(zip(KEYS, indices, strict=True))
+        np.savez(path, **arrays)
         settings["splits"] = path
         yield
     finally:
@@ -59,7 +63,7 @@ def prepared(module):
         os.unlink(path)
 
 
-def _check_elements(conformers, max_z):
+def _check_elements(conformers: Any, max_z: int | None) -> None:
     heaviest = int(conformers.elements().max(initial=0))
     if max_z is not None and heaviest >= max_z:
         from ase.data import chemical_symbols
@@ -70,7 +74,7 @@ def _check_elements(conformers, max_z):
         )
 
 
-def _check_splits(path, total):
+def _check_splits(path: PathLike, total: int) -> None:
     try:
         with np.load(path) as file:
             indices = [file[key] for key in KEYS]
@@ -87,7 +91,7 @@ def _check_splits(path, total):
         )
 
 
-def check_held_out(module):
+def check_held_out(module: Any) -> None:
     """Raise ValueError if training is to follow a validation loss but nothing is held out, or there is no training data."""
     settings, sizes = module.hparams, [len(module.idx_train), len(module.idx_val), len(module.idx_test)]
     shown = ", ".join(f"{name} {size}" for name, size in zip(NAMES, sizes, strict=True))

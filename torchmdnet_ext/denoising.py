@@ -6,12 +6,16 @@ units of `sigma`. A network that predicts 0 has a loss of 1.0.
 
 import copy
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from torchmdnet_ext.arguments import dataset_arguments
+from torchmdnet_ext.files import PathLike
 
 COUNTED = 2000  # number of conformers in which elements are counted for balanced weights
 RAREST = 10.0  # largest weight of a rare element, relative to the commonest one
@@ -50,13 +54,13 @@ class Denoising(Dataset):
 
     def __init__(
         self,
-        root=None,
-        dataset="Conformers",
-        dataset_arg=None,
-        sigma=0.2,
-        remove_hydrogens=0.0,
-        element_weights=None,
-    ):
+        root: PathLike | None = None,
+        dataset: str = "Conformers",
+        dataset_arg: Any = None,
+        sigma: float = 0.2,
+        remove_hydrogens: float = 0.0,
+        element_weights: Mapping | None = None,
+    ) -> None:
         from torchmdnet import datasets
 
         scales = list(sigma) if isinstance(sigma, list | tuple) else [sigma]
@@ -77,7 +81,7 @@ class Denoising(Dataset):
         self.weights = None if element_weights is None else self._weights(element_weights)
         self.fixed = False
 
-    def _weights(self, chosen):
+    def _weights(self, chosen: Any) -> Tensor:
         """Weights (119,) of the elements in the training loss."""
         weights = torch.ones(119)
         if chosen == "balanced":
@@ -99,10 +103,10 @@ class Denoising(Dataset):
             weights[atomic_numbers[symbol]] = weight
         return weights
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.clean)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Data:
         index = int(index)
         conformer = self.clean[index]
         generator = torch.Generator().manual_seed(index) if self.fixed else None
@@ -120,14 +124,14 @@ class Denoising(Dataset):
             noisy.loss_weight = self.weights[z]
         return noisy
 
-    def fixed_noise(self):
+    def fixed_noise(self) -> "Denoising":
         """Return the same conformers with noise that depends only on the index, for validation and tests."""
         view = copy.copy(self)
         view.fixed = True
         return view
 
 
-def fix_held_out_noise(data_module):
+def fix_held_out_noise(data_module: Any) -> None:
     """Give the validation and test sets of a `torchmdnet.data.DataModule` noise that stays the same in every epoch."""
     if isinstance(data_module.dataset, Denoising):
         fixed = data_module.dataset.fixed_noise()
@@ -135,7 +139,7 @@ def fix_held_out_noise(data_module):
         data_module.test_dataset.dataset = fixed
 
 
-def weighted(loss, weight):
+def weighted(loss: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """Compute `loss(prediction, target)`, a mean square, with weights (N,) of the rows (N, 3)."""
     root = (weight / weight.mean().clamp(min=1e-9)).sqrt().unsqueeze(1)
     return lambda prediction, target: loss(root * prediction, root * target)

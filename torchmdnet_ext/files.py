@@ -2,9 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import TypeAlias
+
+PathLike: TypeAlias = str | os.PathLike[str]
 
 
-def write_whole(path, content):
+def write_whole(path: PathLike, content: bytes) -> None:
     """Write bytes atomically: under another name first, so that no reader sees half a file."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -15,7 +18,7 @@ def write_whole(path, content):
         temporary.unlink(missing_ok=True)
 
 
-def replace_file(temporary, path):
+def replace_file(temporary: PathLike, path: PathLike) -> None:
     """Rename a complete file to `path`, in a way that survives a power failure."""
     with open(temporary, "r+b") as file:
         os.fsync(file.fileno())
@@ -23,7 +26,7 @@ def replace_file(temporary, path):
     sync_folder(Path(path).parent)
 
 
-def sync_folder(folder):
+def sync_folder(folder: PathLike) -> None:
     """Wait until the names in a folder are on the disk; do nothing where the system does not support this."""
     if os.name == "nt":
         return

@@ -9,12 +9,14 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from torchmdnet_ext import registration
+from torchmdnet_ext.files import PathLike
 from torchmdnet_ext.models.envelopes import DEFAULT_WIDTH
 from torchmdnet_ext.networks import Denoiser, Pretrained, build_head, build_network, load_torch_file, misfits, new_head
 
@@ -45,7 +47,7 @@ DENOISES = 0.6  # the largest accepted one, if every other choice has at least `
 CLEARLY = 1.2
 
 
-def _transformer(tensors):
+def _transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     keys, values = (any(f".{name}_proj." in key for key in tensors) for name in ("dk", "dv"))
     return {
         "attn_activation": "silu",
@@ -55,7 +57,7 @@ def _transformer(tensors):
     }
 
 
-def _visnet(tensors):
+def _visnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     norms = [tensor for name, tensor in tensors.items() if name.endswith(("vec_layernorm.weight", "vec_out_norm.weight"))]
     return {
         "trainable_vecnorm": any(bool((tensor != 1).any()) for tensor in norms),
@@ -63,18 +65,18 @@ def _visnet(tensors):
     }
 
 
-def _tensornet(tensors):
+def _tensornet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"equivariance_invariance_group": "O(3)"}
 
 
-def _three_parts_first(name, tensor):
+def _three_parts_first(name: str, tensor: Tensor) -> Tensor:
     """Reorder factors of I, A and S from geom2vec's TensorNet, side by side in each channel, to TorchMD-Net's blocks."""
     if re.search(r"tensor_embedding\.linears_scalar\.1\.|^layers\.\d+\.linears_scalar\.2\.", name):
         return tensor.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
     return tensor
 
 
-def _unchanged(name, tensor):
+def _unchanged(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
@@ -86,9 +88,9 @@ class Kind(NamedTuple):
     embedding: str  # tensor with a row for each element
     channels: tuple[str, ...]  # parts of the names of linear maps of the channels
     radial: tuple[str, ...]  # parts of the names of linear maps of the radial basis
-    own: Callable  # tensors -> settings that not all kinds have
+    own: Callable[[Mapping[str, Tensor]], dict[str, Any]]  # tensors -> settings that not all kinds have
     choices: tuple[str, ...] = ()  # settings that cannot be inferred from its tensors
-    convert: Callable = _unchanged  # name and tensor -> tensor of our network
+    convert: Callable[[str, Tensor], Tensor] = _unchanged  # name and tensor -> tensor of our network
 
 
 _ATTENTION = ("q_proj.weight", "k_proj.weight", "o_proj.weight", "vec_proj.weight")
@@ -118,17 +120,17 @@ KINDS = {
 }
 
 
-def _width(tensors, names):
+def _width(tensors: Mapping[str, Tensor], names: Iterable[str]) -> int:
     """The number of columns of most matrices with one of `names` in their names; one that differs is at fault."""
     columns = [t.shape[1] for name, t in tensors.items() if t.dim() == 2 and any(part in name for part in names)]
     return Counter(columns).most_common(1)[0][0] if columns else 0
 
 
-def _rows(tensor):
+def _rows(tensor: Tensor) -> int:
     return tensor.shape[0] if tensor.dim() else 0
 
 
-def _cutoff(means, betas, origin):
+def _cutoff(means: Tensor, betas: Tensor, origin: str) -> float:
     """Infer the cutoff in angstrom of an exponential-normal radial basis that was not trained.
 
     Its means are evenly spaced from exp(-cutoff) to 1 (Unke & Meuwly, J. Chem. Theory Comput. 15, 3678, 2019).
@@ -146,7 +148,7 @@ def _cutoff(means, betas, origin):
     return rounded if math.isclose(math.exp(-rounded), first, rel_tol=1e-5) else cutoff
 
 
-def _settings(network, origin):
+def _settings(network: Mapping[str, Tensor], origin: str) -> tuple[Kind, dict[str, Any]]:
     """Infer settings and `Kind` of a network from its tensors, named without a prefix."""
     models = [model for model, kind in KINDS.items() if any(name.startswith(kind.marker) for name in network)]
     if len(models) != 1:
@@ -179,9 +181,9 @@ def _settings(network, origin):
     }
 
 
-def _choices(names, channels):
+def _choices(names: Iterable[str], channels: int) -> list[dict[str, Any]]:
     """List all possible settings of those named, as dictionaries; geom2vec's defaults come first."""
-    known = {
+    known: dict[str, list[Any]] = {
         "num_heads": sorted((n for n in range(1, channels + 1) if channels % n == 0), key=lambda n: abs(n - 8)),
         "lmax": [1, 2],
         "vecnorm_type": ["max_min", "none"],
@@ -189,7 +191,7 @@ def _choices(names, channels):
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(known[name] for name in names))]
 
 
-def _loss(denoiser, sigma):
+def _loss(denoiser: nn.Module, sigma: float) -> float:
     """Compute the mean squared error per coordinate of a network's prediction of noise in a small molecule."""
     z, pos = torch.tensor(ELEMENTS).repeat(DRAWS), torch.tensor(POSITIONS).repeat(DRAWS, 1)
     noise = torch.randn(pos.shape, generator=torch.Generator().manual_seed(1))
@@ -199,13 +201,20 @@ def _loss(denoiser, sigma):
     return loss if math.isfinite(loss) else math.inf
 
 
-def _decide(settings, names, tensors, head, sigma, origin):
+def _decide(
+    settings: Mapping[str, Any],
+    names: Iterable[str],
+    tensors: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+    sigma: float,
+    origin: str,
+) -> dict[str, Any]:
     """Complete the settings with values of `names` that make the network denoise."""
-    head = build_head(settings, head, origin)
+    network_head = build_head(settings, head, origin)
     losses = []
     for choice in _choices(names, settings["embedding_dimension"]):
         network = build_network({**settings, **choice}, tensors, origin)
-        losses.append((_loss(Denoiser(network, head), sigma), choice))
+        losses.append((_loss(Denoiser(network, network_head), sigma), choice))
         if losses[-1][0] < SURE:
             return {**settings, **choice}
     losses.sort(key=lambda pair: pair[0])
@@ -220,7 +229,7 @@ def _decide(settings, names, tensors, head, sigma, origin):
     return {**settings, **choice}
 
 
-def _expected(settings, kind, prefix, content):
+def _expected(settings: Mapping[str, Any], kind: Kind, prefix: str, content: Mapping[str, Any]) -> dict[str, Sequence[int]]:
     """Shapes, by name, of all tensors in a file with a network of these settings."""
     first = _choices(kind.choices, settings["embedding_dimension"])[0]
     network = registration.representation_model({**settings, **first, "cutoff_upper": 5.0, "precision": 32})
@@ -232,20 +241,20 @@ def _expected(settings, kind, prefix, content):
     return shapes
 
 
-def _head(settings, prefix):
+def _head(settings: Mapping[str, Any], prefix: str) -> dict[str, tuple[str, Sequence[int]]]:
     """Our name and the shape of each tensor of the noise head, by geom2vec's name."""
     head = new_head(settings["embedding_dimension"]).state_dict()
     return {prefix + name.replace(".layers.", "."): (name, tensor.shape) for name, tensor in head.items()}
 
 
-def _noise_scale(content):
+def _noise_scale(content: Mapping[str, Any]) -> float:
     """Standard deviation, in angstrom, of the noise whose sums a file holds."""
     count = content["pos_normalizer.acc_count"].double()
     mean = content["pos_normalizer.acc_sum"].double() / count
     return (content["pos_normalizer.acc_squared_sum"].double() / count - mean.square()).mean().sqrt().item()
 
 
-def read_geom2vec(path):
+def read_geom2vec(path: PathLike) -> Pretrained:
     """Read a file of geom2vec's pre-training.
 
     Returns
@@ -265,7 +274,7 @@ def read_geom2vec(path):
             f"{path} is not a network of geom2vec: it is not a dictionary of tensors. Give one of its .pth files."
         )
     tensors = {name.removeprefix(NETWORK): tensor for name, tensor in content.items() if name.startswith(NETWORK)}
-    kind, settings = _settings(tensors, path)
+    kind, settings = _settings(tensors, str(path))
     prefix = next((prefix for prefix in HEADS if any(name.startswith(prefix) for name in content)), HEADS[0])
     problems = misfits(_expected(settings, kind, prefix, content), content)
     if settings["max_z"] <= max(ELEMENTS):
@@ -275,9 +284,9 @@ def read_geom2vec(path):
             f"{path} does not hold a whole network of geom2vec: {'; '.join(problems)}. Get the file again from where it was "
             "published."
         )
-    settings["cutoff_upper"] = _cutoff(tensors["distance_expansion.means"], tensors["distance_expansion.betas"], path)
+    settings["cutoff_upper"] = _cutoff(tensors["distance_expansion.means"], tensors["distance_expansion.betas"], str(path))
     tensors = {name: kind.convert(name, tensor) for name, tensor in tensors.items()}
     head = {ours: content[theirs] for theirs, (ours, _) in _head(settings, prefix).items()}
     sigma = _noise_scale(content)
-    settings = _decide(settings, kind.choices, tensors, head, sigma, path)
+    settings = _decide(settings, kind.choices, tensors, head, sigma, str(path))
     return Pretrained(settings, tensors, head, {"program": "geom2vec", "sigma": round(sigma, 4)})

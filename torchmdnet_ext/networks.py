@@ -1,14 +1,21 @@
 """Networks built from settings and tensors in a file, every one of which must fit."""
 
+from __future__ import annotations
+
 import argparse
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchmdnet_ext import registration
+from torchmdnet_ext.files import PathLike
 from torchmdnet_ext.quiet import start_warp
+
+if TYPE_CHECKING:
+    from torchmdnet_ext.heads.noise import EquivariantNoise
 
 SIZES = ("embedding_dimension", "num_rbf", "max_z")  # settings that are dimensions of tensors
 
@@ -37,12 +44,12 @@ class Pretrained(NamedTuple):
 class Denoiser(nn.Module):
     """A network and its noise head, which predict the noise in positions."""
 
-    def __init__(self, network, head):
+    def __init__(self, network: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.head = head
+        self.head: Any = head
 
-    def forward(self, z, pos, batch):
+    def forward(self, z: Tensor, pos: Tensor, batch: Tensor) -> Tensor:
         """Predict the noise (N, 3) in units of its standard deviation.
 
         Parameters
@@ -54,7 +61,7 @@ class Denoiser(nn.Module):
         return self.head.pre_reduce(x, v, z, pos, batch)
 
 
-def misfits(expected, found):
+def misfits(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """List what is wrong with the tensors `found`, by name; `expected` has their shapes, or tensors of these shapes."""
     shapes = {name: tuple(getattr(shape, "shape", shape)) for name, shape in expected.items()}
     problems = [f"{name} is missing" for name in shapes.keys() - found.keys()]
@@ -69,7 +76,7 @@ def misfits(expected, found):
     return sorted(problems)
 
 
-def _fill(module, tensors, origin):
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> nn.Module:
     problems = misfits(module.state_dict(), tensors)
     if problems:
         raise ValueError(
@@ -80,7 +87,7 @@ def _fill(module, tensors, origin):
     return module.requires_grad_(False).eval()
 
 
-def build_network(settings, tensors, origin="the encoder"):
+def build_network(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str = "the encoder") -> nn.Module:
     """Build the network described by `settings` with the given tensors, every one of which must fit.
 
     Raises
@@ -95,7 +102,7 @@ def build_network(settings, tensors, origin="the encoder"):
         )
     _check_sizes(settings, tensors, origin)
     try:
-        network = registration.representation_model({"precision": 32, "box_vecs": None, **settings})
+        network: Any = registration.representation_model({"precision": 32, "box_vecs": None, **settings})
     except KeyError as error:
         raise ValueError(
             f"{origin} does not say what {error} the network has, so it cannot be built. Use the file that was written by "
@@ -111,7 +118,7 @@ def build_network(settings, tensors, origin="the encoder"):
     return _fill(network, {"distance.box": network.distance.box, **tensors}, origin)
 
 
-def _check_sizes(settings, tensors, origin):
+def _check_sizes(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:
     """Refuse sizes that differ from those of the tensors before a network of any size is built with them."""
     there = {size for tensor in tensors.values() for size in getattr(tensor, "shape", ())}
     for name in SIZES:
@@ -129,7 +136,7 @@ def _check_sizes(settings, tensors, origin):
         )
 
 
-def new_head(channels, activation="silu"):
+def new_head(channels: int, activation: str = "silu") -> EquivariantNoise:
     """Make a noise head for H `channels` with random weights."""
     start_warp()
     from torchmdnet_ext.heads.noise import EquivariantNoise
@@ -137,13 +144,13 @@ def new_head(channels, activation="silu"):
     return EquivariantNoise(channels, activation=activation)
 
 
-def build_head(settings, tensors, origin="the encoder"):
+def build_head(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str = "the encoder") -> nn.Module:
     """Build the noise head of the network that `settings` describe with the given tensors; errors as in `build_network`."""
     head = new_head(settings["embedding_dimension"], settings["activation"])
     return _fill(head, tensors, f"The noise head in {origin}")
 
 
-def load_torch_file(path, kind):
+def load_torch_file(path: PathLike, kind: str) -> Any:
     """Load a file of `torch.save` to the CPU: tensors, numbers, texts and settings.
 
     Parameters

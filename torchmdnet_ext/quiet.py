@@ -4,13 +4,14 @@ import ctypes
 import os
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 # message of Warp's native code on every machine without a GPU
 NO_DRIVER = "Could not find or load the NVIDIA CUDA driver"
 
 
-def start_warp():
+def start_warp() -> None:
     """Initialise Warp quietly, before TorchMD-Net's import does so with messages in every process.
 
     If Warp has been imported already, as in `torchmd-train`, nothing is done.
@@ -33,7 +34,7 @@ def start_warp():
 
 
 @contextmanager
-def without_lines(texts, stream=2):
+def without_lines(texts: str | Sequence[str], stream: int = 2) -> Iterator[None]:
     """Filter out lines with a text, or one of several, that native code writes to standard output (1) or error (2)."""
     texts = (texts,) if isinstance(texts, str) else texts
     flush = ctypes.CDLL(None).fflush if os.name == "posix" else lambda file: None

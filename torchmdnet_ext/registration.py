@@ -4,14 +4,21 @@ Models and heads become names that `create_model` understands, datasets become a
 settings become arguments of `torchmd-train`. Nothing of TorchMD-Net is changed for names that are not ours.
 """
 
+from __future__ import annotations
+
 import argparse
 import functools
 import importlib
 import importlib.metadata
 import sys
 import warnings
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
 
 from torchmdnet_ext.arguments import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TESTED = ((3, 1), (3, 2))  # from the first, up to but not including the second
 
@@ -30,7 +37,7 @@ HEADS = ("Noise",)
 DATASETS = ("Conformers", "Denoising")
 
 
-def flag(text):
+def flag(text: str) -> bool:
     """A bool from the command line (`bool("false")` is True)."""
     try:
         return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
@@ -74,14 +81,14 @@ NETWORK_SETTINGS = tuple(
 )
 
 
-def check_choice(name, value, known):
+def check_choice(name: str, value: object, known: Collection[str]) -> None:
     """Raise ValueError if a setting is not one of the known names: a YAML file may hold anything."""
     if value not in known:
         raise ValueError(f"{name} is {value!r}, but it must be one of {', '.join(known)}.{did_you_mean(value, known)}")
 
 
 @functools.cache
-def check_version():
+def check_version() -> None:
     """Warn, once, about a version of TorchMD-Net that this package was not tested with."""
     version = importlib.metadata.version("torchmd-net")
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
@@ -94,7 +101,7 @@ def check_version():
         )
 
 
-def representation_model(args):
+def representation_model(args: dict[str, Any]) -> nn.Module:
     """Build the network that `args` (the settings of `torchmd-train`) describe, one of `MODELS`.
 
     Raises ValueError if a boolean setting is not a boolean, or a name is unknown.
@@ -124,7 +131,7 @@ def representation_model(args):
     return network(**settings, **{name: args[name] for name in own})
 
 
-def create_model(args, prior_model=None, mean=None, std=None):
+def create_model(args: dict[str, Any], prior_model: Any = None, mean: Any = None, std: Any = None) -> nn.Module:
     """`torchmdnet.models.model.create_model` for our networks, with any equivariant head."""
     from torchmdnet.models import model as upstream
     from torchmdnet.models import output_modules
@@ -159,11 +166,11 @@ def create_model(args, prior_model=None, mean=None, std=None):
     )
 
 
-def _append(names, new):
+def _append(names: list[str], new: Iterable[str]) -> None:
     names.extend(name for name in new if name not in names)
 
 
-def extend_models(module):
+def extend_models(module: Any) -> None:
     """Extend `torchmdnet.models.model` with our models and heads."""
     check_version()
     from torchmdnet import models
@@ -175,7 +182,7 @@ def extend_models(module):
     model_names, head_names, upstream_create_model = models.__all_models__, output_modules.__all__, module.create_model
 
     @functools.wraps(upstream_create_model)
-    def create(args, prior_model=None, mean=None, std=None):
+    def create(args: dict[str, Any], prior_model: Any = None, mean: Any = None, std: Any = None) -> nn.Module:
         ours = args["model"] in MODELS
         if args["output_model"] in HEADS and not ours and args["model"] != "equivariant-transformer":
             raise ValueError(
@@ -189,12 +196,13 @@ def extend_models(module):
     output_modules.EquivariantNoise = EquivariantNoise
     module.create_model = create
     # modules that took the name before us: TorchMD-Net was imported with the entry points of torch.backends disabled
-    for name, other in list(sys.modules.items()):
+    loaded: list[tuple[str, Any]] = list(sys.modules.items())
+    for name, other in loaded:
         if name.startswith("torchmdnet.") and getattr(other, "create_model", None) is upstream_create_model:
             other.create_model = create
 
 
-def extend_datasets(module):
+def extend_datasets(module: Any) -> None:
     """Extend `torchmdnet.datasets` with our datasets."""
     from torchmdnet_ext.datasets.conformers import Conformers
     from torchmdnet_ext.denoising import Denoising
@@ -204,7 +212,7 @@ def extend_datasets(module):
     module.Denoising = Denoising
 
 
-def extend_data_module(module):
+def extend_data_module(module: Any) -> None:
     """Extend `torchmdnet.data`: of our datasets whole molecules are held out, with noise that stays the same."""
     from torchmdnet_ext.data_module import check_held_out, is_ours, prepared
     from torchmdnet_ext.denoising import fix_held_out_noise
@@ -212,7 +220,7 @@ def extend_data_module(module):
     upstream_setup = module.DataModule.setup
 
     @functools.wraps(upstream_setup)
-    def setup(self, stage):
+    def setup(self: Any, stage: Any) -> Any:
         if not is_ours(self):
             return upstream_setup(self, stage)
         with prepared(self):
@@ -223,14 +231,14 @@ def extend_data_module(module):
     module.DataModule.setup = setup
 
 
-def extend_training(module):
+def extend_training(module: Any) -> None:
     """Extend `torchmdnet.module` with weights of single atoms in the training loss, if the dataset has them."""
     from torchmdnet_ext.denoising import weighted
 
     upstream_losses = module.LNNP._compute_losses
 
     @functools.wraps(upstream_losses)
-    def compute_losses(self, y, neg_y, batch, loss_fn, *rest):
+    def compute_losses(self: Any, y: Any, neg_y: Any, batch: Any, loss_fn: Any, *rest: Any) -> Any:
         if "loss_weight" in batch:
             loss_fn = weighted(loss_fn, batch.loss_weight)
         return upstream_losses(self, y, neg_y, batch, loss_fn, *rest)
@@ -238,12 +246,12 @@ def extend_training(module):
     module.LNNP._compute_losses = compute_losses
 
 
-def extend_arguments(module):
+def extend_arguments(module: Any) -> None:
     """Extend `torchmdnet.scripts.train` with our settings as arguments of `torchmd-train`."""
     upstream_get_argparse = module.get_argparse
 
     @functools.wraps(upstream_get_argparse)
-    def get_argparse():
+    def get_argparse() -> Any:
         parser = upstream_get_argparse()
         group = parser.add_argument_group(
             "openmm-geomgnn", f"Of {', '.join(MODELS)}. These keep every neighbour: max-num-neighbors does not concern them."

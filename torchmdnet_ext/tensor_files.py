@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from torchmdnet_ext.files import PathLike
 
 CHECKSUM = "checksum"  # name in a header of the checksum of everything else in the file
 # what reading a damaged file raises; a dtype that this torch or numpy lacks is an AttributeError, KeyError or TypeError
@@ -15,13 +19,13 @@ class DamagedFile(ValueError):
     """A file that cannot be read as a safetensors file; the message is the reason, as a part of a sentence."""
 
 
-def with_checksum(header, tensors):
+def with_checksum(header: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a header to types of JSON and add the checksum of itself and of the tensors."""
     header = json.loads(json.dumps(header))
     return {**header, CHECKSUM: _checksum(header, tensors)}
 
 
-def read_tensor_file(path, name, framework="pt"):
+def read_tensor_file(path: PathLike, name: str, framework: str = "pt") -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Read (header, tensors) of a safetensors file.
 
     Parameters
@@ -45,7 +49,7 @@ def read_tensor_file(path, name, framework="pt"):
     return header if isinstance(header, dict) else None, tensors
 
 
-def read_tensor_bytes(data, name):
+def read_tensor_bytes(data: bytes, name: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Read (header, tensors) from the bytes of a safetensors file, as `read_tensor_file` does from the file.
 
     Raises
@@ -63,12 +67,12 @@ def read_tensor_bytes(data, name):
     return header if isinstance(header, dict) else None, tensors
 
 
-def is_as_written(header, tensors):
+def is_as_written(header: Mapping[str, Any], tensors: Mapping[str, Any]) -> bool:
     """Whether header and tensors are those that `with_checksum` was given."""
     return header.get(CHECKSUM) == _checksum(header, tensors)
 
 
-def _checksum(header, tensors):
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
     described = {key: value for key, value in header.items() if key != CHECKSUM}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):

@@ -157,11 +157,11 @@ class Encoder(nn.Module):
             return provided._remade(str(source), dtype, smooth_cutoff)
         path = encoder_file(source if provided is None else provided)
         try:
-            settings, tensors, head, training = checkpoints.read_pretrained(path)
+            settings, tensors, head_tensors, training = checkpoints.read_pretrained(path)
             if smooth_cutoff is not None:
                 settings = {**settings, "smooth_cutoff": bool(smooth_cutoff)}
             network = checkpoints.build_network(settings, tensors, str(path))
-            head = None if head is None else checkpoints.build_head(settings, head, str(path))
+            head = None if head_tensors is None else checkpoints.build_head(settings, head_tensors, str(path))
         except ValueError as error:
             raise GeomGNNError(str(error)) from error
         settings = {name: settings[name] for name in registration.NETWORK_SETTINGS if name in settings}

@@ -22,13 +22,15 @@ first accessed.
 import json
 import math
 import struct
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
-from torchmdnet_ext.files import write_whole
+from torchmdnet_ext.files import PathLike, write_whole
 from torchmdnet_ext.tensor_files import CHECKSUM, is_as_written
 
 FORMAT = "conformers"
@@ -54,7 +56,7 @@ _CHANGED = "{} was changed or damaged after it was written. Restore it, or make 
 # --------------------------------------------------------------------------------------------------------------- writing
 
 
-def _to_units(z, pos, name):
+def _to_units(z: np.ndarray, pos: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Check one conformer; return its z as uint8 and its centred coordinates in units of 0.001 angstrom as int32."""
     z, pos = np.asarray(z), np.asarray(pos, dtype=np.float64)
     if z.ndim != 1 or len(z) == 0 or pos.shape != (len(z), 3):
@@ -76,13 +78,16 @@ def _to_units(z, pos, name):
     return z.astype(np.uint8), units.astype(np.int32)
 
 
-def pack(conformers, malformed=None):
+def pack(
+    conformers: Iterable[tuple[np.ndarray, np.ndarray, str]], malformed: Callable[[], object] | None = None
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """Pack conformers, an iterable of (z, pos in angstrom, source), into the tensors of a shard and names of sources.
 
     Raises a ValueError that names the conformer if one is malformed; `malformed`, if given, is called instead, and the
     conformer is left out.
     """
-    zs, positions, sources, names = [], [], [], {}
+    zs, positions, sources = [], [], []
+    names: dict[str, int] = {}
     for i, (z, pos, source) in enumerate(conformers):
         try:
             z, units = _to_units(z, pos, f"Conformer {i} (source {source!r})")
@@ -108,7 +113,7 @@ def pack(conformers, malformed=None):
     return arrays, list(names)
 
 
-def write_shard(path, arrays, sources, **header):
+def write_shard(path: PathLike, arrays: dict[str, np.ndarray], sources: Sequence[str], **header: Any) -> None:
     """Write the tensors of a shard; the file appears under its name only when it is complete."""
     version = VERSIONS["I16" if arrays["pos"].dtype == np.int16 else "I32"]
     header = {"format": FORMAT, "version": version, "unit": "0.001 angstrom", "sources": list(sources), **header}
@@ -118,7 +123,7 @@ def write_shard(path, arrays, sources, **header):
     write_whole(path, save(arrays, metadata={FORMAT: json.dumps(header)}))
 
 
-def write_conformers(path, conformers, how=""):
+def write_conformers(path: PathLike, conformers: Iterable[tuple[np.ndarray, np.ndarray, str]], how: str = "") -> int:
     """Write conformers to a store that is one file; it appears under its name only when it is complete.
 
     Parameters
@@ -158,27 +163,27 @@ class Shard:
     """
 
     path: Path
-    sources: list
+    sources: list[str]
     conformers: int
     atoms: int
-    header: dict | None = None  # None until the file is read, if an index gave the rest
-    _arrays: dict | None = field(default=None, repr=False)
+    header: dict[str, Any] | None = None  # None until the file is read, if an index gave the rest
+    _arrays: dict[str, np.ndarray] | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, path):
+    def open(cls, path: PathLike) -> "Shard":
         """Open a shard that is in no index. Raises ValueError if the file is missing, truncated or not a shard."""
         path = Path(path)
         header, places = _read_header(path)
         return cls(path, header["sources"], places["source"][2][0], places["z"][2][0], header)
 
     @property
-    def arrays(self):
+    def arrays(self) -> dict[str, np.ndarray]:
         """The tensors by name, read-only numpy arrays mapped from the file."""
         if self._arrays is None:
             self._arrays = self._map()
         return self._arrays
 
-    def _map(self):
+    def _map(self) -> dict[str, np.ndarray]:
         import torch  # not above: processes that only write shards start faster without it
 
         self.header, places = _read_header(self.path)
@@ -206,12 +211,12 @@ class Shard:
             raise _misfit(self.path)
         return arrays
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # a mapping belongs to its process
         return {**self.__dict__, "_arrays": None}
 
 
-def _read_header(path):
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple]]:
     """Read our header and {tensor: (type, byte range in the file, shape)} of a shard."""
     if not path.is_file():
         raise ValueError(f"There is no conformer file {path}. Check the path; {HOW_TO_MAKE}.")
@@ -254,17 +259,17 @@ def _read_header(path):
     return header, places
 
 
-def _fits(kind, place, shape, dimensions):
+def _fits(kind: str, place: tuple[int, int], shape: Sequence[int], dimensions: int) -> bool:
     """Whether a tensor of this shape fills its byte range."""
     whole = len(place) == 2 and all(type(number) is int and number >= 0 for number in (*place, *shape))
     return whole and len(shape) == dimensions and math.prod(shape) * np.dtype(TYPES[kind]).itemsize == place[1] - place[0]
 
 
-def _misfit(path):
+def _misfit(path: PathLike) -> ValueError:
     return ValueError(f"The tensors of {path} do not fit one another: the file is damaged. {HOW_TO_MAKE}.")
 
 
-def _json_dictionary(text):
+def _json_dictionary(text: str | bytes) -> dict[str, Any] | None:
     """Parse JSON text, or its bytes, into a dictionary; None if it is not one."""
     try:
         value = json.loads(text or "null")
@@ -273,12 +278,12 @@ def _json_dictionary(text):
     return value if isinstance(value, dict) else None
 
 
-def is_store_folder(path):
+def is_store_folder(path: PathLike) -> bool:
     """Whether `path` is a folder of shards, finished or not."""
     return (Path(path) / INDEX_NAME).is_file() or (Path(path) / UNFINISHED).is_dir()
 
 
-def read_index(folder):
+def read_index(folder: PathLike) -> dict[str, Any]:
     """Read the index of a folder of shards, a dictionary.
 
     Raises ValueError if it cannot be read or there is none; the message says if the store is unfinished.
@@ -299,7 +304,7 @@ def read_index(folder):
             f"{INDEX_VERSION}. Update openmm-geomgnn, or make the store again."
         )
     intact = is_as_written(index, {}) if CHECKSUM in index else True  # older ones have none
-    shards = index.get("shards")
+    shards: Any = index.get("shards")
     if not intact or not all(isinstance(index.get(name), kind) for name, kind in _INDEX.items()):
         raise ValueError(_CHANGED.format(path))
     if not all(isinstance(shard, dict) and all(type(shard.get(n)) is k for n, k in _SHARD.items()) for shard in shards):
@@ -307,7 +312,7 @@ def read_index(folder):
     return index
 
 
-def open_store(path):
+def open_store(path: PathLike) -> tuple[list[Shard], str]:
     """Open a store, a file or a folder with an index: (list of Shard, how they were made).
 
     Raises a ValueError that names the file if one is missing or has the wrong size.
@@ -315,7 +320,7 @@ def open_store(path):
     path = Path(path)
     if not path.is_dir():
         shard = Shard.open(path)
-        return [shard], str(shard.header.get("how", ""))
+        return [shard], str((shard.header or {}).get("how", ""))
     index = read_index(path)
     shards = []
     for entry in index["shards"]:

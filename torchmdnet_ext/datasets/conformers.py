@@ -4,10 +4,14 @@ import bisect
 import importlib.util
 import itertools
 import operator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch_geometric.data import Data
 
 from torchmdnet_ext.arguments import did_you_mean
@@ -16,16 +20,18 @@ from torchmdnet_ext.datasets.conformer_store import (
     HOW_TO_MAKE,
     STORE_NAME,
     UNIT,
+    Shard,
     is_store_folder,
     open_store,
     write_conformers,
 )
+from torchmdnet_ext.files import PathLike
 
 __all__ = ["Conformers", "shipped_file", "write_conformers"]
 DEFAULT_ROOT = "~/data"  # the trainer's default
 
 
-def shipped_file():
+def shipped_file() -> Path:
     """The path of the small store that comes with openmm-geomgnn (found without importing the package)."""
     spec = importlib.util.find_spec("openmm_geomgnn")
     if spec is None or not spec.submodule_search_locations:
@@ -66,14 +72,19 @@ class Conformers(torch.utils.data.Dataset):
         the shard named, when it is first read.
     """
 
-    def __init__(self, root=None, file=None, sources=None):
+    def __init__(
+        self,
+        root: PathLike | None = None,
+        file: PathLike | Sequence[PathLike] | None = None,
+        sources: Sequence[str] | str | None = None,
+    ) -> None:
         self.files = self._locate(root, file)
         opened = [open_store(file) for file in self.files]
         self.how = "; ".join(how for _, how in opened)
         self.shards = [shard for shards, _ in opened for shard in shards]
         self.sources = list(dict.fromkeys(name for shard in self.shards for name in shard.sources))
         # for each shard, the conformers that are used: None for all
-        self._chosen = [None] * len(self.shards)
+        self._chosen: list[np.ndarray | None] = [None] * len(self.shards)
         if sources is not None:
             self._choose([sources] if isinstance(sources, str) else list(sources))
         counts = (
@@ -83,8 +94,8 @@ class Conformers(torch.utils.data.Dataset):
         self._starts = list(itertools.accumulate(counts, initial=0))
 
     @staticmethod
-    def _locate(root, file):
-        if isinstance(file, (list, tuple)):
+    def _locate(root: PathLike | None, file: PathLike | Sequence[PathLike] | None) -> list[Path]:
+        if file is not None and not isinstance(file, (str, os.PathLike)):
             if not file:
                 raise ValueError("file is an empty list: give a conformer store, or several.")
             return [Path(one).expanduser() for one in file]
@@ -106,7 +117,7 @@ class Conformers(torch.utils.data.Dataset):
             "(null) for those that ship with openmm-geomgnn."
         )
 
-    def _choose(self, wanted):
+    def _choose(self, wanted: Any) -> None:
         for name in wanted:
             if name not in self.sources:
                 raise ValueError(
@@ -120,16 +131,16 @@ class Conformers(torch.utils.data.Dataset):
             elif len(numbers) < len(shard.sources):
                 self._chosen[i] = np.flatnonzero(np.isin(shard.arrays["source"], numbers)).astype(np.int32)
 
-    def _named(self):
+    def _named(self) -> str:
         return " + ".join(map(str, self.files))
 
     @property
-    def file(self):
+    def file(self) -> Path:
         """The path of the store, the first of several."""
         return self.files[0]
 
     @property
-    def source(self):
+    def source(self) -> Tensor:
         """(len,) uint8, the source of each conformer as an index into `sources`."""
         parts = [np.zeros(0, np.uint8)]
         for shard, chosen in zip(self.shards, self._chosen, strict=True):
@@ -138,7 +149,7 @@ class Conformers(torch.utils.data.Dataset):
             parts.append(part if chosen is None else part[chosen])
         return torch.from_numpy(np.concatenate(parts))
 
-    def _compositions(self):
+    def _compositions(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield for each shard z of the conformers that are used, concatenated, and where each begins and ends."""
         for shard, chosen in zip(self.shards, self._chosen, strict=True):
             z, ptr = shard.arrays["z"], shard.arrays["ptr"]
@@ -149,20 +160,20 @@ class Conformers(torch.utils.data.Dataset):
                 ptr = np.concatenate([[0], ends])
             yield z, ptr
 
-    def molecules(self):
+    def molecules(self) -> np.ndarray:
         """Number the molecule of each conformer, see `splits.molecules`; uint64 (len,)."""
         parts = [splits.molecules(z, ptr) for z, ptr in self._compositions()]
         return np.concatenate([np.zeros(0, np.uint64), *parts])
 
-    def elements(self):
+    def elements(self) -> np.ndarray:
         """The atomic numbers that occur, ascending."""
         found = [np.unique(z) for z, _ in self._compositions()]
         return np.unique(np.concatenate([np.zeros(0, np.uint8), *found]))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._starts[-1]
 
-    def _find(self, index):
+    def _find(self, index: int) -> tuple[Shard, int]:
         """Find the shard of a conformer, and its number there."""
         i = operator.index(index)
         if i < 0:
@@ -173,17 +184,17 @@ class Conformers(torch.utils.data.Dataset):
         chosen, place = self._chosen[k], i - self._starts[k]
         return self.shards[k], place if chosen is None else int(chosen[place])
 
-    def source_of(self, index):
+    def source_of(self, index: int) -> str:
         """The name of the source of one conformer."""
         shard, place = self._find(index)
         return shard.sources[shard.arrays["source"][place]]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Data:
         shard, place = self._find(index)
         arrays = shard.arrays
         start, stop = arrays["ptr"][place : place + 2]
         z, pos = arrays["z"][start:stop], arrays["pos"][start:stop]
         return Data(z=torch.from_numpy(z.astype(np.int64)), pos=torch.from_numpy(pos.astype(np.float32) * np.float32(UNIT)))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Conformers({len(self)} from {self._named()})"

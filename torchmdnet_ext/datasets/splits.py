@@ -4,6 +4,8 @@ Frames of one trajectory resemble each other, and so do conformers of one molecu
 the loss on the others says little about new molecules.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 TRAIN, VAL, TEST = range(3)
@@ -12,7 +14,7 @@ FEWEST = 3  # smallest number of groups, one each for training, validation and t
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def molecules(z, ptr):
+def molecules(z: np.ndarray, ptr: np.ndarray) -> np.ndarray:
     """Number the molecule of each conformer by its elements in their order; uint64 (M,).
 
     Isomers may count as one molecule, which is on the safe side.
@@ -24,7 +26,7 @@ def molecules(z, ptr):
     return _mix(np.add.reduceat(terms, ptr[:-1]) + sizes.astype(np.uint64)) if len(sizes) else terms
 
 
-def _mix(x):
+def _mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64 of uint64 numbers."""
     x = (x + np.uint64(1)) * _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -32,7 +34,7 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-def fill(order, counts, target):
+def fill(order: np.ndarray, counts: np.ndarray, target: float) -> np.ndarray:
     """Take groups from `order` with about `target` conformers in total: those that fit, and at least one if target > 0."""
     if target <= 0 or len(order) < 2:
         return order[:0]
@@ -46,7 +48,7 @@ def fill(order, counts, target):
     return np.concatenate(chosen) if chosen else order[[np.argmin(counts[order])]]
 
 
-def last_frames(groups, val, test):
+def last_frames(groups: np.ndarray, val: float, test: float) -> np.ndarray:
     """Hold out the last conformers of each group, in the order of their trajectories; returns parts (M,) uint8.
 
     This is for data with too few groups to hold out whole ones. val, test: shares; a group of three or more gives at least
@@ -63,7 +65,9 @@ def last_frames(groups, val, test):
     return parts
 
 
-def split(groups, sizes, seed):
+def split(
+    groups: np.ndarray, sizes: Sequence[float | int | None], seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """Hold out whole molecules for `torchmd-train`.
 
     Parameters
@@ -106,7 +110,7 @@ def split(groups, sizes, seed):
     return idx_train, idx_val, idx_test, whole
 
 
-def _counts(sizes, total):
+def _counts(sizes: Sequence[float | int | None], total: int) -> list[int]:
     names = [f"{name}_size" for name in NAMES]
     left = [name for name, size in zip(names, sizes, strict=True) if size is None]
     if len(left) > 1:

@@ -1,7 +1,9 @@
 """Per-atom vector read-out for denoising (Zaidi et al. 2022, arXiv 2206.00133)."""
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchmdnet.models.output_modules import OutputModel
 from torchmdnet.models.utils import GatedEquivariantBlock
 
@@ -11,7 +13,7 @@ from torchmdnet_ext.models.visnet import vectors
 class _GatedBlock(GatedEquivariantBlock):
     """TorchMD-Net's block with the lengths of vectors in a few whole-array operations; values and gradients are the same."""
 
-    def forward(self, x, v):
+    def forward(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         squared = self.vec1_proj(v).square().sum(dim=1)
         some = squared > 0  # the length of a vector of 0 has no gradient
         length = torch.where(some, squared, 1.0).sqrt() * some
@@ -42,15 +44,15 @@ class EquivariantNoise(OutputModel):
 
     def __init__(
         self,
-        hidden_channels,
-        activation="silu",
-        allow_prior_model=False,
-        reduce_op="sum",
-        dtype=torch.float,
-        static_shapes=False,
-        num_hidden_layers=0,
-        **of_others,
-    ):
+        hidden_channels: int,
+        activation: str = "silu",
+        allow_prior_model: bool = False,
+        reduce_op: str = "sum",
+        dtype: torch.dtype = torch.float,
+        static_shapes: bool = False,
+        num_hidden_layers: int = 0,
+        **of_others: Any,
+    ) -> None:
         unknown = ", ".join(sorted(of_others.keys() - _OF_OTHER_HEADS))
         if unknown:
             raise TypeError(f"The head Noise has no settings {unknown}: it has activation and reduce_op.")
@@ -60,7 +62,7 @@ class EquivariantNoise(OutputModel):
             )
         super().__init__(allow_prior_model=allow_prior_model, reduce_op=reduce_op, static_shapes=static_shapes)
         half = hidden_channels // 2
-        self.output_network = nn.ModuleList(
+        self.output_network: Any = nn.ModuleList(
             [
                 _GatedBlock(hidden_channels, half, activation=activation, scalar_activation=True, dtype=dtype),
                 _GatedBlock(half, 1, activation=activation, dtype=dtype),
@@ -68,16 +70,16 @@ class EquivariantNoise(OutputModel):
         )
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         for layer in self.output_network:
             layer.reset_parameters()
 
-    def pre_reduce(self, x, v, z, pos, batch, box=None):
+    def pre_reduce(self, x: Tensor, v: Tensor, z: Tensor, pos: Tensor, batch: Tensor, box: Tensor | None = None) -> Tensor:
         """Predict the noise (N, 3) in units of its standard deviation."""
         v = vectors(v)
         for layer in self.output_network:
             x, v = layer(x, v)
         return v.squeeze(2)
 
-    def reduce(self, x, batch, num_systems=None):
+    def reduce(self, x: Tensor, batch: Tensor, num_systems: int | None = None) -> Tensor:
         return x

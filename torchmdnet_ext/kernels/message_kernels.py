@@ -14,6 +14,7 @@ for all heads of the message to i, then of that to j; `sides` is 2 * heads, roun
 """
 
 from pathlib import Path
+from typing import Any
 
 from numba import njit
 
@@ -23,7 +24,7 @@ from torchmdnet_ext.kernels.lanes import WIDTH, broadcast8, exp8, increase, load
 
 SOURCES = (Path(__file__), Path(lanes.__file__))
 GEOMETRY = 9
-kernel = njit(error_model="numpy", nogil=True)
+kernel: Any = njit(error_model="numpy", nogil=True)
 
 
 @kernel

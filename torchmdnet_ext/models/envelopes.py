@@ -1,7 +1,14 @@
 """The envelope that makes messages vanish smoothly at the cutoff."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torchmdnet_ext.models.neighbours import Graph
 
 DEFAULT_WIDTH = 1.0  # angstrom
 
@@ -22,7 +29,7 @@ class C2Envelope(nn.Module):
         If `width` is not positive or exceeds `cutoff`.
     """
 
-    def __init__(self, cutoff: float, width: float = DEFAULT_WIDTH):
+    def __init__(self, cutoff: float, width: float = DEFAULT_WIDTH) -> None:
         super().__init__()
         if not 0 < width <= cutoff:
             raise ValueError(
@@ -41,7 +48,7 @@ class C2Envelope(nn.Module):
 class NoEnvelope(nn.Module):
     """No envelope, as in the published networks: they have their own cutoff function, and no messages beyond it."""
 
-    def __init__(self, cutoff: float):
+    def __init__(self, cutoff: float) -> None:
         super().__init__()
         self.cutoff = float(cutoff)
 
@@ -54,7 +61,9 @@ def make_envelope(smooth_cutoff: bool, cutoff: float, width: float) -> nn.Module
     return C2Envelope(cutoff, width) if smooth_cutoff else NoEnvelope(cutoff)
 
 
-def enveloped_neighbour_embedding(module: nn.Module, z: Tensor, x: Tensor, graph, rbf: Tensor, envelope: nn.Module):
+def enveloped_neighbour_embedding(
+    module: Any, z: Tensor, x: Tensor, graph: Graph, rbf: Tensor, envelope: nn.Module
+) -> Tensor:
     """Compute the neighbour embedding of TorchMD-Net's or PyG's `module` with messages multiplied by an envelope.
 
     Returns (N, H).

@@ -5,6 +5,9 @@ differences are a C2 envelope on every message, a neighbour search without a cap
 for both directions of a pair.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchmdnet.models.torchmd_et import EquivariantMultiHeadAttention, TorchMD_ET
@@ -18,7 +21,9 @@ from torchmdnet_ext.models.neighbours import Graph, Neighbours
 class SmoothAttention(EquivariantMultiHeadAttention):
     """One interaction layer with the parameters of its parent and messages that are multiplied by an envelope."""
 
-    def forward(self, x: Tensor, vec: Tensor | None, messages):
+    def forward(
+        self, x: Tensor, vec: Tensor | None, messages: Callable[..., tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
         """Compute the residuals of the scalars and vectors.
 
         Parameters
@@ -42,13 +47,13 @@ class SmoothAttention(EquivariantMultiHeadAttention):
 class PlainMessages:
     """The messages of one batch in plain PyTorch, with one radial filter for both directions of a pair."""
 
-    def __init__(self, network, graph: Graph):
+    def __init__(self, network: "SmoothEquivariantTransformer", graph: Graph) -> None:
         distance = graph.filter_distances()
         self.graph = graph
         self.rbf = network.distance_expansion(distance)
         self.weight = network.message_weights(distance)
 
-    def __call__(self, layer: SmoothAttention, x: Tensor, vec: Tensor | None):
+    def __call__(self, layer: SmoothAttention, x: Tensor, vec: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sum the messages to every atom, (N, H) and (N, 3, H), given normalised scalars (N, H) and vectors."""
         graph, heads, width = self.graph, layer.num_heads, layer.head_dim
         q = layer.q_proj(x).view(-1, heads, width)
@@ -60,7 +65,7 @@ class PlainMessages:
         if layer.dv_proj is not None:
             value = value * layer.act(layer.dv_proj(self.rbf)).view(-1, heads, 3 * width)
 
-        def attended(product, rows):
+        def attended(product: Tensor, rows: Any) -> Tensor:
             product = product if key is None else product * key[rows]
             return layer.attn_activation(product.sum(-1, keepdim=True)) * self.weight[rows, :1].unsqueeze(1)
 
@@ -100,7 +105,14 @@ class SmoothEquivariantTransformer(TorchMD_ET):
         numba is installed and the positions need no gradient, and have no second derivatives.
     """
 
-    def __init__(self, *, smooth_cutoff=True, envelope_width=DEFAULT_WIDTH, box_vecs=None, **settings):
+    def __init__(
+        self,
+        *,
+        smooth_cutoff: bool = True,
+        envelope_width: float = DEFAULT_WIDTH,
+        box_vecs: Tensor | None = None,
+        **settings: Any,
+    ) -> None:
         settings.pop("max_num_neighbors", None)  # no neighbour is ever dropped
         super().__init__(**settings)
         if self.cutoff_lower != 0:
@@ -131,13 +143,23 @@ class SmoothEquivariantTransformer(TorchMD_ET):
 
     def message_weights(self, distance: Tensor) -> Tensor:
         """(P, 2) factors of the attention and of the whole message at distances (P,) in angstrom."""
-        cutoff = self.attention_layers[0].cutoff(distance)
+        layer: Any = self.attention_layers[0]
+        cutoff = layer.cutoff(distance)
         envelope = self.envelope(distance)
         if self.vector_cutoff:
             return torch.stack([torch.ones_like(cutoff), cutoff * envelope], 1)
         return torch.stack([cutoff, envelope], 1)
 
-    def forward(self, z, pos, batch, box=None, q=None, s=None, pairs=None):
+    def forward(
+        self,
+        z: Tensor,
+        pos: Tensor,
+        batch: Tensor,
+        box: Tensor | None = None,
+        q: Tensor | None = None,
+        s: Tensor | None = None,
+        pairs: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
         """Scalars (N, H) and vectors (N, 3, H) of atoms `z` (N,) at `pos` (N, 3) in angstrom.
 
         Returns x, v, z, pos, batch as every representation model of TorchMD-Net does.
@@ -147,7 +169,7 @@ class SmoothEquivariantTransformer(TorchMD_ET):
         messages = FusedMessages(self, graph) if fused else PlainMessages(self, graph)
         x = self.embedding(z)
         if self.neighbor_embedding is not None:
-            rbf = self.distance_expansion(graph.filter_distances()) if fused else messages.rbf
+            rbf = messages.rbf if isinstance(messages, PlainMessages) else self.distance_expansion(graph.filter_distances())
             x = enveloped_neighbour_embedding(self.neighbor_embedding, z, x, graph, rbf, self.envelope)
         vec = None
         for layer in self.attention_layers:

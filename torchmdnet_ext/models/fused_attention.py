@@ -6,16 +6,23 @@ pair interpolates between four nodes; gradients reach the nodes by the exact tra
 pairs than nodes, the filters are evaluated at the distances of the pairs instead.
 """
 
+from __future__ import annotations
+
 import copy
 import functools
 import importlib.util
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from torchmdnet_ext.models.neighbours import Graph
 
 # share of the nodes even in exp(-alpha r), as the exponential radial basis is; the others are even in r
 EXPONENTIAL_SHARE = 0.75
@@ -31,7 +38,7 @@ def numba_is_there() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def reason_against(network, pos: Tensor, box: Tensor | None) -> str | None:
+def reason_against(network: Any, pos: Tensor, box: Tensor | None) -> str | None:
     """Say why the compiled messages cannot be used for a training step; None if they can."""
     layer = network.attention_layers[0] if len(network.attention_layers) else None
     weight = network.embedding.weight
@@ -84,7 +91,7 @@ def stencil(distance: Tensor, cutoff: float, intervals: int) -> tuple[Tensor, Te
     return row, torch.stack([t1 * t2 * t3 / -6, t * t2 * t3 / 2, t * t1 * t3 / -2, t * t1 * t2 / 6], 1)
 
 
-def grid_error(expansion, cutoff: float, intervals: int) -> float:
+def grid_error(expansion: nn.Module, cutoff: float, intervals: int) -> float:
     """Largest error of an interpolated radial basis half way between the nodes, relative to its largest value."""
     nodes = grid_nodes(cutoff, intervals)
     middle = (nodes[1:] + nodes[:-1]) / 2
@@ -101,10 +108,11 @@ class RadialGrid:
     Chosen again whenever a trainable basis has changed by more than a twentieth.
     """
 
-    def __init__(self, expansion, cutoff: float):
+    def __init__(self, expansion: nn.Module, cutoff: float) -> None:
         self.expansion, self.cutoff = expansion, cutoff
-        self.intervals = None  # None if the basis changes too fast for any grid
-        self._state = self._basis = None
+        self.intervals: int | None = None  # None if the basis changes too fast for any grid
+        self._state: Tensor | None = None
+        self._basis = torch.empty(0)
 
     def suits(self, n_pairs: int) -> bool:
         """Update the grid; return whether there is one with fewer nodes than there are pairs."""
@@ -113,14 +121,14 @@ class RadialGrid:
 
     def basis(self) -> Tensor:
         """(intervals + 1, K) radial basis at the nodes, float32."""
-        if self._trainable():
+        if self.intervals is not None and self._trainable():
             return self.expansion(grid_nodes(self.cutoff, self.intervals).float())
         return self._basis
 
     def _trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self.expansion.parameters())
 
-    def _update(self):
+    def _update(self) -> None:
         state = torch.cat([t.detach().reshape(-1) for t in (*self.expansion.parameters(), *self.expansion.buffers())])
         tolerance = 0.05 if self._trainable() else 0.0
         if self._state is not None and torch.allclose(state, self._state, rtol=tolerance, atol=0.0):
@@ -134,7 +142,7 @@ class RadialGrid:
                 self._basis = double(grid_nodes(self.cutoff, self.intervals)).float()
 
 
-def _arrays(*tensors):
+def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     return tuple(tensor.detach().numpy() for tensor in tensors)
 
 
@@ -149,7 +157,7 @@ class Pairs(NamedTuple):
     self_row: int
     self_geometry: Tensor
 
-    def arrays(self):
+    def arrays(self) -> tuple:
         i, j, row, geometry, self_geometry = _arrays(self.i, self.j, self.row, self.geometry, self.self_geometry)
         return i, j, row, (0,) * self.step, geometry, self.self_row, self_geometry
 
@@ -158,13 +166,13 @@ class _Messages(torch.autograd.Function):
     """Sums of the messages (N, H) and (N, 3, H) from qkv (N, 5H), vec (N, 3, H) or None and the table (T, 4H)."""
 
     @staticmethod
-    def forward(ctx, qkv, vec, table, pairs, heads):
+    def forward(ctx: Any, qkv: Tensor, vec: Tensor | None, table: Tensor, pairs: Pairs, heads: int) -> tuple[Tensor, Tensor]:
         from torchmdnet_ext.kernels.message_kernels import attention_messages
 
         n, channels = qkv.shape[0], qkv.shape[1] // 5
         sides = -(-2 * heads // LANES) * LANES
         gated = vec is not None
-        vec = vec.contiguous() if gated else qkv.new_empty(0, 3, channels)
+        vec = vec.contiguous() if vec is not None else qkv.new_empty(0, 3, channels)
         qkv, table = qkv.contiguous(), table.contiguous()
         attention, self_attention = qkv.new_empty(len(pairs.i), 2, sides), qkv.new_empty(n, 2, sides)
         total_x, total_v = qkv.new_empty(n, channels), qkv.new_empty(n, 3, channels)
@@ -178,7 +186,7 @@ class _Messages(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_x, g_v):
+    def backward(ctx: Any, g_x: Tensor, g_v: Tensor) -> tuple[Tensor | None, ...]:
         from torchmdnet_ext.kernels.message_kernels import attention_messages_vjp
 
         qkv, vec, table, attention, self_attention = ctx.saved_tensors
@@ -195,7 +203,7 @@ class _Messages(torch.autograd.Function):
 class FusedMessages:
     """Messages of one batch; an instance stands in for `equivariant_transformer.PlainMessages`."""
 
-    def __init__(self, network, graph):
+    def __init__(self, network: Any, graph: Graph) -> None:
         dtype, cutoff = graph.distance.dtype, network.cutoff_upper
         n_pairs = len(graph.i)
         grid = network.radial_grid
@@ -216,7 +224,7 @@ class FusedMessages:
             graph.i.long().contiguous(), graph.j.long().contiguous(), row, step, geometry, self_row, self_geometry
         )
 
-    def filters(self, layer) -> Tensor:
+    def filters(self, layer: Any) -> Tensor:
         """(T, 4H) filters of keys and values at the distances of the table."""
         projections = [projection for projection in (layer.dk_proj, layer.dv_proj) if projection is not None]
         if not projections:
@@ -230,7 +238,7 @@ class FusedMessages:
             return torch.cat([table, table.new_ones(len(table), 3 * layer.hidden_channels)], 1)
         return table
 
-    def __call__(self, layer, x: Tensor, vec: Tensor | None):
+    def __call__(self, layer: Any, x: Tensor, vec: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sum the messages to every atom, (N, H) and (N, 3, H), given normalised scalars and vectors."""
         projections = (layer.q_proj, layer.k_proj, layer.v_proj)
         weight = torch.cat([projection.weight for projection in projections])

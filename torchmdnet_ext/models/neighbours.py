@@ -1,5 +1,6 @@
 """The neighbour search of all networks: plain PyTorch, exact, without a cap on the number of neighbours."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ class Graph(NamedTuple):
     direction: Tensor
     n_atoms: int
 
-    def directed(self):
+    def directed(self) -> tuple[Tensor, Tensor, Tensor]:
         """List both directions of every pair, then the self loops.
 
         Returns
@@ -74,14 +75,16 @@ def minimum_image(vectors: Tensor, box: Tensor) -> Tensor:
     return vectors
 
 
-def _displacements(pos: Tensor, i: Tensor, j: Tensor, batch: Tensor, box: Tensor | None) -> Tensor:
+def _displacements(pos: Tensor, i: Tensor, j: Tensor, batch: Tensor | None, box: Tensor | None) -> Tensor:
     vectors = pos.index_select(0, j) - pos.index_select(0, i)
     if box is None:
         return vectors
-    return minimum_image(vectors, box[batch[i]] if box.dim() == 3 else box)
+    return minimum_image(vectors, box[batch[i]] if batch is not None and box.dim() == 3 else box)
 
 
-def connect(pos: Tensor, i: Tensor, j: Tensor, cutoff: float | None, batch: Tensor | None = None, box: Tensor | None = None):
+def connect(
+    pos: Tensor, i: Tensor, j: Tensor, cutoff: float | None, batch: Tensor | None = None, box: Tensor | None = None
+) -> Graph:
     """The `Graph` of those of the candidate pairs (i, j) that are closer than `cutoff`, or of all of them if it is None.
 
     Differentiable with respect to `pos` (N, 3) in angstrom, also for atoms at the same place (where the gradient is 0).
@@ -114,14 +117,16 @@ class Neighbours(nn.Module):
         Reduced box vectors in angstrom; a box passed to `forward` takes precedence.
     """
 
-    def __init__(self, cutoff: float, box: Tensor | None = None):
+    box: Tensor
+
+    def __init__(self, cutoff: float, box: Tensor | None = None) -> None:
         super().__init__()
         self.cutoff = float(cutoff)
         self.register_buffer("box", torch.zeros(3, 3) if box is None else torch.as_tensor(box))
         self._every_pair = False
 
     @contextmanager
-    def every_pair(self):
+    def every_pair(self) -> Iterator[None]:
         """Keep candidate pairs beyond the cutoff while this context is active, so that no shape depends on the positions.
 
         The networks multiply the messages of such pairs by an exact 0, which costs time but changes no number. Nothing is
@@ -140,7 +145,9 @@ class Neighbours(nn.Module):
         finally:
             self._every_pair = before
 
-    def forward(self, pos: Tensor, batch: Tensor, box: Tensor | None = None, pairs=None) -> Graph:
+    def forward(
+        self, pos: Tensor, batch: Tensor, box: Tensor | None = None, pairs: tuple[Tensor, Tensor] | None = None
+    ) -> Graph:
         """Make the graph of the atoms at `pos` (N, 3) in angstrom.
 
         Parameters
@@ -177,7 +184,7 @@ class Neighbours(nn.Module):
                 f"of {self.cutoff} angstrom. Use a larger box or a network with a smaller cutoff."
             )
 
-    def _search(self, pos: Tensor, batch: Tensor, box: Tensor | None):
+    def _search(self, pos: Tensor, batch: Tensor, box: Tensor | None) -> tuple[Tensor, Tensor]:
         if bool((batch[1:] < batch[:-1]).any()):
             raise ValueError("The atoms of each graph must follow one another: sort the atoms by `batch`.")
         n = batch.numel()

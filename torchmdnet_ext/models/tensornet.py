@@ -11,6 +11,8 @@ with, so the antisymmetric part changes its sign as the positions do: read out a
 
 import functools
 import math
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +65,7 @@ def components(matrix: Tensor) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Multiply matrices (N, 3, 3, H) and (N, 3, 3, H) channel by channel."""
-    return sum(a[:, :, k, None] * b[:, None, k] for k in range(3))
+    return cast(Tensor, sum(a[:, :, k, None] * b[:, None, k] for k in range(3)))
 
 
 def squared_norm(x: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ class Exchange(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, y, filters, i, j):
+    def forward(ctx: Any, y: Tensor, filters: Tensor, i: Tensor, j: Tensor) -> Tensor:
         ctx.save_for_backward(y, filters, i, j)
         out = torch.zeros_like(y)
         for some, at, to in Exchange.portions(filters, i, j):
@@ -94,7 +96,7 @@ class Exchange(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         y, filters, i, j = ctx.saved_tensors
         by_filters = [filters[:0]]
         for _, at, to in Exchange.portions(filters, i, j):
@@ -105,7 +107,7 @@ class Exchange(torch.autograd.Function):
         return Exchange.apply(gradient, filters, i, j), torch.cat(by_filters), None, None
 
     @staticmethod
-    def portions(*rows):
+    def portions(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Yield portions of tensors with a row for each pair."""
         step = PAIRS_AT_ONCE if rows[0].device.type == "cpu" else max(1, len(rows[0]))
         return zip(*(tensor.split(step) for tensor in rows), strict=True)
@@ -119,7 +121,7 @@ def exchange(y: Tensor, filters: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return torch.zeros_like(y).index_add(0, i, factors * y[j]).index_add(0, j, factors * y[i])
 
 
-def mix(linears, x: Tensor) -> Tensor:
+def mix(linears: Iterable[nn.Module], x: Tensor) -> Tensor:
     """Mix the channels of components (N, 9, H), with one linear map for each part."""
     return torch.cat([linear(x[:, part]) for linear, part in zip(linears, PARTS, strict=True)], 1)
 
@@ -134,7 +136,7 @@ def edge_components(direction: Tensor) -> Tensor:
 class TensorEmbedding(nn.Module):
     """The initial tensors, from the elements, directions and distances of each atom's neighbours."""
 
-    def __init__(self, hidden_channels: int, num_rbf: int, activation, max_z: int):
+    def __init__(self, hidden_channels: int, num_rbf: int, activation: type[nn.Module], max_z: int) -> None:
         super().__init__()
         self.distance_proj1 = nn.Linear(num_rbf, hidden_channels)
         self.distance_proj2 = nn.Linear(num_rbf, hidden_channels)
@@ -179,14 +181,14 @@ class TensorEmbedding(nn.Module):
 class Interaction(nn.Module):
     """One layer: messages of the neighbours' tensors, multiplied by each atom's own."""
 
-    def __init__(self, hidden_channels: int, num_rbf: int, activation):
+    def __init__(self, hidden_channels: int, num_rbf: int, activation: type[nn.Module]) -> None:
         super().__init__()
         widths = (num_rbf, hidden_channels, 2 * hidden_channels, 3 * hidden_channels)
-        self.linears_scalar = nn.ModuleList(nn.Linear(*widths[k : k + 2]) for k in range(3))
+        self.linears_scalar = nn.ModuleList(nn.Linear(widths[k], widths[k + 1]) for k in range(3))
         self.linears_tensor = nn.ModuleList(nn.Linear(hidden_channels, hidden_channels, bias=False) for _ in range(6))
         self.act = activation()
 
-    def forward(self, x: Tensor, graph: Graph, rbf: Tensor, weight: Tensor, charge) -> Tensor:
+    def forward(self, x: Tensor, graph: Graph, rbf: Tensor, weight: Tensor, charge: Tensor) -> Tensor:
         """Components (N, 9, H) -> (N, 9, H).
 
         Parameters
@@ -234,21 +236,21 @@ class SmoothTensorNet(nn.Module):
 
     def __init__(
         self,
-        hidden_channels=128,
-        num_layers=2,
-        num_rbf=32,
-        rbf_type="expnorm",
-        trainable_rbf=False,
-        activation="silu",
-        max_z=128,
-        cutoff_upper=4.5,
-        cutoff_lower=0.0,
-        equivariance_invariance_group="O(3)",
-        smooth_cutoff=True,
-        envelope_width=DEFAULT_WIDTH,
-        box_vecs=None,
-        dtype=torch.float32,
-    ):
+        hidden_channels: int = 128,
+        num_layers: int = 2,
+        num_rbf: int = 32,
+        rbf_type: str = "expnorm",
+        trainable_rbf: bool = False,
+        activation: str = "silu",
+        max_z: int = 128,
+        cutoff_upper: float = 4.5,
+        cutoff_lower: float = 0.0,
+        equivariance_invariance_group: str = "O(3)",
+        smooth_cutoff: bool = True,
+        envelope_width: float = DEFAULT_WIDTH,
+        box_vecs: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         for name, value, only in (
             ("equivariance_invariance_group", equivariance_invariance_group, "O(3)"),
@@ -261,24 +263,34 @@ class SmoothTensorNet(nn.Module):
         self.cutoff_upper = float(cutoff_upper)
         self.smooth_cutoff = bool(smooth_cutoff)
         self.envelope_width = float(envelope_width)
-        activation = act_class_mapping[activation]
+        act_class = act_class_mapping[activation]
         self.distance = Neighbours(cutoff_upper, box_vecs)
         self.distance_expansion = rbf_class_mapping[rbf_type](0.0, cutoff_upper, num_rbf, trainable_rbf)
         self.cutoff = CosineCutoff(0.0, cutoff_upper)
         self.envelope = make_envelope(smooth_cutoff, cutoff_upper, self.envelope_width)
-        self.tensor_embedding = TensorEmbedding(hidden_channels, num_rbf, activation, max_z)
-        self.layers = nn.ModuleList(Interaction(hidden_channels, num_rbf, activation) for _ in range(num_layers))
+        self.tensor_embedding = TensorEmbedding(hidden_channels, num_rbf, act_class, max_z)
+        self.layers = nn.ModuleList(Interaction(hidden_channels, num_rbf, act_class) for _ in range(num_layers))
         self.out_norm = nn.LayerNorm(3 * hidden_channels)
         self.linear = nn.Linear(3 * hidden_channels, hidden_channels)
-        self.act = activation()
+        self.act = act_class()
         self.to(dtype)
 
-    def reset_parameters(self):
-        for module in self.modules():
+    def reset_parameters(self) -> None:
+        modules: Iterator[Any] = self.modules()
+        for module in modules:
             if module is not self and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
 
-    def forward(self, z, pos, batch, box=None, q=None, s=None, pairs=None):
+    def forward(
+        self,
+        z: Tensor,
+        pos: Tensor,
+        batch: Tensor,
+        box: Tensor | None = None,
+        q: Tensor | None = None,
+        s: Tensor | None = None,
+        pairs: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Scalars (N, H) and vectors (N, 3, H) of atoms `z` (N,) at `pos` (N, 3) in angstrom.
 
         `q` (B,) are the total charges of the molecules. Returns x, v, z, pos, batch as every representation model of

@@ -17,8 +17,10 @@ class _SmoothMessages:
 
     envelope: nn.Module
 
-    def message(self, q_i, k_j, v_j, vec_j, dk, dv, r_ij, d_ij):
-        x, vec = super().message(q_i, k_j, v_j, vec_j, dk, dv, r_ij, d_ij)
+    def message(
+        self, q_i: Tensor, k_j: Tensor, v_j: Tensor, vec_j: Tensor, dk: Tensor, dv: Tensor, r_ij: Tensor, d_ij: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x, vec = super().message(q_i, k_j, v_j, vec_j, dk, dv, r_ij, d_ij)  # type: ignore[misc]  # of the other base
         envelope = self.envelope(r_ij)
         return x * envelope[:, None], vec * envelope[:, None, None]
 
@@ -58,25 +60,25 @@ class ViSNet(ViSNetBlock):
 
     def __init__(
         self,
-        hidden_channels=128,
-        num_layers=6,
-        num_rbf=32,
-        num_heads=8,
-        max_z=100,
-        cutoff_upper=5.0,
-        cutoff_lower=0.0,
-        rbf_type="expnorm",
-        trainable_rbf=False,
-        activation="silu",
-        lmax=1,
-        vecnorm_type="none",
-        trainable_vecnorm=False,
-        vertex=False,
-        smooth_cutoff=True,
-        envelope_width=DEFAULT_WIDTH,
-        box_vecs=None,
-        dtype=torch.float32,
-    ):
+        hidden_channels: int = 128,
+        num_layers: int = 6,
+        num_rbf: int = 32,
+        num_heads: int = 8,
+        max_z: int = 100,
+        cutoff_upper: float = 5.0,
+        cutoff_lower: float = 0.0,
+        rbf_type: str = "expnorm",
+        trainable_rbf: bool = False,
+        activation: str = "silu",
+        lmax: int = 1,
+        vecnorm_type: str = "none",
+        trainable_vecnorm: bool = False,
+        vertex: bool = False,
+        smooth_cutoff: bool = True,
+        envelope_width: float = DEFAULT_WIDTH,
+        box_vecs: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         for name, value, only in (
             ("activation", activation, "silu"),
             ("rbf_type", rbf_type, "expnorm"),
@@ -123,7 +125,16 @@ class ViSNet(ViSNetBlock):
             layer.envelope = self.envelope
         self.to(dtype)
 
-    def forward(self, z, pos, batch, box=None, q=None, s=None, pairs=None):
+    def forward(
+        self,
+        z: Tensor,
+        pos: Tensor,
+        batch: Tensor,
+        box: Tensor | None = None,
+        q: Tensor | None = None,
+        s: Tensor | None = None,
+        pairs: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Scalars (N, H) and vectors (N, 3 or 8, H) of atoms `z` (N,) at `pos` (N, 3) in angstrom.
 
         Returns x, v, z, pos, batch as every representation model of TorchMD-Net does.
