@@ -1,0 +1,1 @@
+"""Datasets of conformers for TorchMD-Net's trainer."""

@@ -1,0 +1,1 @@
+"""Output heads for TorchMD-Net's trainer."""

@@ -71,6 +71,7 @@ class EquivariantNoise(OutputModel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw new initial parameters."""
         for layer in self.output_network:
             layer.reset_parameters()
 
@@ -82,4 +83,5 @@ class EquivariantNoise(OutputModel):
         return v.squeeze(2)
 
     def reduce(self, x: Tensor, batch: Tensor, num_systems: int | None = None) -> Tensor:
+        """Return `x` (N, 3) as it is: the noise is predicted for each atom."""
         return x

@@ -33,6 +33,7 @@ class Lanes(types.Type):
 
     @property
     def llvm(self):
+        """The vector type in LLVM."""
         return ir.VectorType(ir.FloatType() if self.dtype == types.float32 else ir.DoubleType(), self.count)
 
 
@@ -184,6 +185,8 @@ product1, product2, product3, product4, product5, product6 = (_make_product(rows
 
 @intrinsic
 def store(typingctx, array, offset, lanes):
+    """Set array[offset:] = lanes."""
+
     def codegen(context, builder, sig, args):
         address = _address(context, builder, array, args[0], args[1])
         builder.store(args[2], builder.bitcast(address, lanes.llvm.as_pointer()), align=_itemsize(array))
@@ -194,7 +197,7 @@ def store(typingctx, array, offset, lanes):
 
 @intrinsic
 def increase(typingctx, array, offset, lanes):
-    """array[offset:] += lanes"""
+    """Set array[offset:] += lanes."""
 
     def codegen(context, builder, sig, args):
         address = _address(context, builder, array, args[0], args[1])
@@ -317,13 +320,13 @@ def _exp_double(builder, x, lanes):
 
 
 def exp_of_lanes(builder, x, lanes):
-    """exp of a vector of the LLVM type `lanes`, clamped to the range of normal numbers; NaN stays NaN."""
+    """Calculate exp of a vector of the LLVM type `lanes`, clamped to the range of normal numbers; NaN stays NaN."""
     return (_exp_single if lanes.element == ir.FloatType() else _exp_double)(builder, x, lanes)
 
 
 @intrinsic
 def exp8(typingctx, lanes):
-    """exp of every lane, clamped to the range of normal numbers."""
+    """Calculate exp of every lane, clamped to the range of normal numbers."""
 
     def codegen(context, builder, sig, args):
         return exp_of_lanes(builder, args[0], lanes.llvm)

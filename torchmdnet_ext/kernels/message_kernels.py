@@ -43,7 +43,7 @@ def _filter_vjp(g_table, f, step, c0, c1, c2, c3, gradient):
 
 @kernel
 def _activate(attention, geometry, stride, pairs, sides):
-    """a -> factor * silu(a) and factor * silu'(a); a loop of its own, so that the chains of exp of many pairs overlap."""
+    """Replace a by factor * silu(a) and factor * silu'(a), in a loop of its own, so that exps of many pairs overlap."""
     one, zero = splat8(attention, 1.0), splat8(attention, 0.0)
     for p in range(pairs):
         factor = broadcast8(geometry, p * stride + 4)

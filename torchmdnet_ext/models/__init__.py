@@ -1,0 +1,1 @@
+"""Representation networks for TorchMD-Net, with smooth envelopes and all neighbours within the cutoff."""

@@ -53,6 +53,7 @@ class NoEnvelope(nn.Module):
         self.cutoff = float(cutoff)
 
     def forward(self, distance: Tensor) -> Tensor:
+        """Return 1 at distances (P,) within the cutoff and 0 beyond it."""
         return (distance < self.cutoff).to(distance.dtype)
 
 

@@ -158,6 +158,7 @@ class Pairs(NamedTuple):
     self_geometry: Tensor
 
     def arrays(self) -> tuple:
+        """Return the arguments of the kernels in their order, with numpy arrays in place of tensors."""
         i, j, row, geometry, self_geometry = _arrays(self.i, self.j, self.row, self.geometry, self.self_geometry)
         return i, j, row, (0,) * self.step, geometry, self.self_row, self_geometry
 

@@ -87,6 +87,7 @@ class Exchange(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, filters: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Sum over the messages that reach each atom, (N, 9, H)."""
         ctx.save_for_backward(y, filters, i, j)
         out = torch.zeros_like(y)
         for some, at, to in Exchange.portions(filters, i, j):
@@ -97,6 +98,7 @@ class Exchange(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients with respect to `y` and `filters`."""
         y, filters, i, j = ctx.saved_tensors
         by_filters = [filters[:0]]
         for _, at, to in Exchange.portions(filters, i, j):
@@ -276,6 +278,7 @@ class SmoothTensorNet(nn.Module):
         self.to(dtype)
 
     def reset_parameters(self) -> None:
+        """Draw new initial parameters of all layers."""
         modules: Iterator[Any] = self.modules()
         for module in modules:
             if module is not self and hasattr(module, "reset_parameters"):
