@@ -87,7 +87,7 @@ class Exchange(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, filters: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """Sum over the messages that reach each atom, (N, 9, H)."""
+        """Sum the messages that reach each atom, (N, 9, H)."""
         ctx.save_for_backward(y, filters, i, j)
         out = torch.zeros_like(y)
         for some, at, to in Exchange.portions(filters, i, j):
