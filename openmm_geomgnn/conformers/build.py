@@ -10,12 +10,15 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.conformers.folder import SPLITS_NAME, index_of, note_tasks, prepare_output_folder
 from openmm_geomgnn.conformers.merging import Merger
 from openmm_geomgnn.conformers.sources.base import Source
@@ -25,7 +28,15 @@ from openmm_geomgnn.conformers.workers import run_jobs
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
 from openmm_geomgnn.processes import cores, parent_is_gone
-from torchmdnet_ext.datasets.conformer_store import INDEX_FORMAT, INDEX_NAME, INDEX_VERSION, UNFINISHED, pack, write_shard
+from torchmdnet_ext.datasets.conformer_store import (
+    INDEX_FORMAT,
+    INDEX_NAME,
+    INDEX_VERSION,
+    UNFINISHED,
+    Shard,
+    pack,
+    write_shard,
+)
 from torchmdnet_ext.tensor_files import with_checksum
 
 SHARD_SIZE = 5_000_000  # atoms, 35 MB
@@ -40,11 +51,12 @@ class LabelledSource:
     source: Source
     label: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.label, str) or not _LABEL.fullmatch(self.label):
             raise GeomGNNError(f"label is {self.label!r}, but it names files: use letters, digits, '_', '-' and '.'.")
 
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as JSON holds them."""
         # converted as by JSON, so that settings read from a file compare equal
         return json.loads(json.dumps({"source": self.source.name, "label": self.label, **asdict(self.source)}))
 
@@ -64,7 +76,7 @@ class Build:
     shard_size: int = SHARD_SIZE
     splits: Splits = field(default_factory=Splits)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         labels = Counter(source.label for source in self.sources)
         if not labels:
             raise GeomGNNError("There are no sources to take conformers from: name at least one.")
@@ -72,7 +84,8 @@ class Build:
         if number > 1:
             raise GeomGNNError(f"{number} sources have the label '{label}': give each a label of its own.")
 
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as JSON holds them."""
         return {
             "seed": self.seed,
             "shard_size": self.shard_size,
@@ -81,7 +94,13 @@ class Build:
         }
 
 
-def build(plan, processes=None, overwrite=False, progress=lambda done, total, note="": None, settings_file=None):
+def build(
+    plan: Build,
+    processes: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[..., None] = lambda done, total, note="": None,
+    settings_file: PathLike | None = None,
+) -> dict[str, Any]:
     """Make the store that a `Build` describes, or continue an unfinished one. Returns its index, a dictionary.
 
     Parameters
@@ -122,18 +141,19 @@ def build(plan, processes=None, overwrite=False, progress=lambda done, total, no
         return _finish(plan, shards, fingerprints)
 
 
-def _tasks(plan):
+def _tasks(plan: Build) -> dict[str, list[Any]]:
     return {labelled.label: labelled.source.tasks(plan.seed) for labelled in plan.sources}
 
 
-def _fingerprint(tasks):
+def _fingerprint(tasks: list[Any]) -> str:
     return hashlib.sha256(json.dumps(tasks).encode()).hexdigest()[:16]
 
 
-def damaged_shards(folder, index, thorough=False):
+def damaged_shards(folder: PathLike, index: Mapping[str, Any], thorough: bool = False) -> list[str]:
     """Names of shards that are missing or whose length (thorough: content) differs from the index."""
 
-    def damaged(entry):
+    def damaged(entry: Mapping[str, Any]) -> bool:
+        """Make the error of a file that cannot be read."""
         path = Path(folder) / entry["file"]
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
             return True
@@ -145,7 +165,7 @@ def damaged_shards(folder, index, thorough=False):
 # ------------------------------------------------------------------------------------------------------------------ tasks
 
 
-def _make_shards(plan, tasks, processes, progress):
+def _make_shards(plan: Build, tasks: Mapping[str, list[Any]], processes: int, progress: Callable[..., None]) -> list[Shard]:
     """Do the tasks, {label: list}, that have not been done yet. Returns all shards, in order."""
     mergers = {label: Merger(plan.folder, label, len(own), plan.shard_size) for label, own in tasks.items()}
     jobs = [
@@ -166,9 +186,9 @@ def _make_shards(plan, tasks, processes, progress):
     return [shard for merger in mergers.values() for shard in merger.finished()]
 
 
-def _make_part(path, labelled, number, task, seed):
+def _make_part(path: Path, labelled: LabelledSource, number: int, task: list[Any], seed: int) -> int:
     """Do one task: write its conformers to the file `path`. Returns their number."""
-    skipped = Counter()
+    skipped: Counter[str] = Counter()
     found = labelled.source.conformers(task, seed, skipped)
     arrays, _ = pack(((z, pos, labelled.label) for z, pos in found), malformed=lambda: skipped.update([MALFORMED]))
     # a process that outlives the command must not write into a folder that may belong to another one by now
@@ -177,7 +197,7 @@ def _make_part(path, labelled, number, task, seed):
     return len(arrays["source"])
 
 
-def _describe(job):
+def _describe(job: tuple) -> str:
     _, labelled, number, task, _ = job
     shown = json.dumps(task)
     return f"Task {number} of {labelled.label}, {shown if len(shown) < 100 else shown[:97] + '...'},"
@@ -186,7 +206,7 @@ def _describe(job):
 # ------------------------------------------------------------------------------------------------------- splits and index
 
 
-def _finish(plan, shards, fingerprints):
+def _finish(plan: Build, shards: list[Shard], fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """Write the splits and then the index, whose presence means that the store is complete."""
     statistics = summarise(shards)
     if not statistics["conformers"]:
@@ -196,7 +216,7 @@ def _finish(plan, shards, fingerprints):
             "again with --overwrite."
         )
     _write_splits(plan, shards, statistics["sources"])
-    entries = [
+    entries: list[dict[str, Any]] = [
         {
             "file": shard.path.name,
             "bytes": shard.path.stat().st_size,
@@ -223,19 +243,23 @@ def _finish(plan, shards, fingerprints):
     return index
 
 
-def _write_splits(plan, shards, statistics):
+def _write_splits(plan: Build, shards: list[Shard], statistics: dict[str, Any]) -> None:
     """Write idx_train, idx_val and idx_test, the `splits` of TorchMD-Net's trainer; add their sizes to `statistics`."""
-    groups = {}
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for shard in shards:
         (label,) = shard.sources
         counts = shard.header["task_counts"]
         tasks = np.repeat(np.arange(len(counts)) + shard.header["first_task"], counts)
-        groups.setdefault(label, []).append((molecules(shard.arrays["z"], shard.arrays["ptr"]), tasks))
-    groups = {label: tuple(map(np.concatenate, zip(*own, strict=True))) for label, own in groups.items()}
+        found.setdefault(label, []).append((molecules(shard.arrays["z"], shard.arrays["ptr"]), tasks))
+    groups = {
+        label: (np.concatenate([one for one, _ in own]), np.concatenate([tasks for _, tasks in own]))
+        for label, own in found.items()
+    }
     parts, by = hold_out(groups, plan.splits, plan.seed)
     for label, part in zip(groups, parts, strict=True):
         counts = np.bincount(part, minlength=len(NAMES)).tolist()
         statistics[label]["splits"] = {**dict(zip(NAMES, counts, strict=True)), "by": by[label]}
     whole = np.concatenate(parts)
+    indices: dict[str, Any] = {f"idx_{name}": np.flatnonzero(whole == number) for number, name in enumerate(NAMES)}
     with atomic_write(plan.folder / SPLITS_NAME) as temporary:
-        np.savez(temporary, **{f"idx_{name}": np.flatnonzero(whole == number) for number, name in enumerate(NAMES)})
+        np.savez(temporary, **indices)

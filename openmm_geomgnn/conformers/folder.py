@@ -1,8 +1,12 @@
 """The folder of a store, and the settings with which the store was, or is being, made."""
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.locks import is_empty, locked, set_aside
@@ -13,7 +17,9 @@ _SETTINGS = "settings.json"
 
 
 @contextmanager
-def prepare_output_folder(folder, settings, overwrite=False, inputs=()):
+def prepare_output_folder(
+    folder: Path, settings: Mapping[str, Any], overwrite: bool = False, inputs: Iterable[PathLike] = ()
+) -> Iterator[None]:
     """Reserve a folder for one build: it is new, empty, or holds the unfinished work of a build with the same settings.
 
     overwrite: move the results of an earlier build aside, whatever its settings. inputs: files that the new build needs,
@@ -34,7 +40,7 @@ def prepare_output_folder(folder, settings, overwrite=False, inputs=()):
         yield
 
 
-def index_of(folder):
+def index_of(folder: Path) -> dict[str, Any]:
     """Read the index of the store in `folder`. Raises GeomGNNError if there is none, or it cannot be read."""
     try:
         return read_index(folder)
@@ -42,7 +48,7 @@ def index_of(folder):
         raise GeomGNNError(str(error)) from error
 
 
-def note_tasks(folder, settings, tasks):
+def note_tasks(folder: Path, settings: Mapping[str, Any], tasks: Mapping[str, str]) -> None:
     """Record the settings and tasks of a build. tasks: {label: fingerprint of its tasks}.
 
     Raises GeomGNNError if the folder was begun with other tasks: with the same settings, files must have changed.
@@ -58,7 +64,7 @@ def note_tasks(folder, settings, tasks):
         temporary.write_text(json.dumps({"settings": settings, "tasks": tasks}, indent=1) + "\n", encoding="utf-8")
 
 
-def _noted(folder):
+def _noted(folder: Path) -> dict[str, Any] | None:
     """Settings and tasks of a finished or unfinished store, or None."""
     if (folder / INDEX_NAME).is_file():
         return index_of(folder)
@@ -76,7 +82,7 @@ def _noted(folder):
     return noted
 
 
-def _check_unchanged(folder, old, new):
+def _check_unchanged(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     old, new = _identity(old), _identity(new)
     if old["sources"] != new["sources"]:
         differences = [f"sources are {', '.join(old['sources'])} there and {', '.join(new['sources'])} here"]
@@ -90,7 +96,7 @@ def _check_unchanged(folder, old, new):
         )
 
 
-def _identity(settings):
+def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the shards depend on, by dotted keys. Splits may change at any time."""
     flat = {key: settings[key] for key in ("seed", "shard_size")}
     flat["sources"] = [source["label"] for source in settings["sources"]]

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from torchmdnet_ext.datasets.conformer_store import UNFINISHED, Shard, write_sha
 _NUMBER = re.compile(r"-\d{5}\.safetensors")
 
 
-def shard_files(folder, label):
+def shard_files(folder: Path, label: str) -> list[Path]:
     """Files in a folder whose names are those of shards of a source."""
     found = sorted(folder.glob(f"{label}-*.safetensors"))
     return [path for path in found if _NUMBER.fullmatch(path.name.removeprefix(label))]
@@ -23,7 +24,7 @@ class Merger:
     The end of a shard depends only on the sizes of its parts, so a shard that was lost is made again as it was.
     """
 
-    def __init__(self, folder, label, n_tasks, shard_size):
+    def __init__(self, folder: Path, label: str, n_tasks: int, shard_size: int) -> None:
         self.folder, self.label, self.n_tasks, self.shard_size = folder, label, n_tasks, shard_size
         shards = [shard for shard in map(_opened, shard_files(folder, label)) if shard]
         self._shards = {shard.header["first_task"]: shard for shard in shards}
@@ -35,16 +36,17 @@ class Merger:
         # in what is there at the beginning
         self.conformers = sum(one.conformers for one in (*shards, *filter(None, parts.values())))
         self._number = self._next = 0
-        self._waiting, self._atoms = [], 0
+        self._waiting: list[Shard] = []
+        self._atoms = 0
 
-    def part(self, task):
+    def part(self, task: int) -> Path:
         """The file for the conformers of a task."""
         return self.folder / UNFINISHED / f"{self.label}-{task:07d}.safetensors"
 
-    def _shard(self, number):
+    def _shard(self, number: int) -> Path:
         return self.folder / f"{self.label}-{number:05d}.safetensors"
 
-    def advance(self):
+    def advance(self) -> None:
         """Write the shards whose parts are all finished."""
         while self._next < self.n_tasks:
             there = None if self._waiting else self._shards.get(self._next)
@@ -61,12 +63,12 @@ class Merger:
             if self._atoms >= self.shard_size or self._next == self.n_tasks:
                 self._write()
 
-    def _write(self):
+    def _write(self) -> None:
         arrays = [part.arrays for part in self._waiting]
         joined = {name: np.concatenate([one[name] for one in arrays]) for name in ("z", "pos", "source")}
         sizes = np.concatenate([np.diff(one["ptr"]) for one in arrays])
         joined["ptr"] = np.concatenate([[0], np.cumsum(sizes)])
-        skipped = Counter()
+        skipped: Counter[str] = Counter()
         for part in self._waiting:
             skipped.update(part.header["skipped"])
         write_shard(
@@ -83,7 +85,7 @@ class Merger:
         self._number += 1
         self._waiting, self._atoms = [], 0
 
-    def finished(self):
+    def finished(self) -> list[Shard]:
         """The shards, once all tasks are done. Raises GeomGNNError if existing files are not consecutive."""
         if self._next < self.n_tasks:
             raise GeomGNNError(
@@ -93,7 +95,7 @@ class Merger:
         return [Shard.open(self._shard(number)) for number in range(self._number)]
 
 
-def _opened(path):
+def _opened(path: Path) -> Shard | None:
     """Open a shard; None if the file is missing or damaged, for instance by a crash of the machine, and has to be remade."""
     try:
         return Shard.open(path)

@@ -1,5 +1,6 @@
 """Splits of the conformers of a store, by whole molecules, by whole tasks, or at the end of a single simulation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,7 @@ __all__ = ["FEWEST", "NAMES", "Splits", "hold_out", "molecules", "of_some"]
 
 @dataclass(frozen=True)
 class Splits:
-    """What is held out: whole molecules or whole tasks (`by`), and the shares of a source's conformers for `val` and
-    `test`.
+    """What is held out: whole molecules or whole tasks (`by`), and the shares of each source for `val` and `test`.
 
     Conformers with the same elements in the same order count as one molecule, so that isomers may be lumped together, which
     is on the safe side. From a source with fewer than three molecules, such as one long trajectory, tasks are held out
@@ -24,7 +24,9 @@ class Splits:
     test: float = 0.05
 
 
-def hold_out(sources, splits, seed):
+def hold_out(
+    sources: Mapping[str, tuple[np.ndarray, np.ndarray]], splits: Splits, seed: int
+) -> tuple[list[np.ndarray], dict[str, str | None]]:
     """Assign the conformers of a store.
 
     Parameters
@@ -73,7 +75,7 @@ def hold_out(sources, splits, seed):
     return parts, by
 
 
-def of_some(splits, chosen):
+def of_some(splits: Mapping[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
     """Make the splits, a dict of indices, of the conformers `chosen` (M,) bool, numbered among these only."""
     number = np.cumsum(chosen) - 1
     return {name: number[indices[chosen[indices]]] for name, indices in splits.items()}

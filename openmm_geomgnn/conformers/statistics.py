@@ -1,19 +1,23 @@
 """Statistics of a store of conformers: numbers of conformers and atoms, elements and sizes, by source and in total."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
+
+from torchmdnet_ext.datasets.conformer_store import Shard
 
 
 class Statistics:
     """Counts of some conformers, added up shard by shard."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.elements = np.zeros(256, dtype=np.int64)
         self.sizes = np.zeros(1, dtype=np.int64)
-        self.skipped = Counter()
+        self.skipped: Counter[str] = Counter()
 
-    def add(self, z, sizes, skipped=None):
+    def add(self, z: np.ndarray, sizes: np.ndarray, skipped: Mapping[str, int] | None = None) -> None:
         """Count conformers: z (A,) uint8 of all their atoms, sizes (M,) in atoms; skipped: numbers by reason."""
         self.elements += np.bincount(z, minlength=256)
         counts = np.bincount(sizes, minlength=len(self.sizes))
@@ -21,7 +25,7 @@ class Statistics:
         self.sizes = counts
         self.skipped.update(skipped or {})
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """For JSON: conformers, atoms, elements {symbol: atoms}, sizes (min, mean, max, histogram), skipped."""
         from openmm.app.element import Element
 
@@ -42,9 +46,10 @@ class Statistics:
         }
 
 
-def summarise(shards):
+def summarise(shards: Iterable[Shard]) -> dict[str, Any]:
     """Summarise the statistics of `torchmdnet_ext` shards, in total and for each source under "sources"."""
-    total, by_source = Statistics(), {}
+    total = Statistics()
+    by_source: dict[str, Statistics] = {}
     for shard in shards:
         arrays = shard.arrays
         sizes = np.diff(arrays["ptr"])

@@ -1,15 +1,20 @@
 """Independent jobs that are distributed over several processes."""
 
 import traceback
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from itertools import islice
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.processes import how_it_ended, start_process
 
 
-def run_jobs(function, jobs, processes, describe):
+def run_jobs(
+    function: Callable[..., Any], jobs: Iterable[tuple], processes: int, describe: Callable[[tuple], str]
+) -> Generator[tuple[tuple, Any], None, None]:
     """Yield (job, function(*job)) for each of `jobs` as they finish; they are started in order.
 
     Parameters
@@ -29,7 +34,8 @@ def run_jobs(function, jobs, processes, describe):
         If a job fails or its process ends; the message names the job.
     """
     jobs = iter(jobs)
-    workers, busy = {}, {}
+    workers: dict[Connection, BaseProcess] = {}
+    busy: dict[Connection, tuple] = {}
     try:
         for job in islice(jobs, processes):
             worker, connection = start_process(_serve, function)
@@ -37,7 +43,8 @@ def run_jobs(function, jobs, processes, describe):
             busy[connection] = job
             _send(connection, job, worker, describe)
         while busy:
-            for connection in wait(list(busy)):
+            ready: list[Any] = wait(list(busy))
+            for connection in ready:
                 job = busy.pop(connection)
                 try:
                     kind, content = connection.recv()
@@ -57,19 +64,19 @@ def run_jobs(function, jobs, processes, describe):
             worker.join()
 
 
-def _send(connection, job, worker, describe):
+def _send(connection: Connection, job: tuple, worker: BaseProcess, describe: Callable[[tuple], str]) -> None:
     try:
         connection.send(job)
     except OSError as error:
         raise _death(worker, describe(job)) from error
 
 
-def _death(worker, name):
+def _death(worker: BaseProcess, name: str) -> GeomGNNError:
     how = how_it_ended(worker, "a fault in one of the packages that make conformers", "builds")
     return GeomGNNError(f"{name} failed: its process {how} What is finished is kept.")
 
 
-def _serve(connection, function):
+def _serve(connection: Connection, function: Callable[..., Any]) -> None:
     while True:
         try:
             job = connection.recv()

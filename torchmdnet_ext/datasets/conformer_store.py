@@ -166,7 +166,7 @@ class Shard:
     sources: list[str]
     conformers: int
     atoms: int
-    header: dict[str, Any] | None = None  # None until the file is read, if an index gave the rest
+    header: dict[str, Any] = field(default_factory=dict)  # empty until the file is read, if an index gave the rest
     _arrays: dict[str, np.ndarray] | None = field(default=None, repr=False)
 
     @classmethod
@@ -320,7 +320,7 @@ def open_store(path: PathLike) -> tuple[list[Shard], str]:
     path = Path(path)
     if not path.is_dir():
         shard = Shard.open(path)
-        return [shard], str((shard.header or {}).get("how", ""))
+        return [shard], str(shard.header.get("how", ""))
     index = read_index(path)
     shards = []
     for entry in index["shards"]:

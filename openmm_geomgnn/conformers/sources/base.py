@@ -4,13 +4,14 @@ import glob
 import importlib.util
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import did_you_mean
 
@@ -20,6 +21,7 @@ MODULES = {  # package as pip knows it -> the modules that it provides
     "PeptideBuilder": ("PeptideBuilder", "Bio"),
     "h5py": ("h5py",),
 }
+Conformer: TypeAlias = tuple[np.ndarray, np.ndarray]  # z (N,) and pos (N, 3) in angstrom
 GLOB = frozenset("*?[")
 # reasons for leaving out a conformer that several sources share
 NOT_FINITE = "has coordinates that are not finite"
@@ -44,20 +46,20 @@ class Source(ABC):
         """Raise a GeomGNNError for wrong settings, missing files and missing packages, before any work is done."""
 
     @abstractmethod
-    def tasks(self, seed: int) -> list:
+    def tasks(self, seed: int) -> list[list[Any]]:
         """List the units of work, in the order in which a file is read fastest."""
 
     @abstractmethod
-    def conformers(self, task, seed: int, skipped: Counter | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def conformers(self, task: list[Any], seed: int, skipped: Counter | None = None) -> Iterator[Conformer]:
         """Yield the conformers of one task: atomic numbers z (N,) int and coordinates pos (N, 3) in angstrom.
 
         Molecules without conformers are left out; `skipped`, if given, counts them by reason.
         """
 
-    def relative_to(self, folder) -> "Source":
+    def relative_to(self, folder: PathLike) -> "Source":
         """Return the same source with paths relative to `folder`, such as the folder of the settings file."""
 
-        def located(value):
+        def located(value: Any) -> Any:
             if value is None:
                 return None
             if isinstance(value, (list, tuple)):
@@ -77,13 +79,13 @@ class Source(ABC):
         return found
 
 
-def skip(skipped, reason, number=1):
+def skip(skipped: Counter[str] | None, reason: str, number: int = 1) -> None:
     """Count molecules that are left out."""
     if skipped is not None and number:
         skipped[reason] += number
 
 
-def require(source, *packages):
+def require(source: Source, *packages: str) -> None:
     """Raise a GeomGNNError unless the optional packages that a source needs are installed."""
     for package in packages:
         if any(importlib.util.find_spec(module) is None for module in MODULES[package]):
@@ -93,7 +95,7 @@ def require(source, *packages):
             )
 
 
-def check_count(source, *keys, optional=(), least=1):
+def check_count(source: Source, *keys: str, optional: tuple[str, ...] = (), least: int = 1) -> None:
     """Raise GeomGNNError unless the settings `keys` are whole numbers of at least `least` (or None, if in `optional`)."""
     for key in (*keys, *optional):
         value = getattr(source, key)
@@ -107,7 +109,7 @@ def check_count(source, *keys, optional=(), least=1):
             )
 
 
-def check_choice(source, key, choices):
+def check_choice(source: Source, key: str, choices: Collection[str]) -> None:
     """Raise a GeomGNNError unless the setting `key` is one of `choices`."""
     value = getattr(source, key)
     if value not in choices:
@@ -117,7 +119,7 @@ def check_choice(source, key, choices):
         )
 
 
-def find_files(source, key="file") -> list[str]:
+def find_files(source: Source, key: str = "file") -> list[str]:
     """Find the files that a setting names: a path, a pattern such as `runs/*.xtc`, or a list of those; patterns are sorted.
 
     Raises GeomGNNError if nothing is named, a file is missing or a pattern has no match.
@@ -145,7 +147,7 @@ def find_files(source, key="file") -> list[str]:
     return found
 
 
-def draw(total, number, seed, skip=0):
+def draw(total: int, number: int | None, seed: int, skip: int = 0) -> np.ndarray:
     """Draw `number` of the indices 0 to total - 1 at random, sorted; all of them if number is None or larger.
 
     The seed puts all indices into a random order, and the draw begins after the first `skip` of them: a smaller draw is part
@@ -157,6 +159,6 @@ def draw(total, number, seed, skip=0):
     return np.sort(order[skip : None if number is None else skip + number])
 
 
-def molecule_seed(seed, index):
+def molecule_seed(seed: int, index: int) -> int:
     """A seed in [0, 2^31) for one molecule."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)

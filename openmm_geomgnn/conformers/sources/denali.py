@@ -5,12 +5,14 @@ import functools
 import hashlib
 import io
 import tarfile
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 
-from openmm_geomgnn.conformers.sources.base import check_count, find_files
+from openmm_geomgnn.conformers.sources.base import Conformer, check_count, find_files
 from openmm_geomgnn.conformers.sources.records import RecordSource, pick
 from openmm_geomgnn.conformers.sources.streams import opened, version
 from openmm_geomgnn.conformers.sources.xyz import frames, parse
@@ -50,7 +52,8 @@ class Denali(RecordSource):
     subset: str | list[str] | None = None
     number: int | None = None
 
-    def check(self):
+    def check(self) -> None:
+        """Raise GeomGNNError for wrong settings, missing files and missing packages."""
         super().check()
         check_count(self, optional=("number",))
         self.files()
@@ -62,35 +65,40 @@ class Denali(RecordSource):
                 "path as `labels`, or leave subset out."
             )
 
-    def bounds(self, path):
+    def bounds(self, path: str) -> np.ndarray:
+        """Find where the records of a file start, and where the last one ends, (records + 1,) int64."""
         return archive_index(path)[0]
 
-    def candidates(self, path, bounds):
+    def candidates(self, path: str, bounds: np.ndarray) -> np.ndarray:
+        """Return the numbers of the records that may be drawn, in order."""
         if self.labels is None:
             return super().candidates(path, bounds)
         subsets = [self.subset] if isinstance(self.subset, str) else self.subset
         return np.flatnonzero(np.isin(archive_index(path)[1], labelled(find_files(self, "labels")[0], subsets)))
 
-    def read(self, path, content, first, chosen, seed, skipped):
+    def read(
+        self, path: str, content: bytes, first: int, chosen: list[int] | None, seed: int, skipped: Counter[str] | None
+    ) -> Iterator[Conformer]:
+        """Yield (z, pos in angstrom) of the records `chosen` (None: all) of `content`."""
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             for _, entry in pick(filter(_is_geometry, archive), chosen):
-                text = archive.extractfile(entry).read().decode("utf-8", errors="replace")
+                text = cast(IO[bytes], archive.extractfile(entry)).read().decode("utf-8", errors="replace")
                 for comment, atoms in frames(text):
                     yield from parse(comment, atoms, f"{entry.name} of {path}", skipped)
 
 
-def archive_index(path):
+def archive_index(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Find the offsets (n + 1,) int64 of the geometries in a tar archive, and the identifiers (n,) uint64 of their names."""
     return _archive_index(path, version(path))
 
 
 @functools.lru_cache(maxsize=1)
-def _archive_index(path, written):
+def _archive_index(path: str, written: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     starts, identifiers, end = [], [], 0
     with opened(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         while (entry := archive.next()) is not None:
             # tarfile would keep every entry
-            archive.members.clear()
+            cast(Any, archive).members.clear()
             if _is_geometry(entry):
                 starts.append(entry.offset)
                 identifiers.append(identifier(entry.name.removesuffix(".xyz")))
@@ -100,7 +108,7 @@ def _archive_index(path, written):
     return np.array([*starts, end], dtype=np.int64), np.array(identifiers, dtype=np.uint64)
 
 
-def labelled(path, subsets=None):
+def labelled(path: str, subsets: list[str] | None = None) -> np.ndarray:
     """Read the identifiers of the conformers in the table of labels that belong to one of the subsets (None: all)."""
     found, seen = [], set()
     with opened(path, LABELS) as stream:
@@ -118,12 +126,12 @@ def labelled(path, subsets=None):
     return np.array(found, dtype=np.uint64)
 
 
-def identifier(name):
+def identifier(name: str) -> int:
     """Hash the molecule and sample at the end of a name to 64 bits: millions of names would take too much memory."""
     last = "/".join(name.rsplit("/", 2)[-2:])
     return int.from_bytes(hashlib.blake2b(last.encode(), digest_size=8).digest(), "little")
 
 
-def _is_geometry(entry):
+def _is_geometry(entry: tarfile.TarInfo) -> bool:
     # not the ._ files that macOS adds
     return entry.name.endswith(".xyz") and "/." not in entry.name and entry.isfile()

@@ -1,13 +1,16 @@
 """Conformers in HDF5 files of ANI, SPICE and TorchMD-Net, and others with the same layout."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from openmm_geomgnn.conformers.sources.base import (
     NO_ELEMENT,
     NOT_FINITE,
+    Conformer,
     Source,
     check_choice,
     check_count,
@@ -57,7 +60,8 @@ class HDF5(Source):
     elements: str | None = None
     number: int | None = None
 
-    def check(self):
+    def check(self) -> None:
+        """Raise GeomGNNError for wrong settings, missing files and missing packages."""
         require(self, "h5py")
         check_count(self, optional=("number",))
         if self.unit is not None:
@@ -66,7 +70,8 @@ class HDF5(Source):
             with _open(path):
                 pass
 
-    def tasks(self, seed):
+    def tasks(self, seed: int) -> list[list[Any]]:
+        """Cut the work into tasks."""
         groups = [group for path in find_files(self) for group in self._groups(path)]
         if not groups:
             raise GeomGNNError(
@@ -79,7 +84,8 @@ class HDF5(Source):
         tasks = share_out(bounds, drawn, CONFORMERS_PER_TASK, ATOMS_PER_TASK)
         return [[[*groups[k][:4], first, stop, chosen] for k, first, stop, chosen in task] for task in tasks]
 
-    def conformers(self, task, seed, skipped=None):
+    def conformers(self, task: list[Any], seed: int, skipped: Counter[str] | None = None) -> Iterator[Conformer]:
+        """Yield (z, pos in angstrom) of the conformers of one task."""
         for path, group, coordinates, elements, first, stop, chosen in task:
             with _open(path) as file:
                 pos, z = file[group][coordinates], file[group][elements]
@@ -104,13 +110,13 @@ class HDF5(Source):
                 else:
                     yield own, pos[i]
 
-    def _groups(self, path):
+    def _groups(self, path: str) -> list[list[Any]]:
         """[file, group, name of its coordinates, name of its elements, frames, atoms] of the groups with conformers."""
         import h5py
 
         groups = []
 
-        def visit(name, group):
+        def visit(name: str, group: Any) -> None:
             if not isinstance(group, h5py.Group):
                 return
             pos = next((key for key in _known(self.coordinates, COORDINATES) if key in group), None)
@@ -126,7 +132,7 @@ class HDF5(Source):
             file.visititems(visit)
         return groups
 
-    def _scale(self, coordinates):
+    def _scale(self, coordinates: Any) -> float:
         unit = self.unit
         if unit is None:
             written = coordinates.attrs.get("units", coordinates.attrs.get("unit", "angstrom"))
@@ -140,7 +146,7 @@ class HDF5(Source):
         return UNITS[unit]
 
 
-def _open(path):
+def _open(path: str) -> Any:
     import h5py
 
     try:
@@ -149,15 +155,15 @@ def _open(path):
         raise GeomGNNError(f"{path} cannot be read as an HDF5 file: {error}. Check it, or get it again.") from error
 
 
-def _known(named, usual):
+def _known(named: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
     return (named,) if named else usual
 
 
-def _listed(named, usual):
+def _listed(named: str | None, usual: tuple[str, ...]) -> str:
     return ", ".join(_known(named, usual))
 
 
-def _numbers(elements):
+def _numbers(elements: Any) -> np.ndarray:
     """Convert elements given as numbers or symbols to atomic numbers; 0 for anything else."""
     elements = np.asarray(elements)
     if elements.dtype.kind in "iuf":
@@ -165,5 +171,5 @@ def _numbers(elements):
     return np.vectorize(_number, otypes=[np.int64])(elements)
 
 
-def _number(symbol):
+def _number(symbol: str | bytes) -> int:
     return atomic_number((symbol.decode() if isinstance(symbol, bytes) else str(symbol)).strip())

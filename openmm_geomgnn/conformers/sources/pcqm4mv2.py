@@ -1,10 +1,12 @@
 """PCQM4Mv2: 3.7 million molecules of PubChemQC, 3.4 million of them with relaxed geometries."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from openmm_geomgnn.conformers.sources.base import Source
+from openmm_geomgnn.conformers.sources.base import Conformer, Source
 from openmm_geomgnn.conformers.sources.sdf import SDF
 from openmm_geomgnn.conformers.sources.smiles import Smiles
 
@@ -36,18 +38,21 @@ class PCQM4Mv2(Source):
     per_molecule: int = 1
     optimise: str = "none"
 
-    def _reader(self):
+    def _reader(self) -> Smiles | SDF:
         suffixes = Path(str(self.file)).suffixes
         if ".csv" in suffixes or suffixes[-1:] == [".zip"]:
             member = SMILES_MEMBER if suffixes[-1] == ".zip" else None
             return Smiles(self.file, member, "smiles", self.number, self.per_molecule, self.optimise)
         return SDF(self.file, self.number)
 
-    def check(self):
+    def check(self) -> None:
+        """Raise GeomGNNError for wrong settings, missing files and missing packages."""
         self._reader().check()
 
-    def tasks(self, seed):
+    def tasks(self, seed: int) -> list[list[Any]]:
+        """Cut the work into tasks."""
         return self._reader().tasks(seed)
 
-    def conformers(self, task, seed, skipped=None):
+    def conformers(self, task: list[Any], seed: int, skipped: Counter[str] | None = None) -> Iterator[Conformer]:
+        """Yield (z, pos in angstrom) of the conformers of one task."""
         return self._reader().conformers(task, seed, skipped)

@@ -1,21 +1,27 @@
 """Construction of capped peptides, and rotation of their torsions."""
 
+from typing import TYPE_CHECKING, TypeAlias
+
 import numpy as np
 
+if TYPE_CHECKING:
+    from openmm import app
+
+Torsion: TypeAlias = tuple[int, int, np.ndarray]  # atoms b and c, and the atoms that turn with c
 # the atoms of an alanine that become those of a cap, at the start and at the end of the chain
 ACE = {"CA": "CH3", "C": "C", "O": "O"}
 NME = {"N": "N", "CA": "C"}
 
 
-def capped_pdb(sequence):
+def capped_pdb(sequence: str) -> str:
     """Write the heavy atoms of extended ACE-`sequence`-NME in PDB format; sequence in one-letter codes, all L."""
     import PeptideBuilder
 
     chain = PeptideBuilder.make_extended_structure(f"A{sequence}A")
     residues = list(chain.get_residues())
-    lines = []
+    lines: list[str] = []
     for i, residue in enumerate(residues, start=1):
-        cap, names = {1: ("ACE", ACE), len(residues): ("NME", NME)}.get(i, (None, None))
+        cap, names = {1: ("ACE", ACE), len(residues): ("NME", NME)}.get(i, ("", {}))
         for atom in residue:
             if cap and atom.name not in names:
                 continue
@@ -28,7 +34,7 @@ def capped_pdb(sequence):
     return "".join(lines) + "END\n"
 
 
-def bond_distances(n_atoms, bonds):
+def bond_distances(n_atoms: int, bonds: np.ndarray) -> np.ndarray:
     """Count the bonds on the shortest path between any two atoms, (n, n); 4 for all that are further apart."""
     adjacent = np.eye(n_atoms, dtype=int)
     adjacent[bonds[:, 0], bonds[:, 1]] = adjacent[bonds[:, 1], bonds[:, 0]] = 1
@@ -40,7 +46,7 @@ def bond_distances(n_atoms, bonds):
     return distance
 
 
-def rotatable_bonds(topology, bonds):
+def rotatable_bonds(topology: "app.Topology", bonds: np.ndarray) -> list[Torsion]:
     """Find the torsions to randomise, as (atom b, atom c, the atoms that turn with c): no rings, no amide bonds.
 
     Parameters
@@ -49,7 +55,7 @@ def rotatable_bonds(topology, bonds):
     bonds : (B, 2) int
     """
     atoms = list(topology.atoms())
-    neighbours = [set() for _ in atoms]
+    neighbours: list[set[int]] = [set() for _ in atoms]
     for b, c in bonds:
         neighbours[b].add(c)
         neighbours[c].add(b)
@@ -71,7 +77,7 @@ def rotatable_bonds(topology, bonds):
     return found
 
 
-def rotate(pos, b, c, side, angle):
+def rotate(pos: np.ndarray, b: int, c: int, side: np.ndarray, angle: float) -> np.ndarray:
     """Turn the atoms `side` of pos (N, 3) about the axis b-c by `angle` (radians); returns a new array."""
     axis = pos[c] - pos[b]
     axis /= np.linalg.norm(axis)
@@ -82,7 +88,14 @@ def rotate(pos, b, c, side, angle):
     return pos
 
 
-def random_torsions(reference, torsions, apart, rng, clash, attempts=200):
+def random_torsions(
+    reference: np.ndarray,
+    torsions: list[Torsion],
+    apart: np.ndarray,
+    rng: np.random.Generator,
+    clash: float,
+    attempts: int = 200,
+) -> np.ndarray:
     """Randomise every torsion of the reference geometry (N, 3) nm, without clashes if an attempt has none.
 
     Parameters
@@ -94,7 +107,7 @@ def random_torsions(reference, torsions, apart, rng, clash, attempts=200):
     clash : float
         Shortest allowed distance between those, nm.
     """
-    best, best_gap = None, -1.0
+    best, best_gap = reference, -1.0
     for _ in range(attempts):
         pos = reference
         for torsion in torsions:

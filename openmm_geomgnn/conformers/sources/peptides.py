@@ -3,15 +3,20 @@
 import functools
 import io
 import random
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from openmm_geomgnn.conformers.sources.base import Source, check_count, require, skip
+from openmm_geomgnn.conformers.sources.base import Conformer, Source, check_count, require, skip
 from openmm_geomgnn.conformers.sources.peptide_geometry import bond_distances, capped_pdb, random_torsions, rotatable_bonds
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import NM_TO_ANGSTROM
+
+if TYPE_CHECKING:
+    from openmm import app
 
 RESIDUES = "ARNDCQEGHILKMFPSTWYV"
 FRAMES_PER_START = 20
@@ -46,11 +51,12 @@ class Peptides(Source):
     name: ClassVar[str] = "peptides"
 
     number: int = 5000
-    shares: list[float] = (0.5, 0.3, 0.12, 0.08)
+    shares: list[float] = (0.5, 0.3, 0.12, 0.08)  # type: ignore[assignment]  # a default must not be mutable
     per_sequence: int = 40
-    temperatures: list[float] = (300.0, 400.0, 500.0)
+    temperatures: list[float] = (300.0, 400.0, 500.0)  # type: ignore[assignment]
 
-    def check(self):
+    def check(self) -> None:
+        """Raise GeomGNNError for wrong settings, missing files and missing packages."""
         require(self, "PeptideBuilder")
         check_count(self, "number", "per_sequence")
         for key, least in (("shares", 0.0), ("temperatures", 1.0)):
@@ -63,14 +69,15 @@ class Peptides(Source):
             if not sum(values):
                 raise GeomGNNError(f"{key} of the conformer source `peptides` is {values!r}: give at least one above 0.")
 
-    def tasks(self, seed):
+    def tasks(self, seed: int) -> list[list[Any]]:
+        """Cut the work into tasks."""
         return [
             [sequence, k, start, min(CONFORMERS_PER_TASK, number - start)]
             for k, (sequence, number) in enumerate(self.plan(seed))
             for start in range(0, number, CONFORMERS_PER_TASK)
         ]
 
-    def plan(self, seed):
+    def plan(self, seed: int) -> list[tuple[str, int]]:
         """[(sequence, conformers of it)] that add up to `number`: all 20 single residues, then random longer ones."""
         rng = np.random.default_rng([seed, 20])
         ends = np.rint(np.cumsum([0, *self.shares]) / sum(self.shares) * self.number).astype(int)
@@ -85,7 +92,8 @@ class Peptides(Source):
             planned += [(sequence, share + (i < rest)) for i, sequence in enumerate(sequences)]
         return [(sequence, number) for sequence, number in planned if number]
 
-    def conformers(self, task, seed, skipped=None):
+    def conformers(self, task: list[Any], seed: int, skipped: Counter[str] | None = None) -> Iterator[Conformer]:
+        """Yield (z, pos in angstrom) of the conformers of one task."""
         sequence, k, start, wanted = task
         peptide = Peptide(sequence)
         rng = np.random.default_rng([seed, 21, k, start])
@@ -107,7 +115,7 @@ class Peptides(Source):
 
 
 @functools.cache
-def _forcefield():
+def _forcefield() -> "app.ForceField":
     from openmm import app
 
     from openmm_geomgnn.sampling.systems import SystemSettings
@@ -123,7 +131,7 @@ class Peptide:
     z : (N,) int
     """
 
-    def __init__(self, sequence):
+    def __init__(self, sequence: str) -> None:
         import openmm
         from openmm import app
 
@@ -153,7 +161,7 @@ class Peptide:
         self._reference = self._positions()
         self._reference_lengths = self._lengths(self._reference)
 
-    def frames(self, rng, temperature, number):
+    def frames(self, rng: np.random.Generator, temperature: float, number: int) -> Iterator[np.ndarray]:
         """Yield up to `number` conformers (N, 3) in angstrom of one run, fewer if the molecule comes apart."""
         import openmm
 
@@ -175,12 +183,12 @@ class Peptide:
                 return
             yield pos * NM_TO_ANGSTROM
 
-    def _positions(self):
+    def _positions(self) -> np.ndarray:
         return self._context.getState(positions=True).getPositions(asNumpy=True)._value
 
-    def _lengths(self, pos):
+    def _lengths(self, pos: np.ndarray) -> np.ndarray:
         return np.linalg.norm(pos[self._heavy_bonds[:, 0]] - pos[self._heavy_bonds[:, 1]], axis=1)
 
 
-def _is_number(value):
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

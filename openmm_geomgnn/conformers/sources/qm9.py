@@ -2,13 +2,15 @@
 
 import csv
 import importlib.util
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from openmm_geomgnn.conformers.sources.base import check_count, require
+from openmm_geomgnn.conformers.sources.base import Conformer, check_count, require
 from openmm_geomgnn.conformers.sources.records import RecordSource, pick
 from openmm_geomgnn.conformers.sources.streams import line_bounds
 from openmm_geomgnn.errors import GeomGNNError
@@ -36,10 +38,12 @@ class QM9(RecordSource):
 
     number: int | None = None
 
-    def files(self):
+    def files(self) -> list[str]:
+        """Return the paths of the files to read."""
         require(self, "qm9pack")
         # not imported: it would import pandas
-        folder = Path(importlib.util.find_spec("qm9pack").submodule_search_locations[0]) / "data"
+        spec: Any = importlib.util.find_spec("qm9pack")
+        folder = Path(spec.submodule_search_locations[0]) / "data"
         for name in PARTS:
             if not (folder / name).is_file():
                 raise GeomGNNError(
@@ -48,15 +52,20 @@ class QM9(RecordSource):
                 )
         return [str(folder / name) for name in PARTS]
 
-    def check(self):
+    def check(self) -> None:
+        """Raise GeomGNNError for wrong settings, missing files and missing packages."""
         super().check()
         check_count(self, optional=("number",))
         self.files()
 
-    def bounds(self, path):
+    def bounds(self, path: str) -> np.ndarray:
+        """Find where the records of a file start, and where the last one ends, (records + 1,) int64."""
         return line_bounds(path)[1:]
 
-    def read(self, path, content, first, chosen, seed, skipped):
+    def read(
+        self, path: str, content: bytes, first: int, chosen: list[int] | None, seed: int, skipped: Counter[str] | None
+    ) -> Iterator[Conformer]:
+        """Yield (z, pos in angstrom) of the records `chosen` (None: all) of `content`."""
         with open(path, newline="", encoding="utf-8") as text:
             names = next(csv.reader(text))
         elements, coordinates = names.index("Elements"), names.index("XYZ_Ang")
@@ -65,7 +74,7 @@ class QM9(RecordSource):
             yield parse(row[elements], row[coordinates])
 
 
-def parse(elements, coordinates):
+def parse(elements: str, coordinates: str) -> Conformer:
     """Parse a molecule in qm9pack's text: `['C','H']` and `[[0.,1.5*^-6,2.],[...]]` in angstrom; z (N,), pos (N, 3)."""
     z = [ATOMIC_NUMBERS[e] for e in elements.strip("[]").replace("'", "").split(",")]
     numbers = coordinates.replace("*^", "e").replace("[", "").replace("]", "").split(",")

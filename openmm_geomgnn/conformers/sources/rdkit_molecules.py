@@ -1,14 +1,18 @@
 """RDKit molecules: conformers from a graph, and atoms and coordinates of existing conformers."""
 
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 
-from openmm_geomgnn.conformers.sources.base import NO_ELEMENT, molecule_seed, skip
+from openmm_geomgnn.conformers.sources.base import NO_ELEMENT, Conformer, molecule_seed, skip
 
 OPTIMISERS = ("none", "mmff", "uff")
 EMBEDDING_ITERATIONS = 20  # per conformer; RDKit's own default is ten times the number of atoms
 
 
-def molecule_from_smiles(smiles, skipped):
+def molecule_from_smiles(smiles: str, skipped: Counter[str] | None) -> Any:
     """Make the molecule of a SMILES string with its hydrogens; None, and counted, if it is not one molecule."""
     from rdkit import Chem
 
@@ -22,7 +26,9 @@ def molecule_from_smiles(smiles, skipped):
     return Chem.AddHs(molecule)
 
 
-def embed(molecule, conformers, optimise, seed, index, skipped):
+def embed(
+    molecule: Any, conformers: int, optimise: str, seed: int, index: int, skipped: Counter[str] | None
+) -> Iterator[Conformer]:
     """Yield up to `conformers` conformers (z, pos) of a molecule with hydrogens by ETKDGv3, optionally optimised.
 
     ETKDGv3: Wang et al., J. Chem. Inf. Model. 60, 2044 (2020). Conformers that optimisation makes identical are all kept.
@@ -49,7 +55,7 @@ def embed(molecule, conformers, optimise, seed, index, skipped):
     yield from coordinates(molecule)
 
 
-def coordinates(molecule):
+def coordinates(molecule: Any) -> Iterator[Conformer]:
     """Yield (z, pos in angstrom) of the conformers that a molecule has."""
     z = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
     for conformer in molecule.GetConformers():

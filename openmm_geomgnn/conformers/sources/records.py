@@ -1,15 +1,17 @@
 """Sources that are files of consecutive records: lines of SMILES, SDF molecules, XYZ frames."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from openmm_geomgnn.conformers.sources.base import Source, check_count, draw, find_files
+from openmm_geomgnn.conformers.sources.base import Conformer, Source, check_count, draw, find_files
 from openmm_geomgnn.conformers.sources.streams import read_range
 
+T = TypeVar("T")
 TASK_BYTES = 1 << 24
 
 
@@ -32,45 +34,52 @@ class RecordSource(Source):
 
     skip: int = field(default=0, kw_only=True)
 
-    def check(self):
+    def check(self) -> None:
+        """Raise GeomGNNError for wrong settings, missing files and missing packages."""
         check_count(self, "skip", least=0)
 
     @abstractmethod
-    def bounds(self, path) -> np.ndarray:
+    def bounds(self, path: str) -> np.ndarray:
         """Find where the records of a file start and the last one ends: (records + 1,) int64."""
 
     @abstractmethod
-    def read(self, path, content, first, chosen, seed, skipped) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def read(
+        self, path: str, content: bytes, first: int, chosen: list[int] | None, seed: int, skipped: Counter[str] | None
+    ) -> Iterator[Conformer]:
         """Yield (z, pos) of the records `chosen` (None: all) in the bytes `content`, which begin with record `first`."""
 
-    def candidates(self, path, bounds):
+    def candidates(self, path: str, bounds: np.ndarray) -> np.ndarray:
         """List the numbers of the records of a file that may be drawn, in order."""
         return np.arange(len(bounds) - 1)
 
-    def files(self):
+    def files(self) -> list[str]:
+        """Return the paths of the files to read."""
         return find_files(self)
 
-    def member_of(self, path):
+    def member_of(self, path: str) -> str | None:
         """The file to read if `path` is an archive."""
         return None
 
-    def tasks(self, seed):
+    def tasks(self, seed: int) -> list[list[Any]]:
+        """Cut the work into tasks."""
         files = self.files()
         bounds = [self.bounds(path) for path in files]
         candidates = [self.candidates(path, where) for path, where in zip(files, bounds, strict=True)]
-        tasks = share_out(bounds, draw_from(candidates, self.number, seed, self.skip), self.records_per_task, TASK_BYTES)
+        number: int | None = self.number  # type: ignore[attr-defined]  # a setting of every subclass
+        tasks = share_out(bounds, draw_from(candidates, number, seed, self.skip), self.records_per_task, TASK_BYTES)
         return [
             [[files[k], int(bounds[k][first]), int(bounds[k][stop]), first, chosen] for k, first, stop, chosen in task]
             for task in tasks
         ]
 
-    def conformers(self, task, seed, skipped=None):
+    def conformers(self, task: list[Any], seed: int, skipped: Counter[str] | None = None) -> Iterator[Conformer]:
+        """Yield (z, pos in angstrom) of the conformers of one task."""
         for path, start, stop, first, chosen in task:
             content = read_range(path, start, stop, self.member_of(path))
             yield from self.read(path, content, first, chosen, seed, skipped)
 
 
-def draw_from(candidates, number, seed, skip=0):
+def draw_from(candidates: list[np.ndarray], number: int | None, seed: int, skip: int = 0) -> list[np.ndarray]:
     """Draw `number` of the candidates, sorted arrays of record numbers for each file; return those drawn from each file."""
     ends = np.cumsum([0, *map(len, candidates)])
     drawn = draw(int(ends[-1]), number, seed, skip)
@@ -81,7 +90,9 @@ def draw_from(candidates, number, seed, skip=0):
     ]
 
 
-def share_out(bounds, drawn, records_per_task, task_size):
+def share_out(
+    bounds: list[np.ndarray], drawn: list[np.ndarray], records_per_task: int, task_size: int
+) -> list[list[tuple[int, int, int, list[int] | None]]]:
     """Cut the records that were drawn from files into tasks.
 
     Parameters
@@ -99,7 +110,8 @@ def share_out(bounds, drawn, records_per_task, task_size):
     -------
     list of lists of (file, first record, record after the last, wanted records counted from the first; None for all)
     """
-    tasks, records_left, size_left = [[]], records_per_task, task_size
+    tasks: list[list[tuple[int, int, int, list[int] | None]]] = [[]]
+    records_left, size_left = records_per_task, task_size
     for k, (where, wanted) in enumerate(zip(bounds, drawn, strict=True)):
         while len(wanted):
             within = int(np.searchsorted(where, where[wanted[0]] + size_left, side="right")) - 1
@@ -118,7 +130,7 @@ def share_out(bounds, drawn, records_per_task, task_size):
     return tasks if tasks[0] else []
 
 
-def pick(records, chosen):
+def pick(records: Iterable[T], chosen: list[int] | None) -> Iterator[tuple[int, T]]:
     """Yield (number, record) of the records (an iterable) with the numbers `chosen`, or of all for None."""
     wanted = None if chosen is None else set(chosen)
     for i, record in enumerate(records):

@@ -1,9 +1,13 @@
 """Conformers in SDF files."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from openmm_geomgnn.conformers.sources.base import NO_ELEMENT, check_count, require, skip
+import numpy as np
+
+from openmm_geomgnn.conformers.sources.base import NO_ELEMENT, Conformer, check_count, require, skip
 from openmm_geomgnn.conformers.sources.rdkit_molecules import coordinates
 from openmm_geomgnn.conformers.sources.records import RecordSource, pick
 from openmm_geomgnn.conformers.sources.streams import record_bounds, record_end
@@ -34,19 +38,25 @@ class SDF(RecordSource):
     file: str | list[str]
     number: int | None = None
 
-    def member_of(self, path):
+    def member_of(self, path: str) -> str:
+        """Return the end of the name of the file to read in an archive."""
         return ".sdf"
 
-    def check(self):
+    def check(self) -> None:
+        """Raise GeomGNNError for wrong settings, missing files and missing packages."""
         super().check()
         require(self, "rdkit")
         check_count(self, optional=("number",))
         self.files()
 
-    def bounds(self, path):
+    def bounds(self, path: str) -> np.ndarray:
+        """Find where the records of a file start, and where the last one ends, (records + 1,) int64."""
         return record_bounds(path, SEPARATOR, self.member_of(path))
 
-    def read(self, path, content, first, chosen, seed, skipped):
+    def read(
+        self, path: str, content: bytes, first: int, chosen: list[int] | None, seed: int, skipped: Counter[str] | None
+    ) -> Iterator[Conformer]:
+        """Yield (z, pos in angstrom) of the records `chosen` (None: all) of `content`."""
         from rdkit import Chem, rdBase
 
         for _, record in pick(record_end(SEPARATOR).split(content), chosen):
@@ -57,7 +67,7 @@ class SDF(RecordSource):
                 yield from conformer(molecule, skipped)
 
 
-def conformer(molecule, skipped):
+def conformer(molecule: Any, skipped: Counter[str] | None) -> Iterator[Conformer]:
     """Yield (z, pos) of a molecule read from an SDF file, or count the reason why it has none."""
     if molecule is None:
         return skip(skipped, "cannot be read")

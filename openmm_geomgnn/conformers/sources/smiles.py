@@ -3,11 +3,16 @@
 import csv
 import functools
 import importlib.util
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from openmm_geomgnn.conformers.sources.base import check_choice, check_count, find_files, require
+import numpy as np
+
+from openmm_geomgnn.aliases import PathLike
+from openmm_geomgnn.conformers.sources.base import Conformer, Source, check_choice, check_count, find_files, require
 from openmm_geomgnn.conformers.sources.rdkit_molecules import OPTIMISERS, embed, molecule_from_smiles
 from openmm_geomgnn.conformers.sources.records import RecordSource, pick
 from openmm_geomgnn.conformers.sources.streams import line_bounds, opened, version
@@ -59,19 +64,24 @@ class Smiles(RecordSource):
     optimise: str = "none"
 
     @property
-    def records_per_task(self):
+    def records_per_task(self) -> int:  # type: ignore[override]  # a constant of the other sources
+        """The most records of a task."""
         return max(1, CONFORMERS_PER_TASK // self.per_molecule)
 
-    def relative_to(self, folder):
+    def relative_to(self, folder: PathLike) -> "Source":
+        """Return the same source with relative paths taken from `folder`."""
         return self if _is_moses(self.file) else super().relative_to(folder)
 
-    def files(self):
-        return [moses_file(self.file)] if _is_moses(self.file) else find_files(self)
+    def files(self) -> list[str]:
+        """Return the paths of the files to read."""
+        return [moses_file(str(self.file))] if _is_moses(self.file) else find_files(self)
 
-    def member_of(self, path):
+    def member_of(self, path: str) -> str | None:
+        """Return the end of the name of the file to read in an archive."""
         return self.member or (f"{MOSES_FOLDER}/{MOSES['moses']}" if path.endswith(".whl") else None)
 
-    def check(self):
+    def check(self) -> None:
+        """Raise GeomGNNError for wrong settings, missing files and missing packages."""
         super().check()
         require(self, "rdkit")
         check_count(self, "per_molecule", optional=("number",))
@@ -79,12 +89,16 @@ class Smiles(RecordSource):
         for path in self.files():
             layout(path, self.member_of(path), self.column)
 
-    def bounds(self, path):
+    def bounds(self, path: str) -> np.ndarray:
+        """Find where the records of a file start, and where the last one ends, (records + 1,) int64."""
         member = self.member_of(path)
         bounds = line_bounds(path, member)
         return bounds[1:] if layout(path, member, self.column).header else bounds
 
-    def read(self, path, content, first, chosen, seed, skipped):
+    def read(
+        self, path: str, content: bytes, first: int, chosen: list[int] | None, seed: int, skipped: Counter[str] | None
+    ) -> Iterator[Conformer]:
+        """Yield (z, pos in angstrom) of the records `chosen` (None: all) of `content`."""
         from rdkit import rdBase
 
         table = layout(path, self.member_of(path), self.column)
@@ -107,19 +121,19 @@ class Layout:
     delimiter: str | None
     column: int
 
-    def cell(self, line):
+    def cell(self, line: str) -> str:
         """The SMILES of a line, or "" if it has none."""
         cells = _cells(line, self.delimiter)
         return cells[self.column].strip() if len(cells) > self.column else ""
 
 
-def layout(path, member, column):
+def layout(path: str, member: str | None, column: str | None) -> Layout:
     """Determine the layout of a file of SMILES. Raises GeomGNNError if it lacks the column or cannot be read."""
     return _layout(path, member, column, version(path))
 
 
 @functools.lru_cache
-def _layout(path, member, column, written):
+def _layout(path: str, member: str | None, column: str | None, written: tuple[int, int]) -> Layout:
     content = (member or path).lower().removesuffix(".gz")
     delimiter = TABLES.get(Path(content).suffix)
     if delimiter is None and column is None:
@@ -138,17 +152,17 @@ def _layout(path, member, column, written):
     return Layout(True, delimiter, (exact or same)[0])
 
 
-def _cells(line, delimiter):
+def _cells(line: str, delimiter: str | None) -> list[str]:
     if delimiter is None:
         return line.split()
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
-def _is_moses(file):
+def _is_moses(file: object) -> bool:
     return isinstance(file, str) and file in MOSES
 
 
-def moses_file(name):
+def moses_file(name: str) -> str:
     """Find a file of MOSES in the installed package molsets, which dates from 2020 and is not imported."""
     spec = importlib.util.find_spec("moses")
     path = spec and spec.origin and Path(spec.origin).parent / "dataset" / "data" / MOSES[name]

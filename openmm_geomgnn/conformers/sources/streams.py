@@ -12,8 +12,10 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -25,7 +27,7 @@ UNREADABLE = (EOFError, OSError, zlib.error, tarfile.TarError, zipfile.BadZipFil
 _reading = threading.Lock()
 
 
-def open_binary(path, member=None):
+def open_binary(path: str, member: str | None = None) -> IO[bytes]:
     """Open a seekable binary stream of the uncompressed content of a file.
 
     Parameters
@@ -37,34 +39,34 @@ def open_binary(path, member=None):
     """
     name = str(path).lower()
     if name.endswith((".zip", ".whl")):
-        archive = zipfile.ZipFile(path)
+        zipped = zipfile.ZipFile(path)
         try:
-            inner = archive.open(member)
+            inner = zipped.open(member or "")
         except KeyError:
             raise GeomGNNError(f"{path} holds no file {member}: give the archive that does, or the file itself.") from None
-        return gzip.GzipFile(fileobj=inner) if member.endswith(".gz") else inner
-    stream = gzip.open(path) if name.endswith((".gz", ".tgz")) else open(path, "rb")
+        return cast(IO[bytes], gzip.GzipFile(fileobj=inner)) if member and member.endswith(".gz") else inner
+    stream: Any = gzip.open(path) if name.endswith((".gz", ".tgz")) else open(path, "rb")
     if member is not None and re.search(r"\.(tar(\.gz)?|tgz)$", name):
         archive = tarfile.open(fileobj=stream)
         for entry in archive:
             if entry.isfile() and entry.name.endswith(member):
-                return archive.extractfile(entry)
+                return cast(IO[bytes], archive.extractfile(entry))
         raise GeomGNNError(f"{path} holds no file that ends in {member}: give the archive that does, or the file itself.")
     return stream
 
 
-def version(path):
+def version(path: str) -> tuple[int, int]:
     """A value that changes when the file is rewritten; results that are cached for a file are cached with it."""
     status = Path(path).stat()
     return status.st_mtime_ns, status.st_size
 
 
 @functools.lru_cache(maxsize=4)
-def _kept_open(path, member, modified, process):
+def _kept_open(path: str, member: str | None, modified: tuple[int, int], process: int) -> IO[bytes]:
     return open_binary(path, member)
 
 
-def read_range(path, start, stop, member=None):
+def read_range(path: str, start: int, stop: int, member: str | None = None) -> bytes:
     """Read the bytes `start` to `stop` of the uncompressed content of a file.
 
     Raises GeomGNNError if the file has become shorter, or is damaged.
@@ -83,7 +85,7 @@ def read_range(path, start, stop, member=None):
 
 
 @contextmanager
-def opened(path, member=None):
+def opened(path: str, member: str | None = None) -> Iterator[IO[bytes]]:
     """Open a stream with `open_binary` and close it at the end. Raises GeomGNNError if the file is damaged."""
     try:
         with open_binary(path, member) as stream:
@@ -92,7 +94,7 @@ def opened(path, member=None):
         raise damaged(path, error) from error
 
 
-def blocks(path, member=None):
+def blocks(path: str, member: str | None = None) -> Iterator[tuple[int, bytes]]:
     """Yield (offset, bytes) of the uncompressed content of a file, block by block."""
     offset = 0
     with opened(path, member) as stream:
@@ -101,11 +103,12 @@ def blocks(path, member=None):
             offset += len(block)
 
 
-def damaged(path, error):
+def damaged(path: str, error: BaseException) -> GeomGNNError:
+    """Make the error of a file that cannot be read."""
     return GeomGNNError(f"{path} cannot be read ({error}): it is damaged, or not what its name says. Get it again.")
 
 
-def line_bounds(path, member=None):
+def line_bounds(path: str, member: str | None = None) -> np.ndarray:
     """Find where lines start, (lines + 1,) int64: line i is the bytes bounds[i]:bounds[i + 1]."""
     bounds, size = [np.zeros(1, dtype=np.int64)], 0
     for offset, block in blocks(path, member):
@@ -114,7 +117,7 @@ def line_bounds(path, member=None):
     return _closed(np.concatenate(bounds), size)
 
 
-def record_bounds(path, separator, member=None):
+def record_bounds(path: str, separator: bytes, member: str | None = None) -> np.ndarray:
     """Find where records start that end in a line `separator` (bytes), as `line_bounds` does for lines."""
     pattern = record_end(separator)
     bounds, rest, unfinished, size = [0], b"", False, 0
@@ -131,10 +134,10 @@ def record_bounds(path, separator, member=None):
     return np.array(bounds, dtype=np.int64)
 
 
-def record_end(separator):
+def record_end(separator: bytes) -> re.Pattern[bytes]:
     """The pattern of the line that ends a record."""
     return re.compile(rb"^" + re.escape(separator) + rb"[ \t]*(?:\r?\n|\Z)", re.MULTILINE)
 
 
-def _closed(bounds, size):
+def _closed(bounds: np.ndarray, size: int) -> np.ndarray:
     return bounds if bounds[-1] == size else np.append(bounds, size)

@@ -3,13 +3,15 @@
 import functools
 import inspect
 import json
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from openmm_geomgnn.conformers.sources.base import Source, check_count
+from openmm_geomgnn.conformers.sources.base import Conformer, Source, check_count
 from openmm_geomgnn.conformers.sources.records import draw_from, share_out
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import did_you_mean
@@ -43,11 +45,13 @@ class TorchMDNet(Source):
     arguments: dict = field(default_factory=dict)
     number: int | None = None
 
-    def input_files(self):
+    def input_files(self) -> list[str]:
+        """Return the files and folders that the settings name."""
         given = [value for value in self.arguments.values() if isinstance(value, str) and Path(value).exists()]
         return super().input_files() + given
 
-    def check(self):
+    def check(self) -> None:
+        """Raise GeomGNNError for wrong settings, missing files and missing packages."""
         check_count(self, optional=("number",))
         if not isinstance(self.arguments, dict):
             raise GeomGNNError(
@@ -72,25 +76,28 @@ class TorchMDNet(Source):
                 "`arguments`."
             )
 
-    def tasks(self, seed):
+    def tasks(self, seed: int) -> list[list[Any]]:
+        """Cut the work into tasks."""
         number = len(opened(self.dataset, json.dumps(self._arguments(), sort_keys=True)))
         bounds = np.arange(number + 1)
         drawn = draw_from([bounds[:-1]], self.number, seed)
         tasks = share_out([bounds], drawn, CONFORMERS_PER_TASK, CONFORMERS_PER_TASK)
         return [[[first, stop, chosen] for _, first, stop, chosen in task] for task in tasks]
 
-    def conformers(self, task, seed, skipped=None):
+    def conformers(self, task: list[Any], seed: int, skipped: Counter[str] | None = None) -> Iterator[Conformer]:
+        """Yield (z, pos in angstrom) of the conformers of one task."""
         data = opened(self.dataset, json.dumps(self._arguments(), sort_keys=True))
         for first, stop, chosen in task:
             for i in range(first, stop) if chosen is None else (first + k for k in chosen):
                 sample = data[i]
                 yield sample.z.numpy().reshape(-1).astype(np.int64), sample.pos.numpy().astype(np.float64)
 
-    def _arguments(self):
+    def _arguments(self) -> dict[str, Any]:
         return {**({} if self.root is None else {"root": str(Path(self.root).expanduser())}), **self.arguments}
 
 
-def dataset_class(name):
+def dataset_class(name: str) -> Callable[..., Any]:
+    """Return the class of TorchMD-Net with that name. Raises GeomGNNError if there is none."""
     import torchmdnet.datasets
 
     known = torchmdnet.datasets.__all__
@@ -102,7 +109,7 @@ def dataset_class(name):
 
 
 @functools.lru_cache(maxsize=1)
-def opened(name, arguments):
+def opened(name: str, arguments: str) -> Any:
     """The data set, opened once in each process."""
     try:
         return dataset_class(name)(**json.loads(arguments))

@@ -1,16 +1,23 @@
 """Frames of molecular dynamics trajectories."""
 
 import functools
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from openmm_geomgnn.conformers.sources.base import NOT_FINITE, Source, check_count, find_files, skip
+from openmm_geomgnn.conformers.sources.base import NOT_FINITE, Conformer, Source, check_count, find_files, skip
 from openmm_geomgnn.conformers.sources.records import draw_from, share_out
 from openmm_geomgnn.conformers.sources.streams import version
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import NM_TO_ANGSTROM
+
+if TYPE_CHECKING:
+    import mdtraj
+
+    from openmm_geomgnn.representation.matching import AtomMatcher
 
 ATOMS_PER_TASK = 5_000_000  # of the whole system, times frames
 CONFORMERS_PER_TASK = 10_000
@@ -43,12 +50,14 @@ class Trajectory(Source):
     stride: int = 1
     number: int | None = None
 
-    def check(self):
+    def check(self) -> None:
+        """Raise GeomGNNError for wrong settings, missing files and missing packages."""
         check_count(self, "stride", optional=("number",))
         for path in find_files(self)[: 1 if self.topology else None]:
             self._system(path)
 
-    def tasks(self, seed):
+    def tasks(self, seed: int) -> list[list[Any]]:
+        """Cut the work into tasks."""
         from openmm_geomgnn.representation.trajectory_files import TrajectoryFile
 
         files, bounds = find_files(self), []
@@ -65,7 +74,8 @@ class Trajectory(Source):
             tasks += [[[path, first, stop, chosen] for _, first, stop, chosen in task] for task in own]
         return tasks
 
-    def conformers(self, task, seed, skipped=None):
+    def conformers(self, task: list[Any], seed: int, skipped: Counter[str] | None = None) -> Iterator[Conformer]:
+        """Yield (z, pos in angstrom) of the conformers of one task."""
         from openmm_geomgnn.representation.periodic import MoleculeUnwrapper
         from openmm_geomgnn.representation.trajectory_files import TrajectoryFile
 
@@ -85,24 +95,24 @@ class Trajectory(Source):
                                 skip(skipped, NOT_FINITE)
                         number += 1
 
-    def _rows(self, path, frames):
+    def _rows(self, path: str, frames: "mdtraj.Trajectory") -> np.ndarray:
         """Indices of the selected atoms in frames of a trajectory, by their own topology."""
         topology, atoms = self._system(path)
         return atoms if frames.topology is topology else _matcher(topology, tuple(atoms.tolist())).rows(frames.topology)
 
-    def _system(self, path):
+    def _system(self, path: str) -> "tuple[mdtraj.Topology, np.ndarray]":
         """The topology of a trajectory, and the sorted indices of the selected atoms."""
         (file,) = find_files(self, "topology") if self.topology else [path]
         return _system(file, self.selection, version(file))
 
 
-def _boxes(frames):
+def _boxes(frames: "mdtraj.Trajectory") -> np.ndarray:
     boxes = frames.unitcell_vectors
     return np.zeros((len(frames), 3, 3)) if boxes is None else boxes
 
 
 @functools.lru_cache
-def _system(path, selection, written):
+def _system(path: str, selection: str, written: tuple[int, int]) -> "tuple[mdtraj.Topology, np.ndarray]":
     from openmm_geomgnn.representation.selection import as_topology, select_atoms
 
     try:
@@ -116,7 +126,7 @@ def _system(path, selection, written):
 
 
 @functools.lru_cache(maxsize=4)
-def _matcher(topology, atoms):
+def _matcher(topology: "mdtraj.Topology", atoms: tuple[int, ...]) -> "AtomMatcher":
     from openmm_geomgnn.representation.matching import AtomMatcher
 
-    return AtomMatcher(topology, atoms)
+    return AtomMatcher(topology, np.array(atoms))

@@ -3,12 +3,14 @@
 import functools
 import itertools
 import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from openmm_geomgnn.conformers.sources.base import NO_ELEMENT, NOT_FINITE, check_count, skip
+from openmm_geomgnn.conformers.sources.base import NO_ELEMENT, NOT_FINITE, Conformer, check_count, skip
 from openmm_geomgnn.conformers.sources.records import RecordSource, pick
 from openmm_geomgnn.conformers.sources.streams import opened
 from openmm_geomgnn.errors import GeomGNNError
@@ -39,20 +41,25 @@ class XYZ(RecordSource):
     file: str | list[str]
     number: int | None = None
 
-    def check(self):
+    def check(self) -> None:
+        """Raise GeomGNNError for wrong settings, missing files and missing packages."""
         super().check()
         check_count(self, optional=("number",))
         self.files()
 
-    def bounds(self, path):
+    def bounds(self, path: str) -> np.ndarray:
+        """Find where the records of a file start, and where the last one ends, (records + 1,) int64."""
         return frame_bounds(path)
 
-    def read(self, path, content, first, chosen, seed, skipped):
+    def read(
+        self, path: str, content: bytes, first: int, chosen: list[int] | None, seed: int, skipped: Counter[str] | None
+    ) -> Iterator[Conformer]:
+        """Yield (z, pos in angstrom) of the records `chosen` (None: all) of `content`."""
         for i, (comment, atoms) in pick(frames(content.decode("utf-8", errors="replace")), chosen):
             yield from parse(comment, atoms, f"Frame {first + i + 1} of {path}", skipped)
 
 
-def frame_bounds(path):
+def frame_bounds(path: str) -> np.ndarray:
     """Find where the frames of a file start and the last one ends: (frames + 1,) int64."""
     bounds, position = [0], 0
     with opened(path) as stream:
@@ -72,7 +79,7 @@ def frame_bounds(path):
     return np.array(bounds, dtype=np.int64)
 
 
-def _atom_count(line, path, number):
+def _atom_count(line: bytes, path: str, number: int) -> int:
     text = line.decode("utf-8", errors="replace").strip()
     if not text.isdigit() or int(text) < 1:
         raise GeomGNNError(
@@ -82,7 +89,7 @@ def _atom_count(line, path, number):
     return int(text)
 
 
-def frames(content):
+def frames(content: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the frames in the text of a file: (comment, the lines of the atoms)."""
     lines = iter(content.split("\n"))
     for line in lines:
@@ -91,7 +98,7 @@ def frames(content):
             yield next(lines), list(itertools.islice(lines, n_atoms))
 
 
-def parse(comment, atoms, what, skipped):
+def parse(comment: str, atoms: list[str], what: str, skipped: Counter[str] | None) -> Iterator[Conformer]:
     """Yield (z, pos) of one frame, or count the reason why it has none.
 
     Parameters
@@ -118,7 +125,7 @@ def parse(comment, atoms, what, skipped):
         yield z, pos
 
 
-def columns(comment, what):
+def columns(comment: str, what: str) -> tuple[int, int]:
     """Find the columns of an atom's element and position: (column, first of three columns)."""
     found = PROPERTIES.search(comment)
     if found is None:
@@ -138,7 +145,7 @@ def columns(comment, what):
 
 
 @functools.cache
-def atomic_number(symbol):
+def atomic_number(symbol: str) -> int:
     """Convert an element's symbol or atomic number to its atomic number; 0 if there is no such element."""
     from ase.data import atomic_numbers
 
