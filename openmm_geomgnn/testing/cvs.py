@@ -1,5 +1,8 @@
 """What every collective variable must do: invariance, gradients, periodic boundaries, the same numbers from its file."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,9 @@ import torch
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.testing.numerics import JUMP, STEP, orthogonal
 from openmm_geomgnn.units import NM_TO_ANGSTROM
+
+if TYPE_CHECKING:
+    import mdtraj
 
 PRECISIONS = {"single": 1e-5, "double": 1e-10}
 
@@ -38,58 +44,58 @@ class CVSuite:
     """
 
     engine = "eager"
-    mirror_images = None
-    cutoff = None
+    mirror_images: str | None = None
+    cutoff: float | None = None
     spread = 0.02
 
-    def make(self):
+    def make(self) -> CollectiveVariable:
         """The collective variable: its method `bind` takes a topology, a precision and an engine."""
         raise NotImplementedError(f"{type(self).__name__} must define make().")
 
-    def structure(self):
+    def structure(self) -> "mdtraj.Trajectory":
         """A trajectory of mdtraj whose first frame is a whole molecule that the collective variable is for."""
         raise NotImplementedError(f"{type(self).__name__} must define structure().")
 
     # ---------------------------------------------------------------------------------------------------- what tests use
 
     @pytest.fixture(scope="class")
-    def cv(self):
+    def cv(self) -> CollectiveVariable:
         return self.make()
 
     @pytest.fixture(scope="class")
-    def bound(self, cv):
+    def bound(self, cv: Any) -> dict[str, Any]:
         """The CV on the structure's topology, by precision."""
         return {precision: cv.bind(self.structure().topology, precision, self.engine) for precision in PRECISIONS}
 
-    def frames(self, n=6, seed=0, spread=None):
+    def frames(self, n: int = 6, seed: int = 0, spread: float | None = None) -> np.ndarray:
         """Deformed conformations (n, atoms, 3) in nm."""
         xyz = self.structure().xyz[0].astype(np.float64)
         return xyz + (spread or self.spread) * np.random.default_rng(seed).normal(size=(n, *xyz.shape))
 
-    def positions(self, bound, n=4):
+    def positions(self, bound: Any, n: int = 4) -> np.ndarray:
         """Deformed conformations (n, atoms of the CV, 3) in angstrom."""
         return self.frames(n)[:, bound.atoms] * NM_TO_ANGSTROM
 
-    def projected(self, bound, pos, weights):
+    def projected(self, bound: Any, pos: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The sum of the components with `weights` (d,), and its gradient (n, 3)."""
         psi, vjp = bound.value_and_vjp(pos)
         return psi @ weights, vjp(weights)
 
     # ------------------------------------------------------------------------------------------------------------- tests
 
-    def test_components_vary(self, bound):
+    def test_components_vary(self, bound: Any) -> None:
         values = bound["double"].compute(self.frames(50, spread=2.5 * self.spread))
         assert values.shape == (50, bound["double"].dimension) and values.dtype == np.float64
         assert (values.std(axis=0) > 1e-3 * np.abs(values).max()).all()
 
     @pytest.mark.parametrize("precision", PRECISIONS)
-    def test_invariant_under_rotation_and_translation(self, bound, precision):
+    def test_invariant_under_rotation_and_translation(self, bound: Any, precision: str) -> None:
         expected = bound[precision].compute(self.frames())
         for seed in range(5):
             moved = self.frames() @ orthogonal(seed, True).numpy() + [1.5, -0.7, 2.2]
             assert np.abs(bound[precision].compute(moved) - expected).max() < PRECISIONS[precision] * np.abs(expected).max()
 
-    def test_mirror_images(self, bound):
+    def test_mirror_images(self, bound: Any) -> None:
         if self.mirror_images is None:
             pytest.skip("mirror_images is None")
         expected = bound["double"].compute(self.frames())
@@ -97,7 +103,7 @@ class CVSuite:
         alike = np.abs(found - expected).max() < PRECISIONS["double"] * np.abs(expected).max()
         assert alike == (self.mirror_images == "alike")
 
-    def test_gradient_is_the_derivative(self, bound):
+    def test_gradient_is_the_derivative(self, bound: Any) -> None:
         bound, rng = bound["double"], np.random.default_rng(7)
         for pos in self.positions(bound):
             weights, direction, step = rng.normal(size=bound.dimension), rng.normal(size=pos.shape), 1e-4
@@ -110,7 +116,7 @@ class CVSuite:
             slope = weights @ (8 * near - far) / (12 * step)
             assert abs((gradient * direction).sum() - slope) < 1e-6 * np.linalg.norm(gradient) * np.linalg.norm(direction)
 
-    def test_no_net_force_and_no_torque(self, bound):
+    def test_no_net_force_and_no_torque(self, bound: Any) -> None:
         for pos in self.positions(bound["double"]):
             _, gradient = self.projected(bound["double"], pos, np.ones(bound["double"].dimension))
             scale = np.abs(gradient).sum()
@@ -118,19 +124,19 @@ class CVSuite:
             torque = np.cross(pos - pos.mean(axis=0), gradient).sum(axis=0)
             assert np.abs(torque).max() < 1e-10 * scale * np.ptp(pos)
 
-    def test_one_frame_and_many_are_the_same(self, bound):
+    def test_one_frame_and_many_are_the_same(self, bound: Any) -> None:
         for precision, tolerance in PRECISIONS.items():
             together = bound[precision].compute(self.frames(4))
             for frame, pos in zip(together, self.positions(bound[precision]), strict=True):
                 alone, _ = bound[precision].value_and_vjp(pos)
                 np.testing.assert_allclose(alone, frame, rtol=tolerance, atol=tolerance)
 
-    def test_single_agrees_with_double_precision(self, bound):
+    def test_single_agrees_with_double_precision(self, bound: Any) -> None:
         values = [bound[precision].compute(self.frames()) for precision in PRECISIONS]
         assert np.abs(values[0] - values[1]).max() < 2e-5 * np.abs(values[1]).max()
 
     @pytest.mark.parametrize("skew", [0.0, 0.3], ids=["orthorhombic", "triclinic"])
-    def test_a_molecule_cut_by_its_box(self, bound, skew):
+    def test_a_molecule_cut_by_its_box(self, bound: Any, skew: float) -> None:
         """Every atom is moved into the box on its own, as engines may report it."""
         frames = self.frames()
         lengths = np.ptp(frames, axis=(0, 1)) + 0.8
@@ -142,7 +148,7 @@ class CVSuite:
         found, expected = bound["double"].compute(cut, boxes=box), bound["double"].compute(frames)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
 
-    def test_continuous_when_a_pair_crosses_the_cutoff(self, bound):
+    def test_continuous_when_a_pair_crosses_the_cutoff(self, bound: Any) -> None:
         """One atom is carried away along a line; at its crossings neither value nor gradient jump."""
         if self.cutoff is None:
             pytest.skip("cutoff is None")
@@ -169,13 +175,13 @@ class CVSuite:
                 assert np.abs(after - 2 * here + before).max() < 10 * JUMP * np.abs(here).max()
         assert crossings
 
-    def test_a_cv_is_not_changed_by_its_use(self, cv):
+    def test_a_cv_is_not_changed_by_its_use(self, cv: Any) -> None:
         before = {name: tensor.clone() for name, tensor in cv.state_dict().items()}
         for precision in PRECISIONS:
             cv.bind(self.structure().topology, precision, self.engine).compute(self.frames())
         assert before and all(torch.equal(before[name], tensor) for name, tensor in cv.state_dict().items())
 
-    def test_its_file_gives_the_same_numbers(self, cv, bound, tmp_path):
+    def test_its_file_gives_the_same_numbers(self, cv: Any, bound: Any, tmp_path: Path) -> None:
         cv.save(tmp_path / "cv.safetensors")
         again = CollectiveVariable.load(tmp_path / "cv.safetensors")
         for precision in PRECISIONS:

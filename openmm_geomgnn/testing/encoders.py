@@ -1,7 +1,10 @@
 """The physics that every representation network must respect."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from openmm_geomgnn.testing.numerics import (
     DTYPES,
@@ -17,6 +20,7 @@ from openmm_geomgnn.testing.numerics import (
     relative,
 )
 
+Networks = dict[torch.dtype, nn.Module]
 CUTOFF = 3.5  # angstrom
 # reduced box vectors for this cutoff, their numbers exact in float32
 ORTHORHOMBIC = [[8.0, 0.0, 0.0], [0.0, 9.5, 0.0], [0.0, 0.0, 7.25]]
@@ -54,11 +58,13 @@ class PhysicsSuite:
     elements = ELEMENTS
     periodic = True
 
-    def make(self):
+    def make(self) -> nn.Module:
         """A new network with these `channels` and this `cutoff`, its parameters in float32."""
         raise NotImplementedError(f"{type(self).__name__} must define make().")
 
-    def evaluate(self, network, z, pos, batch=None, **options):
+    def evaluate(
+        self, network: nn.Module, z: Tensor, pos: Tensor, batch: Tensor | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
         """(x, v) of atoms z (N,) at pos (N, 3) in angstrom; batch (N,) is the graph of each, all one by default.
 
         Override it for a network that is called in another way. The only one of the `options` in this suite is `box`.
@@ -66,42 +72,42 @@ class PhysicsSuite:
         x, v, *_ = network(z, pos, torch.zeros_like(z) if batch is None else batch, **options)
         return x, v
 
-    def rotate_vectors(self, v, q):
+    def rotate_vectors(self, v: Tensor, q: Tensor) -> Tensor:
         """Vector features (N, K, H) in a frame turned by q (3, 3); override it for other representations than vectors."""
         return torch.einsum("ij,njh->nih", q.to(v.dtype), v)
 
     # ---------------------------------------------------------------------------------------------------- what tests use
 
     @pytest.fixture(scope="class")
-    def network(self):
+    def network(self) -> Networks:
         """A network for each dtype, with the same parameters."""
         return {dtype: self.network_of(dtype) for dtype in DTYPES}
 
-    def network_of(self, dtype, **settings):
+    def network_of(self, dtype: torch.dtype, **settings: Any) -> nn.Module:
         """A network in evaluation mode whose parameters are as if it had been trained."""
         torch.manual_seed(7)
         return as_if_trained(self.make(**settings)).to(dtype).eval()
 
-    def molecule(self, n=14, seed=0):
+    def molecule(self, n: int = 14, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Elements (n,) and positions (n, 3) in float64 angstrom."""
         return molecule(n, seed, elements=self.elements)
 
-    def box(self, name):
+    def box(self, name: str) -> Tensor:
         """Reduced box vectors, wide enough for the cutoff."""
         return torch.tensor(BOXES[name], dtype=torch.float64) * (self.cutoff / CUTOFF)
 
-    def energy(self, network, z, pos, **options):
+    def energy(self, network: nn.Module, z: Tensor, pos: Tensor, **options: Any) -> Tensor:
         """A scalar that every feature has a part in, for forces."""
         x, v = self.evaluate(network, z, pos, **options)
         return (x * randn(*x.shape, seed=3).to(x.dtype)).sum() + (v * randn(*v.shape, seed=4).to(v.dtype)).sum()
 
-    def force(self, network, z, pos, **options):
+    def force(self, network: nn.Module, z: Tensor, pos: Tensor, **options: Any) -> Tensor:
         """The gradient of `energy`, (N, 3)."""
         pos = pos.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(self.energy(network, z, pos, **options), pos)
         return gradient
 
-    def across_the_cutoff(self, network, seed, side=1.0):
+    def across_the_cutoff(self, network: nn.Module, seed: int, side: float = 1.0) -> tuple[float, float]:
         """Relative jumps of the features and of the forces when one pair moves across the cutoff.
 
         The moving atom gains its first neighbour (`side` 1), or one more among many (`side` -1). A jump is the change over
@@ -120,14 +126,14 @@ class PhysicsSuite:
             forces.append(self.force(network, z, moved))
         assert near[0] == near[1] == near[2] + 1
 
-        def jump(before, here, after):
+        def jump(before: Tensor, here: Tensor, after: Tensor) -> float:
             return relative(after - here + before, here)
 
         return max(map(jump, *features)), jump(*forces)
 
     # ------------------------------------------------------------------------------------------------------------- tests
 
-    def test_the_network_sees_its_surroundings(self, network):
+    def test_the_network_sees_its_surroundings(self, network: Networks) -> None:
         z, pos = self.molecule()
         x, v = self.evaluate(network[torch.float64], z, pos)
         x2, v2 = self.evaluate(network[torch.float64], z, pos + 0.1 * randn(*pos.shape, seed=5))
@@ -137,7 +143,7 @@ class PhysicsSuite:
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("proper", [True, False], ids=["rotation", "reflection"])
-    def test_equivariant_under_rotations_and_reflections(self, network, dtype, proper):
+    def test_equivariant_under_rotations_and_reflections(self, network: Networks, dtype: torch.dtype, proper: bool) -> None:
         z, pos = self.molecule(16)
         x, v = self.evaluate(network[dtype], z, pos.to(dtype))
         for seed in range(5):
@@ -147,7 +153,7 @@ class PhysicsSuite:
             assert relative(turned_v, self.rotate_vectors(v, q)) < TOLERANCES[dtype].moved
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_invariant_under_translation(self, network, dtype):
+    def test_invariant_under_translation(self, network: Networks, dtype: torch.dtype) -> None:
         z, pos = self.molecule()
         for there, here in zip(
             self.evaluate(network[dtype], z, (pos + torch.tensor([3.0, -7.0, 11.0])).to(dtype)),
@@ -157,7 +163,7 @@ class PhysicsSuite:
             assert relative(there, here) < TOLERANCES[dtype].moved
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_equivariant_under_permutation(self, network, dtype):
+    def test_equivariant_under_permutation(self, network: Networks, dtype: torch.dtype) -> None:
         z, pos = self.molecule()
         order = torch.randperm(len(z), generator=generator(8))
         for other, one in zip(
@@ -168,7 +174,7 @@ class PhysicsSuite:
             assert relative(other, one[order]) < TOLERANCES[dtype].same
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_batch_is_the_same_as_single(self, network, dtype):
+    def test_batch_is_the_same_as_single(self, network: Networks, dtype: torch.dtype) -> None:
         molecules = [self.molecule(n, seed=n) for n in (13, 1, 17, 2, 12)]
         z = torch.cat([z for z, _ in molecules])
         pos = torch.cat([pos for _, pos in molecules]).to(dtype)  # all of them in the same place
@@ -179,7 +185,7 @@ class PhysicsSuite:
             assert relative(together[k], torch.cat([features[k] for features in alone])) < TOLERANCES[dtype].same
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_far_fragments_do_not_know_of_each_other(self, network, dtype):
+    def test_far_fragments_do_not_know_of_each_other(self, network: Networks, dtype: torch.dtype) -> None:
         (z1, pos1), (z2, pos2) = self.molecule(12, seed=1), self.molecule(13, seed=2)
         pos2 = pos2 + torch.tensor([12.5 + self.cutoff, 0.0, 0.0])
         together = self.evaluate(network[dtype], torch.cat([z1, z2]), torch.cat([pos1, pos2]).to(dtype))
@@ -187,12 +193,12 @@ class PhysicsSuite:
         for k in range(2):
             assert relative(together[k], torch.cat([features[k] for features in alone])) < TOLERANCES[dtype].same
 
-    def test_forces_are_the_derivative(self, network):
+    def test_forces_are_the_derivative(self, network: Networks) -> None:
         z, pos = self.molecule(12)
         x, v = self.evaluate(network[torch.float64], z, pos)
         weights = [randn(3, *x.shape, seed=5), randn(3, *v.shape, seed=6)]
 
-        def projections(pos):
+        def projections(pos: Tensor) -> Tensor:
             x, v = self.evaluate(network[torch.float64], z, pos)
             return torch.einsum("pnh,nh->p", weights[0], x) + torch.einsum("pnkh,nkh->p", weights[1], v)
 
@@ -200,12 +206,12 @@ class PhysicsSuite:
 
     @pytest.mark.parametrize("seed", range(3))
     @pytest.mark.parametrize("side", [1.0, -1.0], ids=["first", "further"])
-    def test_continuous_at_the_cutoff(self, network, seed, side):
+    def test_continuous_at_the_cutoff(self, network: Networks, seed: int, side: float) -> None:
         value, slope = self.across_the_cutoff(network[torch.float64], seed, side)
         assert value < JUMP and slope < JUMP
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_isolated_and_coincident_atoms_are_finite(self, network, dtype):
+    def test_isolated_and_coincident_atoms_are_finite(self, network: Networks, dtype: torch.dtype) -> None:
         z, pos = self.molecule(12)
         pos[3] = pos[7]
         pos[5] = pos[5] + 50.0
@@ -219,23 +225,23 @@ class PhysicsSuite:
 
     @pytest.mark.parametrize("box", BOXES)
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_wrapped_is_the_same_as_unwrapped(self, network, dtype, box):
+    def test_wrapped_is_the_same_as_unwrapped(self, network: Networks, dtype: torch.dtype, box: str) -> None:
         self._skip_without_box()
         z, pos = self.molecule(20, seed=4)
-        box = self.box(box)
+        rows = self.box(box)
         shifts = torch.randint(-2, 3, (4, 20, 3), generator=generator(9)).double()
-        expected = self.evaluate(network[dtype], z, pos.to(dtype), box=box.to(dtype))
-        expected_force = self.force(network[dtype], z, pos.to(dtype), box=box.to(dtype))
+        expected = self.evaluate(network[dtype], z, pos.to(dtype), box=rows.to(dtype))
+        expected_force = self.force(network[dtype], z, pos.to(dtype), box=rows.to(dtype))
         for shift in shifts:
-            wrapped = (pos + shift @ box).to(dtype)
-            for found, wanted in zip(self.evaluate(network[dtype], z, wrapped, box=box.to(dtype)), expected, strict=True):
+            wrapped = (pos + shift @ rows).to(dtype)
+            for found, wanted in zip(self.evaluate(network[dtype], z, wrapped, box=rows.to(dtype)), expected, strict=True):
                 assert relative(found, wanted) < TOLERANCES[dtype].moved
-            found = self.force(network[dtype], z, wrapped, box=box.to(dtype))
+            found = self.force(network[dtype], z, wrapped, box=rows.to(dtype))
             assert relative(found, expected_force) < 4 * TOLERANCES[dtype].moved
         without, _ = self.evaluate(network[dtype], z, pos.to(dtype))
         assert relative(without, expected[0]) > 1e-2
 
-    def test_boxes_of_a_batch(self, network):
+    def test_boxes_of_a_batch(self, network: Networks) -> None:
         self._skip_without_box()
         z, pos = self.molecule(20, seed=4)
         boxes = torch.stack([self.box(name) for name in BOXES])
@@ -245,7 +251,7 @@ class PhysicsSuite:
         for k in range(2):
             assert relative(together[k], torch.cat([features[k] for features in alone])) < TOLERANCES[torch.float64].same
 
-    def test_single_agrees_with_double_precision(self, network):
+    def test_single_agrees_with_double_precision(self, network: Networks) -> None:
         z, pos = self.molecule(20)
         for single, double in zip(
             self.evaluate(network[torch.float32], z, pos.float()), self.evaluate(network[torch.float64], z, pos), strict=True
@@ -255,6 +261,6 @@ class PhysicsSuite:
         forces = self.force(network[torch.float32], z, pos.float()), self.force(network[torch.float64], z, pos)
         assert relative(*forces) < 2e-4
 
-    def _skip_without_box(self):
+    def _skip_without_box(self) -> None:
         if not self.periodic:
             pytest.skip("the network takes no box")
