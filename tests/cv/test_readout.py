@@ -11,9 +11,9 @@ import numba
 import torch
 from molecules import ala2, random_cv
 
-from openmm_geomgnn.cv.readouts import LinearReadout, TorchReadout, make_readout
-from openmm_geomgnn.cv.readouts.compiled import POOLS, AttentionReadout, MLPReadout
+from openmm_geomgnn.cv.readouts import AttentionReadout, LinearReadout, MLPReadout, TorchReadout, make_readout
 from openmm_geomgnn.cv.readouts.gelu_functions import gelu, gelu_slope
+from openmm_geomgnn.cv.readouts.mixer_arguments import POOLS
 from torchmdnet_ext.kernels.lanes import load16, store
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ pytest.importorskip("numba")
 
 from compiled_suite import CUTOFF, CompiledSuite, all_pairs, make_molecule, ready, run
 
-from torchmdnet_ext.compiled import visnet_numba
+from torchmdnet_ext.compiled import visnet_arguments
 from torchmdnet_ext.compiled.visnet_numba import NumbaViSNet
 from torchmdnet_ext.models.visnet import ViSNet
 
@@ -56,6 +56,6 @@ class TestViSNet(CompiledSuite):
         network = self.make_network()
         z, pos = make_molecule(14)
         kept = run(self.engine(network, z, all_pairs(14)), pos)
-        monkeypatch.setattr(visnet_numba, "MOST_HELD", 0)
+        monkeypatch.setattr(visnet_arguments, "MOST_HELD", 0)
         again = run(self.engine(network, z, all_pairs(14)), pos)
         assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))

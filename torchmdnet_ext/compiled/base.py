@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
+from torchmdnet_ext.compiled.arguments import RadialTable
+from torchmdnet_ext.compiled.arrays import aligned_zeros
 from torchmdnet_ext.compiled.tables import table_error, tabulate
-from torchmdnet_ext.kernels.cache import signatures
+from torchmdnet_ext.kernels.cache import FixedTypes, array_types, signatures
 from torchmdnet_ext.kernels.lanes import PANEL, WIDTH
 
-LINE = 64  # bytes of a cache line: lanes that lie across two of them take twice as long to load
 STACKED_ROWS = 30  # atoms that small molecules are stacked to: whole blocks of `matmul`, few enough for the cache
 
 
@@ -70,25 +71,11 @@ def make_parts(i, j, n_atoms, ends):
     ]
 
 
-def numbers(tensor):
-    """A tensor as a float64 array."""
-    return tensor.detach().double().numpy()
-
-
-def aligned_zeros(shape, dtype):
-    """As `np.zeros`, from the beginning of a cache line on."""
-    dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
-    memory = np.zeros(size + LINE, np.uint8)
-    start = -memory.ctypes.data % LINE
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
 def have_kernels(functions, dtype):
     """Of each jitted function whether it is compiled for arrays of a precision, in this process or in its folder."""
     # some arrays are in double precision always, so single precision shows in there being one of it
     return [
-        any(any(str(getattr(kind, "dtype", "")) == "float32" for kind in types) == (dtype == np.float32) for types in kinds)
+        any(any(str(kind.dtype) == "float32" for kind in array_types(types)) == (dtype == np.float32) for types in kinds)
         for kinds in map(signatures, functions)
     ]
 
@@ -96,10 +83,10 @@ def have_kernels(functions, dtype):
 class CompiledNetwork:
     """Base of a network for fixed atoms and fixed candidate pairs.
 
-    A network's own class has `supports`, the kernels `_forward` and `_backward`, and what makes their arguments:
-    `_make_weights(network, z, intervals)` sets `grid`, `_start` (two arrays with a row for each atom), `_forward_weights`
-    and `_backward_weights`; `_make_work(atoms, pairs)`, for the largest numbers of them in a part, sets `_kept`,
-    `_forward_work` and, with `gradient`, `_backward_work`.
+    A network's own class has `supports`, the kernels `_forward` and `_backward`, and what makes their arguments, named
+    tuples that its module of arguments defines: `_make_weights(network, z, intervals)` sets `_start` (two arrays with a row
+    for each atom), `_shared`, `_forward_weights` and, with `gradient`, `_backward_weights`; `_make_work(atoms, pairs)`, for
+    the largest numbers of them in a part, sets `_kept`, `_forward_work` and, with `gradient`, `_backward_work`.
 
     Parameters
     ----------
@@ -152,6 +139,7 @@ class CompiledNetwork:
         self._rows = None if rows is None else np.asarray(rows, dtype=np.int64)
         self._positions = (len(z) if rows is None else int(self._rows.max()) + 1, 3)
         self._lock = threading.Lock()
+        self._call = FixedTypes()
         self._ticket = 0  # number of the evaluation whose intermediate values are in the work arrays
         self._make_order(network)
         self._shape = (len(z), len(self.order))
@@ -213,6 +201,13 @@ class CompiledNetwork:
             if choice == choices[-1] or table_error(network, self.grid, coefficients, filters) < tolerance:
                 return coefficients
 
+    def _radial_table(self, coefficients):
+        """The coefficients, in the order of the kernels, with their grid."""
+        grid = self.grid
+        return RadialTable(
+            grid.cutoff, grid.share, float(grid.steepness), grid.alpha, grid.intervals, self._cast(coefficients)
+        )
+
     @property
     def needs_compiling(self) -> bool:
         """Whether the first evaluation will take long, since the kernels are neither in this process nor in their folder."""
@@ -266,11 +261,16 @@ class CompiledNetwork:
         """Fill x and v, of one frame or of several, at most `_stack`, one after the other."""
         self._ticket += 1
         first, second = self._start
-        rest = *self._forward_weights, *self._kept, *self._forward_work
         for a, i, j in self._parts:
             a = slice(a.start, a.stop + len(pos) - self._shape[0])  # several frames only where there is one part
             n = len(i) // self._stack * (len(pos) // self._shape[0])
-            self._near = self._forward(int(self.gradient), pos[a], i[:n], j[:n], first[a], second[a], x[a], v[a], *rest)
+            self._run_part(pos[a], (i[:n], j[:n]), (first[a], second[a]), x[a], v[a])
+
+    def _run_part(self, pos, pairs, start, x, v):
+        self._near = self._call(
+            self._forward, int(self.gradient), pos, *pairs, *start, x, v,
+            self._shared, self._forward_weights, self._kept, self._forward_work,
+        )  # fmt: skip
 
     def vjp(self, pos, g_x, g_v, ticket=None):
         """Gradient, float64 in the shape of `pos`, of sum(g_x * x) + sum(g_v * v) with respect to `pos`.
@@ -291,7 +291,10 @@ class CompiledNetwork:
             if ticket != self._ticket:
                 x, v = np.empty((m, hidden), self.dtype), np.empty((m, 3, hidden), self.dtype)
                 self._run(self._kernel_positions(np.ascontiguousarray(pos, dtype=np.float64)), x, v)
-            self._backward(self._near, g_x, g_v, *self._backward_weights, *self._kept, *self._backward_work, gradient)
+            self._call(
+                self._backward, self._near, g_x, g_v,
+                self._shared, self._backward_weights, self._kept, self._backward_work, gradient,
+            )  # fmt: skip
         if self._rows is None or self.shares_pairs:
             return gradient
         # np.add.at would take longer than small networks

@@ -11,6 +11,7 @@ _FUNCTIONS = (
 SOURCES = (
     Path(lanes.__file__),
     *sorted(Path(__file__).parent.glob("*_kernels.py")),
+    *sorted(Path(__file__).parent.glob("*arguments.py")),
     *(Path(__file__).with_name(f"{name}.py") for name in _FUNCTIONS),
 )
 

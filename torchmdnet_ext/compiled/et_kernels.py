@@ -1,7 +1,7 @@
 """The equivariant transformer and its vector-Jacobian product, put together from the kernels of atoms and of pairs.
 
-Layer 0 is simple: vec is 0 and queries, keys and values depend on the element only. Sizes as in `pair_kernels`; index 0 of
-`normed` and `inverse` belongs to the norm of the output, index 0 of the weights to layer 1.
+Layer 0 is simple: vec is 0 and queries, keys and values depend on the element only. Sizes and arrays as in `et_arguments`;
+index 0 of `normed` and `inverse` belongs to the norm of the output, index 0 of the weights to layer 1.
 """
 
 import numpy as np
@@ -30,144 +30,158 @@ from torchmdnet_ext.compiled.pair_kernels import (
 )
 from torchmdnet_ext.kernels.lanes import WIDTH
 
+kernel = njit(error_model="numpy")
 
-@njit(error_model="numpy")
-def forward(
-    keep, pos, first, second, all_starts, pair_i, pair_j, start_x, start_qkv, out_x, out_v,
-    cutoff, share, steepness, alpha, table, groups, depth, present, features, epsilon,
-    start_w, qkv_w, qkv_b, vec_w, o_w, o_b, self_filters, zeros, out_gain, out_bias, order,
-    row_i, row_j, node, geometry, starts, near_i, near_j, values, slopes,
-    qkv, normed, inverse, vec, projected, mixed, attention, self_attention,
-    x, total_x, total_v,
-):  # fmt: skip
+
+@kernel
+def _exchange(layer, place, gated, rows, shared, kept, qkv0, vec0, total_x, total_v):
+    """Add the messages of all pairs in a layer to the totals.
+
+    Filters are made for a batch of rows at a time, as many as `kept.values` has room for, so that they stay in the fastest
+    cache; keeping them for `backward` took longer.
+    """
+    groups, depth, batch = shared.groups, shared.depth, kept.values.shape[0]
+    a0 = place * kept.attention.shape[1] * groups * 4 * WIDTH
+    for r0 in range(0, rows, batch):
+        r1 = min(r0 + batch, rows)
+        filters(
+            r0,
+            r1,
+            kept.pairs.rows,
+            shared.radial.coefficients,
+            layer,
+            groups * depth,
+            gated,
+            kept.values,
+            kept.slopes,
+            False,
+        )
+        attend(r0, r1, kept.pairs, kept.values, kept.qkv, qkv0, kept.attention, a0, groups, depth)
+        messages(
+            r0, r1, kept.pairs, kept.values, kept.qkv, qkv0, kept.vec, vec0, kept.attention, a0, groups, depth, gated,
+            total_x, total_v,
+        )  # fmt: skip
+
+
+@kernel
+def _exchange_vjp(layer, gated, rows, shared, kept, qkv0, vec0, g_total, g_v, g_qkv, g_vec, g_rows):
+    """Back through the messages of all pairs in a layer, as `pair_kernels.messages_vjp`."""
+    groups, depth, batch = shared.groups, shared.depth, kept.values.shape[0]
+    a0 = layer * kept.attention.shape[1] * groups * 4 * WIDTH
+    for r0 in range(0, rows, batch):
+        r1 = min(r0 + batch, rows)
+        filters(
+            r0, r1, kept.pairs.rows, shared.radial.coefficients, layer, groups * depth, gated, kept.values, kept.slopes, True
+        )
+        messages_vjp(
+            r0, r1, kept.pairs, kept.values, kept.slopes, kept.qkv, qkv0, kept.vec, vec0, kept.attention, a0, groups, depth,
+            gated, g_total, g_v, g_qkv, g_vec, g_rows,
+        )  # fmt: skip
+
+
+@kernel
+def forward(keep, pos, candidates, start_x, start_qkv, out_x, out_v, shared, weights, kept, work):
     """Fill out_x (M, H) and out_v (M, 3, H); returns the number of rows within the cutoff, -1 if `pos` is not finite.
 
-    first, second, all_starts, pair_i, pair_j: as in `near_pairs`. Filters are made for a batch of rows at a time, as many as
-    `values` has room for, so that they stay in the fastest cache; keeping them for `backward` took longer.
-
-    keep: 1 leaves what `backward` needs of every layer in the arrays from `qkv` to `self_attention`; 0 lets layers overwrite
-    one another, in arrays for one layer (qkv, normed and vec: for two) that may be made for more atoms and pairs.
+    keep: 1 leaves what `backward` needs of every layer in `kept`; 0 lets layers overwrite one another there, in arrays for
+    one layer (qkv, normed and vec: for two) that may be made for more atoms and pairs. start_x (M, C) and start_qkv (M, 5C)
+    are what the elements of the atoms give in layer 0.
     """
-    atoms, channels, layers = start_x.shape[0], start_x.shape[1], table.shape[0]
-    size = atoms * channels
-    rows = neighbours(pos, first, second, cutoff, share, steepness, alpha, table.shape[1], row_i, row_j, node, geometry)
+    atoms, channels = start_x.shape
+    layers, size, square = shared.self_filters.shape[0], atoms * channels, channels * channels
+    present, features, zeros, epsilon = shared.present, shared.features, shared.zeros, weights.epsilon
+    vec, x, total_x, total_v = kept.vec, work.x, work.total_x, work.total_v
+    rows = neighbours(pos, candidates.first, candidates.second, shared.radial, kept.pairs.rows)
     if rows < 0:
         out_x[:] = np.nan
         out_v[:] = np.nan
         return rows
-    near_pairs(rows, row_i, row_j, first, second, all_starts, pair_i, pair_j, starts, near_i, near_j)
-    batch = values.shape[0]
+    near_pairs(rows, candidates, kept.pairs)
     set_zero(total_x, 0, size)
     set_zero(total_v, 0, 3 * size)
-    copy_lanes(start_qkv, 0, qkv, 0, 5 * size)
-    for r0 in range(0, rows, batch):
-        r1 = min(r0 + batch, rows)
-        filters(r0, r1, node, geometry, table, 0, groups * depth, False, values, slopes, False)
-        attend(r0, r1, starts, near_i, near_j, values, qkv, 0, attention, 0, groups, depth)
-        messages(
-            r0, r1, starts, near_i, near_j, geometry, values, qkv, 0, vec, 0, attention, 0, groups, depth, False,
-            total_x, total_v,
-        )  # fmt: skip
+    copy_lanes(start_qkv, 0, kept.qkv, 0, 5 * size)
+    _exchange(0, 0, False, rows, shared, kept, 0, 0, total_x, total_v)
     copy_lanes(total_v, 0, vec, 3 * size, 3 * size)
     copy_lanes(start_x, 0, x, 0, size)
-    matmul(total_x, 0, atoms, channels, start_w, 0, channels, zeros, 0, x, 0, True)
+    matmul(total_x, 0, atoms, channels, weights.start, 0, channels, zeros, 0, x, 0, True)
     if not keep:
         copy_lanes(vec, 3 * size, vec, 0, 3 * size)
     for layer in range(1, layers):
         last, place = layer - 1, layer * keep
         part = layer if keep else 1  # of qkv and normed, whose first part is not of a layer
         qkv0, vec0, mixed0, projected0 = part * 5 * size, place * 3 * size, place * 3 * size, place * 9 * size
-        square = channels * channels
-        a0 = place * attention.shape[1] * groups * 4 * WIDTH
-        layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, part * size, inverse, layer)
+        layer_norm(x, 0, atoms, channels, present, features, epsilon, kept.normed, part * size, kept.inverse, layer)
         matmul(
-            normed, part * size, atoms, channels, qkv_w, last * 5 * square, 5 * channels,
-            qkv_b, last * 5 * channels, qkv, qkv0, False,
+            kept.normed, part * size, atoms, channels, weights.qkv, last * 5 * square, 5 * channels,
+            weights.qkv_bias, last * 5 * channels, kept.qkv, qkv0, False,
         )  # fmt: skip
         matmul(
-            vec, vec0, 3 * atoms, channels, vec_w, last * 3 * square, 3 * channels, zeros, 0, projected, projected0, False
-        )
+            vec, vec0, 3 * atoms, channels, weights.vec, last * 3 * square, 3 * channels, zeros, 0,
+            kept.projected, projected0, False,
+        )  # fmt: skip
         self_messages(
-            atoms, self_filters[layer:], 0, qkv, qkv0, vec, vec0, self_attention[place:], groups, depth, total_x, total_v
-        )
-        for r0 in range(0, rows, batch):
-            r1 = min(r0 + batch, rows)
-            filters(r0, r1, node, geometry, table, layer, groups * depth, True, values, slopes, False)
-            attend(r0, r1, starts, near_i, near_j, values, qkv, qkv0, attention, a0, groups, depth)
-            messages(
-                r0, r1, starts, near_i, near_j, geometry, values, qkv, qkv0, vec, vec0, attention, a0, groups, depth, True,
-                total_x, total_v,
-            )  # fmt: skip
+            atoms, shared.self_filters[layer:], 0, kept.qkv, qkv0, vec, vec0, kept.self_attention[place:],
+            shared.groups, shared.depth, total_x, total_v,
+        )  # fmt: skip
+        _exchange(layer, place, True, rows, shared, kept, qkv0, vec0, total_x, total_v)
         matmul(
-            total_x, 0, atoms, channels, o_w, last * 3 * square, 3 * channels, o_b, last * 3 * channels, mixed, mixed0, False
-        )
-        update(atoms, 3, channels, mixed, mixed0, projected, projected0, 3 * channels, vec, vec0, total_v, x)
+            total_x, 0, atoms, channels, weights.o, last * 3 * square, 3 * channels, weights.o_bias, last * 3 * channels,
+            kept.mixed, mixed0, False,
+        )  # fmt: skip
+        update(atoms, 3, channels, kept.mixed, mixed0, kept.projected, projected0, 3 * channels, vec, vec0, total_v, x)
         if not keep:
             copy_lanes(vec, 3 * size, vec, 0, 3 * size)
-    last = layers * keep
-    layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, 0, inverse, 0)
+    layer_norm(x, 0, atoms, channels, present, features, epsilon, kept.normed, 0, kept.inverse, 0)
     for m in range(atoms):
-        for c in range(order.shape[0]):
-            out_x[m, c] = normed[0, m, order[c]] * out_gain[c] + out_bias[c]
+        for c in range(shared.order.shape[0]):
+            out_x[m, c] = kept.normed[0, m, shared.order[c]] * shared.gain[c] + weights.bias[c]
             for d in range(3):
-                out_v[m, d, c] = vec[last, m, d, order[c]]
+                out_v[m, d, c] = vec[layers * keep, m, d, shared.order[c]]
     return rows
 
 
-@njit(error_model="numpy")
-def backward(
-    rows, g_out_x, g_out_v, table, groups, depth, present, features,
-    start_w_t, qkv_w_t, vec_w_t, o_w_t, self_filters, zeros, out_gain, order,
-    row_i, row_j, node, geometry, starts, near_i, near_j, values, slopes,
-    qkv, normed, inverse, vec, projected, mixed, attention, self_attention,
-    g_x, g_v, g_vec, g_total, g_normed, g_qkv, g_mixed, g_projected, g_row, g_pos,
-):  # fmt: skip
+@kernel
+def backward(rows, g_out_x, g_out_v, shared, weights, kept, work, g_pos):
     """Fill g_pos (n, 3), float64, from the gradients with respect to the outputs of the last `forward`."""
     g_pos[:] = 0.0
     if rows < 0:
         g_pos[:] = np.nan
         return
-    atoms, channels, layers = g_x.shape[0], g_x.shape[1], table.shape[0]
-    size, square = atoms * channels, channels * channels
-    g_row[:rows] = 0.0
-    batch = values.shape[0]
+    atoms, channels = work.x.shape
+    layers, size, square = shared.self_filters.shape[0], atoms * channels, channels * channels
+    present, features, zeros, groups, depth = shared.present, shared.features, shared.zeros, shared.groups, shared.depth
+    g_x, g_v, g_vec, g_total, g_normed, g_qkv = work.x, work.v, work.vec, work.total, work.normed, work.qkv
+    work.rows[:rows] = 0.0
     set_zero(g_x, 0, size)
     for m in range(atoms):
-        for c in range(order.shape[0]):
-            g_normed[m, order[c]] = g_out_x[m, c] * out_gain[c]
+        for c in range(shared.order.shape[0]):
+            g_normed[m, shared.order[c]] = g_out_x[m, c] * shared.gain[c]
             for d in range(3):
-                g_v[m, d, order[c]] = g_out_v[m, d, c]
-    layer_norm_vjp(g_normed, atoms, channels, present, features, normed, 0, inverse, 0, g_x)
+                g_v[m, d, shared.order[c]] = g_out_v[m, d, c]
+    layer_norm_vjp(g_normed, atoms, channels, present, features, kept.normed, 0, kept.inverse, 0, g_x)
     for layer in range(layers - 1, 0, -1):
         last = layer - 1
         qkv0, vec0, mixed0, projected0 = layer * 5 * size, layer * 3 * size, layer * 3 * size, layer * 9 * size
-        update_vjp(atoms, 3, channels, mixed, mixed0, projected, projected0, 3 * channels, g_x, g_v, g_mixed, g_projected)
-        matmul(g_mixed, 0, atoms, 3 * channels, o_w_t, last * 3 * square, channels, zeros, 0, g_total, 0, False)
-        copy_lanes(g_v, 0, g_vec, 0, 3 * size)
-        matmul(g_projected, 0, 3 * atoms, 3 * channels, vec_w_t, last * 3 * square, channels, zeros, 0, g_vec, 0, True)
-        self_messages_vjp(
-            atoms, self_filters, layer, qkv, qkv0, vec, vec0, self_attention, groups, depth, g_total, g_v, g_qkv, g_vec
-        )
-        a0 = layer * attention.shape[1] * groups * 4 * WIDTH
-        for r0 in range(0, rows, batch):
-            r1 = min(r0 + batch, rows)
-            filters(r0, r1, node, geometry, table, layer, groups * depth, True, values, slopes, True)
-            messages_vjp(
-                r0, r1, starts, near_i, near_j, geometry, values, slopes, qkv, qkv0, vec, vec0, attention, a0, groups, depth,
-                True, g_total, g_v, g_qkv, g_vec, g_row,
-            )  # fmt: skip
-        matmul(g_qkv, 0, atoms, 5 * channels, qkv_w_t, last * 5 * square, channels, zeros, 0, g_normed, 0, False)
-        layer_norm_vjp(g_normed, atoms, channels, present, features, normed, layer * size, inverse, layer, g_x)
-        g_v, g_vec = g_vec, g_v
-    matmul(g_x, 0, atoms, channels, start_w_t, 0, channels, zeros, 0, g_total, 0, False)
-    for r0 in range(0, rows, batch):
-        r1 = min(r0 + batch, rows)
-        filters(r0, r1, node, geometry, table, 0, groups * depth, False, values, slopes, True)
-        messages_vjp(
-            r0, r1, starts, near_i, near_j, geometry, values, slopes, qkv, 0, vec, 0, attention, 0, groups, depth, False,
-            g_total, g_v, g_qkv, g_vec, g_row,
+        update_vjp(
+            atoms, 3, channels, kept.mixed, mixed0, kept.projected, projected0, 3 * channels, g_x, g_v,
+            work.mixed, work.projected,
         )  # fmt: skip
-    scatter_gradient(rows, row_i, row_j, geometry, g_row, g_pos)
+        matmul(work.mixed, 0, atoms, 3 * channels, weights.o, last * 3 * square, channels, zeros, 0, g_total, 0, False)
+        copy_lanes(g_v, 0, g_vec, 0, 3 * size)
+        matmul(
+            work.projected, 0, 3 * atoms, 3 * channels, weights.vec, last * 3 * square, channels, zeros, 0, g_vec, 0, True
+        )
+        self_messages_vjp(
+            atoms, shared.self_filters, layer, kept.qkv, qkv0, kept.vec, vec0, kept.self_attention, groups, depth,
+            g_total, g_v, g_qkv, g_vec,
+        )  # fmt: skip
+        _exchange_vjp(layer, True, rows, shared, kept, qkv0, vec0, g_total, g_v, g_qkv, g_vec, work.rows)
+        matmul(g_qkv, 0, atoms, 5 * channels, weights.qkv, last * 5 * square, channels, zeros, 0, g_normed, 0, False)
+        layer_norm_vjp(g_normed, atoms, channels, present, features, kept.normed, layer * size, kept.inverse, layer, g_x)
+        g_v, g_vec = g_vec, g_v
+    matmul(g_x, 0, atoms, channels, weights.start, 0, channels, zeros, 0, g_total, 0, False)
+    _exchange_vjp(0, False, rows, shared, kept, 0, 0, g_total, g_v, g_qkv, g_vec, work.rows)
+    scatter_gradient(rows, kept.pairs.rows, work.rows, g_pos)
 
 
 keep_compiled(forward)

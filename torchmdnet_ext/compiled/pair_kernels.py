@@ -6,8 +6,8 @@ Sizes: M window atoms, P pairs of them, U rows, C channels (padded), B = C / WID
 L layers. Arrays: table (L, intervals, B, 4 filters, 4 powers of t, WIDTH); values and slopes of filters (rows, B, 4 filters,
 WIDTH), of which row r0 is the first; qkv (L, M, B, 5, WIDTH) from the offset qkv0 on; vec (L + 1, M, 3, C) from vec0 on.
 
-The same two atoms may be a pair in several windows. What depends on their distance is computed once: it is a row of `node`
-and `geometry`, and the pairs of window atoms of a row are those from starts[row] to starts[row + 1].
+The same two atoms may be a pair in several windows. What depends on their distance is computed once, for a row of
+`et_arguments.NearPairs`; the pairs of window atoms of a row are those from starts[row] to starts[row + 1].
 """
 
 import math
@@ -36,16 +36,15 @@ LINE = 16  # numbers of a cache line, in single precision
 
 
 @kernel
-def neighbours(pos, pair_i, pair_j, cutoff, share, steepness, alpha, intervals, near_i, near_j, node, geometry):
-    """Pairs closer than the cutoff and where they are in the table; -1 if a position is not finite.
-
-    geometry (P, 6), float64: t in the interval `node`, dt/dr, 1/r, unit vector from i to j (0 at r = 0).
-    """
+def neighbours(pos, pair_i, pair_j, radial, near):
+    """Fill `near`, the pairs closer than the cutoff, and return their number; -1 if a position is not finite."""
     for m in range(pos.shape[0]):
         if not math.isfinite(pos[m, 0] + pos[m, 1] + pos[m, 2]):
             return -1
     n = 0
-    linear = (1.0 - share) / cutoff
+    cutoff, steepness, alpha, intervals = radial.cutoff, radial.steepness, radial.alpha, radial.intervals
+    geometry = near.geometry
+    linear = (1.0 - radial.share) / cutoff
     for p in range(pair_i.shape[0]):
         i, j = pair_i[p], pair_j[p]
         x, y, z = pos[j, 0] - pos[i, 0], pos[j, 1] - pos[i, 1], pos[j, 2] - pos[i, 2]
@@ -57,7 +56,7 @@ def neighbours(pos, pair_i, pair_j, cutoff, share, steepness, alpha, intervals, 
         s = (steepness * (1.0 - decay) + linear * r) * intervals
         k = min(int(s), intervals - 1)
         inverse = 1.0 / r if r > 0.0 else 0.0
-        near_i[n], near_j[n], node[n] = i, j, k
+        near.i[n], near.j[n], near.node[n] = i, j, k
         geometry[n, 0] = s - k
         geometry[n, 1] = (steepness * alpha * decay + linear) * intervals
         geometry[n, 2] = inverse
@@ -67,30 +66,27 @@ def neighbours(pos, pair_i, pair_j, cutoff, share, steepness, alpha, intervals, 
 
 
 @kernel
-def near_pairs(rows, row_i, row_j, first, second, all_starts, pair_i, pair_j, starts, near_i, near_j):
-    """The pairs of window atoms whose two atoms `neighbours` found to be near.
-
-    first, second (U,): the atoms that `neighbours` was given, of which row_i, row_j are the near ones, in the same order.
-    all_starts (U + 1,) and the pairs (P,) are of all of them; fills starts, near_i and near_j for the near ones.
-    """
+def near_pairs(rows, candidates, pairs):
+    """Fill in the pairs of window atoms of those rows that `neighbours` found to be near, which keep their order."""
     row = n = 0
-    starts[0] = 0
+    near, first, second = pairs.rows, candidates.first, candidates.second
+    pairs.starts[0] = 0
     for u in range(first.shape[0]):
-        if row < rows and row_i[row] == first[u] and row_j[row] == second[u]:
-            for p in range(all_starts[u], all_starts[u + 1]):
-                near_i[n], near_j[n] = pair_i[p], pair_j[p]
+        if row < rows and near.i[row] == first[u] and near.j[row] == second[u]:
+            for p in range(candidates.starts[u], candidates.starts[u + 1]):
+                pairs.i[n], pairs.j[n] = candidates.i[p], candidates.j[p]
                 n += 1
             row += 1
-            starts[row] = n
+            pairs.starts[row] = n
 
 
 @kernel
-def filters(r0, r1, node, geometry, table, layer, blocks, gated, values, slopes, sloped):
+def filters(r0, r1, near, table, layer, blocks, gated, values, slopes, sloped):
     """Values, and where `sloped` is set slopes by t, of the filters of rows r0 to r1.
 
     Without `gated` those of the gates are left out.
     """
-    size = blocks * FILTERS
+    size, node, geometry = blocks * FILTERS, near.node, near.geometry
     for row in range(r0, r1):
         t = splat8(table, geometry[row, 0])
         f = (layer * table.shape[1] + node[row]) * size * 4
@@ -111,12 +107,13 @@ def filters(r0, r1, node, geometry, table, layer, blocks, gated, values, slopes,
 
 
 @kernel
-def attend(r0, r1, starts, near_i, near_j, values, qkv, qkv0, attention, a0, groups, depth):
+def attend(r0, r1, pairs, values, qkv, qkv0, attention, a0, groups, depth):
     """Attention of the pairs of rows r0 to r1 in both directions.
 
     Fills `attention` (P, G, 4, WIDTH) from a0 on with silu(a) and its derivative: to i, to j, derivative of that to i, to j.
     """
     blocks = groups * depth
+    starts, near_i, near_j = pairs.starts, pairs.i, pairs.j
     one, zero = splat8(values, 1.0), splat8(values, 0.0)
     for row in range(r0, r1):
         for p in range(starts[row], starts[row + 1]):
@@ -143,8 +140,7 @@ def attend(r0, r1, starts, near_i, near_j, values, qkv, qkv0, attention, a0, gro
 
 @kernel
 def messages(
-    r0, r1, starts, near_i, near_j, geometry, values, qkv, qkv0, vec, vec0, attention, a0, groups, depth, gated,
-    total_x, total_v,
+    r0, r1, pairs, values, qkv, qkv0, vec, vec0, attention, a0, groups, depth, gated, total_x, total_v
 ):  # fmt: skip
     """Add the messages of the pairs of rows r0 to r1, in both directions, to total_x (M, C) and total_v (M, 3, C).
 
@@ -152,6 +148,7 @@ def messages(
     """
     blocks = groups * depth
     channels = blocks * WIDTH
+    starts, near_i, near_j, geometry = pairs.starts, pairs.i, pairs.j, pairs.rows.geometry
     zero = splat8(values, 0.0)
     for row in range(r0, r1):
         ux, uy, uz = splat8(values, geometry[row, 3]), splat8(values, geometry[row, 4]), splat8(values, geometry[row, 5])
@@ -192,8 +189,7 @@ def messages(
 
 @kernel
 def messages_vjp(
-    r0, r1, starts, near_i, near_j, geometry, values, slopes, qkv, qkv0, vec, vec0, attention, a0, groups, depth, gated,
-    g_x, g_v, g_qkv, g_vec, g_row,
+    r0, r1, pairs, values, slopes, qkv, qkv0, vec, vec0, attention, a0, groups, depth, gated, g_x, g_v, g_qkv, g_vec, g_row,
 ):  # fmt: skip
     """Gradients of the messages of rows r0 to r1 from those of the totals, g_x (M, C) and g_v (M, 3, C).
 
@@ -202,6 +198,7 @@ def messages_vjp(
     """
     blocks = groups * depth
     channels = blocks * WIDTH
+    starts, near_i, near_j, geometry = pairs.starts, pairs.i, pairs.j, pairs.rows.geometry
     zero = splat8(values, 0.0)
     for row in range(r0, r1):
         ux, uy, uz = splat8(values, geometry[row, 3]), splat8(values, geometry[row, 4]), splat8(values, geometry[row, 5])
@@ -332,8 +329,9 @@ def self_messages_vjp(atoms, filters, layer, qkv, qkv0, vec, vec0, attention, gr
 
 
 @kernel
-def scatter_gradient(n, near_i, near_j, geometry, g_pair, g_pos):
-    """Gradient with respect to the positions from that with respect to t and to the unit vectors."""
+def scatter_gradient(n, near, g_pair, g_pos):
+    """Gradient with respect to the positions from that of the near pairs with respect to t and to the unit vectors."""
+    near_i, near_j, geometry = near.i, near.j, near.geometry
     for p in range(n):
         i, j = near_i[p], near_j[p]
         ux, uy, uz = geometry[p, 3], geometry[p, 4], geometry[p, 5]

@@ -1,8 +1,7 @@
 """Numba kernels of TensorNet's messages between atoms.
 
-Sizes: M atoms, n pairs within the cutoff, E = 2n directed edges sorted by target, C channels (padded), B = C / 16 panels of
-them. Arrays of tensors are (9, M, C), as in `tensornet_nodes`. The filters of a layer are (B, n, 3, 16): a panel of channels
-is done with before the next, so that its tensors stay in the first-level cache.
+Sizes and arrays as in `tensornet_arguments`, with n pairs within the cutoff; edges are sorted by target. The filters of a
+layer are (B, n, 3, 16): a panel of channels is done with before the next, so that its tensors stay in the first-level cache.
 """
 
 import math
@@ -29,11 +28,10 @@ ROOT2, ROOT6 = math.sqrt(2.0), math.sqrt(6.0)
 
 
 @kernel
-def direct(n, atoms, near_i, near_j, geometry, first, source, row, edge):
-    """Edges `first[m]` to `first[m + 1]` of atom m: the other atom, the pair, and edge (E, 8).
-
-    That is the unit vector u from m to the other atom and the symmetric traceless part of u u^T.
-    """
+def direct(n, atoms, graph):
+    """Fill in the directed edges from the near pairs: `first[m]` to `first[m + 1]` are those of atom m."""
+    near_i, near_j, geometry = graph.near.i, graph.near.j, graph.near.geometry
+    first, source, row, edge = graph.first, graph.source, graph.row, graph.edge
     first[: atoms + 1] = 0
     for p in range(n):
         first[near_i[p] + 1] += 1
@@ -58,9 +56,9 @@ def direct(n, atoms, near_i, near_j, geometry, first, source, row, edge):
 
 
 @kernel
-def evaluate_filters(keep, n, node, geometry, table, layer, channels, f, slope, f0):
+def evaluate_filters(keep, n, near, table, layer, channels, f, slope, f0):
     """Fill f (B, n, 3, 16) from f0 on and, where `keep` is set, the derivatives with respect to the place in the table."""
-    blocks = channels // PANEL
+    blocks, node, geometry = channels // PANEL, near.node, near.geometry
     for p in range(n):
         t = splat16(table, geometry[p, 0])
         at = (layer * table.shape[1] + node[p]) * blocks * 4 * LINE
@@ -74,12 +72,13 @@ def evaluate_filters(keep, n, node, geometry, table, layer, channels, f, slope, 
 
 
 @kernel
-def embed(n, atoms, channels, first, source, row, edge, f, centre, neighbour, own, x, squared):
+def embed(n, atoms, channels, graph, f, centre, neighbour, own, x, squared):
     """Fill x (9, M, C), the first tensors, and their squared norms (M, C).
 
     centre, neighbour (M, C): what the elements of both ends of an edge add to its factor. own (C,): the filter of an atom
     itself.
     """
+    first, source, row, edge = graph.first, graph.source, graph.row, graph.edge
     step, zero = atoms * channels, splat16(x, 0.0)
     for b in range(channels // PANEL):
         c = b * PANEL
@@ -106,12 +105,13 @@ def embed(n, atoms, channels, first, source, row, edge, f, centre, neighbour, ow
 
 
 @kernel
-def embed_vjp(n, atoms, channels, first, source, row, near_i, edge, f, slope, centre, neighbour, g, g_radial, g_pair):
+def embed_vjp(n, atoms, channels, graph, f, slope, centre, neighbour, g, g_radial, g_pair):
     """Back to the distances and directions from g (9, M, C).
 
     Adds to g_radial (n, 16), lanes whose sum is the gradient with respect to the place in the table, and to g_pair (n, 4)
     from its second column on, float64, the gradient with respect to the unit vector.
     """
+    first, source, row, edge, near_i = graph.first, graph.source, graph.row, graph.edge, graph.near.i
     step, zero = atoms * channels, splat16(g, 0.0)
     for i in range(atoms):
         for e in range(first[i], first[i + 1]):
@@ -144,12 +144,13 @@ def embed_vjp(n, atoms, channels, first, source, row, near_i, edge, f, slope, ce
 
 
 @kernel
-def exchange(n, atoms, channels, first, source, row, f, f0, own, own0, y, message, damped, scale, place):
+def exchange(n, atoms, channels, graph, f, f0, own, own0, y, message, damped, scale, place):
     """Messages, and the damped products of them with the atoms' own tensors: YM + MY.
 
     place: where the layer starts in scale (M, C), and a ninth of where it starts in y, message and damped (9, M, C).
     own (3, C) are the filters at the distance 0, of an atom itself.
     """
+    first, source, row = graph.first, graph.source, graph.row
     step, layer = atoms * channels, 9 * place
     for b in range(channels // PANEL):
         c = b * PANEL
@@ -180,8 +181,9 @@ def exchange(n, atoms, channels, first, source, row, f, f0, own, own0, y, messag
 
 
 @kernel
-def exchange_vjp(n, atoms, channels, first, source, row, f, slope, f0, y, y0, g_message, g_y, g_radial):
+def exchange_vjp(n, atoms, channels, graph, f, slope, f0, y, y0, g_message, g_y, g_radial):
     """Back through the messages: adds to g_y (9, M, C) and to g_radial (n, 16), as in `embed_vjp`."""
+    first, source, row = graph.first, graph.source, graph.row
     step = atoms * channels
     for b in range(channels // PANEL):
         c = b * PANEL

@@ -1,7 +1,6 @@
 """TensorNet and its vector-Jacobian product, put together from the kernels of atoms and of edges.
 
-Sizes as in `tensornet_edges`; L layers. Layer 0 of the table and of `own`, the filters at the distance 0, are those of the
-embedding. Tensors enter a layer damped, X / (|X|^2 + 1), and are kept so.
+Sizes and arrays as in `tensornet_arguments`. Tensors enter a layer damped, X / (|X|^2 + 1), and are kept so.
 """
 
 import numpy as np
@@ -35,8 +34,10 @@ from torchmdnet_ext.compiled.tensornet_nodes import (
 from torchmdnet_ext.compiled.visnet_edges_vjp import activate
 from torchmdnet_ext.kernels.lanes import PANEL
 
+kernel = njit(error_model="numpy")
 
-@njit(error_model="numpy")
+
+@kernel
 def mix(atoms, channels, x, x0, packed, number, zeros, out, out0, add):
     """out (9, M, C) = linear maps of the channels of x, one for each part: the matrices 3 * number ... + 2 of `packed`."""
     square, step = channels * channels, atoms * channels
@@ -50,55 +51,63 @@ def mix(atoms, channels, x, x0, packed, number, zeros, out, out0, add):
         component += components
 
 
-@njit(error_model="numpy")
-def forward(
-    keep, pos, pair_i, pair_j, centre, neighbour, out_x, out_v,
-    cutoff, share, steepness, alpha, table, own, layers, present, features, epsilon, out_epsilon,
-    tensor_w, scalar1_w, scalar1_b, scalar2_w, scalar2_b, out_w, out_b, zeros, order,
-    near_i, near_j, node, geometry, first, source, row, edge, f, slope,
-    e, mixed, normed, inverse, hidden, hidden_slope, factors, factors_slope,
-    x, scale, y, message, damped, damped_scale, update, normed_out, out, out_slope,
-    squared, norms,
-):  # fmt: skip
+@kernel
+def _embed(n, atoms, channels, centre, neighbour, shared, weights, kept, work):
+    """The tensors that the first layer starts with."""
+    graph, size, filters, present = kept.graph, atoms * channels, kept.filters, shared.present
+    embed(n, atoms, channels, graph, filters, centre, neighbour, shared.own, kept.embedding, work.squared)
+    layer_norm(work.squared, 0, atoms, channels, present, shared.features, weights.epsilon, kept.normed, 0, kept.inverse, 0)
+    matmul(kept.normed, 0, atoms, channels, weights.scalar1, 0, 2 * channels, weights.scalar1_bias, 0, kept.hidden, 0, False)
+    activate(2 * size, kept.hidden, 0, kept.hidden, 0, kept.hidden_slope, 0)
+    matmul(
+        kept.hidden, 0, atoms, 2 * channels, weights.scalar2, 0, 3 * channels, weights.scalar2_bias, 0,
+        kept.factors, 0, False,
+    )  # fmt: skip
+    activate(3 * size, kept.factors, 0, kept.factors, 0, kept.factors_slope, 0)
+    mix(atoms, channels, kept.embedding, 0, weights.tensor, 0, shared.zeros, kept.mixed, 0, False)
+    first_tensors(atoms, channels, kept.mixed, kept.factors, kept.x, kept.scale)
+
+
+@kernel
+def forward(keep, pos, pair_i, pair_j, centre, neighbour, out_x, out_v, shared, weights, kept, work):
     """Fill out_x (M, H) and out_v (M, 3, H); returns the number of pairs within the cutoff, -1 if `pos` is not finite.
 
-    keep: 1 leaves what `backward` needs of every layer in the arrays from `near_i` to `out_slope`; 0 lets layers overwrite
-    one another in those that have layers. All arrays may be made for more atoms and pairs.
+    keep: 1 leaves what `backward` needs of every layer in `kept`; 0 lets layers overwrite one another in those of its arrays
+    that have layers. All arrays may be made for more atoms and pairs. centre and neighbour (M, C) are what the elements of
+    both ends of an edge add to its factor.
     """
-    atoms, channels = centre.shape[0], centre.shape[1]
+    graph, table, layers, zeros = kept.graph, shared.radial.coefficients, shared.layers, shared.zeros
+    filters, slopes, x, order = kept.filters, kept.slopes, kept.x, shared.order
+    atoms, channels = centre.shape
     size, lines = atoms * channels, channels // PANEL * LINE
-    n = neighbours(pos, pair_i, pair_j, cutoff, share, steepness, alpha, table.shape[1], near_i, near_j, node, geometry)
+    n = neighbours(pos, pair_i, pair_j, shared.radial, graph.near)
     if n < 0:
         out_x[:] = np.nan
         out_v[:] = np.nan
         return n
-    direct(n, atoms, near_i, near_j, geometry, first, source, row, edge)
-    evaluate_filters(keep, n, node, geometry, table, 0, channels, f, slope, 0)
-    embed(n, atoms, channels, first, source, row, edge, f, centre, neighbour, own, e, squared)
-    layer_norm(squared, 0, atoms, channels, present, features, epsilon, normed, 0, inverse, 0)
-    matmul(normed, 0, atoms, channels, scalar1_w, 0, 2 * channels, scalar1_b, 0, hidden, 0, False)
-    activate(2 * size, hidden, 0, hidden, 0, hidden_slope, 0)
-    matmul(hidden, 0, atoms, 2 * channels, scalar2_w, 0, 3 * channels, scalar2_b, 0, factors, 0, False)
-    activate(3 * size, factors, 0, factors, 0, factors_slope, 0)
-    mix(atoms, channels, e, 0, tensor_w, 0, zeros, mixed, 0, False)
-    first_tensors(atoms, channels, mixed, factors, x, scale)
+    direct(n, atoms, graph)
+    evaluate_filters(keep, n, graph.near, table, 0, channels, filters, slopes, 0)
+    _embed(n, atoms, channels, centre, neighbour, shared, weights, kept, work)
     for layer in range(layers):
         # offsets: of scalars of the layer, a ninth of those of its tensors, and of what the layer hands on
         place, last = keep * layer * size, layer == layers - 1
         f0, after = keep * (layer + 1) * n * lines, place + keep * size
-        evaluate_filters(keep, n, node, geometry, table, layer + 1, channels, f, slope, f0)
-        mix(atoms, channels, x, 9 * place, tensor_w, 2 * layer + 1, zeros, y, 9 * place, False)
+        evaluate_filters(keep, n, graph.near, table, layer + 1, channels, filters, slopes, f0)
+        mix(atoms, channels, x, 9 * place, weights.tensor, 2 * layer + 1, zeros, kept.y, 9 * place, False)
         exchange(
-            n, atoms, channels, first, source, row, f, f0, own, 3 * (layer + 1) * channels, y, message, damped,
-            damped_scale, place,
+            n, atoms, channels, graph, filters, f0, shared.own, 3 * (layer + 1) * channels, kept.y, kept.message,
+            kept.damped, kept.damped_scale, place,
         )  # fmt: skip
-        mix(atoms, channels, damped, 9 * place, tensor_w, 2 * layer + 2, zeros, update, 9 * place, False)
-        next_tensors(atoms, channels, last, x, 9 * place, update, 9 * place, 9 * after, scale, after, norms)
-    layer_norm(norms, 0, atoms, 3 * channels, present, 3.0 * features, out_epsilon, normed_out, 0, inverse, 1)
-    matmul(normed_out, 0, atoms, 3 * channels, out_w, 0, channels, out_b, 0, out, 0, False)
-    activate(size, out, 0, out, 0, out_slope, 0)
+        mix(atoms, channels, kept.damped, 9 * place, weights.tensor, 2 * layer + 2, zeros, kept.update, 9 * place, False)
+        next_tensors(atoms, channels, last, x, 9 * place, kept.update, 9 * place, 9 * after, kept.scale, after, work.norms)
+    layer_norm(
+        work.norms, 0, atoms, 3 * channels, shared.present, 3.0 * shared.features, weights.out_epsilon, kept.normed_out, 0,
+        kept.inverse, 1,
+    )  # fmt: skip
+    matmul(kept.normed_out, 0, atoms, 3 * channels, weights.out, 0, channels, weights.out_bias, 0, kept.out, 0, False)
+    activate(size, kept.out, 0, kept.out, 0, kept.out_slope, 0)
     # by offsets, as all else: the arrays may be made for more atoms
-    scalars, tensors = out.reshape(-1), x.reshape(-1)[keep * layers * 9 * size :]
+    scalars, tensors = kept.out.reshape(-1), x.reshape(-1)[keep * layers * 9 * size :]
     for m in range(atoms):
         for c in range(order.shape[0]):
             at = m * channels + order[c]
@@ -108,58 +117,77 @@ def forward(
     return n
 
 
-@njit(error_model="numpy")
-def backward(
-    n, g_out_x, g_out_v, centre, neighbour, own, layers, present, features,
-    tensor_w_t, scalar1_w_t, scalar2_w_t, out_w_t, zeros, order,
-    near_i, near_j, node, geometry, first, source, row, edge, f, slope,
-    e, mixed, normed, inverse, hidden, hidden_slope, factors, factors_slope,
-    x, scale, y, message, damped, damped_scale, update, normed_out, out, out_slope,
-    g, g_update, g_y, g_message, g_norms, g_normed, g_hidden, g_squared, g_radial, g_pair, g_pos,
-):  # fmt: skip
-    """Fill g_pos (M, 3), float64, from the gradients with respect to the outputs of the last `forward`."""
-    g_pos[:] = 0.0
-    if n < 0:
-        g_pos[:] = np.nan
-        return
-    atoms, channels = centre.shape[0], centre.shape[1]
-    size, lines = atoms * channels, channels // PANEL * LINE
-    g_pair[:n] = 0.0
-    set_zero(g_radial, 0, n * PANEL)
-    set_zero(g, 0, 9 * size)
-    set_zero(g_squared, 0, size)
-    set_zero(g_norms, 0, 3 * size)
-    scalars, tensors, slopes = g_squared.reshape(-1), g.reshape(-1), out_slope.reshape(-1)
+@kernel
+def _outputs_vjp(g_out_x, g_out_v, atoms, channels, shared, weights, kept, work):
+    """Back from the outputs to the tensors behind the last layer."""
+    order, size = shared.order, atoms * channels
+    scalars, tensors, slopes = work.squared.reshape(-1), work.x.reshape(-1), kept.out_slope.reshape(-1)
     for m in range(atoms):
         for c in range(order.shape[0]):
             at = m * channels + order[c]
             scalars[at] = g_out_x[m, c] * slopes[at]
             for d in range(3):
                 tensors[(1 + d) * size + at] = ROOT_HALF * g_out_v[m, d, c]
-    matmul(g_squared, 0, atoms, channels, out_w_t, 0, 3 * channels, zeros, 0, g_normed, 0, False)
-    layer_norm_vjp(g_normed, atoms, 3 * channels, present, 3.0 * features, normed_out, 0, inverse, 1, g_norms)
-    read_out_vjp(atoms, channels, x, layers * 9 * size, g_norms, g)
+    matmul(work.squared, 0, atoms, channels, weights.out, 0, 3 * channels, shared.zeros, 0, work.normed, 0, False)
+    layer_norm_vjp(
+        work.normed, atoms, 3 * channels, shared.present, 3.0 * shared.features, kept.normed_out, 0, kept.inverse, 1,
+        work.norms,
+    )  # fmt: skip
+    read_out_vjp(atoms, channels, kept.x, shared.layers * 9 * size, work.norms, work.x)
+
+
+@kernel
+def _embed_vjp(n, atoms, channels, shared, weights, kept, work):
+    """Back from the tensors that the first layer starts with to the pairs."""
+    graph, size, zeros = kept.graph, atoms * channels, shared.zeros
+    first_tensors_vjp(atoms, channels, kept.mixed, kept.factors, kept.factors_slope, work.x, work.update, work.norms)
+    matmul(work.norms, 0, atoms, 3 * channels, weights.scalar2, 0, 2 * channels, zeros, 0, work.hidden, 0, False)
+    multiply(2 * size, kept.hidden_slope, work.hidden)
+    matmul(work.hidden, 0, atoms, 2 * channels, weights.scalar1, 0, channels, zeros, 0, work.normed, 0, False)
+    set_zero(work.squared, 0, size)
+    layer_norm_vjp(
+        work.normed, atoms, channels, shared.present, shared.features, kept.normed, 0, kept.inverse, 0, work.squared
+    )
+    mix(atoms, channels, work.update, 0, weights.tensor, 0, zeros, work.x, 0, False)
+    squared_norm_vjp(atoms, channels, kept.embedding, work.squared, work.x)
+    embed_vjp(
+        n, atoms, channels, graph, kept.filters, kept.slopes, weights.centre, weights.neighbour, work.x, work.radial,
+        work.pair,
+    )  # fmt: skip
+
+
+@kernel
+def backward(n, g_out_x, g_out_v, shared, weights, kept, work, g_pos):
+    """Fill g_pos (M, 3), float64, from the gradients with respect to the outputs of the last `forward`."""
+    g_pos[:] = 0.0
+    if n < 0:
+        g_pos[:] = np.nan
+        return
+    graph, layers, zeros, g = kept.graph, shared.layers, shared.zeros, work.x
+    atoms, channels = weights.centre.shape
+    size, lines = atoms * channels, channels // PANEL * LINE
+    work.pair[:n] = 0.0
+    set_zero(work.radial, 0, n * PANEL)
+    set_zero(g, 0, 9 * size)
+    set_zero(work.squared, 0, size)
+    set_zero(work.norms, 0, 3 * size)
+    _outputs_vjp(g_out_x, g_out_v, atoms, channels, shared, weights, kept, work)
     for layer in range(layers - 1, -1, -1):
         place, f0 = layer * size, (layer + 1) * n * lines
-        update_vjp(atoms, channels, update, 9 * place, g, g_update)
-        mix(atoms, channels, g_update, 0, tensor_w_t, 2 * layer + 2, zeros, g_y, 0, False)
+        update_vjp(atoms, channels, kept.update, 9 * place, g, work.update)
+        mix(atoms, channels, work.update, 0, weights.tensor, 2 * layer + 2, zeros, work.y, 0, False)
         products_vjp(
-            atoms, channels, own, 3 * (layer + 1) * channels, y, message, damped, damped_scale, place, g_message, g_y
+            atoms, channels, shared.own, 3 * (layer + 1) * channels, kept.y, kept.message, kept.damped, kept.damped_scale,
+            place, work.message, work.y,
+        )  # fmt: skip
+        exchange_vjp(
+            n, atoms, channels, graph, kept.filters, kept.slopes, f0, kept.y, 9 * place, work.message, work.y, work.radial
         )
-        exchange_vjp(n, atoms, channels, first, source, row, f, slope, f0, y, 9 * place, g_message, g_y, g_radial)
-        mix(atoms, channels, g_y, 0, tensor_w_t, 2 * layer + 1, zeros, g, 0, True)
-        damp_vjp(atoms, channels, x, 9 * place, scale, place, g)
-    first_tensors_vjp(atoms, channels, mixed, factors, factors_slope, g, g_update, g_norms)
-    matmul(g_norms, 0, atoms, 3 * channels, scalar2_w_t, 0, 2 * channels, zeros, 0, g_hidden, 0, False)
-    multiply(2 * size, hidden_slope, g_hidden)
-    matmul(g_hidden, 0, atoms, 2 * channels, scalar1_w_t, 0, channels, zeros, 0, g_normed, 0, False)
-    set_zero(g_squared, 0, size)
-    layer_norm_vjp(g_normed, atoms, channels, present, features, normed, 0, inverse, 0, g_squared)
-    mix(atoms, channels, g_update, 0, tensor_w_t, 0, zeros, g, 0, False)
-    squared_norm_vjp(atoms, channels, e, g_squared, g)
-    embed_vjp(n, atoms, channels, first, source, row, near_i, edge, f, slope, centre, neighbour, g, g_radial, g_pair)
-    add_radial(n, g_radial, g_pair)
-    scatter_gradient(n, near_i, near_j, geometry, g_pair, g_pos)
+        mix(atoms, channels, work.y, 0, weights.tensor, 2 * layer + 1, zeros, g, 0, True)
+        damp_vjp(atoms, channels, kept.x, 9 * place, kept.scale, place, g)
+    _embed_vjp(n, atoms, channels, shared, weights, kept, work)
+    add_radial(n, work.radial, work.pair)
+    scatter_gradient(n, graph.near, work.pair, g_pos)
 
 
 keep_compiled(forward)

@@ -11,7 +11,16 @@ import math
 import numpy as np
 import torch
 
-from torchmdnet_ext.compiled.base import CompiledNetwork, numbers
+from torchmdnet_ext.compiled.arrays import to_float64
+from torchmdnet_ext.compiled.base import CompiledNetwork
+from torchmdnet_ext.compiled.tensornet_arguments import (
+    BackwardWeights,
+    ForwardWeights,
+    Shared,
+    make_backward_work,
+    make_forward_work,
+    make_kept,
+)
 from torchmdnet_ext.compiled.tensornet_kernels import backward, forward
 from torchmdnet_ext.kernels.lanes import PANEL
 from torchmdnet_ext.models.tensornet import SmoothTensorNet
@@ -80,42 +89,50 @@ class NumbaTensorNet(CompiledNetwork):
 
     def _make_weights(self, network, z, intervals):
         hidden, channels, embedding = network.hidden_channels, self.channels, network.tensor_embedding
-        elements, both = numbers(embedding.emb.weight)[z], numbers(embedding.emb2.weight)
-        centre = elements @ both[:, :hidden].T + numbers(embedding.emb2.bias)
+        elements, both = to_float64(embedding.emb.weight)[z], to_float64(embedding.emb2.weight)
+        centre = elements @ both[:, :hidden].T + to_float64(embedding.emb2.bias)
         self._start = tuple(self._cast(self._channels(x)) for x in (centre, elements @ both[:, hidden:].T))
 
         linears = list(embedding.linears_tensor)
         for layer in network.layers:
             linears.extend(layer.linears_tensor)
-        tensor = [self._joined(numbers(linear.weight)) for linear in linears]
+        tensor = [self._joined(to_float64(linear.weight)) for linear in linears]
         # the gain and bias of a LayerNorm go into the linear map that follows it
         scalar1, scalar1_bias = self._behind(embedding.init_norm, embedding.linears_scalar[0])
         second = embedding.linears_scalar[1]
-        scalar2, scalar2_bias = self._joined(numbers(second.weight)), self._bias(numbers(second.bias))
+        scalar2, scalar2_bias = self._joined(to_float64(second.weight)), self._bias(to_float64(second.bias))
         out, out_bias = self._behind(network.out_norm, network.linear)
 
         own = radial_filters(network, torch.zeros(1, dtype=torch.float64))[:, 0].numpy()
-        own, present = self._cast(self._channels(own)), self._bias(np.ones(3 * hidden))
-        table, zeros, order = self._make_table(network, intervals), self._zeros(3 * channels), self.order.astype(np.int64)
-        self._layers = len(network.layers)
-        shape = (own, self._layers, present, float(hidden))
-        self._forward_weights = (
-            self.grid.cutoff, self.grid.share, float(self.grid.steepness), self.grid.alpha, table, *shape,
-            float(embedding.init_norm.eps), float(network.out_norm.eps), self._packed(tensor),
-            self._packed([scalar1]), scalar1_bias, self._packed([scalar2]), scalar2_bias, self._packed([out]), out_bias,
-            zeros, order,
-        )  # fmt: skip
+        self._shared = Shared(
+            radial=self._make_table(network, intervals),
+            own=self._cast(self._channels(own)),
+            layers=len(network.layers),
+            present=self._bias(np.ones(3 * hidden)),
+            features=float(hidden),
+            zeros=self._zeros(3 * channels),
+            order=self.order.astype(np.int64),
+        )
+        self._forward_weights = ForwardWeights(
+            epsilon=float(embedding.init_norm.eps),
+            out_epsilon=float(network.out_norm.eps),
+            tensor=self._packed(tensor),
+            scalar1=self._packed([scalar1]),
+            scalar1_bias=scalar1_bias,
+            scalar2=self._packed([scalar2]),
+            scalar2_bias=scalar2_bias,
+            out=self._packed([out]),
+            out_bias=out_bias,
+        )
         if self.gradient:
-            self._backward_weights = (
-                *self._start, *shape, self._packed([w.T for w in tensor]), self._packed([scalar1.T]),
-                self._packed([scalar2.T]), self._packed([out.T]), zeros, order,
-            )  # fmt: skip
+            maps = tensor, [scalar1], [scalar2], [out]
+            self._backward_weights = BackwardWeights(*self._start, *(self._packed([w.T for w in part]) for part in maps))
 
     def _behind(self, norm, linear):
         """Matrix and bias of a linear map behind a LayerNorm."""
-        weight = numbers(linear.weight)
-        bias = numbers(linear.bias) + weight @ numbers(norm.bias)
-        return self._joined(weight * numbers(norm.weight)), self._bias(bias)
+        weight = to_float64(linear.weight)
+        bias = to_float64(linear.bias) + weight @ to_float64(norm.bias)
+        return self._joined(weight * to_float64(norm.weight)), self._bias(bias)
 
     def _make_table(self, network, intervals):
         choices, tolerance = INTERVALS, TOLERANCE
@@ -124,23 +141,10 @@ class NumbaTensorNet(CompiledNetwork):
         choices = choices if intervals is None else (int(intervals),)
         coefficients = self._tabulated(network, choices, tolerance, radial_filters)
         table = self._channels(coefficients).reshape(*coefficients.shape[:4], -1, PANEL)
-        return self._cast(table.transpose(0, 1, 4, 3, 2, 5))  # (1 + L, intervals, panel, part, power, lane)
+        return self._radial_table(table.transpose(0, 1, 4, 3, 2, 5))  # (1 + L, intervals, panel, part, power, lane)
 
     def _make_work(self, m, p):
-        c, work, integers = self.channels, self._zeros, np.int64
-        kept, filters = (self._layers, self._layers + 1) if self.gradient else (1, 1)
-        slopes = work(filters, p, 3 * c) if self.gradient else work(0, 0, 0)
-        self._kept = (
-            np.zeros(p, integers), np.zeros(p, integers), np.zeros(p, integers), np.zeros((p, 6)),
-            np.zeros(m + 1, integers), np.zeros(2 * p, integers), np.zeros(2 * p, integers), work(2 * p, 8),
-            work(filters, p, 3 * c), slopes,
-            work(9, m, c), work(9, m, c), work(m, c), work(2, m), work(m, 2 * c), work(m, 2 * c), work(m, 3 * c),
-            work(m, 3 * c), work(filters, 9, m, c), work(kept, m, c), work(kept, 9, m, c), work(kept, 9, m, c),
-            work(kept, 9, m, c), work(kept, m, c), work(kept, 9, m, c), work(m, 3 * c), work(m, c), work(m, c),
-        )  # fmt: skip
-        self._forward_work = (work(m, c), work(m, 3 * c))
+        self._kept = make_kept(self._zeros, self.gradient, self._shared.layers, m, p, self.channels)
+        self._forward_work = make_forward_work(self._zeros, m, self.channels)
         if self.gradient:
-            self._backward_work = (
-                work(9, m, c), work(9, m, c), work(9, m, c), work(9, m, c), work(m, 3 * c), work(m, 3 * c),
-                work(m, 2 * c), work(m, c), work(p, PANEL), np.zeros((p, 4)),
-            )  # fmt: skip
+            self._backward_work = make_backward_work(self._zeros, m, p, self.channels)

@@ -1,14 +1,14 @@
 """Vector-Jacobian products of the kernels in `visnet_edges`, for a tile of directed edges.
 
-Gradients have the shapes of what they belong to and the prefix `g_`; those of arrays over atoms are added to. g_edge
-(E, 2 + S) is float64. Slopes are those of silu at the projections, in places as the projections themselves.
+Gradients have the shapes of what they belong to and the prefix `g_`; those of arrays over atoms are added to. Slopes are
+those of silu at the linear maps. All these are fields of `work`, a `visnet_arguments.BackwardWork`.
 """
 
 from numba import njit
 
 from torchmdnet_ext.compiled.lane_functions import fold, sigmoid
 from torchmdnet_ext.compiled.visnet_edges import rejected_product
-from torchmdnet_ext.kernels.lanes import PANEL, WIDTH, broadcast16, increase, load16, splat16, store, total8
+from torchmdnet_ext.kernels.lanes import PANEL, broadcast16, increase, load16, splat16, store, total8
 
 kernel = njit(error_model="numpy")
 
@@ -34,12 +34,13 @@ def activate_only(count, x, x0, y, y0):
 
 
 @kernel
-def collect_vjp(
-    e0, count, source, target, edge, components, channels, message, s, s_slope, gated, vec, vec0,
-    g_total_x, g_total_v, g_message, g_s, g_vec, g_edge,
-):  # fmt: skip
-    """Fill g_message (T, C), without what goes through s, and g_s, the gradient before the activation."""
-    width, stride = (2 * channels if gated else channels), 2 + components
+def collect_vjp(e0, count, graph, layer, sizes, vec, work):
+    """Fill g_message (T, C), without what goes through the factors, and g_factors, the gradient before the activation."""
+    source, target, edge = graph.source, graph.target, graph.edge
+    components, channels = sizes.components, sizes.channels
+    width, stride, gated, vec0 = layer.message_width, 2 + components, layer.gated, layer.vectors0
+    s, s_slope, g_s, message, g_message = work.factors, work.factor_slopes, work.g_factors, work.message, work.g_message
+    g_total_x, g_total_v, g_vec, g_edge = work.g_total, work.g_vec, work.g_vec_normed, work.g_edge
     for k in range(count):
         e = e0 + k
         i, j = target[e] * components * channels, source[e] * components * channels
@@ -73,12 +74,13 @@ def collect_vjp(
 
 
 @kernel
-def attend_vjp(
-    e0, count, source, target, row, shared, edge, components, qkv, qkv0, d, slope, width, groups, depth, product,
-    g_message, g_qkv, g_d, g_edge,
-):  # fmt: skip
-    """Fill g_d, the gradients of keys and values before the activation; where `shared` is set add to it."""
-    channels, panels = groups * depth * WIDTH, depth // 2
+def attend_vjp(e0, count, graph, layer, sizes, qkv, work):
+    """Fill g_filters, the gradients of keys and values before the activation; where a layer is shared add to it."""
+    source, target, row, edge = graph.source, graph.target, graph.row, graph.edge
+    groups, components, channels, panels = sizes.groups, sizes.components, sizes.channels, sizes.depth // 2
+    qkv0, width, shared = 3 * layer.scalars0, layer.edge_width, layer.shared
+    d, slope, g_d, product = work.filters, work.filter_slopes, work.g_filters, work.product
+    g_message, g_qkv, g_edge = work.g_message, work.g_qkv, work.g_edge
     one = splat16(d, 1.0)
     for k in range(count):
         i, j = target[e0 + k] * 3 * channels, source[e0 + k] * 3 * channels
@@ -120,14 +122,17 @@ def attend_vjp(
 
 
 @kernel
-def _product_vjp(
-    g, projected, p0, a, b, step, edge, e, components, d, slope, f, shared, g_projected, g_d, g_edge
-):  # fmt: skip
-    """Back through one factor, at f in `d`, times one product of the update of an edge's features."""
+def _product_vjp(g, a, b, f, e, layer, sizes, edge, projected, work):
+    """Back through one factor, at f in `filters`, times one product of the update of an edge's features.
+
+    a, b: places of the two vectors of the product among those of the layer.
+    """
+    components, step, p0 = sizes.components, layer.vector_width, layer.projected0
+    d, slope, g_d, g_projected = work.filters, work.filter_slopes, work.g_filters, work.g_projected
     line = e * (2 + components) + 2
     product, da, db = rejected_product(projected, p0 + a, p0 + b, step, edge, line, components)
     g_factor = g * product * load16(slope, f)
-    if shared:
+    if layer.shared:
         increase(g_d, f, g_factor)
     else:
         store(g_d, f, g_factor)
@@ -138,29 +143,24 @@ def _product_vjp(
         direction = broadcast16(edge, line + component)
         increase(g_projected, a + at, g * (wb - db * direction))
         increase(g_projected, b + at, g * (wa - da * direction))
-        g_edge[e, 2 + component] -= total8(g * (db * wa + da * wb))
+        work.g_edge[e, 2 + component] -= total8(g * (db * wa + da * wb))
 
 
 @kernel
-def update_edges_vjp(
-    e0, count, source, target, row, shared, edge, components, channels, vertex, projected, p0, step, d, slope, width,
-    g_f, g_projected, g_d, g_f0, g_edge,
-):  # fmt: skip
-    """The update's part of g_d, from g_f (E, C); where `shared` is set g_f is added to g_f0 (rows, C) as well."""
+def update_edges_vjp(e0, count, graph, layer, sizes, projected, work):
+    """The update's part of g_filters, from g_edge_features; a shared layer adds those to g_row_features as well."""
+    edge, channels, step = graph.edge, sizes.channels, layer.vector_width
     for k in range(count):
         e = e0 + k
-        i, j = target[e] * components * step, source[e] * components * step
-        f = (row[e] if shared else k) * width + 2 * channels
+        row = graph.row[e]
+        i, j = graph.target[e] * sizes.components * step, graph.source[e] * sizes.components * step
+        f = (row if layer.shared else k) * layer.edge_width + 2 * channels
         for c in range(0, channels, PANEL):
-            g = load16(g_f, e * channels + c)
-            if shared:
-                increase(g_f0, row[e] * channels + c, g)
-            _product_vjp(
-                g, projected, p0, i + 3 * channels + c, j + 4 * channels + c, step, edge, e, components, d, slope, f + c,
-                shared, g_projected, g_d, g_edge,
-            )  # fmt: skip
-            if vertex:
-                _product_vjp(
-                    g, projected, p0, i + 5 * channels + c, i + 6 * channels + c, step, edge, e, components, d, slope,
-                    f + channels + c, shared, g_projected, g_d, g_edge,
-                )  # fmt: skip
+            g = load16(work.g_edge_features, e * channels + c)
+            if layer.shared:
+                increase(work.g_row_features, row * channels + c, g)
+            a, b = i + 3 * channels + c, j + 4 * channels + c
+            _product_vjp(g, a, b, f + c, e, layer, sizes, edge, projected, work)
+            if sizes.vertex:
+                a, b = i + 5 * channels + c, i + 6 * channels + c
+                _product_vjp(g, a, b, f + channels + c, e, layer, sizes, edge, projected, work)

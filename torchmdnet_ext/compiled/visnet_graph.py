@@ -1,8 +1,7 @@
 """Numba kernels of ViSNet's graph: directed edges, and the embeddings of atoms and pairs that depend on distances.
 
-Sizes: M atoms, n pairs within the cutoff, E = 2n + M directed edges (both directions of every pair, and self loops), S = 3
-or 8 components of the spherical harmonics, C channels (padded). The n + M rows are pairs, then self loops.
-Arrays are C-contiguous; arguments named like `vec0` are offsets into the array `vec`, in elements.
+Sizes and arrays as in `visnet_arguments`, with n pairs within the cutoff. The rows are these pairs, then self loops.
+Arrays are C-contiguous.
 """
 
 import math
@@ -35,8 +34,10 @@ def cutoffs(n, atoms, geometry, cutoff, width, decay):
 
 
 @kernel
-def direct(n, atoms, near_i, near_j, geometry, decay, components, first, source, target, row, edge):
-    """Directed edges sorted by target; edge (E, 2 + S): cosine cutoff, envelope, spherical harmonics of the direction."""
+def direct(n, atoms, graph, components):
+    """Fill in the directed edges from the near pairs and their decay."""
+    near_i, near_j, geometry, decay = graph.near.i, graph.near.j, graph.near.geometry, graph.decay
+    first, source, target, row, edge = graph.first, graph.source, graph.target, graph.row, graph.edge
     first[: atoms + 1] = 1
     first[0] = 0
     for p in range(n):
@@ -68,9 +69,10 @@ def direct(n, atoms, near_i, near_j, geometry, decay, components, first, source,
 
 
 @kernel
-def gather_neighbours(n, near_i, near_j, node, geometry, table, channels, neighbour, total):
+def gather_neighbours(n, near, table, channels, neighbour, total):
     """total (M, C) += the neighbour embedding's messages; `neighbour` (M, C) is the embedding of every atom's element."""
     blocks = channels // PANEL
+    near_i, near_j, node, geometry = near.i, near.j, near.node, near.geometry
     for p in range(n):
         t = splat16(table, geometry[p, 0])
         f, i, j = node[p] * blocks * ROW, near_i[p] * channels, near_j[p] * channels
@@ -82,9 +84,10 @@ def gather_neighbours(n, near_i, near_j, node, geometry, table, channels, neighb
 
 
 @kernel
-def gather_neighbours_vjp(n, near_i, near_j, node, geometry, table, channels, neighbour, g_total, g_pair):
+def gather_neighbours_vjp(n, near, table, channels, neighbour, g_total, g_pair):
     """g_pair (P, 4)[:, 0] += gradient with respect to the place t in the table, from g_total (M, C)."""
     blocks = channels // PANEL
+    near_i, near_j, node, geometry = near.i, near.j, near.node, near.geometry
     for p in range(n):
         t = splat16(table, geometry[p, 0])
         f, i, j = node[p] * blocks * ROW, near_i[p] * channels, near_j[p] * channels
@@ -97,9 +100,10 @@ def gather_neighbours_vjp(n, near_i, near_j, node, geometry, table, channels, ne
 
 
 @kernel
-def embed_edges(n, atoms, near_i, near_j, node, geometry, table, loop, channels, x, f):
+def embed_edges(n, atoms, near, table, loop, channels, x, f):
     """Fill f (rows, C) = (x_i + x_j) * filter; `loop` (C,) is the filter of self loops."""
     blocks = channels // PANEL
+    near_i, near_j, node, geometry = near.i, near.j, near.node, near.geometry
     for p in range(n):
         t = splat16(table, geometry[p, 0])
         k, i, j = node[p] * blocks * ROW + EDGE, near_i[p] * channels, near_j[p] * channels
@@ -113,9 +117,10 @@ def embed_edges(n, atoms, near_i, near_j, node, geometry, table, loop, channels,
 
 
 @kernel
-def embed_edges_vjp(n, atoms, near_i, near_j, node, geometry, table, loop, channels, x, g_f, g_x, g_pair):
+def embed_edges_vjp(n, atoms, near, table, loop, channels, x, g_f, g_x, g_pair):
     """g_x (M, C) += gradient with respect to x; g_pair[:, 0] += that with respect to t, from g_f (rows, C)."""
     blocks = channels // PANEL
+    near_i, near_j, node, geometry = near.i, near.j, near.node, near.geometry
     for p in range(n):
         t = splat16(table, geometry[p, 0])
         k, i, j = node[p] * blocks * ROW + EDGE, near_i[p] * channels, near_j[p] * channels
@@ -135,8 +140,9 @@ def embed_edges_vjp(n, atoms, near_i, near_j, node, geometry, table, loop, chann
 
 
 @kernel
-def edges_vjp(edges, n, row, near_i, geometry, decay, target, components, g_edge, g_pair):
+def edges_vjp(edges, n, graph, components, g_edge, g_pair):
     """g_pair (P, 4) += gradients with respect to t and to the unit vector, from g_edge (E, 2 + S), float64."""
+    near_i, geometry, decay, row, target = graph.near.i, graph.near.geometry, graph.decay, graph.row, graph.target
     for e in range(edges):
         p = row[e]
         if p >= n:

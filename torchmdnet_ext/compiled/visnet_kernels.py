@@ -1,7 +1,6 @@
-"""ViSNet, put together from the kernels of atoms, of the graph and of tiles of edges.
+"""ViSNet and its vector-Jacobian product, put together from the kernels of atoms, of the graph and of tiles of edges.
 
-Layer 0 is simple: vectors are 0. Edge features are the same in both directions of a pair in the layers 0 and 1 (`shared`):
-their projections are computed once for each row. The last layer has no edge update.
+Sizes and arrays as in `visnet_arguments`, which also says what is special about some layers.
 """
 
 import numpy as np
@@ -18,6 +17,7 @@ from torchmdnet_ext.compiled.node_kernels import (
     update_vjp,
 )
 from torchmdnet_ext.compiled.pair_kernels import neighbours, scatter_gradient
+from torchmdnet_ext.compiled.visnet_arguments import TILE, make_layer
 from torchmdnet_ext.compiled.visnet_edges import attend, collect, update_edges
 from torchmdnet_ext.compiled.visnet_edges_vjp import activate, activate_only, attend_vjp, collect_vjp, update_edges_vjp
 from torchmdnet_ext.compiled.visnet_graph import (
@@ -31,239 +31,300 @@ from torchmdnet_ext.compiled.visnet_graph import (
 )
 from torchmdnet_ext.compiled.visnet_nodes import norm_vectors, norm_vectors_vjp
 
-TILE = 48  # edges whose projections are in the first- and second-level cache at once; whole blocks of `matmul`
+kernel = njit(error_model="numpy")
 
 
-@njit(error_model="numpy")
-def forward(
-    keep, pos, pair_i, pair_j, start_x, neighbour, out_x, out_v,
-    cutoff, share, steepness, alpha, envelope_width, table, groups, depth, components, layers,
-    present, features, epsilon, max_min, vertex, start_w, loop, qkv_w, qkv_b, edge_w, edge_b, message_w, message_b, vec_w,
-    o_w, o_b, vec_weight, zeros, out_gain, out_bias, order,
-    near_i, near_j, node, geometry, decay, first, source, target, row, edge,
-    x0, f0, f, normed, inverse, qkv, vec, vec_normed, projected, mixed, hold, edge_in, message_in,
-    x, total_x, total_v, d, product, message, s, norm,
-):  # fmt: skip
+@kernel
+def _embed(n, atoms, start_x, neighbour, shared, weights, kept, work):
+    """The graph, and what atoms and edges start with."""
+    sizes, graph, x = shared.sizes, kept.graph, work.x
+    size = atoms * sizes.channels
+    cutoffs(n, atoms, graph.near.geometry, shared.radial.cutoff, weights.envelope_width, graph.decay)
+    direct(n, atoms, graph, sizes.components)
+    set_zero(work.total_x, 0, size)
+    gather_neighbours(n, graph.near, shared.radial.coefficients, sizes.channels, neighbour, work.total_x)
+    copy_lanes(start_x, 0, x, 0, size)
+    matmul(work.total_x, 0, atoms, sizes.channels, weights.start, 0, sizes.channels, shared.zeros, 0, x, 0, True)
+    copy_lanes(x, 0, kept.start_x, 0, size)
+    embed_edges(
+        n, atoms, graph.near, shared.radial.coefficients, shared.loop, sizes.channels, x, kept.row_features
+    )  # fmt: skip
+    set_zero(kept.vec, 0, sizes.components * size)
+    set_zero(kept.projected, 0, sizes.components * sizes.vector_maps * size)
+
+
+@kernel
+def _norm_vectors(layer_number, at, atoms, shared, kept, norm):
+    """The normed vectors of a layer, or where `layer_number` is that of none those of the output."""
+    sizes = shared.sizes
+    norm_vectors(
+        kept.vec, at, atoms, sizes.components, sizes.channels, shared.present, shared.norm, layer_number * sizes.channels,
+        sizes.max_min, kept.vec_normed, at, norm,
+    )  # fmt: skip
+
+
+@kernel
+def _project_atoms(layer, atoms, shared, weights, kept, work):
+    """Queries, keys and values, and the linear maps of vectors."""
+    sizes, channels = shared.sizes, shared.sizes.channels
+    square, normed0 = channels * channels, layer.number * atoms * channels
+    layer_norm(
+        work.x, 0, atoms, channels, shared.present, sizes.features, weights.epsilon, kept.normed, normed0,
+        kept.inverse, layer.number,
+    )  # fmt: skip
+    matmul(
+        kept.normed, normed0, atoms, channels, weights.qkv, layer.number * 3 * square, 3 * channels,
+        weights.qkv_bias, layer.number * 3 * channels, kept.qkv, 3 * layer.scalars0, False,
+    )  # fmt: skip
+    if layer.gated:
+        _norm_vectors(layer.number, layer.vectors0, atoms, shared, kept, work.norm)
+        matmul(
+            kept.vec_normed, layer.vectors0, sizes.components * atoms, channels,
+            weights.vectors, layer.number * sizes.vector_maps * square, layer.vector_width, shared.zeros, 0,
+            kept.projected, layer.projected0, False,
+        )  # fmt: skip
+
+
+@kernel
+def _map_features(layer, features, at, count, shared, kept, out0):
+    """Linear maps of the features (count, C) of rows or edges."""
+    channels, maps = shared.sizes.channels, shared.sizes.edge_maps
+    matmul(
+        features, at, count, channels, shared.edge, layer.number * maps * channels * channels, layer.edge_width,
+        shared.edge_bias, layer.number * maps * channels, kept.edge_maps, out0, False,
+    )  # fmt: skip
+
+
+@kernel
+def _map_messages(layer, message, count, shared, kept, out0):
+    """Linear maps of the messages of a tile."""
+    channels = shared.sizes.channels
+    matmul(
+        message, 0, count, channels, shared.message, layer.number * 2 * channels * channels, layer.message_width,
+        shared.message_bias, layer.number * 2 * channels, kept.message_maps, out0, False,
+    )  # fmt: skip
+
+
+@kernel
+def _exchange(layer, rows, edges, shared, kept, work):
+    """Messages between atoms, added to the totals, and the edge features of the next layer."""
+    sizes, graph, channels, width = shared.sizes, kept.graph, shared.sizes.channels, layer.edge_width
+    if layer.shared:
+        for r in range(0, rows, TILE):
+            count, at = min(TILE, rows - r), layer.edge_maps0 + kept.hold * r * width
+            _map_features(layer, kept.row_features, r * channels, count, shared, kept, at)
+            activate_only(count * width, kept.edge_maps, at, work.filters, r * width)
+    old = kept.row_features if layer.shared else kept.edge_features
+    for e in range(0, edges, TILE):
+        count = min(TILE, edges - e)
+        if not layer.shared:
+            at = layer.edge_maps0 + kept.hold * e * width
+            _map_features(layer, kept.edge_features, layer.features0 + e * channels, count, shared, kept, at)
+            activate_only(count * width, kept.edge_maps, at, work.filters, 0)
+        attend(e, count, graph, layer, sizes, kept.qkv, work.filters, work.product, work.message)
+        at = layer.message_maps0 + kept.hold * e * layer.message_width
+        _map_messages(layer, work.message, count, shared, kept, at)
+        activate_only(count * layer.message_width, kept.message_maps, at, work.factors, 0)
+        collect(e, count, graph, layer, sizes, work.message, work.factors, kept.vec_normed, work.total_x, work.total_v)
+        if layer.gated and not layer.last:
+            update_edges(e, count, graph, layer, sizes, kept.projected, work.filters, old, kept.edge_features)
+
+
+@kernel
+def _update_atoms(layer, atoms, shared, weights, kept, work):
+    """The scalars of the atoms, and the vectors of the next layer."""
+    sizes, channels = shared.sizes, shared.sizes.channels
+    matmul(
+        work.total_x, 0, atoms, channels, weights.o, layer.number * 3 * channels * channels, 3 * channels,
+        weights.o_bias, layer.number * 3 * channels, kept.mixed, 3 * layer.scalars0, False,
+    )  # fmt: skip
+    update(
+        atoms, sizes.components, channels, kept.mixed, 3 * layer.scalars0, kept.projected, layer.projected0,
+        layer.vector_width, kept.vec, layer.vectors0, work.total_v, work.x,
+    )  # fmt: skip
+
+
+@kernel
+def forward(keep, pos, pair_i, pair_j, start_x, neighbour, out_x, out_v, shared, weights, kept, work):
     """Fill out_x (M, H) and out_v (M, 3, H); returns the number of pairs within the cutoff, -1 if `pos` is not finite.
 
-    keep: 1 leaves what `backward` needs of every layer in the arrays from `x0` to `mixed`; 0 lets layers overwrite one
-    another in f, qkv, projected and mixed. hold: 1 leaves the projections of edge features and messages as well, before
-    their activation, in edge_in and message_in; 0 uses those for one tile. All arrays may be made for more atoms and pairs.
+    keep: 1 leaves what `backward` needs of every layer in `kept`; 0 lets layers overwrite one another in its arrays of K
+    layers. All arrays may be made for more atoms and pairs. start_x and neighbour (M, C) are what the elements of the atoms
+    give.
     """
-    atoms, channels = start_x.shape[0], start_x.shape[1]
-    size, square = atoms * channels, channels * channels
-    edge_parts, vec_parts = (4, 7) if vertex else (3, 5)  # linear maps of edge features and of vectors, side by side
-    n = neighbours(pos, pair_i, pair_j, cutoff, share, steepness, alpha, table.shape[0], near_i, near_j, node, geometry)
+    sizes, atoms, order = shared.sizes, start_x.shape[0], shared.order
+    channels, components, layers = sizes.channels, sizes.components, sizes.layers
+    size = atoms * channels
+    n = neighbours(pos, pair_i, pair_j, shared.radial, kept.graph.near)
     if n < 0:
         out_x[:] = np.nan
         out_v[:] = np.nan
         return n
     rows, edges = n + atoms, 2 * n + atoms
-    cutoffs(n, atoms, geometry, cutoff, envelope_width, decay)
-    direct(n, atoms, near_i, near_j, geometry, decay, components, first, source, target, row, edge)
-    set_zero(total_x, 0, size)
-    gather_neighbours(n, near_i, near_j, node, geometry, table, channels, neighbour, total_x)
-    copy_lanes(start_x, 0, x, 0, size)
-    matmul(total_x, 0, atoms, channels, start_w, 0, channels, zeros, 0, x, 0, True)
-    copy_lanes(x, 0, x0, 0, size)
-    embed_edges(n, atoms, near_i, near_j, node, geometry, table, loop, channels, x, f0)
-    set_zero(vec, 0, components * size)
-    set_zero(projected, 0, components * vec_parts * size)
-    for layer in range(layers):
-        last, gated, shared, place = layer == layers - 1, layer > 0, layer < 2, layer * keep
-        qkv0, vec0, p0 = place * 3 * size, layer * components * size, place * components * vec_parts * size
-        width = (2 if last or layer == 0 else edge_parts) * channels
-        s_width = (2 if gated else 1) * channels
-        vec_width = (3 if last else vec_parts) * channels
-        layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, layer * size, inverse, layer)
-        matmul(
-            normed, layer * size, atoms, channels, qkv_w, layer * 3 * square, 3 * channels,
-            qkv_b, layer * 3 * channels, qkv, qkv0, False,
-        )  # fmt: skip
-        if gated:
-            norm_vectors(
-                vec, vec0, atoms, components, channels, present, vec_weight, layer * channels, max_min,
-                vec_normed, vec0, norm,
-            )  # fmt: skip
-            matmul(
-                vec_normed, vec0, components * atoms, channels, vec_w, layer * vec_parts * square, vec_width, zeros, 0,
-                projected, p0, False,
-            )  # fmt: skip
-        set_zero(total_x, 0, size)
-        set_zero(total_v, 0, components * size)
-        f_at = 0 if shared else (layer - 2) * keep * f.shape[1] * channels
-        if shared:
-            for r in range(0, rows, TILE):
-                count, at = min(TILE, rows - r), hold * (layer * edges * edge_parts * channels + r * width)
-                matmul(
-                    f0, r * channels, count, channels, edge_w, layer * edge_parts * square, width,
-                    edge_b, layer * edge_parts * channels, edge_in, at, False,
-                )  # fmt: skip
-                activate_only(count * width, edge_in, at, d, r * width)
-        for e in range(0, edges, TILE):
-            count = min(TILE, edges - e)
-            if not shared:
-                at = hold * (layer * edges * edge_parts * channels + e * width)
-                matmul(
-                    f, f_at + e * channels, count, channels, edge_w, layer * edge_parts * square, width,
-                    edge_b, layer * edge_parts * channels, edge_in, at, False,
-                )  # fmt: skip
-                activate_only(count * width, edge_in, at, d, 0)
-            attend(
-                e, count, source, target, row, shared, edge, components, qkv, qkv0, d, width, groups, depth, product, message
-            )
-            at = hold * (layer * edges * 2 * channels + e * s_width)
-            matmul(
-                message, 0, count, channels, message_w, layer * 2 * square, s_width, message_b, layer * 2 * channels,
-                message_in, at, False,
-            )  # fmt: skip
-            activate_only(count * s_width, message_in, at, s, 0)
-            collect(
-                e, count, source, target, edge, components, channels, message, s, gated, vec_normed, vec0, total_x, total_v
-            )
-            if gated and not last:
-                update_edges(
-                    e, count, source, target, row, shared, edge, components, channels, vertex, projected, p0, vec_width,
-                    d, width, f0 if shared else f, f_at, f, (layer - 1) * keep * f.shape[1] * channels,
-                )  # fmt: skip
-        matmul(
-            total_x, 0, atoms, channels, o_w, layer * 3 * square, 3 * channels, o_b, layer * 3 * channels,
-            mixed, place * 3 * size, False,
-        )  # fmt: skip
-        update(atoms, components, channels, mixed, place * 3 * size, projected, p0, vec_width, vec, vec0, total_v, x)
-    layer_norm(x, 0, atoms, channels, present, features, epsilon, normed, layers * size, inverse, layers)
-    norm_vectors(
-        vec, layers * components * size, atoms, components, channels, present, vec_weight, layers * channels, max_min,
-        vec_normed, layers * components * size, norm,
+    _embed(n, atoms, start_x, neighbour, shared, weights, kept, work)
+    for number in range(layers):
+        layer = make_layer(sizes, number, atoms, edges, keep, kept.hold, kept.edge_features.shape[1])
+        _project_atoms(layer, atoms, shared, weights, kept, work)
+        set_zero(work.total_x, 0, size)
+        set_zero(work.total_v, 0, components * size)
+        _exchange(layer, rows, edges, shared, kept, work)
+        _update_atoms(layer, atoms, shared, weights, kept, work)
+    layer_norm(
+        work.x, 0, atoms, channels, shared.present, sizes.features, weights.epsilon, kept.normed, layers * size,
+        kept.inverse, layers,
     )  # fmt: skip
+    _norm_vectors(layers, layers * components * size, atoms, shared, kept, work.norm)
     # by offsets, as all else: the arrays may be made for more atoms
-    last_x, last_v = normed.reshape(-1)[layers * size :], vec_normed.reshape(-1)[layers * components * size :]
+    x, v = kept.normed.reshape(-1)[layers * size :], kept.vec_normed.reshape(-1)[layers * components * size :]
     for m in range(atoms):
         for c in range(order.shape[0]):
-            out_x[m, c] = last_x[m * channels + order[c]] * out_gain[c] + out_bias[c]
+            out_x[m, c] = x[m * channels + order[c]] * shared.gain[c] + weights.bias[c]
             for component in range(3):
-                out_v[m, component, c] = last_v[(m * components + component) * channels + order[c]]
+                out_v[m, component, c] = v[(m * components + component) * channels + order[c]]
     return n
 
 
-@njit(error_model="numpy")
-def backward(
-    n, g_out_x, g_out_v, table, groups, depth, components, layers, present, features, max_min, vertex,
-    neighbour, start_w_t, loop, qkv_w_t, edge_w, edge_b, edge_w_t, message_w, message_b, message_w_t, vec_w_t, o_w_t,
-    vec_weight, zeros, out_gain, order,
-    near_i, near_j, node, geometry, decay, first, source, target, row, edge,
-    x0, f0, f, normed, inverse, qkv, vec, vec_normed, projected, mixed, hold, edge_in, message_in,
-    d, slope, g_d, product, message, g_message, s, s_slope, g_s, norm,
-    g_x, g_vec, g_total, g_node, g_vec_normed, g_qkv, g_mixed, g_projected, g_f0, g_f, g_edge, g_pair, g_pos,
-):  # fmt: skip
+@kernel
+def _norm_vectors_vjp(layer_number, at, atoms, shared, kept, work):
+    sizes = shared.sizes
+    norm_vectors_vjp(
+        work.g_vec_normed, kept.vec, at, atoms, sizes.components, sizes.channels, shared.present,
+        shared.norm, layer_number * sizes.channels, sizes.max_min, work.norm, work.g_vec,
+    )  # fmt: skip
+
+
+@kernel
+def _outputs_vjp(g_out_x, g_out_v, atoms, shared, kept, work):
+    """Back from the outputs to the atoms behind the last layer."""
+    sizes, order = shared.sizes, shared.order
+    channels, layers = sizes.channels, sizes.layers
+    size = atoms * channels
+    set_zero(work.g_x, 0, size)
+    set_zero(work.g_vec, 0, sizes.components * size)
+    set_zero(work.g_vec_normed, 0, sizes.components * size)
+    for m in range(atoms):
+        for c in range(order.shape[0]):
+            work.g_normed[m, order[c]] = g_out_x[m, c] * shared.gain[c]
+            for component in range(3):
+                work.g_vec_normed[m, component, order[c]] = g_out_v[m, component, c]
+    layer_norm_vjp(
+        work.g_normed, atoms, channels, shared.present, sizes.features, kept.normed, layers * size, kept.inverse, layers,
+        work.g_x,
+    )  # fmt: skip
+    _norm_vectors_vjp(layers, layers * sizes.components * size, atoms, shared, kept, work)
+
+
+@kernel
+def _update_atoms_vjp(layer, atoms, shared, weights, kept, work):
+    sizes, channels = shared.sizes, shared.sizes.channels
+    set_zero(work.g_projected, 0, sizes.components * atoms * layer.vector_width)
+    set_zero(work.g_vec_normed, 0, sizes.components * atoms * channels)
+    set_zero(work.g_qkv, 0, 3 * atoms * channels)
+    update_vjp(
+        atoms, sizes.components, channels, kept.mixed, 3 * layer.scalars0, kept.projected, layer.projected0,
+        layer.vector_width, work.g_x, work.g_vec, work.g_mixed, work.g_projected,
+    )  # fmt: skip
+    matmul(
+        work.g_mixed, 0, atoms, 3 * channels, weights.o, layer.number * 3 * channels * channels, channels, shared.zeros, 0,
+        work.g_total, 0, False,
+    )  # fmt: skip
+
+
+@kernel
+def _exchange_vjp(layer, rows, edges, shared, weights, kept, work):
+    """Back through the messages and the update of the edge features."""
+    sizes, graph, channels, width, hold = shared.sizes, kept.graph, shared.sizes.channels, layer.edge_width, kept.hold
+    square = channels * channels
+    edge_w0 = layer.number * sizes.edge_maps * square
+    if layer.shared:
+        set_zero(work.g_filters, 0, rows * width)
+        for r in range(0, rows, TILE):
+            count, at = min(TILE, rows - r), layer.edge_maps0 + hold * r * width
+            if not hold:
+                _map_features(layer, kept.row_features, r * channels, count, shared, kept, 0)
+            activate(count * width, kept.edge_maps, at, work.filters, r * width, work.filter_slopes, r * width)
+    for e in range(0, edges, TILE):
+        count = min(TILE, edges - e)
+        if not layer.shared:
+            if not hold:
+                _map_features(layer, kept.edge_features, layer.features0 + e * channels, count, shared, kept, 0)
+            at = layer.edge_maps0 + hold * e * width
+            activate(count * width, kept.edge_maps, at, work.filters, 0, work.filter_slopes, 0)
+        attend(e, count, graph, layer, sizes, kept.qkv, work.filters, work.product, work.message)
+        if not hold:
+            _map_messages(layer, work.message, count, shared, kept, 0)
+        at = layer.message_maps0 + hold * e * layer.message_width
+        activate(count * layer.message_width, kept.message_maps, at, work.factors, 0, work.factor_slopes, 0)
+        collect_vjp(e, count, graph, layer, sizes, kept.vec_normed, work)
+        matmul(
+            work.g_factors, 0, count, layer.message_width, weights.message, layer.number * 2 * square, channels,
+            shared.zeros, 0, work.g_message, 0, True,
+        )  # fmt: skip
+        attend_vjp(e, count, graph, layer, sizes, kept.qkv, work)
+        if layer.gated and not layer.last:
+            update_edges_vjp(e, count, graph, layer, sizes, kept.projected, work)
+        if not layer.shared:
+            matmul(
+                work.g_filters, 0, count, width, weights.edge, edge_w0, channels, shared.zeros, 0,
+                work.g_edge_features, e * channels, True,
+            )  # fmt: skip
+    if layer.shared:
+        matmul(
+            work.g_filters, 0, rows, width, weights.edge, edge_w0, channels, shared.zeros, 0, work.g_row_features, 0, True
+        )
+
+
+@kernel
+def _project_atoms_vjp(layer, atoms, shared, weights, kept, work):
+    sizes, channels = shared.sizes, shared.sizes.channels
+    square = channels * channels
+    matmul(
+        work.g_qkv, 0, atoms, 3 * channels, weights.qkv, layer.number * 3 * square, channels, shared.zeros, 0,
+        work.g_normed, 0, False,
+    )  # fmt: skip
+    layer_norm_vjp(
+        work.g_normed, atoms, channels, shared.present, sizes.features, kept.normed, layer.number * atoms * channels,
+        kept.inverse, layer.number, work.g_x,
+    )  # fmt: skip
+    if layer.gated:
+        matmul(
+            work.g_projected, 0, sizes.components * atoms, layer.vector_width,
+            weights.vectors, layer.number * sizes.vector_maps * square, channels, shared.zeros, 0,
+            work.g_vec_normed, 0, True,
+        )  # fmt: skip
+        _norm_vectors_vjp(layer.number, layer.vectors0, atoms, shared, kept, work)
+
+
+@kernel
+def backward(n, g_out_x, g_out_v, shared, weights, kept, work, g_pos):
     """Fill g_pos (M, 3), float64, from the gradients with respect to the outputs of the last `forward`.
 
-    Without `hold` the projections of edge features and messages are computed again.
+    Without `kept.hold` the linear maps of edge features and messages are computed again.
     """
     g_pos[:] = 0.0
     if n < 0:
         g_pos[:] = np.nan
         return
-    atoms, channels = g_x.shape[0], g_x.shape[1]
-    size, square = atoms * channels, channels * channels
-    edge_parts, vec_parts = (4, 7) if vertex else (3, 5)  # linear maps of edge features and of vectors, side by side
+    sizes, graph, atoms, channels = shared.sizes, kept.graph, work.g_x.shape[0], shared.sizes.channels
     rows, edges = n + atoms, 2 * n + atoms
-    g_pair[:n] = 0.0
-    g_edge[:edges] = 0.0
-    set_zero(g_f0, 0, rows * channels)
-    set_zero(g_f, 0, edges * channels)
-    set_zero(g_x, 0, size)
-    set_zero(g_vec, 0, components * size)
-    set_zero(g_vec_normed, 0, components * size)
-    for m in range(atoms):
-        for c in range(order.shape[0]):
-            g_node[m, order[c]] = g_out_x[m, c] * out_gain[c]
-            for component in range(3):
-                g_vec_normed[m, component, order[c]] = g_out_v[m, component, c]
-    layer_norm_vjp(g_node, atoms, channels, present, features, normed, layers * size, inverse, layers, g_x)
-    norm_vectors_vjp(
-        g_vec_normed, vec, layers * components * size, atoms, components, channels, present,
-        vec_weight, layers * channels, max_min, norm, g_vec,
-    )  # fmt: skip
-    for layer in range(layers - 1, -1, -1):
-        last, gated, shared = layer == layers - 1, layer > 0, layer < 2
-        qkv0, vec0, p0 = layer * 3 * size, layer * components * size, layer * components * vec_parts * size
-        width = (2 if last or layer == 0 else edge_parts) * channels
-        s_width = (2 if gated else 1) * channels
-        vec_width = (3 if last else vec_parts) * channels
-        set_zero(g_projected, 0, components * atoms * vec_width)
-        set_zero(g_vec_normed, 0, components * size)
-        set_zero(g_qkv, 0, 3 * size)
-        update_vjp(
-            atoms, components, channels, mixed, layer * 3 * size, projected, p0, vec_width, g_x, g_vec, g_mixed, g_projected
-        )
-        matmul(g_mixed, 0, atoms, 3 * channels, o_w_t, layer * 3 * square, channels, zeros, 0, g_total, 0, False)
-        f_at = 0 if shared else (layer - 2) * f.shape[1] * channels
-        if shared:
-            set_zero(g_d, 0, rows * width)
-            for r in range(0, rows, TILE):
-                count, at = min(TILE, rows - r), hold * (layer * edges * edge_parts * channels + r * width)
-                if not hold:
-                    matmul(
-                        f0, r * channels, count, channels, edge_w, layer * edge_parts * square, width,
-                        edge_b, layer * edge_parts * channels, edge_in, 0, False,
-                    )  # fmt: skip
-                activate(count * width, edge_in, at, d, r * width, slope, r * width)
-        for e in range(0, edges, TILE):
-            count = min(TILE, edges - e)
-            if not shared:
-                if not hold:
-                    matmul(
-                        f, f_at + e * channels, count, channels, edge_w, layer * edge_parts * square, width,
-                        edge_b, layer * edge_parts * channels, edge_in, 0, False,
-                    )  # fmt: skip
-                activate(
-                    count * width, edge_in, hold * (layer * edges * edge_parts * channels + e * width), d, 0, slope, 0
-                )  # fmt: skip
-            attend(
-                e, count, source, target, row, shared, edge, components, qkv, qkv0, d, width, groups, depth, product, message
-            )
-            if not hold:
-                matmul(
-                    message, 0, count, channels, message_w, layer * 2 * square, s_width,
-                    message_b, layer * 2 * channels, message_in, 0, False,
-                )  # fmt: skip
-            activate(count * s_width, message_in, hold * (layer * edges * 2 * channels + e * s_width), s, 0, s_slope, 0)
-            collect_vjp(
-                e, count, source, target, edge, components, channels, message, s, s_slope, gated, vec_normed, vec0,
-                g_total, g_vec, g_message, g_s, g_vec_normed, g_edge,
-            )  # fmt: skip
-            matmul(g_s, 0, count, s_width, message_w_t, layer * 2 * square, channels, zeros, 0, g_message, 0, True)
-            attend_vjp(
-                e, count, source, target, row, shared, edge, components, qkv, qkv0, d, slope, width, groups, depth, product,
-                g_message, g_qkv, g_d, g_edge,
-            )  # fmt: skip
-            if gated and not last:
-                update_edges_vjp(
-                    e, count, source, target, row, shared, edge, components, channels, vertex, projected, p0, vec_width,
-                    d, slope, width, g_f, g_projected, g_d, g_f0, g_edge,
-                )  # fmt: skip
-            if not shared:
-                at = layer * edge_parts * square
-                matmul(g_d, 0, count, width, edge_w_t, at, channels, zeros, 0, g_f, e * channels, True)
-        if shared:
-            matmul(g_d, 0, rows, width, edge_w_t, layer * edge_parts * square, channels, zeros, 0, g_f0, 0, True)
-        matmul(g_qkv, 0, atoms, 3 * channels, qkv_w_t, layer * 3 * square, channels, zeros, 0, g_node, 0, False)
-        layer_norm_vjp(g_node, atoms, channels, present, features, normed, layer * size, inverse, layer, g_x)
-        if gated:
-            matmul(
-                g_projected, 0, components * atoms, vec_width, vec_w_t, layer * vec_parts * square, channels, zeros, 0,
-                g_vec_normed, 0, True,
-            )  # fmt: skip
-            norm_vectors_vjp(
-                g_vec_normed, vec, vec0, atoms, components, channels, present, vec_weight, layer * channels, max_min,
-                norm, g_vec,
-            )  # fmt: skip
-    embed_edges_vjp(n, atoms, near_i, near_j, node, geometry, table, loop, channels, x0, g_f0, g_x, g_pair)
-    matmul(g_x, 0, atoms, channels, start_w_t, 0, channels, zeros, 0, g_total, 0, False)
-    gather_neighbours_vjp(n, near_i, near_j, node, geometry, table, channels, neighbour, g_total, g_pair)
-    edges_vjp(edges, n, row, near_i, geometry, decay, target, components, g_edge, g_pair)
-    scatter_gradient(n, near_i, near_j, geometry, g_pair, g_pos)
+    work.g_pair[:n] = 0.0
+    work.g_edge[:edges] = 0.0
+    set_zero(work.g_row_features, 0, rows * channels)
+    set_zero(work.g_edge_features, 0, edges * channels)
+    _outputs_vjp(g_out_x, g_out_v, atoms, shared, kept, work)
+    for number in range(sizes.layers - 1, -1, -1):
+        layer = make_layer(sizes, number, atoms, edges, 1, kept.hold, kept.edge_features.shape[1])
+        _update_atoms_vjp(layer, atoms, shared, weights, kept, work)
+        _exchange_vjp(layer, rows, edges, shared, weights, kept, work)
+        _project_atoms_vjp(layer, atoms, shared, weights, kept, work)
+    table = shared.radial.coefficients
+    embed_edges_vjp(
+        n, atoms, graph.near, table, shared.loop, channels, kept.start_x, work.g_row_features, work.g_x, work.g_pair
+    )
+    matmul(work.g_x, 0, atoms, channels, weights.start, 0, channels, shared.zeros, 0, work.g_total, 0, False)
+    gather_neighbours_vjp(n, graph.near, table, channels, weights.neighbour, work.g_total, work.g_pair)
+    edges_vjp(edges, n, graph, sizes.components, work.g_edge, work.g_pair)
+    scatter_gradient(n, graph.near, work.g_pair, g_pos)
 
 
 keep_compiled(forward)

@@ -10,15 +10,25 @@ import copy
 import numpy as np
 import torch
 
-from torchmdnet_ext.compiled.base import CompiledNetwork, numbers
-from torchmdnet_ext.compiled.visnet_kernels import TILE, backward, forward
+from torchmdnet_ext.compiled.arrays import to_float64
+from torchmdnet_ext.compiled.base import CompiledNetwork
+from torchmdnet_ext.compiled.visnet_arguments import (
+    BackwardWeights,
+    ForwardWeights,
+    Shared,
+    make_backward_work,
+    make_forward_work,
+    make_kept,
+    make_layer,
+    make_sizes,
+)
+from torchmdnet_ext.compiled.visnet_kernels import backward, forward
 from torchmdnet_ext.kernels.lanes import PANEL
 from torchmdnet_ext.models.visnet import ViSNet
 
 # intervals of the table, and the error of its slopes at the worst distance with which one is content
 INTERVALS = {"float32": (1024, 1536, 2048, 3072, 4096, 6144, 8192), "float64": (4096,)}
 TOLERANCE = 2e-5
-MOST_HELD = 256e6  # bytes of projections that are kept for the gradient, rather than computed again
 
 
 def radial_filters(network, distance: torch.Tensor) -> torch.Tensor:
@@ -30,37 +40,36 @@ def radial_filters(network, distance: torch.Tensor) -> torch.Tensor:
     return torch.stack([neighbour * weight[:, None], edge], 1)[None]
 
 
-def layer_weights(layer, edge_parts, vector_parts):
-    """Weights (parts * H, H) and biases (parts * H,) of a layer, float64, those of linear maps of the same input together.
+def layer_weights(layer, edge_maps, vector_maps):
+    """Weights (maps * H, H) and biases (maps * H,) of a layer, float64, those of linear maps of the same input together.
 
-    Edge features have `edge_parts` of them, vectors `vector_parts`; those that the last layer does not have are zeros.
+    Edge features have `edge_maps` of them, vectors `vector_maps`; those that the last layer does not have are zeros.
     """
-
     hidden = layer.hidden_channels
 
-    def joined(name, parts, *linears):
-        rows = np.concatenate([numbers(getattr(linear, name)) for linear in linears])
-        return np.concatenate([rows, np.zeros((parts * hidden - len(rows), *rows.shape[1:]))])
+    def joined(name, maps, *linears):
+        rows = np.concatenate([to_float64(getattr(linear, name)) for linear in linears])
+        return np.concatenate([rows, np.zeros((maps * hidden - len(rows), *rows.shape[1:]))])
 
     queries = (layer.q_proj, layer.k_proj, layer.v_proj)
     edges, vectors = (layer.dk_proj, layer.dv_proj), (layer.vec_proj,)
     if not layer.last_layer:
         edges, vectors = (*edges, layer.f_proj), (*vectors, layer.w_trg_proj, layer.w_src_proj)
-        if edge_parts == 4:
+        if edge_maps == 4:
             vectors = (*vectors, layer.t_trg_proj, layer.t_src_proj)
     qkv = joined("weight", 3, *queries)
     return {
         # LayerNorm's own gain and bias go into the projections that follow it
-        "qkv": qkv * numbers(layer.layernorm.weight),
-        "qkv_bias": joined("bias", 3, *queries) + qkv @ numbers(layer.layernorm.bias),
-        "edge": joined("weight", edge_parts, *edges),
-        "edge_bias": joined("bias", edge_parts, *edges),
+        "qkv": qkv * to_float64(layer.layernorm.weight),
+        "qkv_bias": joined("bias", 3, *queries) + qkv @ to_float64(layer.layernorm.bias),
+        "edge": joined("weight", edge_maps, *edges),
+        "edge_bias": joined("bias", edge_maps, *edges),
         # what multiplies directions comes first: layer 0 has no vectors to multiply
-        "message": np.roll(numbers(layer.s_proj.weight), hidden, 0),
-        "message_bias": np.roll(numbers(layer.s_proj.bias), hidden),
-        "vectors": joined("weight", vector_parts, *vectors),
-        "o": numbers(layer.o_proj.weight),
-        "o_bias": numbers(layer.o_proj.bias),
+        "message": np.roll(to_float64(layer.s_proj.weight), hidden, 0),
+        "message_bias": np.roll(to_float64(layer.s_proj.bias), hidden),
+        "vectors": joined("weight", vector_maps, *vectors),
+        "o": to_float64(layer.o_proj.weight),
+        "o_bias": to_float64(layer.o_proj.bias),
     }
 
 
@@ -80,90 +89,85 @@ class NumbaViSNet(CompiledNetwork):
 
     def _make_weights(self, network, z, intervals):
         hidden, channels, count = network.hidden_channels, self.channels, len(network.vis_mp_layers)
-        edge_parts, vector_parts = self._map_parts = (4, 7) if network.vertex else (3, 5)
-        layers = [layer_weights(layer, *self._map_parts) for layer in network.vis_mp_layers]
+        self._sizes = sizes = make_sizes(
+            self.groups, self.depth, channels, network.lmax, count, network.vertex, network.vecnorm_type == "max_min",
+            float(hidden),
+        )  # fmt: skip
+        layers = [layer_weights(layer, sizes.edge_maps, sizes.vector_maps) for layer in network.vis_mp_layers]
         matrices = {name: [self._matrix(layer[name]) for layer in layers] for name in layers[0] if name[-4:] != "bias"}
-        packed = {name: self._packed(of_layers) for name, of_layers in matrices.items()}
         biases = {
             name: np.stack([self._channels(layer[f"{name}_bias"].reshape(-1, hidden)).reshape(-1) for layer in layers])
             for name in ("qkv", "edge", "message", "o")
         }
-        biases = {name: self._cast(rows) for name, rows in biases.items()}
         # the embedding of the neighbours is a second one; both are combined
-        combine = numbers(network.neighbor_embedding.combine.weight)
+        combine = to_float64(network.neighbor_embedding.combine.weight)
         start = self._matrix(combine[:, hidden:])
-        x = numbers(network.embedding.weight)[z] @ combine[:, :hidden].T + numbers(network.neighbor_embedding.combine.bias)
-        neighbour = self._cast(self._channels(numbers(network.neighbor_embedding.embedding.weight)[z]))
+        x = to_float64(network.embedding.weight)[z] @ combine[:, :hidden].T
+        x = x + to_float64(network.neighbor_embedding.combine.bias)
+        neighbour = self._cast(self._channels(to_float64(network.neighbor_embedding.embedding.weight)[z]))
         self._start = self._cast(self._channels(x)), neighbour
+        self._shared = self._make_shared(network, matrices, biases, intervals)
+        self._forward_weights = ForwardWeights(
+            epsilon=float(network.out_norm.eps),
+            envelope_width=float(network.envelope_width) if network.smooth_cutoff else 0.0,
+            start=self._packed([start]),
+            qkv=self._packed(matrices["qkv"]),
+            qkv_bias=self._cast(biases["qkv"]),
+            vectors=self._packed(matrices["vectors"]),
+            o=self._packed(matrices["o"]),
+            o_bias=self._cast(biases["o"]),
+            bias=self._cast(to_float64(network.out_norm.bias)),
+        )
+        if self.gradient:
+            self._backward_weights = self._make_backward_weights(neighbour, start, matrices)
+
+    def _make_shared(self, network, matrices, biases, intervals):
         loop = radial_filters(network, torch.zeros(1, dtype=torch.float64))[0, 0, 1].numpy()
-        loop, present = self._cast(self._channels(loop)), self._cast(self._channels(np.ones(hidden)))
         norms = [layer.vec_layernorm for layer in network.vis_mp_layers] + [network.vec_out_norm]
-        vec_weight = self._cast(self._channels(np.stack([numbers(norm.weight) for norm in norms])))
-        max_min, epsilon = network.vecnorm_type == "max_min", float(network.out_norm.eps)
-        gain, bias = self._cast(numbers(network.out_norm.weight)), self._cast(numbers(network.out_norm.bias))
-        zeros, order = self._zeros(vector_parts * channels), self.order.astype(np.int64)
-        table = self._make_table(network, intervals)
-        self._sizes = (self.groups, self.depth, (network.lmax + 1) ** 2 - 1, count)
-        width = network.envelope_width if network.smooth_cutoff else 0.0
-        self._forward_weights = (
-            self.grid.cutoff, self.grid.share, float(self.grid.steepness), self.grid.alpha, width, table, *self._sizes,
-            present, float(hidden), epsilon, max_min, network.vertex, self._packed([start]), loop,
-            packed["qkv"], biases["qkv"], packed["edge"], biases["edge"], packed["message"], biases["message"],
-            packed["vectors"], packed["o"], biases["o"], vec_weight, zeros, gain, bias, order,
-        )  # fmt: skip
-        # parts of every layer's matrices that are used: see the widths in `visnet_kernels`
-        parts = {
-            "qkv": [3] * count,
-            "edge": [2, *[edge_parts] * (count - 2), 2][-count:],
-            "message": [1, *[2] * (count - 1)],
-            "vectors": [vector_parts] * (count - 1) + [3],
-            "o": [3] * count,
-        }
-        backwards = {name: self._transposed(matrices[name], used) for name, used in parts.items()}
-        self._backward_weights = (
-            table, *self._sizes, present, float(hidden), max_min, network.vertex, neighbour, self._packed([start.T]), loop,
-            backwards["qkv"], packed["edge"], biases["edge"], backwards["edge"], packed["message"], biases["message"],
-            backwards["message"], backwards["vectors"], backwards["o"], vec_weight, zeros, gain, order,
-        )  # fmt: skip
+        return Shared(
+            sizes=self._sizes,
+            radial=self._make_table(network, intervals),
+            present=self._cast(self._channels(np.ones(network.hidden_channels))),
+            loop=self._cast(self._channels(loop)),
+            edge=self._packed(matrices["edge"]),
+            edge_bias=self._cast(biases["edge"]),
+            message=self._packed(matrices["message"]),
+            message_bias=self._cast(biases["message"]),
+            norm=self._cast(self._channels(np.stack([to_float64(norm.weight) for norm in norms]))),
+            zeros=self._zeros(self._sizes.vector_maps * self.channels),
+            gain=self._cast(to_float64(network.out_norm.weight)),
+            order=self.order.astype(np.int64),
+        )
+
+    def _make_backward_weights(self, neighbour, start, matrices):
+        layers = [make_layer.py_func(self._sizes, number) for number in range(self._sizes.layers)]
+        three = [3 * self.channels] * len(layers)
+        return BackwardWeights(
+            neighbour=neighbour,
+            start=self._packed([start.T]),
+            qkv=self._transposed(matrices["qkv"], three),
+            edge=self._transposed(matrices["edge"], [layer.edge_width for layer in layers]),
+            message=self._transposed(matrices["message"], [layer.message_width for layer in layers]),
+            vectors=self._transposed(matrices["vectors"], [layer.vector_width for layer in layers]),
+            o=self._transposed(matrices["o"], three),
+        )
 
     def _make_table(self, network, intervals):
         choices = INTERVALS[self.dtype.name] if intervals is None else (int(intervals),)
         coefficients = self._tabulated(network, choices, TOLERANCE, radial_filters)
         table = self._channels(coefficients[0]).reshape(*coefficients.shape[1:4], -1, PANEL)
-        return self._cast(table.transpose(0, 3, 2, 1, 4))  # (intervals, panel, filter, power, lane)
+        return self._radial_table(table.transpose(0, 3, 2, 1, 4))  # (intervals, panel, filter, power, lane)
 
-    def _transposed(self, matrices, parts):
-        """Transposed matrices of all layers, packed; of each only the first so many parts of its columns."""
+    def _transposed(self, matrices, widths):
+        """Transposed matrices of all layers, packed; of each only so many of its columns."""
         lines = self._zeros(len(matrices), matrices[0].size)
-        for line, matrix, used in zip(lines, matrices, parts, strict=True):
-            packed = self._packed([matrix[:, : used * self.channels].T]).reshape(-1)
+        for line, matrix, width in zip(lines, matrices, widths, strict=True):
+            packed = self._packed([matrix[:, :width].T]).reshape(-1)
             line[: len(packed)] = packed
         return lines
 
     def _make_work(self, m, p):
-        groups, _, components, layers = self._sizes
-        c, work, kept = self.channels, self._zeros, layers if self.gradient else 1
-        of_edges, of_vectors = (parts * c for parts in self._map_parts)
-        edges, rows, integers = 2 * p + m, max(p + m, TILE), np.int64
-        features = max(layers - 2, 0) if self.gradient else 1
-        hold = int(self.gradient and layers * edges * (of_edges + 2 * c) * self.dtype.itemsize <= MOST_HELD)
-        lines = layers * edges if hold else TILE
-        d, product, message, norm = work(rows, of_edges), work(TILE, groups, PANEL), work(TILE, c), work(c)
-        s = work(TILE, 2 * c)
-        self._kept = (
-            np.zeros(p, integers), np.zeros(p, integers), np.zeros(p, integers), np.zeros((p, 6)), np.zeros((p + m, 4)),
-            np.zeros(m + 1, integers), np.zeros(edges, integers), np.zeros(edges, integers), np.zeros(edges, integers),
-            work(edges, 2 + components), work(m, c), work(1, p + m, c), work(features, edges, c),
-            work(layers + 1, m, c), work(layers + 1, m), work(kept, m, 3 * c), work(layers + 1, m, components, c),
-            work(layers + 1, m, components, c), work(kept, m, components, of_vectors), work(kept, m, 3 * c),
-            hold, work(lines, of_edges), work(lines, 2 * c),
-        )  # fmt: skip
-        self._forward_work = (work(m, c), work(m, c), work(m, components, c), d, product, message, s, norm)
+        self._kept = make_kept(self._zeros, self.gradient, self._sizes, m, p, self.dtype.itemsize)
+        self._forward_work = make_forward_work(self._zeros, self._sizes, m, p)
         if self.gradient:
-            self._backward_work = (
-                d, work(rows, of_edges), work(rows, of_edges), product, message, work(TILE, c), s, work(TILE, 2 * c),
-                work(TILE, 2 * c), norm,
-                work(m, c), work(m, components, c), work(m, c), work(m, c), work(m, components, c), work(m, 3 * c),
-                work(m, 3 * c), work(m, components, of_vectors), work(p + m, c), work(edges, c),
-                np.zeros((edges, 2 + components)), np.zeros((p, 4)),
-            )  # fmt: skip
+            self._backward_work = make_backward_work(self._zeros, self._sizes, self._forward_work, m, p)

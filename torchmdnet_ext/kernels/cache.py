@@ -17,6 +17,7 @@ except ImportError:  # not a POSIX system
 
 import llvmlite
 import numba
+from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 
@@ -112,3 +113,28 @@ def signatures(dispatcher) -> list:
     """Types of arguments that a jitted function is compiled for, in this process or in its folder."""
     file = getattr(dispatcher._cache, "_cache_file", None)  # there is none without a folder
     return [*dispatcher.signatures, *(key[0] for key in file._load_index())] if file else list(dispatcher.signatures)
+
+
+def array_types(kinds):
+    """The types of arrays among types of arguments, also of those in tuples."""
+    for kind in kinds:
+        if isinstance(kind, types.BaseTuple):
+            yield from array_types(kind.types)
+        elif isinstance(kind, types.Array):
+            yield kind
+
+
+class FixedTypes:
+    """Calls jitted functions with arguments of the same types at every call, which the first call decides.
+
+    A jitted function looks at the type of each array in a tuple whenever it is called. Calling its machine code saves
+    several microseconds where there are many. Nothing checks the types: the caller must see to them.
+    """
+
+    def __init__(self):
+        self._code = {}
+
+    def __call__(self, function, *arguments):
+        if function not in self._code:
+            self._code[function] = function.compile(tuple(map(numba.typeof, arguments)))
+        return self._code[function](*arguments)

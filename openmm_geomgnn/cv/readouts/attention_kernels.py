@@ -1,4 +1,4 @@
-"""Numba kernels of the read-out of a CV with a `mixers.AttentionMixer`; names and arguments are those of `mixer_kernels`."""
+"""Numba kernels of the read-out of a CV with a `mixers.AttentionMixer`; sizes and arrays as in `mixer_arguments`."""
 
 import math
 
@@ -6,26 +6,24 @@ import numpy as np
 
 from openmm_geomgnn.cv.readouts.cache import keep_compiled
 from openmm_geomgnn.cv.readouts.gelu_functions import gelu, gelu_slope
-from openmm_geomgnn.cv.readouts.mlp_kernels import (
-    end_room,
-    input_room,
+from openmm_geomgnn.cv.readouts.mixer_arguments import AttentionKept, attention_shapes
+from openmm_geomgnn.cv.readouts.mixer_kernels import (
     kernel,
     make_features,
     make_features_vjp,
-    parts_of,
+    part_of,
     read_rows,
     read_rows_vjp,
-    room,
     summing,
 )
 from torchmdnet_ext.compiled.node_kernels import layer_norm, layer_norm_vjp, matmul
 from torchmdnet_ext.kernels.lanes import PANEL, increase, load16, store
 
-EMBEDDING, BLOCKS = 3, 12  # offsets in a plan, see `attention`
+_shapes = kernel(attention_shapes)
 
 
 @summing
-def attend(all_three, heads, depth, weights, mixed):
+def attend(qkv, heads, depth, weights, mixed):
     """Fill weights (heads, R, R) and mixed (R, W) from queries, keys and values (R, 3, W) of `depth` channels a head."""
     tokens = mixed.shape[0]
     scale = 1.0 / math.sqrt(depth)
@@ -35,9 +33,9 @@ def attend(all_three, heads, depth, weights, mixed):
         for r in range(tokens):
             top = -np.inf
             for s in range(tokens):
-                total = all_three[0, 0, 0] * 0
+                total = qkv[0, 0, 0] * 0
                 for c in range(first, last):
-                    total += all_three[r, 0, c] * all_three[s, 1, c]
+                    total += qkv[r, 0, c] * qkv[s, 1, c]
                 weights[h, r, s] = total * scale
                 top = max(top, weights[h, r, s])
             total = 0.0
@@ -47,16 +45,16 @@ def attend(all_three, heads, depth, weights, mixed):
             for s in range(tokens):
                 weights[h, r, s] /= total
                 for c in range(first, last):
-                    mixed[r, c] += weights[h, r, s] * all_three[s, 2, c]
+                    mixed[r, c] += weights[h, r, s] * qkv[s, 2, c]
 
 
 @summing
-def attend_vjp(g_mixed, all_three, heads, depth, weights, g_all_three):
-    """Fill g_all_three (R, 3, W)."""
+def attend_vjp(g_mixed, qkv, heads, depth, weights, g_qkv):
+    """Fill g_qkv (R, 3, W)."""
     tokens = g_mixed.shape[0]
     scale = 1.0 / math.sqrt(depth)
     slopes = np.empty(tokens, g_mixed.dtype)
-    g_all_three[:] = 0
+    g_qkv[:] = 0
     for h in range(heads):
         first, last = h * depth, (h + 1) * depth
         for r in range(tokens):
@@ -64,105 +62,108 @@ def attend_vjp(g_mixed, all_three, heads, depth, weights, g_all_three):
             for s in range(tokens):
                 total = g_mixed[0, 0] * 0
                 for c in range(first, last):
-                    total += g_mixed[r, c] * all_three[s, 2, c]
+                    total += g_mixed[r, c] * qkv[s, 2, c]
                 slopes[s] = total
                 mean += total * weights[h, r, s]
             for s in range(tokens):
                 share = weights[h, r, s]
                 slope = share * (slopes[s] - mean) * scale
                 for c in range(first, last):
-                    g_all_three[s, 2, c] += share * g_mixed[r, c]
-                    g_all_three[r, 0, c] += slope * all_three[s, 1, c]
-                    g_all_three[s, 1, c] += slope * all_three[r, 0, c]
+                    g_qkv[s, 2, c] += share * g_mixed[r, c]
+                    g_qkv[r, 0, c] += slope * qkv[s, 1, c]
+                    g_qkv[s, 1, c] += slope * qkv[r, 0, c]
 
 
 @kernel
-def add_rows(w, w0, step, out, rows, columns):
-    """out (rows, columns) += those of `w` from w0 on, the next row `step` further."""
-    for r in range(rows):
+def add_rows(rows, at, step, out, count, columns):
+    """out (count, columns) += those of `rows` from `at` on, the next row `step` further."""
+    for r in range(count):
         for c in range(0, columns, PANEL):
-            increase(out, r * columns + c, load16(w, w0 + r * step + c))
+            increase(out, r * columns + c, load16(rows, at + r * step + c))
 
 
 @kernel
-def layers_room(kept, start, depth, tokens, width, deep, heads):
-    """The parts of what is kept that the layers need; LayerNorm's values are those of all layers and of the last one."""
-    normed, start = room(kept, start, 2 * depth + 1, tokens, width)
-    inverse, start = room(kept, start, 2 * depth + 1, tokens)
-    all_three, start = room(kept, start, depth, tokens, 3, width)
-    weights, start = room(kept, start, depth, heads, tokens, tokens)
-    before, start = room(kept, start, depth, tokens, deep)
-    return normed, inverse, all_three, weights, before
+def _parts(memory, sizes):
+    shapes = _shapes(sizes)
+    vectors, start = part_of(memory, 0, shapes.vectors)
+    norms, start = part_of(memory, start, shapes.norms)
+    rows, start = part_of(memory, start, shapes.rows)
+    scores, start = part_of(memory, start, shapes.scores)
+    pooled, start = part_of(memory, start, shapes.pooled)
+    last, start = part_of(memory, start, shapes.last)
+    normed, start = part_of(memory, start, shapes.normed)
+    inverse, start = part_of(memory, start, shapes.inverse)
+    qkv, start = part_of(memory, start, shapes.qkv)
+    weights, start = part_of(memory, start, shapes.weights)
+    feedforward, start = part_of(memory, start, shapes.feedforward)
+    return AttentionKept(vectors, norms, rows, scores, pooled, last, normed, inverse, qkv, weights, feedforward)
 
 
 @kernel
-def attention(x, v, plan, w, head, size, heads, deep, norm_epsilon2, epsilon):
-    """psi (d,) of a `mixers.AttentionMixer`, and what `attention_vjp` takes: an array of `size` numbers.
-
-    plan: as that of `mixer_kernels.mlp` but for the layers. Before them are EMBEDDING offsets: weight, transposed weight,
-    and the biases of all tokens. Each layer has BLOCKS: weight and bias of queries, keys and values, of what follows the
-    attention, and of both layers of the feed-forward network; then these four weights transposed. deep: padded width of the
-    feed-forward network.
-    """
-    own, token, shape, at, layers, share = parts_of(plan, w)
-    tokens, wide, width, true, depth = shape[1], shape[3], shape[4], shape[5], shape[8]
-    kept = np.empty(size, w.dtype)
-    vectors, norms, start = input_room(kept, tokens, x.shape[1])
-    last, scores, pooled, hidden, start = end_room(kept, start, tokens, width, shape[6])
-    normed, inverse, all_three, weights, before = layers_room(kept, start, depth, tokens, width, deep, heads)
-    features, rows = np.empty((tokens, wide), w.dtype), np.empty((tokens, width), w.dtype)
-    mixed, after = np.empty((tokens, width), w.dtype), np.empty((tokens, deep), w.dtype)
-    make_features(x, v, own, token, share, norm_epsilon2, w, at[1], at[2], vectors, norms, features)
-    zeros, present, each = at[8], w[at[3] : at[3] + width], tokens * width
-    matmul(features, 0, tokens, wide, w, layers[0], width, w, zeros, rows, 0, False)
-    add_rows(w, layers[2], width, rows, tokens, width)
-    for layer in range(depth):
-        a = layers[EMBEDDING + layer * BLOCKS :]
-        layer_norm(rows, 0, tokens, width, present, true, epsilon, normed, 2 * layer * each, inverse, 2 * layer)
-        matmul(normed, 2 * layer * each, tokens, width, w, a[0], 3 * width, w, a[1], all_three, 3 * layer * each, False)
-        attend(all_three[layer], heads, true // heads, weights[layer], mixed)
-        add_rows(w, a[3], 0, rows, tokens, width)
-        matmul(mixed, 0, tokens, width, w, a[2], width, w, zeros, rows, 0, True)
-        layer_norm(rows, 0, tokens, width, present, true, epsilon, normed, (2 * layer + 1) * each, inverse, 2 * layer + 1)
-        b0 = layer * tokens * deep
-        matmul(normed, (2 * layer + 1) * each, tokens, width, w, a[4], deep, w, a[5], before, b0, False)
-        for c in range(0, tokens * deep, PANEL):
-            store(after, c, gelu(load16(before, b0 + c)))
-        add_rows(w, a[7], 0, rows, tokens, width)
-        matmul(after, 0, tokens, deep, w, a[6], width, w, zeros, rows, 0, True)
-    layer_norm(rows, 0, tokens, width, present, true, epsilon, last, 0, inverse, 2 * depth)
-    return read_rows(last, shape[7], w, at[4:], head, scores, pooled, hidden), kept
+def attention(x, v, w, size):
+    """psi (d,), and what `attention_vjp` takes: an array of `size` numbers, all that `attention_shapes` adds up to."""
+    sizes, kind, zeros = w.sizes, w.present.dtype, w.output.zeros
+    tokens, width, heads, wide, channels = sizes.tokens, sizes.width, sizes.heads, sizes.feedforward, sizes.channels
+    each, square, deep = tokens * width, width * width, width * wide
+    memory = np.empty(size, kind)
+    kept = _parts(memory, sizes)
+    normed, inverse, qkv = kept.normed, kept.inverse, kept.qkv
+    features, rows = np.empty((tokens, sizes.features), kind), np.empty((tokens, width), kind)
+    mixed, after = np.empty((tokens, width), kind), np.empty((tokens, wide), kind)
+    make_features(x, v, w.input, kept.vectors, kept.norms, features)
+    matmul(features, 0, tokens, sizes.features, w.embed, 0, width, zeros, 0, rows, 0, False)
+    add_rows(w.embed_bias, 0, width, rows, tokens, width)
+    for layer in range(sizes.layers):
+        first, second = 2 * layer, 2 * layer + 1
+        layer_norm(rows, 0, tokens, width, w.present, channels, w.epsilon, normed, first * each, inverse, first)
+        matmul(
+            normed, first * each, tokens, width, w.qkv, layer * 3 * square, 3 * width, w.qkv_bias, layer * 3 * width,
+            qkv, 3 * layer * each, False,
+        )  # fmt: skip
+        attend(qkv[layer], heads, channels // heads, kept.weights[layer], mixed)
+        add_rows(w.out_bias, layer * width, 0, rows, tokens, width)
+        matmul(mixed, 0, tokens, width, w.out, layer * square, width, zeros, 0, rows, 0, True)
+        layer_norm(rows, 0, tokens, width, w.present, channels, w.epsilon, normed, second * each, inverse, second)
+        b0 = layer * tokens * wide
+        matmul(
+            normed, second * each, tokens, width, w.up, layer * deep, wide, w.up_bias, layer * wide,
+            kept.feedforward, b0, False,
+        )  # fmt: skip
+        for c in range(0, tokens * wide, PANEL):
+            store(after, c, gelu(load16(kept.feedforward, b0 + c)))
+        add_rows(w.down_bias, layer * width, 0, rows, tokens, width)
+        matmul(after, 0, tokens, wide, w.down, layer * deep, width, zeros, 0, rows, 0, True)
+    layer_norm(rows, 0, tokens, width, w.present, channels, w.epsilon, kept.rows, 0, inverse, 2 * sizes.layers)
+    return read_rows(kept.rows, sizes.pool, w.output, kept.scores, kept.pooled, kept.last), memory
 
 
 @kernel
-def attention_vjp(weights_of_psi, plan, w, head, heads, deep, kept):
+def attention_vjp(weights_of_psi, w, memory):
     """Gradients (M, H) by x and (M, 3, H) by v of the product of weights (d,) and psi."""
-    own, token, shape, at, layers, share = parts_of(plan, w)
-    tokens, wide, width, true, depth, channels = shape[1], shape[3], shape[4], shape[5], shape[8], shape[9]
-    vectors, norms, start = input_room(kept, tokens, channels)
-    last, scores, pooled, hidden, start = end_room(kept, start, tokens, width, shape[6])
-    normed, inverse, all_three, weights, before = layers_room(kept, start, depth, tokens, width, deep, heads)
-    g_rows, g_part = np.zeros((tokens, width), w.dtype), np.empty((tokens, width), w.dtype)
-    g_all_three, g_deep = np.empty((tokens, 3, width), w.dtype), np.empty((tokens, deep), w.dtype)
-    g_features = np.empty((tokens, wide), w.dtype)
-    read_rows_vjp(weights_of_psi, last, shape[7], w, at[4:], head, scores, pooled, hidden, g_part)
-    zeros, present, each = at[8], w[at[3] : at[3] + width], tokens * width
-    layer_norm_vjp(g_part, tokens, width, present, true, last, 0, inverse, 2 * depth, g_rows)
-    for layer in range(depth - 1, -1, -1):
-        a = layers[EMBEDDING + layer * BLOCKS :]
-        b0 = layer * tokens * deep
-        matmul(g_rows, 0, tokens, width, w, a[11], deep, w, zeros, g_deep, 0, False)
-        for c in range(0, tokens * deep, PANEL):
-            store(g_deep, c, load16(g_deep, c) * gelu_slope(load16(before, b0 + c)))
-        matmul(g_deep, 0, tokens, deep, w, a[10], width, w, zeros, g_part, 0, False)
-        layer_norm_vjp(g_part, tokens, width, present, true, normed, (2 * layer + 1) * each, inverse, 2 * layer + 1, g_rows)
-        matmul(g_rows, 0, tokens, width, w, a[9], width, w, zeros, g_part, 0, False)
-        attend_vjp(g_part, all_three[layer], heads, true // heads, weights[layer], g_all_three)
-        matmul(g_all_three, 0, tokens, 3 * width, w, a[8], width, w, zeros, g_part, 0, False)
-        layer_norm_vjp(g_part, tokens, width, present, true, normed, 2 * layer * each, inverse, 2 * layer, g_rows)
-    matmul(g_rows, 0, tokens, width, w, layers[1], wide, w, zeros, g_features, 0, False)
-    g_x, g_v = np.empty((shape[2], channels), w.dtype), np.empty((shape[2], 3, channels), w.dtype)
-    make_features_vjp(g_features, own, token, share, w, at[2], vectors, norms, g_x, g_v)
+    sizes, kind, present, zeros = w.sizes, w.present.dtype, w.present, w.output.zeros
+    tokens, width, heads, wide, channels = sizes.tokens, sizes.width, sizes.heads, sizes.feedforward, sizes.channels
+    each, square, deep = tokens * width, width * width, width * wide
+    kept = _parts(memory, sizes)
+    normed, inverse = kept.normed, kept.inverse
+    g_rows, g_part = np.zeros((tokens, width), kind), np.empty((tokens, width), kind)
+    g_qkv, g_wide = np.empty((tokens, 3, width), kind), np.empty((tokens, wide), kind)
+    g_features = np.empty((tokens, sizes.features), kind)
+    read_rows_vjp(weights_of_psi, kept.rows, sizes.pool, w.output, kept.scores, kept.pooled, kept.last, g_part)
+    layer_norm_vjp(g_part, tokens, width, present, channels, kept.rows, 0, inverse, 2 * sizes.layers, g_rows)
+    for layer in range(sizes.layers - 1, -1, -1):
+        first, second, b0 = 2 * layer, 2 * layer + 1, layer * tokens * wide
+        matmul(g_rows, 0, tokens, width, w.down_transposed, layer * deep, wide, zeros, 0, g_wide, 0, False)
+        for c in range(0, tokens * wide, PANEL):
+            store(g_wide, c, load16(g_wide, c) * gelu_slope(load16(kept.feedforward, b0 + c)))
+        matmul(g_wide, 0, tokens, wide, w.up_transposed, layer * deep, width, zeros, 0, g_part, 0, False)
+        layer_norm_vjp(g_part, tokens, width, present, channels, normed, second * each, inverse, second, g_rows)
+        matmul(g_rows, 0, tokens, width, w.out_transposed, layer * square, width, zeros, 0, g_part, 0, False)
+        attend_vjp(g_part, kept.qkv[layer], heads, channels // heads, kept.weights[layer], g_qkv)
+        matmul(g_qkv, 0, tokens, 3 * width, w.qkv_transposed, layer * 3 * square, width, zeros, 0, g_part, 0, False)
+        layer_norm_vjp(g_part, tokens, width, present, channels, normed, first * each, inverse, first, g_rows)
+    matmul(g_rows, 0, tokens, width, w.embed_transposed, 0, sizes.features, zeros, 0, g_features, 0, False)
+    g_x, g_v = np.empty((sizes.atoms, sizes.hidden), kind), np.empty((sizes.atoms, 3, sizes.hidden), kind)
+    make_features_vjp(g_features, w.input, kept.vectors, kept.norms, g_x, g_v)
     return g_x, g_v
 
 

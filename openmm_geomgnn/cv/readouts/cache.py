@@ -8,6 +8,7 @@ from torchmdnet_ext.kernels import cache
 SOURCES = (
     *NETWORK_SOURCES,
     *sorted(Path(__file__).parent.glob("*_kernels.py")),
+    Path(__file__).with_name("mixer_arguments.py"),
     Path(__file__).with_name("gelu_functions.py"),
 )
 

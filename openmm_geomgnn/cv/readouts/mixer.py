@@ -1,0 +1,117 @@
+"""Read-outs of CVs whose mixer has weights, by compiled kernels: autograd through a mixer takes as long as an encoder."""
+
+from math import prod
+
+import numpy as np
+
+from openmm_geomgnn.cv.mixers.features import NORM_EPSILON
+from openmm_geomgnn.cv.readouts.base import CompiledReadout, own_atoms
+from openmm_geomgnn.cv.readouts.mixer_arguments import POOLS, Input, Output, Sizes
+from torchmdnet_ext.compiled.arrays import aligned_zeros, to_float64
+
+PANEL = 16  # columns that the kernels multiply at once, `torchmdnet_ext.kernels.lanes.PANEL`
+
+
+def padded(size):
+    """A number of channels as the kernels want it: whole panels."""
+    return -(-size // PANEL) * PANEL
+
+
+def widened(array, *sizes):
+    """An array with zeros behind, to these sizes of its last axes."""
+    missing = np.subtract(sizes, array.shape[-len(sizes) :])
+    return np.pad(array, [(0, 0)] * (array.ndim - len(sizes)) + [(0, int(count)) for count in missing])
+
+
+class MixerReadout(CompiledReadout):
+    """What the read-outs of all mixers with weights share: their input, tokens; and their end, a `mixers.pooling` layer.
+
+    The class of a mixer has what is between the two: `shapes`, a function of `mixer_arguments`, and `_make_weights(mixer,
+    input, output)`, which makes the named tuple that its kernels take.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+    mixer : Mixer
+        In the precision of the tokenizer's encoder.
+    mean : (n,) tensor, projection : (n, d) tensor
+    """
+
+    def __init__(self, tokenizer, mixer, mean, projection):
+        from torchmdnet_ext.kernels.cache import FixedTypes
+
+        super().__init__(mixer.standardise.mean.dtype)
+        self._call = FixedTypes()
+        self._sizes = Sizes(
+            atoms=len(tokenizer.windows.token),
+            tokens=tokenizer.windows.n_tokens,
+            hidden=mixer.hidden_channels,
+            features=padded(mixer.n_features),
+            width=padded(mixer.settings["width"]),
+            channels=mixer.settings["width"],
+            last=padded(mixer.readout.network[0].out_features),
+            pool=POOLS.index(mixer.settings["pool"]),
+            **self._layer_sizes(mixer),
+        )
+        self._present = self._array(widened(np.ones(self._sizes.channels), self._sizes.width))
+        self._weights = self._make_weights(
+            mixer, self._make_input(tokenizer, mixer), self._make_output(mixer, mean, projection)
+        )
+        self._size = sum(map(prod, self.shapes(self._sizes)))
+
+    @classmethod
+    def covers(cls, mixer):
+        """Whether a mixer is one that this class is for."""
+        return mixer.name == cls.mixer and not mixer.chirality
+
+    def __call__(self, x, v):
+        x, v = (np.ascontiguousarray(part, dtype=self._dtype) for part in (x, v))
+        forward, backward = self._kernels
+        psi, kept = self._call(forward, x, v, self._weights, self._size)
+
+        def vjp(weights):
+            return self._call(backward, np.ascontiguousarray(weights, dtype=np.float64), self._weights, kept)
+
+        return psi, vjp
+
+    def _array(self, *blocks):
+        """An array of one axis from a cache line on."""
+        block = np.concatenate([np.reshape(block, -1) for block in blocks]) if blocks else np.zeros(0)
+        out = aligned_zeros(len(block), self._dtype)
+        out[:] = block
+        return out
+
+    def _matrices(self, matrices):
+        """Matrices (inner, columns), whole panels both, in an array as `matmul` reads it."""
+        return self._array(*(matrix.reshape(len(matrix), -1, PANEL).transpose(1, 0, 2) for matrix in matrices))
+
+    def _make_input(self, tokenizer, mixer):
+        own, token, share = own_atoms(tokenizer)
+        mean, std = to_float64(mixer.standardise.mean), to_float64(mixer.standardise.std)
+        shape = len(share), mixer.n_features
+        mean, scale = (self._array(np.broadcast_to(part, shape)) for part in (mean, 1.0 / std))
+        return Input(own, token, self._array(share), mean, scale, NORM_EPSILON**2)
+
+    def _last_norm(self, mixer):
+        """Gain and bias (channels,) that the rows of the kernels still lack."""
+        return np.ones(self._sizes.channels), np.zeros(self._sizes.channels)
+
+    def _make_output(self, mixer, mean, projection):
+        sizes, kind = self._sizes, mixer.settings["pool"]
+        gain, shift = self._last_norm(mixer)
+        first, _, last = mixer.readout.network
+        weight, bias = to_float64(first.weight), to_float64(first.bias)
+        rows = weight.reshape(len(bias), -1, sizes.channels)
+        bias = bias + (rows @ shift).sum(1) * (sizes.tokens if kind == "sum" else 1)
+        weight = widened(widened(rows * gain, sizes.width).reshape(len(bias), -1).T, sizes.last)
+        score = to_float64(mixer.readout.pool.score.weight)[0] * gain if kind == "attention" else np.zeros(sizes.channels)
+        mean, projection = to_float64(mean), to_float64(projection)
+        linear = widened(projection.T @ to_float64(last.weight), sizes.last).T
+        return Output(
+            score=self._array(widened(score, sizes.width)),
+            weight=self._matrices([weight]),
+            bias=self._array(widened(bias, sizes.last)),
+            transposed=self._matrices([weight.T]),
+            projection=np.concatenate([linear, [(to_float64(last.bias) - mean) @ projection]]),
+            zeros=self._array(np.zeros(max(sizes.tokens * sizes.width, sizes.features, sizes.feedforward))),
+        )
