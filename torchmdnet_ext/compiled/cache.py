@@ -5,7 +5,7 @@ from pathlib import Path
 from torchmdnet_ext.kernels import cache, lanes
 
 _FUNCTIONS = (
-    "lane_functions", "tensornet_edges", "tensornet_nodes", "visnet_edges", "visnet_edges_vjp", "visnet_graph",
+    "jit", "lane_functions", "tensornet_edges", "tensornet_nodes", "visnet_edges", "visnet_edges_vjp", "visnet_graph",
     "visnet_nodes",
 )  # fmt: skip
 SOURCES = (

@@ -5,9 +5,9 @@ index 0 of `normed` and `inverse` belongs to the norm of the output, index 0 of 
 """
 
 import numpy as np
-from numba import njit
 
 from torchmdnet_ext.compiled.cache import keep_compiled
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.compiled.node_kernels import (
     copy_lanes,
     layer_norm,
@@ -29,8 +29,6 @@ from torchmdnet_ext.compiled.pair_kernels import (
     self_messages_vjp,
 )
 from torchmdnet_ext.kernels.lanes import WIDTH
-
-kernel = njit(error_model="numpy")
 
 
 @kernel

@@ -6,8 +6,7 @@ M atoms, S = 3 or 8 components of vectors, C channels (padded to whole panels).
 
 import math
 
-from numba import njit
-
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.compiled.lane_functions import sigmoid
 from torchmdnet_ext.kernels.lanes import (
     PANEL,
@@ -27,7 +26,6 @@ from torchmdnet_ext.kernels.lanes import (
     total8,
 )
 
-kernel = njit(error_model="numpy")
 MOST_ROWS = 6  # of a block of `matmul`: their totals stay in registers
 
 

@@ -12,8 +12,7 @@ The same two atoms may be a pair in several windows. What depends on their dista
 
 import math
 
-from numba import njit
-
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.kernels.lanes import (
     WIDTH,
     cubic8,
@@ -27,7 +26,6 @@ from torchmdnet_ext.kernels.lanes import (
     total8,
 )
 
-kernel = njit(error_model="numpy")
 # numbers of one block of channels: queries, keys, scalar, gate and radial values of an atom lie side by side ...
 K, V, G, R, QKV = WIDTH, 2 * WIDTH, 3 * WIDTH, 4 * WIDTH, 5 * WIDTH
 # ... so do the filters of keys, scalars, gates and radial vectors, and in the table their cubics (four coefficients each)

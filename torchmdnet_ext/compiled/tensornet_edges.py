@@ -6,8 +6,7 @@ layer are (B, n, 3, 16): a panel of channels is done with before the next, so th
 
 import math
 
-from numba import njit
-
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.compiled.tensornet_nodes import anticommutator, damping, dot9, load9, scaled9, store9
 from torchmdnet_ext.kernels.lanes import (
     PANEL,
@@ -21,7 +20,6 @@ from torchmdnet_ext.kernels.lanes import (
     total8,
 )
 
-kernel = njit(error_model="numpy")
 LINE = 3 * PANEL  # filters of one pair and panel, of the three parts
 DIRECTION = 8  # numbers of the antisymmetric and of the symmetric part of an edge
 ROOT2, ROOT6 = math.sqrt(2.0), math.sqrt(6.0)

@@ -4,9 +4,9 @@ Sizes and arrays as in `tensornet_arguments`. Tensors enter a layer damped, X / 
 """
 
 import numpy as np
-from numba import njit
 
 from torchmdnet_ext.compiled.cache import keep_compiled
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.compiled.node_kernels import layer_norm, layer_norm_vjp, matmul, set_zero
 from torchmdnet_ext.compiled.pair_kernels import neighbours, scatter_gradient
 from torchmdnet_ext.compiled.tensornet_edges import (
@@ -33,8 +33,6 @@ from torchmdnet_ext.compiled.tensornet_nodes import (
 )
 from torchmdnet_ext.compiled.visnet_edges_vjp import activate
 from torchmdnet_ext.kernels.lanes import PANEL
-
-kernel = njit(error_model="numpy")
 
 
 @kernel

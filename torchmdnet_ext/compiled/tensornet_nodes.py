@@ -8,11 +8,9 @@ Arguments named like `x0` are offsets into the array `x`, in elements.
 
 import math
 
-from numba import njit
-
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.kernels.lanes import PANEL, load16, splat16, store
 
-kernel = njit(error_model="numpy")
 ROOT_HALF, ROOT_THIRD, ROOT_SIXTH = math.sqrt(1 / 2), math.sqrt(1 / 3), math.sqrt(1 / 6)
 
 

@@ -9,9 +9,9 @@ features and of vectors that a layer has, side by side.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from torchmdnet_ext.compiled.arguments import Near, RadialTable, make_near
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.kernels.lanes import PANEL
 
 TILE = 48  # edges whose projections are in the first- and second-level cache at once; whole blocks of `matmul`
@@ -61,7 +61,7 @@ class Layer(NamedTuple):
     message_maps0: int  # in `Kept.message_maps`
 
 
-@njit(error_model="numpy")
+@kernel
 def make_layer(sizes, number, atoms=0, edges=0, keep=1, hold=1, most_edges=0):
     """A layer of a graph with so many atoms and edges; `most_edges` is E, what `Kept.edge_features` was made for."""
     channels, components = sizes.channels, sizes.components

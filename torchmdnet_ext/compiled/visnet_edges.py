@@ -7,12 +7,9 @@ update), with one line for each edge of the tile, or in a layer that shares edge
 as in `visnet_arguments`.
 """
 
-from numba import njit
-
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.compiled.lane_functions import fold, sigmoid
 from torchmdnet_ext.kernels.lanes import PANEL, broadcast16, load16, splat16, store
-
-kernel = njit(error_model="numpy")
 
 
 @kernel

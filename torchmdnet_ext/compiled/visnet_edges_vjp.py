@@ -4,13 +4,10 @@ Gradients have the shapes of what they belong to and the prefix `g_`; those of a
 those of silu at the linear maps. All these are fields of `work`, a `visnet_arguments.BackwardWork`.
 """
 
-from numba import njit
-
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.compiled.lane_functions import fold, sigmoid
 from torchmdnet_ext.compiled.visnet_edges import rejected_product
 from torchmdnet_ext.kernels.lanes import PANEL, broadcast16, increase, load16, splat16, store, total8
-
-kernel = njit(error_model="numpy")
 
 
 @kernel

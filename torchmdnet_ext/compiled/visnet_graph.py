@@ -6,11 +6,9 @@ Arrays are C-contiguous.
 
 import math
 
-from numba import njit
-
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.kernels.lanes import PANEL, cubic8, increase, load16, slope8, splat16, store, total8
 
-kernel = njit(error_model="numpy")
 ROW = 8 * PANEL  # coefficients of one panel of channels: cubics of the neighbour embedding and of the edge embedding
 EDGE = 4 * PANEL  # where the second of them starts
 SQRT3 = math.sqrt(3.0)

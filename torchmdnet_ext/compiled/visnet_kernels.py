@@ -4,9 +4,9 @@ Sizes and arrays as in `visnet_arguments`, which also says what is special about
 """
 
 import numpy as np
-from numba import njit
 
 from torchmdnet_ext.compiled.cache import keep_compiled
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.compiled.node_kernels import (
     copy_lanes,
     layer_norm,
@@ -30,8 +30,6 @@ from torchmdnet_ext.compiled.visnet_graph import (
     gather_neighbours_vjp,
 )
 from torchmdnet_ext.compiled.visnet_nodes import norm_vectors, norm_vectors_vjp
-
-kernel = njit(error_model="numpy")
 
 
 @kernel

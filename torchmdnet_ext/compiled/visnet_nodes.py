@@ -3,12 +3,10 @@
 S = 3 or 8 components of vectors, C channels (padded); arguments named like `vec0` are offsets.
 """
 
-from numba import njit
-
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.compiled.lane_functions import larger, largest, root, smaller, smallest, where_positive
 from torchmdnet_ext.kernels.lanes import PANEL, increase, load16, splat16, store, total8
 
-kernel = njit(error_model="numpy")
 LEAST_NORM = 1e-12  # PyG's, below which vectors are not divided by their norm
 
 
