@@ -3,7 +3,7 @@
 import numpy as np
 
 from openmm_geomgnn.cv.readouts.mixer import MixerReadout, padded, widened
-from openmm_geomgnn.cv.readouts.mixer_arguments import AttentionWeights, attention_shapes
+from openmm_geomgnn.cv.readouts.mixer_arguments import AttentionWeights, attention_kept_shapes, attention_work_shapes
 from torchmdnet_ext.compiled.arrays import to_float64
 
 
@@ -11,7 +11,7 @@ class AttentionReadout(MixerReadout):
     """The CV of an `mixers.AttentionMixer`."""
 
     mixer = "attention"
-    shapes = staticmethod(attention_shapes)
+    shapes = attention_kept_shapes, attention_work_shapes
 
     @staticmethod
     def kernels():

@@ -6,9 +6,13 @@ import numpy as np
 
 from openmm_geomgnn.cv.readouts.cache import keep_compiled
 from openmm_geomgnn.cv.readouts.gelu_functions import gelu, gelu_slope
-from openmm_geomgnn.cv.readouts.mixer_arguments import AttentionKept, attention_shapes
+from openmm_geomgnn.cv.readouts.mixer_arguments import (
+    AttentionKept,
+    AttentionWork,
+    attention_kept_shapes,
+    attention_work_shapes,
+)
 from openmm_geomgnn.cv.readouts.mixer_kernels import (
-    kernel,
     make_features,
     make_features_vjp,
     part_of,
@@ -16,10 +20,11 @@ from openmm_geomgnn.cv.readouts.mixer_kernels import (
     read_rows_vjp,
     summing,
 )
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.compiled.node_kernels import layer_norm, layer_norm_vjp, matmul
 from torchmdnet_ext.kernels.lanes import PANEL, increase, load16, store
 
-_shapes = kernel(attention_shapes)
+_kept_shapes, _work_shapes = kernel(attention_kept_shapes), kernel(attention_work_shapes)
 
 
 @summing
@@ -49,11 +54,10 @@ def attend(qkv, heads, depth, weights, mixed):
 
 
 @summing
-def attend_vjp(g_mixed, qkv, heads, depth, weights, g_qkv):
-    """Fill g_qkv (R, 3, W)."""
+def attend_vjp(g_mixed, qkv, heads, depth, weights, slopes, g_qkv):
+    """Fill g_qkv (R, 3, W); slopes (R,) is for work."""
     tokens = g_mixed.shape[0]
     scale = 1.0 / math.sqrt(depth)
-    slopes = np.empty(tokens, g_mixed.dtype)
     g_qkv[:] = 0
     for h in range(heads):
         first, last = h * depth, (h + 1) * depth
@@ -83,8 +87,8 @@ def add_rows(rows, at, step, out, count, columns):
 
 
 @kernel
-def _parts(memory, sizes):
-    shapes = _shapes(sizes)
+def _kept_parts(memory, sizes):
+    shapes = _kept_shapes(sizes)
     vectors, start = part_of(memory, 0, shapes.vectors)
     norms, start = part_of(memory, start, shapes.norms)
     rows, start = part_of(memory, start, shapes.rows)
@@ -100,18 +104,29 @@ def _parts(memory, sizes):
 
 
 @kernel
-def attention(x, v, w, size):
-    """psi (d,), and what `attention_vjp` takes: an array of `size` numbers, all that `attention_shapes` adds up to."""
-    sizes, kind, zeros = w.sizes, w.present.dtype, w.output.zeros
+def _work_parts(memory, sizes):
+    shapes = _work_shapes(sizes)
+    features, start = part_of(memory, 0, shapes.features)
+    rows, start = part_of(memory, start, shapes.rows)
+    mixed, start = part_of(memory, start, shapes.mixed)
+    feedforward, start = part_of(memory, start, shapes.feedforward)
+    pooled, start = part_of(memory, start, shapes.pooled)
+    last, start = part_of(memory, start, shapes.last)
+    qkv, start = part_of(memory, start, shapes.qkv)
+    slopes, start = part_of(memory, start, shapes.slopes)
+    return AttentionWork(features, rows, mixed, feedforward, pooled, last, qkv, slopes)
+
+
+@kernel
+def attention(x, v, w, memory, work_memory, psi):
+    """Fill psi (d,), and `memory`, of the size of all `attention_kept_shapes`, with what `attention_vjp` takes."""
+    sizes, zeros = w.sizes, w.output.zeros
     tokens, width, heads, wide, channels = sizes.tokens, sizes.width, sizes.heads, sizes.feedforward, sizes.channels
     each, square, deep = tokens * width, width * width, width * wide
-    memory = np.empty(size, kind)
-    kept = _parts(memory, sizes)
-    normed, inverse, qkv = kept.normed, kept.inverse, kept.qkv
-    features, rows = np.empty((tokens, sizes.features), kind), np.empty((tokens, width), kind)
-    mixed, after = np.empty((tokens, width), kind), np.empty((tokens, wide), kind)
-    make_features(x, v, w.input, kept.vectors, kept.norms, features)
-    matmul(features, 0, tokens, sizes.features, w.embed, 0, width, zeros, 0, rows, 0, False)
+    kept, work = _kept_parts(memory, sizes), _work_parts(work_memory, sizes)
+    normed, inverse, qkv, rows = kept.normed, kept.inverse, kept.qkv, work.rows
+    make_features(x, v, w.input, kept.vectors, kept.norms, work.features)
+    matmul(work.features, 0, tokens, sizes.features, w.embed, 0, width, zeros, 0, rows, 0, False)
     add_rows(w.embed_bias, 0, width, rows, tokens, width)
     for layer in range(sizes.layers):
         first, second = 2 * layer, 2 * layer + 1
@@ -120,9 +135,9 @@ def attention(x, v, w, size):
             normed, first * each, tokens, width, w.qkv, layer * 3 * square, 3 * width, w.qkv_bias, layer * 3 * width,
             qkv, 3 * layer * each, False,
         )  # fmt: skip
-        attend(qkv[layer], heads, channels // heads, kept.weights[layer], mixed)
+        attend(qkv[layer], heads, channels // heads, kept.weights[layer], work.mixed)
         add_rows(w.out_bias, layer * width, 0, rows, tokens, width)
-        matmul(mixed, 0, tokens, width, w.out, layer * square, width, zeros, 0, rows, 0, True)
+        matmul(work.mixed, 0, tokens, width, w.out, layer * square, width, zeros, 0, rows, 0, True)
         layer_norm(rows, 0, tokens, width, w.present, channels, w.epsilon, normed, second * each, inverse, second)
         b0 = layer * tokens * wide
         matmul(
@@ -130,41 +145,37 @@ def attention(x, v, w, size):
             kept.feedforward, b0, False,
         )  # fmt: skip
         for c in range(0, tokens * wide, PANEL):
-            store(after, c, gelu(load16(kept.feedforward, b0 + c)))
+            store(work.feedforward, c, gelu(load16(kept.feedforward, b0 + c)))
         add_rows(w.down_bias, layer * width, 0, rows, tokens, width)
-        matmul(after, 0, tokens, wide, w.down, layer * deep, width, zeros, 0, rows, 0, True)
+        matmul(work.feedforward, 0, tokens, wide, w.down, layer * deep, width, zeros, 0, rows, 0, True)
     layer_norm(rows, 0, tokens, width, w.present, channels, w.epsilon, kept.rows, 0, inverse, 2 * sizes.layers)
-    return read_rows(kept.rows, sizes.pool, w.output, kept.scores, kept.pooled, kept.last), memory
+    read_rows(kept.rows, sizes.pool, w.output, kept.scores, kept.pooled, kept.last, work.last, psi)
 
 
 @kernel
-def attention_vjp(weights_of_psi, w, memory):
-    """Gradients (M, H) by x and (M, 3, H) by v of the product of weights (d,) and psi."""
-    sizes, kind, present, zeros = w.sizes, w.present.dtype, w.present, w.output.zeros
+def attention_vjp(weights, w, memory, work_memory, g_x, g_v):
+    """Fill the gradients (M, H) by x and (M, 3, H) by v of the product of weights (d,) and psi."""
+    sizes, present, zeros = w.sizes, w.present, w.output.zeros
     tokens, width, heads, wide, channels = sizes.tokens, sizes.width, sizes.heads, sizes.feedforward, sizes.channels
     each, square, deep = tokens * width, width * width, width * wide
-    kept = _parts(memory, sizes)
+    kept, g = _kept_parts(memory, sizes), _work_parts(work_memory, sizes)
     normed, inverse = kept.normed, kept.inverse
-    g_rows, g_part = np.zeros((tokens, width), kind), np.empty((tokens, width), kind)
-    g_qkv, g_wide = np.empty((tokens, 3, width), kind), np.empty((tokens, wide), kind)
-    g_features = np.empty((tokens, sizes.features), kind)
-    read_rows_vjp(weights_of_psi, kept.rows, sizes.pool, w.output, kept.scores, kept.pooled, kept.last, g_part)
-    layer_norm_vjp(g_part, tokens, width, present, channels, kept.rows, 0, inverse, 2 * sizes.layers, g_rows)
+    g.rows[:] = 0
+    read_rows_vjp(weights, kept.rows, sizes.pool, w.output, kept.scores, kept.pooled, kept.last, g.pooled, g.last, g.mixed)
+    layer_norm_vjp(g.mixed, tokens, width, present, channels, kept.rows, 0, inverse, 2 * sizes.layers, g.rows)
     for layer in range(sizes.layers - 1, -1, -1):
         first, second, b0 = 2 * layer, 2 * layer + 1, layer * tokens * wide
-        matmul(g_rows, 0, tokens, width, w.down_transposed, layer * deep, wide, zeros, 0, g_wide, 0, False)
+        matmul(g.rows, 0, tokens, width, w.down_transposed, layer * deep, wide, zeros, 0, g.feedforward, 0, False)
         for c in range(0, tokens * wide, PANEL):
-            store(g_wide, c, load16(g_wide, c) * gelu_slope(load16(kept.feedforward, b0 + c)))
-        matmul(g_wide, 0, tokens, wide, w.up_transposed, layer * deep, width, zeros, 0, g_part, 0, False)
-        layer_norm_vjp(g_part, tokens, width, present, channels, normed, second * each, inverse, second, g_rows)
-        matmul(g_rows, 0, tokens, width, w.out_transposed, layer * square, width, zeros, 0, g_part, 0, False)
-        attend_vjp(g_part, kept.qkv[layer], heads, channels // heads, kept.weights[layer], g_qkv)
-        matmul(g_qkv, 0, tokens, 3 * width, w.qkv_transposed, layer * 3 * square, width, zeros, 0, g_part, 0, False)
-        layer_norm_vjp(g_part, tokens, width, present, channels, normed, first * each, inverse, first, g_rows)
-    matmul(g_rows, 0, tokens, width, w.embed_transposed, 0, sizes.features, zeros, 0, g_features, 0, False)
-    g_x, g_v = np.empty((sizes.atoms, sizes.hidden), kind), np.empty((sizes.atoms, 3, sizes.hidden), kind)
-    make_features_vjp(g_features, w.input, kept.vectors, kept.norms, g_x, g_v)
-    return g_x, g_v
+            store(g.feedforward, c, load16(g.feedforward, c) * gelu_slope(load16(kept.feedforward, b0 + c)))
+        matmul(g.feedforward, 0, tokens, wide, w.up_transposed, layer * deep, width, zeros, 0, g.mixed, 0, False)
+        layer_norm_vjp(g.mixed, tokens, width, present, channels, normed, second * each, inverse, second, g.rows)
+        matmul(g.rows, 0, tokens, width, w.out_transposed, layer * square, width, zeros, 0, g.mixed, 0, False)
+        attend_vjp(g.mixed, kept.qkv[layer], heads, channels // heads, kept.weights[layer], g.slopes, g.qkv)
+        matmul(g.qkv, 0, tokens, 3 * width, w.qkv_transposed, layer * 3 * square, width, zeros, 0, g.mixed, 0, False)
+        layer_norm_vjp(g.mixed, tokens, width, present, channels, normed, first * each, inverse, first, g.rows)
+    matmul(g.rows, 0, tokens, width, w.embed_transposed, 0, sizes.features, zeros, 0, g.features, 0, False)
+    make_features_vjp(g.features, w.input, kept.vectors, kept.norms, g_x, g_v)
 
 
 keep_compiled(attention)

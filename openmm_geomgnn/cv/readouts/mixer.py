@@ -26,8 +26,8 @@ def widened(array, *sizes):
 class MixerReadout(CompiledReadout):
     """What the read-outs of all mixers with weights share: their input, tokens; and their end, a `mixers.pooling` layer.
 
-    The class of a mixer has what is between the two: `shapes`, a function of `mixer_arguments`, and `_make_weights(mixer,
-    input, output)`, which makes the named tuple that its kernels take.
+    The class of a mixer has what is between the two: `shapes`, two functions of `mixer_arguments` for what is kept and for
+    work, and `_make_weights(mixer, input, output)`, which makes the named tuple that its kernels take.
 
     Parameters
     ----------
@@ -57,7 +57,8 @@ class MixerReadout(CompiledReadout):
         self._weights = self._make_weights(
             mixer, self._make_input(tokenizer, mixer), self._make_output(mixer, mean, projection)
         )
-        self._size = sum(map(prod, self.shapes(self._sizes)))
+        self._kept_size, self._work_size = (sum(map(prod, shapes(self._sizes))) for shapes in self.shapes)
+        self._components = projection.shape[1]
 
     @classmethod
     def covers(cls, mixer):
@@ -67,10 +68,15 @@ class MixerReadout(CompiledReadout):
     def __call__(self, x, v):
         x, v = (np.ascontiguousarray(part, dtype=self._dtype) for part in (x, v))
         forward, backward = self._kernels
-        psi, kept = self._call(forward, x, v, self._weights, self._size)
+        # arrays of each call's own: several threads may be in here, and old evaluations may be asked for gradients
+        kept, psi = np.empty(self._kept_size, self._dtype), np.empty(self._components)
+        self._call(forward, x, v, self._weights, kept, np.empty(self._work_size, self._dtype), psi)
 
         def vjp(weights):
-            return self._call(backward, np.ascontiguousarray(weights, dtype=np.float64), self._weights, kept)
+            weights = np.ascontiguousarray(weights, dtype=np.float64)
+            g_x, g_v, work = np.empty_like(x), np.empty_like(v), np.empty(self._work_size, self._dtype)
+            self._call(backward, weights, self._weights, kept, work, g_x, g_v)
+            return g_x, g_v
 
         return psi, vjp
 

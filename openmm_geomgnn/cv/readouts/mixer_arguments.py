@@ -101,6 +101,16 @@ class MLPKept(NamedTuple):
     inverse: np.ndarray
 
 
+class MLPWork(NamedTuple):
+    """Parts of the work array, or their shapes; in the vector-Jacobian product gradients with respect to the same."""
+
+    features: np.ndarray  # of the tokens
+    product: np.ndarray  # before LayerNorm
+    rows: np.ndarray  # behind it
+    pooled: np.ndarray
+    last: np.ndarray
+
+
 class AttentionKept(NamedTuple):
     """As `MLPKept`; the layers have two LayerNorms, and there is a last one."""
 
@@ -117,7 +127,20 @@ class AttentionKept(NamedTuple):
     feedforward: np.ndarray  # hidden layer before its gelu
 
 
-def mlp_shapes(sizes):
+class AttentionWork(NamedTuple):
+    """As `MLPWork`."""
+
+    features: np.ndarray
+    rows: np.ndarray
+    mixed: np.ndarray  # by the attention
+    feedforward: np.ndarray
+    pooled: np.ndarray
+    last: np.ndarray
+    qkv: np.ndarray  # in the vector-Jacobian product only, as the following
+    slopes: np.ndarray  # of the scores of one token
+
+
+def mlp_kept_shapes(sizes):
     tokens, width = sizes.tokens, sizes.width
     return MLPKept(
         (tokens, 3, sizes.hidden), (tokens, sizes.hidden), (tokens, width), (tokens,), (width,), (sizes.last,),
@@ -125,10 +148,23 @@ def mlp_shapes(sizes):
     )  # fmt: skip
 
 
-def attention_shapes(sizes):
+def mlp_work_shapes(sizes):
+    tokens, width = sizes.tokens, sizes.width
+    return MLPWork((tokens, sizes.features), (tokens, width), (tokens, width), (width,), (sizes.last,))
+
+
+def attention_kept_shapes(sizes):
     tokens, width, layers = sizes.tokens, sizes.width, sizes.layers
     return AttentionKept(
         (tokens, 3, sizes.hidden), (tokens, sizes.hidden), (tokens, width), (tokens,), (width,), (sizes.last,),
         (2 * layers + 1, tokens, width), (2 * layers + 1, tokens), (layers, tokens, 3, width),
         (layers, sizes.heads, tokens, tokens), (layers, tokens, sizes.feedforward),
+    )  # fmt: skip
+
+
+def attention_work_shapes(sizes):
+    tokens, width = sizes.tokens, sizes.width
+    return AttentionWork(
+        (tokens, sizes.features), (tokens, width), (tokens, width), (tokens, sizes.feedforward), (width,), (sizes.last,),
+        (tokens, 3, width), (tokens,),
     )  # fmt: skip

@@ -9,13 +9,13 @@ import numpy as np
 from numba import njit
 
 from openmm_geomgnn.cv.readouts.mixer_arguments import ATTENTION, FLATTEN, MEAN
+from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.compiled.lane_functions import sigmoid
 from torchmdnet_ext.compiled.node_kernels import matmul, silu
 from torchmdnet_ext.kernels.lanes import PANEL, load16, splat16, store
 
 # sums in any order, which vector instructions need; not "nnan" and "ninf", so that what is not finite stays so
-summing = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
-kernel = njit(error_model="numpy")
+summing = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz"}, _nrt=False)
 
 
 @summing
@@ -119,10 +119,10 @@ def pool_vjp(g_pooled, rows, kind, score, scores, g_rows):
 
 
 @kernel
-def read_rows(rows, kind, output, scores, pooled, last):
-    """psi (d,) of rows (R, W): pooled, a layer with silu, and a projection in double precision.
+def read_rows(rows, kind, output, scores, pooled, last, active, psi):
+    """Fill psi (d,) from rows (R, W): pooled, a layer with silu, and a projection in double precision.
 
-    Fills pooled (W,), which flatten does without, and last (D,): the layer before its silu.
+    Also fills pooled (W,), which flatten does without, and last (D,), the layer before its silu; active (D,) is for work.
     """
     columns = last.shape[0]
     if kind == FLATTEN:
@@ -130,21 +130,19 @@ def read_rows(rows, kind, output, scores, pooled, last):
     else:
         pool(rows, kind, output.score, scores, pooled)
         matmul(pooled, 0, 1, pooled.size, output.weight, 0, columns, output.bias, 0, last, 0, False)
-    active = np.empty_like(last)
     for c in range(0, columns, PANEL):
         store(active, c, silu(load16(last, c)))
-    psi = output.projection[columns].copy()
+    for k in range(psi.shape[0]):
+        psi[k] = output.projection[columns, k]
     for c in range(columns):
         for k in range(psi.shape[0]):
             psi[k] += active[c] * output.projection[c, k]
-    return psi
 
 
 @kernel
-def read_rows_vjp(weights, rows, kind, output, scores, pooled, last, g_rows):
-    """Fill g_rows (R, W) from the weights (d,) of the components."""
+def read_rows_vjp(weights, rows, kind, output, scores, pooled, last, g_pooled, g_last, g_rows):
+    """Fill g_rows (R, W) from the weights (d,) of the components; g_pooled (W,) and g_last (D,) are for work."""
     columns = last.shape[0]
-    g_last = np.empty_like(last)
     for c in range(columns):
         total = 0.0
         for k in range(weights.shape[0]):
@@ -156,7 +154,6 @@ def read_rows_vjp(weights, rows, kind, output, scores, pooled, last, g_rows):
     if kind == FLATTEN:
         matmul(g_last, 0, 1, columns, output.transposed, 0, g_rows.size, output.zeros, 0, g_rows, 0, False)
     else:
-        g_pooled = np.empty_like(pooled)
         matmul(g_last, 0, 1, columns, output.transposed, 0, pooled.size, output.zeros, 0, g_pooled, 0, False)
         pool_vjp(g_pooled, rows, kind, output.score, scores, g_rows)
 

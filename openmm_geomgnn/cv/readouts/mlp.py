@@ -3,7 +3,7 @@
 import numpy as np
 
 from openmm_geomgnn.cv.readouts.mixer import MixerReadout, padded, widened
-from openmm_geomgnn.cv.readouts.mixer_arguments import MLPWeights, mlp_shapes
+from openmm_geomgnn.cv.readouts.mixer_arguments import MLPWeights, mlp_kept_shapes, mlp_work_shapes
 from torchmdnet_ext.compiled.arrays import to_float64
 
 
@@ -11,7 +11,7 @@ class MLPReadout(MixerReadout):
     """The CV of an `mixers.MLPMixer`."""
 
     mixer = "mlp"
-    shapes = staticmethod(mlp_shapes)
+    shapes = mlp_kept_shapes, mlp_work_shapes
 
     @staticmethod
     def kernels():
