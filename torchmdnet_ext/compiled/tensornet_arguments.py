@@ -51,6 +51,8 @@ class BackwardWeights(NamedTuple):
 
 
 class Graph(NamedTuple):
+    """Pairs within the cutoff, and directed edges, both directions of every pair."""
+
     near: Near
     first: np.ndarray  # (M + 1,) where the edges of each atom start
     source: np.ndarray  # (E,) the other atom
@@ -85,6 +87,8 @@ class Kept(NamedTuple):
 
 
 class ForwardWork(NamedTuple):
+    """Work arrays of `forward`."""
+
     squared: np.ndarray  # (M, C) squared norms of the embedding
     norms: np.ndarray  # (M, 3C) squared norms of the parts of the output
 

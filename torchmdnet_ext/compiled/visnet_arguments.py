@@ -19,6 +19,8 @@ MOST_HELD = 256e6  # bytes of projections that are kept for the gradient, rather
 
 
 class Sizes(NamedTuple):
+    """Sizes of a network, and which of its variants it is."""
+
     groups: int
     depth: int
     channels: int
@@ -94,6 +96,8 @@ class Shared(NamedTuple):
 
 
 class ForwardWeights(NamedTuple):
+    """Linear maps, as `node_kernels.matmul` takes them, and what else `forward` alone reads."""
+
     epsilon: float  # of LayerNorm
     envelope_width: float  # 0 without an envelope
     start: np.ndarray  # linear maps: C to C, of the neighbours' messages
@@ -118,6 +122,8 @@ class BackwardWeights(NamedTuple):
 
 
 class Graph(NamedTuple):
+    """Pairs within the cutoff, and directed edges."""
+
     near: Near
     decay: np.ndarray  # (P + M, 4), float64: cosine cutoff, envelope, and their slopes in 1/angstrom
     first: np.ndarray  # (M + 1,) work
@@ -147,6 +153,8 @@ class Kept(NamedTuple):
 
 
 class ForwardWork(NamedTuple):
+    """Work arrays of `forward`."""
+
     x: np.ndarray  # (M, C)
     total_x: np.ndarray  # (M, C)
     total_v: np.ndarray  # (M, S, C)

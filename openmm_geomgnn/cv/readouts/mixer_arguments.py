@@ -14,6 +14,8 @@ FLATTEN, SUM, MEAN, ATTENTION = range(len(POOLS))
 
 
 class Sizes(NamedTuple):
+    """Sizes of a read-out's arrays."""
+
     atoms: int  # M
     tokens: int  # R
     hidden: int  # H
@@ -50,6 +52,8 @@ class Output(NamedTuple):
 
 
 class MLPWeights(NamedTuple):
+    """All that the kernels read of an `mixers.MLPMixer`."""
+
     sizes: Sizes
     input: Input
     output: Output
@@ -65,6 +69,8 @@ class MLPWeights(NamedTuple):
 
 
 class AttentionWeights(NamedTuple):
+    """All that the kernels read of an `mixers.AttentionMixer`."""
+
     sizes: Sizes
     input: Input
     output: Output
