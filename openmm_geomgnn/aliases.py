@@ -1,6 +1,7 @@
 """Types that many annotations share; what they name is imported by type checkers only."""
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 if TYPE_CHECKING:
@@ -14,3 +15,5 @@ PathLike: TypeAlias = str | os.PathLike[str]
 TopologyLike: TypeAlias = Union["openmm.app.Topology", "mdtraj.Topology", PathLike]
 # a number in the default unit that the docstring states, or a quantity in any unit of that dimension
 QuantityLike: TypeAlias = Union[float, "openmm.unit.Quantity"]
+# called as progress(stage, done, total)
+StageProgress: TypeAlias = Callable[[str, int, int], None]

@@ -1,24 +1,32 @@
 """What every kind of collective variable does once it is bound to the atoms of a topology."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import mdtraj
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
+from openmm_geomgnn.aliases import TopologyLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.bond_graph import centres, inverted
 from openmm_geomgnn.representation.featurization import SelectedAtoms
+from openmm_geomgnn.representation.periodic import SelectedMolecule
 from openmm_geomgnn.representation.selection import bonds_of, check_same_molecule
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 WITHOUT_COORDINATES = (".prmtop", ".parm7", ".prm7", ".psf")
+# psi (d,), and what takes weights (d,) to the gradient (n, 3) of their product with psi
+ValueAndVJP: TypeAlias = tuple[np.ndarray, Callable[[np.ndarray], Any]]
 PRECISIONS = {"single": torch.float32, "double": torch.float64}
 
 
 class Bound(nn.Module):
-    """Base of `cv.BoundCV` and `students.cv.BoundStudent`, which set `molecule`, `atoms` and `dimension` and evaluate.
+    """Base of `cv.BoundCV` and `students.cv.BoundStudent`, which set the attributes and evaluate.
 
     Attributes
     ----------
@@ -26,9 +34,34 @@ class Bound(nn.Module):
         All that it knows of the system it is bound to.
     atoms : (n,) ndarray
         The atoms it depends on.
+    engine_name : str
+        What evaluates one frame at a time.
     """
 
-    def _select(self, cv, topology):
+    molecule: SelectedMolecule
+    atoms: np.ndarray
+    engine_name: str
+
+    @property
+    def dimension(self) -> int:
+        """Number of components, d."""
+        raise NotImplementedError
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether `value_and_vjp` takes positions that are on a GPU as well."""
+        return False
+
+    @property
+    def frames_per_pass(self) -> int:
+        """Frames that `forward` takes at once without using much memory."""
+        raise NotImplementedError
+
+    def value_and_vjp(self, pos: Any) -> ValueAndVJP:
+        """Values psi (d,) of one whole molecule (n, 3) in angstrom and their vector-Jacobian product, see `cv.BoundCV`."""
+        raise NotImplementedError
+
+    def _select(self, cv: Any, topology: TopologyLike | SelectedMolecule) -> SelectedAtoms:
         """The `SelectedAtoms` of a CV in a topology.
 
         Raises
@@ -53,7 +86,7 @@ class Bound(nn.Module):
             self.check_handedness(structure.xyz[:, selected.atoms] * NM_TO_ANGSTROM)
         return selected
 
-    def check_handedness(self, pos):
+    def check_handedness(self, pos: torch.Tensor | np.ndarray) -> None:
         """Raise a GeomGNNError where conformations (F, n, 3) in angstrom are of another stereoisomer than the CV's."""
         wrong = inverted(self._centres, self._signs, pos)
         if wrong:
@@ -66,8 +99,14 @@ class Bound(nn.Module):
                 "molecule with `geomgnn fit`."
             )
 
-    def compute(self, trajectory, progress=None, *, boxes=None):
-        """psi (F, d) of an mdtraj trajectory, or of positions (F, atoms, 3) in nm.
+    def compute(
+        self,
+        trajectory: mdtraj.Trajectory | npt.ArrayLike,
+        progress: Callable[[int], None] | None = None,
+        *,
+        boxes: npt.ArrayLike | None = None,
+    ) -> np.ndarray:
+        """Evaluate psi (F, d) on an mdtraj trajectory, or on positions (F, atoms, 3) in nm.
 
         Parameters
         ----------
@@ -83,12 +122,12 @@ class Bound(nn.Module):
         self.check_handedness(pos)
         return self.compute_whole(pos, progress)
 
-    def compute_whole(self, pos, progress=None):
-        """psi (F, d) ndarray of whole molecules `pos` (F, n, 3) in angstrom, in chunks."""
+    def compute_whole(self, pos: torch.Tensor | np.ndarray, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Evaluate psi (F, d) on whole molecules `pos` (F, n, 3) in angstrom, in chunks."""
         raise NotImplementedError
 
 
-def _first_structure(given):
+def _first_structure(given: Any) -> mdtraj.Trajectory | None:
     """The first frame of what a topology was taken from; None where that has no coordinates."""
     if isinstance(given, mdtraj.Trajectory):
         return given[0] if len(given) else None
@@ -100,7 +139,7 @@ def _first_structure(given):
         return None
 
 
-def check_precision(precision):
+def check_precision(precision: str) -> None:
     """Raise a GeomGNNError for a precision that is neither single nor double."""
     if precision not in PRECISIONS:
         raise GeomGNNError(f"The precision must be 'single' or 'double', but was '{precision}'.")

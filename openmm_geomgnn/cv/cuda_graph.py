@@ -13,8 +13,15 @@ Here the forward pass keeps what the backward pass reads, so one value can have 
 import contextlib
 import threading
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
 
 import torch
+from torch import nn
+
+# y (d,), and what takes weights (d,) to the gradient of their product with y
+ValueAndVJP: TypeAlias = tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]
 
 WARM_UP = 3  # evaluations before the capture: libraries choose their kernels and get their memory in them
 
@@ -28,15 +35,15 @@ class EagerFunction:
         Takes x, a tensor, to y (d,).
     """
 
-    def __init__(self, function):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._function = function
 
-    def value_and_vjp(self, x):
-        """y (d,) at `x`, and what takes weights (d,) to the gradient of their product with y, of the shape of `x`."""
+    def value_and_vjp(self, x: torch.Tensor) -> ValueAndVJP:
+        """Value y (d,) at `x`, and what takes weights (d,) to the gradient of their product with y, of the shape of `x`."""
         x = x.detach().requires_grad_(True)
         y = self._function(x)
 
-        def vjp(weights):
+        def vjp(weights: torch.Tensor) -> torch.Tensor:
             return torch.autograd.grad(y, x, weights, retain_graph=True)[0]
 
         return y.detach(), vjp
@@ -53,19 +60,27 @@ class Replay:
     forward, backward : torch.cuda.CUDAGraph
     """
 
-    def __init__(self, x, y, weights, gradient, forward, backward):
+    def __init__(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        forward: torch.cuda.CUDAGraph,
+        backward: torch.cuda.CUDAGraph,
+    ) -> None:
         self._x, self._y, self._weights, self._gradient = x, y, weights, gradient
         self._forward, self._backward = forward, backward
         self._ticket = 0  # number of the evaluation that the backward graph would start from
         self._lock = threading.Lock()
 
-    def value_and_vjp(self, x):
+    def value_and_vjp(self, x: torch.Tensor) -> ValueAndVJP:
         """As that of `EagerFunction`."""
         with self._lock:
             ticket = self._run(x)
             y = self._y.detach().clone()
 
-        def vjp(weights):
+        def vjp(weights: torch.Tensor) -> torch.Tensor:
             with self._lock:
                 if ticket != self._ticket:  # there was another evaluation since
                     self._run(x)
@@ -75,7 +90,7 @@ class Replay:
 
         return y, vjp
 
-    def _run(self, x):
+    def _run(self, x: torch.Tensor) -> int:
         self._ticket += 1
         with torch.no_grad():
             self._x.copy_(x)
@@ -83,7 +98,7 @@ class Replay:
         return self._ticket
 
 
-def capture(function, x):
+def capture(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Replay:
     """The `Replay` of a function of tensors like `x`, which has to be on a CUDA device.
 
     Raises
@@ -104,7 +119,11 @@ def capture(function, x):
         del y  # its memory is not that of the graphs
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # one pool of memory: the backward graph reads what the forward graph wrote. The threads of OpenMM may go on.
-        settings = {"pool": torch.cuda.graph_pool_handle(), "stream": stream, "capture_error_mode": "thread_local"}
+        settings: dict[str, Any] = {
+            "pool": torch.cuda.graph_pool_handle(),
+            "stream": stream,
+            "capture_error_mode": "thread_local",
+        }
         with torch.cuda.graph(forward, **settings):
             y = function(x)
         with torch.cuda.graph(backward, **settings):
@@ -131,20 +150,26 @@ class GraphedFunction:
         What captures.
     """
 
-    def __init__(self, function, module, fixed_shapes=contextlib.nullcontext, capture=capture):
+    def __init__(
+        self,
+        function: Callable[[torch.Tensor], torch.Tensor],
+        module: nn.Module,
+        fixed_shapes: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        capture: Callable[..., Replay] = capture,
+    ) -> None:
         self._function, self._fixed_shapes, self._capture = function, fixed_shapes, capture
-        self._places = [
+        self._places: list[tuple[dict[str, Any], str]] = [
             (holder, name)
             for part in module.modules()
             for holder in (part._parameters, part._buffers)
             for name, tensor in holder.items()
             if tensor is not None
         ]
-        self._captured_for = None
-        self._evaluator = None
+        self._captured_for: tuple[Any, ...] | None = None
+        self._evaluator: Any = None  # an EagerFunction or a Replay
         self._lock = threading.Lock()
 
-    def value_and_vjp(self, x):
+    def value_and_vjp(self, x: torch.Tensor) -> ValueAndVJP:
         """As that of `EagerFunction`."""
         conditions = self._conditions(x)
         with self._lock:
@@ -154,21 +179,22 @@ class GraphedFunction:
             evaluator = self._evaluator
         return evaluator.value_and_vjp(x)
 
-    def _conditions(self, x):
+    def _conditions(self, x: torch.Tensor) -> tuple[Any, ...]:
         """What a replay takes for granted."""
         return x.shape, x.dtype, x.device, tuple(holder[name].data_ptr() for holder, name in self._places)
 
-    def _make_evaluator(self, x):
+    def _make_evaluator(self, x: torch.Tensor) -> EagerFunction | Replay:
         self._evaluator = None  # its memory is free for the new one
         try:
             with self._fixed_shapes():
                 return self._capture(self._function, x)
         except (RuntimeError, ValueError) as error:
-            while error.__context__ is not None:  # the first of them says why, the last that a capture was under way
-                error = error.__context__
-            reason = " ".join(str(error).splitlines()[:1])
+            first: BaseException = error
+            while first.__context__ is not None:  # the first of them says why, the last that a capture was under way
+                first = first.__context__
+            reason = " ".join(str(first).splitlines()[:1])
             warnings.warn(
-                f"The CV could not be captured as a CUDA graph ({type(error).__name__}: {reason}). It is evaluated kernel "
+                f"The CV could not be captured as a CUDA graph ({type(first).__name__}: {reason}). It is evaluated kernel "
                 "by kernel instead, which gives the same values and takes longer.",
                 RuntimeWarning,
                 stacklevel=4,

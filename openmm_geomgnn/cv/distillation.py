@@ -2,11 +2,17 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import mdtraj
 import numpy as np
 import torch
 
+from openmm_geomgnn.aliases import StageProgress, TopologyLike
+from openmm_geomgnn.cv.base import Bound
+from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.stiffness import stiffness
 from openmm_geomgnn.cv.students.augmentation import Moves
 from openmm_geomgnn.cv.students.coordinates import InternalCoordinates, nearest_pairs, proper_torsions
@@ -18,6 +24,7 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman.validation import hold_out_blocks
 from openmm_geomgnn.representation.bond_graph import record_centres
 from openmm_geomgnn.representation.selection import as_topology, bonds_of, residue_table
+from openmm_geomgnn.representation.windows import Windows
 from openmm_geomgnn.unfinished import Unfinished, fingerprint
 
 PARTS = (0.1, 0.1)  # of the frames, in whole blocks: one says when to stop, one is held out; the others are trained on
@@ -54,7 +61,14 @@ class DistillSettings:
     seed: int = 1
 
 
-def distill(cv, topology, trajectories, settings=None, progress=None, unfinished=None):
+def distill(
+    cv: CollectiveVariable,
+    topology: TopologyLike,
+    trajectories: Sequence[mdtraj.Trajectory],
+    settings: DistillSettings | None = None,
+    progress: StageProgress | None = None,
+    unfinished: Unfinished | None = None,
+) -> StudentCV:
     """Train a student to reproduce a collective variable and its gradient.
 
     Parameters
@@ -128,7 +142,9 @@ def distill(cv, topology, trajectories, settings=None, progress=None, unfinished
     return student
 
 
-def benchmark_evaluation(cv, student, topology, trajectory):
+def benchmark_evaluation(
+    cv: CollectiveVariable, student: StudentCV, topology: TopologyLike, trajectory: mdtraj.Trajectory
+) -> dict[str, float | None]:
     """Time one evaluation of value and gradient by the teacher and by its student.
 
     The teacher in plain PyTorch, the teacher with compiled kernels where there are some, and the student take turns on one
@@ -145,7 +161,7 @@ def benchmark_evaluation(cv, student, topology, trajectory):
     pos = bound["eager"].molecule.positions(trajectory[:1])[0].numpy()
     weights = np.ones(cv.dimension)
 
-    def timed(cv, repeats):
+    def timed(cv: Bound, repeats: int) -> float:
         began = time.process_time()
         for _ in range(repeats):
             _, vjp = cv.value_and_vjp(pos)
@@ -154,14 +170,14 @@ def benchmark_evaluation(cv, student, topology, trajectory):
 
     # the first evaluation compiles
     repeats = {name: 1 + int(0.02 / max(timed(other, 1) and timed(other, 3), 1e-6)) for name, other in bound.items()}
-    turns = {name: [] for name in bound}
+    turns: dict[str, list[float]] = {name: [] for name in bound}
     while min(sum(times) * repeats[name] for name, times in turns.items()) < _COST_SECONDS:
         for name, other in bound.items():
             turns[name].append(timed(other, repeats[name]))
     return {"compiled": None, **{name: 1000 * min(times) for name, times in turns.items()}}
 
 
-def _frames_in_a_lag(cv, trajectories):
+def _frames_in_a_lag(cv: CollectiveVariable, trajectories: Sequence[mdtraj.Trajectory]) -> int:
     """How many frames apart those are that do not tell of each other: a lag time of the teacher.
 
     Formats without times claim frames of 1 ps: where the teacher was fitted to frames that are closer, these count.
@@ -174,7 +190,7 @@ def _frames_in_a_lag(cv, trajectories):
     return math.ceil(cv.lagtime / interval - 1e-3)
 
 
-def _split(parts, gap, seed):
+def _split(parts: Sequence[np.ndarray], gap: int, seed: int) -> tuple[np.ndarray, ...]:
     """Frames (K, n, 3) to train on, to stop by and held out: whole blocks of each trajectory, `gap` frames apart."""
     lengths = [len(part) for part in parts]
     if sum(lengths) < FEWEST_FRAMES:
@@ -192,7 +208,7 @@ def _split(parts, gap, seed):
     return tuple(np.concatenate([segment.take(parts) for segment in part]) for part in split)
 
 
-def _coordinates(frames, bonds, teacher, number):
+def _coordinates(frames: np.ndarray, bonds: Sequence[tuple[int, int]], teacher: Any, number: int) -> InternalCoordinates:
     """The `InternalCoordinates` that a student sees: torsions, and at most `number` distances that are short in `frames`."""
     distances = nearest_pairs(_evenly(frames, 100), bonds, _pairs(teacher.tokenizer.windows), number)
     coordinates = InternalCoordinates(proper_torsions(bonds, len(teacher.atoms)), distances)
@@ -203,7 +219,9 @@ def _coordinates(frames, bonds, teacher, number):
     return coordinates
 
 
-def _conformations(split, bonds, settings):
+def _conformations(
+    split: tuple[np.ndarray, ...], bonds: Sequence[tuple[int, int]], settings: DistillSettings
+) -> dict[str, np.ndarray]:
     """What the teacher is asked about, (K, n, 3) each: to train on, to stop by, and what errors are reported on."""
     training, stopping, held_out = split
     at_rest = min(len(training), settings.labels // 2)
@@ -218,7 +236,7 @@ def _conformations(split, bonds, settings):
     }
 
 
-def _moved(moves, number):
+def _moved(moves: Moves, number: int) -> np.ndarray:
     """(number, n, 3) frames that are displaced, turned, or both, a third each; displaced alone where nothing turns."""
     turned = moves.turned(2 * number // 3)
     half = len(turned) // 2
@@ -226,11 +244,13 @@ def _moved(moves, number):
     return np.concatenate([displaced, turned[:half]])
 
 
-def _ask_all(teacher, teacher_hash, sets, progress, unfinished):
+def _ask_all(
+    teacher: Any, teacher_hash: str, sets: dict[str, np.ndarray], progress: StageProgress, unfinished: Unfinished
+) -> dict[str, TeacherLabels]:
     """`TeacherLabels` of each set of conformations, asked for in pieces that are kept as soon as they are done."""
     done, total = 0, sum(map(len, sets.values()))
 
-    def advance(frames):
+    def advance(frames: int) -> None:
         nonlocal done
         done += frames
         progress("labels", done, total)
@@ -253,7 +273,14 @@ def _ask_all(teacher, teacher_hash, sets, progress, unfinished):
     return labels
 
 
-def _trained(coordinates, labels, dimension, settings, progress, unfinished):
+def _trained(
+    coordinates: InternalCoordinates,
+    labels: dict[str, TeacherLabels],
+    dimension: int,
+    settings: DistillSettings,
+    progress: StageProgress,
+    unfinished: Unfinished,
+) -> tuple[StudentNetwork, dict[str, Any]]:
     """A student's network, in double precision, and what `students.training.train` says of its training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -278,7 +305,7 @@ def _trained(coordinates, labels, dimension, settings, progress, unfinished):
     return network.double(), result
 
 
-def _teacher_facts(cv):
+def _teacher_facts(cv: CollectiveVariable) -> dict[str, Any]:
     """What a student's file says of its teacher."""
     return {
         "content_hash": cv.content_hash(),
@@ -288,7 +315,7 @@ def _teacher_facts(cv):
     }
 
 
-def _quality(network, coordinates, labels):
+def _quality(network: StudentNetwork, coordinates: InternalCoordinates, labels: dict[str, TeacherLabels]) -> dict[str, Any]:
     """Errors on each set of frames that they are reported on, and how many frames it was trained on and stopped by."""
     return {
         **{name: errors(network, coordinates, labels[name]) for name in REPORTED if len(labels[name].pos) > 1},
@@ -296,18 +323,18 @@ def _quality(network, coordinates, labels):
     }
 
 
-def _evenly(frames, number):
+def _evenly(frames: np.ndarray, number: int) -> np.ndarray:
     return frames[np.unique(np.linspace(0, len(frames) - 1, min(number, len(frames))).round().astype(int))]
 
 
-def _bonds(topology, atoms):
+def _bonds(topology: mdtraj.Topology, atoms: np.ndarray) -> list[tuple[int, int]]:
     """Bonds between selected atoms, by their rows."""
     row = {int(index): k for k, index in enumerate(atoms)}
     ends = ((bond[0].index, bond[1].index) for bond in topology.bonds)
     return [(row[a], row[b]) for a, b in ends if a in row and b in row]
 
 
-def _pairs(windows):
+def _pairs(windows: Windows) -> np.ndarray:
     """(P, 2) pairs a < b of atoms that share a window: all that the teacher's value depends on."""
     pairs = np.sort(np.stack([windows.rows[side] for side in windows.pairs], axis=1), axis=1)
     return np.unique(pairs, axis=0)

@@ -1,9 +1,17 @@
 """What evaluates the encoder on one frame at a time during a simulation."""
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
 import torch
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.representation.tokens import Tokenizer
 from torchmdnet_ext.compiled import compiled_class, why_not_numba
+
+# x (M, H), v (M, 3, H), and what takes gradients by them to that by the positions
+FeaturesAndVJP: TypeAlias = tuple[np.ndarray, np.ndarray, Callable[[np.ndarray, np.ndarray], np.ndarray]]
 
 ENGINES = ("auto", "eager", "numba", "cuda")
 
@@ -17,22 +25,23 @@ class EagerEngine:
 
     name = "eager"
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def __call__(self, pos):
+    def __call__(self, pos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of the window atoms at `pos` (n, 3) in angstrom; differentiable."""
         return self._tokenizer.window_features(pos.to(self._tokenizer.encoder.dtype).unsqueeze(0))
 
-    def features_and_vjp(self, pos):
+    def features_and_vjp(self, pos: np.ndarray) -> FeaturesAndVJP:
         """Features at `pos` (n, 3), a float64 ndarray, and what takes gradients g_x, g_v by them to that by pos (n, 3).
 
         Features and their gradients are ndarrays: a torch tensor takes a microsecond to make.
         """
-        pos = torch.from_numpy(pos).requires_grad_(True)
-        x, v = self(pos)
+        there = torch.from_numpy(pos).requires_grad_(True)
+        x, v = self(there)
 
-        def vjp(g_x, g_v):
-            return torch.autograd.grad((x, v), pos, (torch.from_numpy(g_x), torch.from_numpy(g_v)))[0].numpy()
+        def vjp(g_x: np.ndarray, g_v: np.ndarray) -> np.ndarray:
+            return torch.autograd.grad((x, v), there, (torch.from_numpy(g_x), torch.from_numpy(g_v)))[0].numpy()
 
         return x.detach().numpy(), v.detach().numpy(), vjp
 
@@ -42,19 +51,21 @@ class NumbaEngine:
 
     name = "numba"
 
-    def __init__(self, tokenizer, precision):
+    def __init__(self, tokenizer: Tokenizer, precision: str) -> None:
         windows, network = tokenizer.windows, tokenizer.encoder.network
         kind = compiled_class(network)
         self._compiled = kind(network, windows.z[windows.rows], windows.pairs, precision, rows=windows.rows)
 
     @property
-    def needs_compiling(self):
+    def needs_compiling(self) -> bool:
+        """Whether the first evaluation will take long."""
         return self._compiled.needs_compiling
 
-    def __call__(self, pos):
+    def __call__(self, pos: Any) -> Any:
+        """As that of `EagerEngine`."""
         return self._compiled(pos)
 
-    def features_and_vjp(self, pos):
+    def features_and_vjp(self, pos: np.ndarray) -> FeaturesAndVJP:
         """As that of `EagerEngine`, without autograd, which costs about as much as the kernels."""
         x, v, ticket = self._compiled.forward(pos)
         return x, v, lambda g_x, g_v: self._compiled.vjp(pos, g_x, g_v, ticket)
@@ -66,7 +77,7 @@ class CudaEngine(EagerEngine):
     name = "cuda"
 
 
-def choose_device(device, engine):
+def choose_device(device: str | torch.device | None, engine: str) -> torch.device:
     """Where an engine evaluates a CV, as a torch.device with an index if it is a GPU.
 
     Parameters
@@ -107,7 +118,7 @@ def choose_device(device, engine):
     return torch.device("cuda", index)
 
 
-def make_engine(name, tokenizer, precision):
+def make_engine(name: str, tokenizer: Tokenizer, precision: str) -> EagerEngine | NumbaEngine:
     """The engine for a tokenizer's windows, where the tokenizer is.
 
     Parameters

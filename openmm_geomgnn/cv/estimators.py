@@ -1,17 +1,21 @@
 """From tokens to a frozen Koopman model: linear estimators and VAMPnets, with their scores on data held out."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
-from openmm_geomgnn.cv.fit_data import even_frames, evenly, features_of, frame_counter
+from openmm_geomgnn.aliases import StageProgress
+from openmm_geomgnn.cv.fit_data import TrainingFrames, even_frames, evenly, features_of, frame_counter
+from openmm_geomgnn.cv.fit_settings import FitSettings
 from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.cv.stiffness import atomic_masses
-from openmm_geomgnn.koopman import KoopmanModel, cross_validate, fit_linear, train_vampnet
+from openmm_geomgnn.koopman import KoopmanModel, Segment, cross_validate, fit_linear, train_vampnet
 from openmm_geomgnn.representation.encoder import Encoder
-from openmm_geomgnn.unfinished import fingerprint
+from openmm_geomgnn.representation.featurization import Featurization
+from openmm_geomgnn.unfinished import Unfinished, fingerprint
 from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM
 
 FOLDS = 4  # of the cross-validation of a linear CV
@@ -23,10 +27,12 @@ class Estimate(NamedTuple):
 
     mixer: Mixer
     model: KoopmanModel
-    scores: dict
+    scores: dict[str, Any]
 
 
-def estimate_linear(mixer, frames, lag, settings, progress, unfinished):
+def estimate_linear(
+    mixer: Mixer, frames: TrainingFrames, lag: int, settings: FitSettings, progress: StageProgress, unfinished: Unfinished
+) -> Estimate:
     """Principal components and TICA or VAMP of the features, with the softening of `koopman.fit_linear`."""
     rates = None
     if settings.softening:
@@ -34,7 +40,13 @@ def estimate_linear(mixer, frames, lag, settings, progress, unfinished):
     return softened_linear(mixer, frames.tokens, rates, lag, settings)
 
 
-def feature_rates(featurization, mixer, positions, settings, progress=None):
+def feature_rates(
+    featurization: Featurization,
+    mixer: Mixer,
+    positions: Sequence[Any],
+    settings: FitSettings,
+    progress: StageProgress | None = None,
+) -> np.ndarray:
     """(K, n) time derivatives per ps of the features at 300 K: at up to RATE_FRAMES frames, along drawn velocities.
 
     Central differences in double precision, which need no derivative of the features with respect to each atom.
@@ -51,12 +63,14 @@ def feature_rates(featurization, mixer, positions, settings, progress=None):
     return ((after - before) / (2 * step)).numpy()
 
 
-def softened_linear(mixer, tokens, rates, lag, settings):
+def softened_linear(
+    mixer: Mixer, tokens: Sequence[Any], rates: np.ndarray | None, lag: int, settings: FitSettings
+) -> Estimate:
     """The `Estimate` of a linear CV; rates (K, n): those of `feature_rates`, or None."""
     features = features_of(mixer, tokens)
     where = even_frames([len(part) for part in features], RATE_FRAMES)  # the frames that `rates` were taken at
 
-    def fit(training, rates=rates):
+    def fit(training: Sequence[Any], rates: np.ndarray | None = rates) -> KoopmanModel:
         return fit_linear(
             training,
             lag,
@@ -67,7 +81,7 @@ def softened_linear(mixer, tokens, rates, lag, settings):
             softening=settings.softening,
         )
 
-    def training_rates(segments):
+    def training_rates(segments: Sequence[Segment]) -> dict[str, Any]:
         """The rates at frames of these segments only: what is scored has no part in the softening either."""
         if rates is None:
             return {}
@@ -89,11 +103,13 @@ def softened_linear(mixer, tokens, rates, lag, settings):
     return Estimate(mixer, model, scores)
 
 
-def estimate_vampnet(mixer, frames, lag, settings, progress, unfinished):
+def estimate_vampnet(
+    mixer: Mixer, frames: TrainingFrames, lag: int, settings: FitSettings, progress: StageProgress, unfinished: Unfinished
+) -> Estimate:
     """A mixer trained by `koopman.train_vampnet`."""
     tokens = frames.tokens
 
-    def report(epoch, epochs, train_score, validation_score):
+    def report(epoch: int, epochs: int, train_score: float, validation_score: float | None) -> None:
         progress("train", epoch + 1, epochs)
 
     name, made_from = "vampnet", fingerprint(*tokens, *mixer.state_dict().values(), asdict(settings))
@@ -117,10 +133,10 @@ def estimate_vampnet(mixer, frames, lag, settings, progress, unfinished):
         "history": {name: [None if x is None else float(x) for x in row] for name, row in result.history.items()},
         "best_epoch": int(result.best_epoch),
     }
-    return Estimate(result.lobe, result.model, scores)
+    return Estimate(cast(Mixer, result.lobe), result.model, scores)
 
 
-def _best(history):
+def _best(history: dict[str, list[float]]) -> float | None:
     """The score that chose the epoch: no measure of how good the CV is, for being the best of many."""
     validation = [value for value in history["validation"] if value is not None]
     return float(max(validation)) if validation else None

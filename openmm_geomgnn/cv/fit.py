@@ -1,53 +1,38 @@
 """From trajectories to a collective variable: featurize, estimate, freeze, judge."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import Any
 
+import mdtraj
 import numpy as np
 
+from openmm_geomgnn.aliases import StageProgress, TopologyLike
 from openmm_geomgnn.cv.estimators import ESTIMATORS, FOLDS
-from openmm_geomgnn.cv.fit_data import Features, featurize, lengths_of, read_frames
+from openmm_geomgnn.cv.fit_data import Features, TrainingFrames, featurize, lengths_of, read_frames
+from openmm_geomgnn.cv.fit_settings import FitSettings
 from openmm_geomgnn.cv.mixers import make_mixer
+from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.cv.network import CollectiveVariable
-from openmm_geomgnn.cv.rules import check_parts, lag_in_frames
+from openmm_geomgnn.cv.rules import check_parts
 from openmm_geomgnn.cv.stiffness import stiffness
 from openmm_geomgnn.cv.verdict import judge, timescale_notes
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import check_folds, hold_out, timescales, transitions
 from openmm_geomgnn.koopman.vampnet import TEST_FRACTION, VALIDATION_FRACTION
+from openmm_geomgnn.representation.featurization import Featurization
 from openmm_geomgnn.representation.selection import as_topology
-from openmm_geomgnn.representation.spec import TokenSpec
+from openmm_geomgnn.representation.store import Embeddings
 from openmm_geomgnn.unfinished import Unfinished
 from openmm_geomgnn.units import did_you_mean
 
 
-@dataclass(frozen=True)
-class FitSettings:
-    """How a CV is fitted; see `mixers` and `koopman` for what each setting means.
-
-    `encoder` is what `Encoder.load` takes; `tokens` says how atoms become tokens. `lagtime`, `frame_interval` and
-    `softening` are in picoseconds. `training` has arguments of `koopman.train_vampnet`.
-    """
-
-    lagtime: float
-    frame_interval: float
-    encoder: str = "et-64"
-    tokens: TokenSpec = TokenSpec()
-    mixer: str = "none"
-    mixer_settings: dict = field(default_factory=dict)
-    estimator: str = "linear"
-    n_components: int = 1
-    pca: int | None = 50
-    softening: float = 0.02
-    reversible: bool = True
-    training: dict = field(default_factory=dict)
-    seed: int = 1
-
-    def lag_frames(self):
-        """The lag time in frames, by `rules.lag_in_frames`."""
-        return lag_in_frames(self.lagtime, self.frame_interval)
-
-
-def fit_cv(trajectories, topology, settings, progress=None, unfinished=None):
+def fit_cv(
+    trajectories: Sequence[mdtraj.Trajectory] | Embeddings,
+    topology: TopologyLike,
+    settings: FitSettings,
+    progress: StageProgress | None = None,
+    unfinished: Unfinished | None = None,
+) -> CollectiveVariable:
     """Fit a collective variable to trajectories of one molecule.
 
     Parameters
@@ -104,13 +89,19 @@ def fit_cv(trajectories, topology, settings, progress=None, unfinished=None):
     return cv
 
 
-def make_fit_mixer(settings, featurization):
+def make_fit_mixer(settings: FitSettings, featurization: Featurization) -> Mixer:
     """The mixer of FitSettings for the tokens of a Featurization, untrained."""
     n_tokens, _, channels = featurization.token_shape
     return make_mixer(settings.mixer, n_tokens, channels, **settings.mixer_settings)
 
 
-def make_cv(settings, featurization, mixer, koopman, training=None):
+def make_cv(
+    settings: FitSettings,
+    featurization: Featurization,
+    mixer: Mixer,
+    koopman: tuple[np.ndarray, np.ndarray, np.ndarray],
+    training: dict[str, Any] | None = None,
+) -> CollectiveVariable:
     """The CollectiveVariable of FitSettings; koopman: mean, projection and singular values."""
     return CollectiveVariable(
         featurization.encoder,
@@ -123,7 +114,7 @@ def make_cv(settings, featurization, mixer, koopman, training=None):
     )
 
 
-def _check_estimator(settings):
+def _check_estimator(settings: FitSettings) -> None:
     if settings.estimator not in ESTIMATORS:
         raise GeomGNNError(
             f"Unknown estimator '{settings.estimator}'; the choices are {', '.join(ESTIMATORS)}."
@@ -133,7 +124,14 @@ def _check_estimator(settings):
     check_parts(**{name: getattr(settings, name) for name in names})
 
 
-def _judge(cv, frames, topology, lag, settings, progress):
+def _judge(
+    cv: CollectiveVariable,
+    frames: TrainingFrames,
+    topology: TopologyLike,
+    lag: int,
+    settings: FitSettings,
+    progress: StageProgress,
+) -> None:
     """Add to a CV's training information what its values along the training data, and its gradients there, say of it."""
     features = [Features(cv.mixer, tokens) for tokens in frames.tokens]
     values = [np.concatenate([cv.project(chi).numpy() for chi in part.pieces()]) for part in features]
@@ -150,14 +148,14 @@ def _judge(cv, frames, topology, lag, settings, progress):
     facts["verdict"] = judge(facts)
 
 
-def _slow_motions(values, lag, singular_values, lagtime):
+def _slow_motions(values: Sequence[np.ndarray], lag: int, singular_values: np.ndarray, lagtime: float) -> dict[str, Any]:
     """Timescales in ps, where the data show any, and how often the components went from one extreme to the other."""
     found = transitions(values, lag, singular_values)
     known, notes = timescale_notes(timescales(singular_values, lagtime), lagtime, found.separates_runs)
     return {"timescales_ps": known, "timescale_notes": notes, "transitions": found.counts.tolist()}
 
 
-def check_data(lengths, settings):
+def check_data(lengths: Sequence[int], settings: FitSettings) -> int:
     """The lag time in frames, if trajectories of these lengths, in frames, suffice for a fit with these FitSettings.
 
     Raises

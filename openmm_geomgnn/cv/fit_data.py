@@ -1,16 +1,24 @@
 """What a collective variable is fitted to: tokens and positions, in memory or read from a store piece by piece."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import mdtraj
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from openmm_geomgnn.aliases import StageProgress
+from openmm_geomgnn.cv.fit_settings import FitSettings
+from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.representation.bond_graph import record_centres
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.featurization import Featurization, SelectedAtoms
 from openmm_geomgnn.representation.selection import bonds_of
 from openmm_geomgnn.representation.store import Embeddings, encoder_identity
-from openmm_geomgnn.unfinished import fingerprint
+from openmm_geomgnn.representation.tokens import Tokenizer
+from openmm_geomgnn.unfinished import Unfinished, fingerprint
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 PIECE = 4096  # frames that a mixer sees at once
@@ -33,22 +41,23 @@ class Features:
     lazy = True  # see `koopman.covariance.as_trajectories`
     ndim = 2
 
-    def __init__(self, mixer, tokens, frames=None):
+    def __init__(self, mixer: Mixer, tokens: Any, frames: range | None = None) -> None:
         self._mixer = mixer
         self._tokens = tokens
         self._frames = range(tokens.shape[0]) if frames is None else frames
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._frames)
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int]:
+        """Frames and features."""
         return len(self), self._mixer.out_features
 
-    def __getitem__(self, frames):
+    def __getitem__(self, frames: slice) -> "Features":
         return Features(self._mixer, self._tokens, self._frames[frames])
 
-    def pieces(self):
+    def pieces(self) -> Iterator[torch.Tensor]:
         """Yield (C, n) float tensors, in the mixer's own precision."""
         for k in range(0, len(self), PIECE):
             frames = self._frames[k : k + PIECE]
@@ -56,7 +65,7 @@ class Features:
             with torch.no_grad():
                 yield self._mixer(tokens)
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         features = np.empty(self.shape, dtype or np.float64)
         done = 0
         for piece in self.pieces():
@@ -65,7 +74,7 @@ class Features:
         return features
 
 
-def features_of(mixer, tokens):
+def features_of(mixer: Mixer, tokens: Sequence[Any]) -> Sequence[Any]:
     """`Features` for each trajectory, or arrays where all together are small."""
     features = [Features(mixer, part) for part in tokens]
     small = 8 * sum(len(part) for part in features) * mixer.out_features <= FEATURES_IN_MEMORY
@@ -75,18 +84,18 @@ def features_of(mixer, tokens):
 class StoredPositions:
     """Positions of one trajectory in a store, in angstrom as `periodic.SelectedMolecule` gives them; read where indexed."""
 
-    def __init__(self, array):
+    def __init__(self, array: Any) -> None:
         self._array = array  # (F, n, 3) in nm
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._array.shape[0]
 
-    def __getitem__(self, frames):
+    def __getitem__(self, frames: torch.Tensor) -> torch.Tensor:
         """(K, n, 3) float64 tensor at the frames of an ascending tensor of numbers."""
         return torch.from_numpy(self._array.oindex[frames.numpy()].astype(np.float64) * NM_TO_ANGSTROM)
 
 
-def even_frames(lengths, number):
+def even_frames(lengths: Sequence[int], number: int) -> list[torch.Tensor]:
     """Numbers of at most `number` frames, evenly spaced over all parts together: a tensor for each part."""
     chosen = torch.linspace(0, sum(lengths) - 1, min(number, sum(lengths))).long()
     found, first = [], 0
@@ -96,13 +105,13 @@ def even_frames(lengths, number):
     return found
 
 
-def evenly(parts, number):
+def evenly(parts: Sequence[Any], number: int) -> torch.Tensor:
     """The frames of `even_frames` of all parts together: (K, n, 3)."""
     frames = even_frames([len(part) for part in parts], number)
     return torch.cat([part[here] for part, here in zip(parts, frames, strict=True) if len(here)])
 
 
-def in_memory(arrays):
+def in_memory(arrays: Iterable[Any]) -> list[torch.Tensor]:
     """Tensors that are parts of one, from Zarr arrays of tokens: one copy of the data, in the precision of the store."""
     arrays = list(arrays)
     lengths = [array.shape[0] for array in arrays]
@@ -128,16 +137,18 @@ class TrainingFrames:
     """
 
     featurization: Featurization
-    positions: list
-    tokens: list
+    positions: list[Any]
+    tokens: list[Any]
 
 
-def lengths_of(trajectories):
+def lengths_of(trajectories: Sequence[mdtraj.Trajectory] | Embeddings) -> list[int]:
     """Frames of each trajectory, of a list of mdtraj trajectories or of a store."""
     return trajectories.lengths if isinstance(trajectories, Embeddings) else [len(part) for part in trajectories]
 
 
-def featurize(trajectories, topology, settings):
+def featurize(
+    trajectories: Sequence[mdtraj.Trajectory] | Embeddings, topology: mdtraj.Topology, settings: FitSettings
+) -> Featurization:
     """The Featurization of a fit.
 
     Parameters
@@ -160,10 +171,17 @@ def featurize(trajectories, topology, settings):
         trajectories.check_molecule(selected.table, selected.names)
         trajectories.check_made_with(spec, encoder, settings.encoder)
         spec = spec.resolved(trajectories.spec.neighbours)
+        return Featurization(selected, spec, encoder)
     return Featurization(selected, spec, encoder, structure=lambda: trajectories[0])
 
 
-def read_frames(trajectories, featurization, joined, progress, unfinished):
+def read_frames(
+    trajectories: Sequence[mdtraj.Trajectory] | Embeddings,
+    featurization: Featurization,
+    joined: bool,
+    progress: StageProgress,
+    unfinished: Unfinished,
+) -> TrainingFrames:
     """The `TrainingFrames` of trajectories, whose stereocentres are noted in the residue table.
 
     Parameters
@@ -175,21 +193,23 @@ def read_frames(trajectories, featurization, joined, progress, unfinished):
     unfinished : Unfinished
         Where tokens are kept.
     """
-    store = trajectories if isinstance(trajectories, Embeddings) else None
-    if store is not None:
-        positions = [StoredPositions(store.positions(k)) for k in range(len(store))]
+    positions: list[Any]
+    if isinstance(trajectories, Embeddings):
+        positions = [StoredPositions(trajectories.positions(k)) for k in range(len(trajectories))]
     else:
         positions = [featurization.molecule.positions(part) for part in trajectories]
     record_centres(bonds_of(featurization.table), [evenly([part], CENTRE_FRAMES) for part in positions])
-    if store is None:
-        tokens = _embed(featurization.tokenizer, positions, progress, unfinished)
-    else:
-        tokens = [store.tokens(k) for k in range(len(store))]
+    if isinstance(trajectories, Embeddings):
+        tokens = [trajectories.tokens(k) for k in range(len(trajectories))]
         tokens = in_memory(tokens) if joined else tokens
+    else:
+        tokens = _embed(featurization.tokenizer, positions, progress, unfinished)
     return TrainingFrames(featurization, positions, tokens)
 
 
-def _embed(tokenizer, positions, progress, unfinished):
+def _embed(
+    tokenizer: Tokenizer, positions: Sequence[torch.Tensor], progress: StageProgress, unfinished: Unfinished
+) -> list[torch.Tensor]:
     """Tokens of each trajectory, in pieces that are kept as soon as they are done."""
     lengths = [len(pos) for pos in positions]
     advance = frame_counter(progress, "embed", sum(lengths))
@@ -214,11 +234,11 @@ def _embed(tokenizer, positions, progress, unfinished):
     return list(tokens)
 
 
-def frame_counter(progress, stage, total):
+def frame_counter(progress: StageProgress, stage: str, total: int) -> Callable[[int], None]:
     """A callable that takes how many more frames are done and reports the sum as progress(stage, done, total)."""
     done = 0
 
-    def advance(frames):
+    def advance(frames: int) -> None:
         nonlocal done
         done += frames
         progress(stage, done, total)

@@ -1,6 +1,10 @@
 """How wide the kernels of a bias on a CV are: as a basin, but no narrower than the integrator can follow."""
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 # radians per outer step; runs at 0.5 stayed at their temperature, runs at 0.7 warmed up, runs at 1 boiled
 LARGEST_PHASE = 0.5
@@ -8,7 +12,7 @@ LARGEST_PHASE = 0.5
 WIDEST_KERNEL = 2.0
 
 
-def narrowest_width(rate, step, temperature=300.0):
+def narrowest_width(rate: npt.ArrayLike, step: float, temperature: float = 300.0) -> Any:
     """The narrowest kernels that do not heat the system, in units of the CV, as an array or a number like `rate`.
 
     A kernel of width sigma drives motions of angular frequency rate/sigma, whose phase must not advance by more than
@@ -26,12 +30,18 @@ def narrowest_width(rate, step, temperature=300.0):
     return np.asarray(rate) * np.sqrt(temperature / 300.0) * step / LARGEST_PHASE
 
 
-def is_too_stiff(width, spread):
-    """Whether the narrowest kernel is too wide for a basin, per component. spread: `in_basin_spread` of `stiffness`."""
-    return ~np.isfinite(width) | (width > WIDEST_KERNEL * np.asarray(spread))
+def is_too_stiff(width: npt.ArrayLike, spread: npt.ArrayLike) -> Any:
+    """Whether the narrowest kernel is too wide for a basin, per component; `spread` is `in_basin_spread` of `stiffness`."""
+    return ~np.isfinite(width) | (np.asarray(width) > WIDEST_KERNEL * np.asarray(spread))
 
 
-def kernel_widths(spread, narrowest, sigma=None, sigma_min=None, adaptive=False):
+def kernel_widths(
+    spread: npt.ArrayLike,
+    narrowest: np.ndarray,
+    sigma: float | Sequence[float] | None = None,
+    sigma_min: float | Sequence[float] | None = None,
+    adaptive: bool = False,
+) -> dict[str, tuple[float, ...]]:
     """What a bias needs to know of its kernels, of what is not given: {"sigma": ..., "sigma_min": ...}, tuples of float.
 
     The width is the CV's fluctuation within a basin, but no less than what the integrator can follow; a sigma_min that is
@@ -58,5 +68,5 @@ def kernel_widths(spread, narrowest, sigma=None, sigma_min=None, adaptive=False)
     return widths
 
 
-def _floats(values):
+def _floats(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)

@@ -1,21 +1,28 @@
 """A collective variable: encoder, token mixer and Koopman projection, frozen, in one file."""
 
+from collections.abc import Callable, Mapping
 from numbers import Real
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from openmm_geomgnn.aliases import PathLike, TopologyLike
 from openmm_geomgnn.cv import file as cv_file
 from openmm_geomgnn.cv.base import PRECISIONS, Bound, check_precision
 from openmm_geomgnn.cv.cuda_graph import EagerFunction, GraphedFunction
 from openmm_geomgnn.cv.engines import choose_device, make_engine
 from openmm_geomgnn.cv.mixers import make_mixer
+from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.cv.readouts import make_readout
 from openmm_geomgnn.cv.students.cv import StudentCV
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import PluginError
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.featurization import Featurization
+from openmm_geomgnn.representation.periodic import SelectedMolecule
+from openmm_geomgnn.representation.selection import ResidueTable
 from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.representation.windows import neighbours_by_number
 from torchmdnet_ext.checkpoints import build_network
@@ -53,19 +60,23 @@ class CollectiveVariable(cv_file.SavedCV):
         Scores and how it was trained: anything that JSON can hold.
     """
 
+    mean: torch.Tensor
+    projection: torch.Tensor
+    singular_values: torch.Tensor
+
     def __init__(
         self,
-        encoder,
-        mixer,
-        mean,
-        projection,
-        singular_values,
-        molecule,
+        encoder: Encoder,
+        mixer: Mixer,
+        mean: npt.ArrayLike,
+        projection: npt.ArrayLike,
+        singular_values: npt.ArrayLike,
+        molecule: ResidueTable,
         *,
-        spec=None,
-        lagtime=float("nan"),
-        training=None,
-    ):
+        spec: TokenSpec | None = None,
+        lagtime: float = float("nan"),
+        training: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False).eval()
         self.mixer = mixer.requires_grad_(False).eval()
@@ -78,19 +89,20 @@ class CollectiveVariable(cv_file.SavedCV):
         self.training_information = dict(training or {})
 
     @property
-    def dimension(self):
+    def dimension(self) -> int:
+        """Number of components, d."""
         return self.projection.shape[1]
 
     @property
-    def selection(self):
+    def selection(self) -> str | None:
         """The atoms that the CV depends on, as in `selection.select_atoms`."""
         return self.spec.selection
 
-    def project(self, chi):
-        """psi (F, d) in float64 from chi (F, n)."""
+    def project(self, chi: torch.Tensor) -> torch.Tensor:
+        """Project chi (F, n) to psi (F, d), in float64."""
         return (chi.double() - self.mean) @ self.projection
 
-    def _metadata(self):
+    def _metadata(self) -> dict[str, Any]:
         return {
             "kind": "network",
             "encoder": {
@@ -105,7 +117,7 @@ class CollectiveVariable(cv_file.SavedCV):
             "training": self.training_information,
         }
 
-    def _tensors(self):
+    def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {f"encoder.{name}": tensor for name, tensor in self.encoder.network.state_dict().items()}
         tensors.update({f"mixer.{name}": tensor for name, tensor in self.mixer.state_dict().items()})
         for name in ("mean", "projection", "singular_values"):
@@ -113,7 +125,7 @@ class CollectiveVariable(cv_file.SavedCV):
         return tensors
 
     @staticmethod
-    def load(path):
+    def load(path: PathLike) -> "CollectiveVariable | StudentCV":
         """Read a file that `save` wrote: a CollectiveVariable, or a `students.cv.StudentCV`, which is used in the same way.
 
         Raises
@@ -124,7 +136,7 @@ class CollectiveVariable(cv_file.SavedCV):
         return _of_its_kind(path, *cv_file.read(path))
 
     @staticmethod
-    def from_bytes(data, label="The data"):
+    def from_bytes(data: bytes, label: str = "The data") -> "CollectiveVariable | StudentCV":
         """The CV whose `to_bytes` returned `data`, as `load` reads it from a file; `label` stands for the path in messages.
 
         Raises
@@ -135,7 +147,9 @@ class CollectiveVariable(cv_file.SavedCV):
         return _of_its_kind(label, *cv_file.read_bytes(data, label))
 
     @classmethod
-    def from_file(cls, path, metadata, tensors):
+    def from_file(
+        cls, path: PathLike, metadata: dict[str, Any], tensors: Mapping[str, torch.Tensor]
+    ) -> "CollectiveVariable":
         """The CV of what `file.read` returned."""
         cv_file.check_fields(path, metadata, FIELDS)
         try:
@@ -167,15 +181,21 @@ class CollectiveVariable(cv_file.SavedCV):
             training=metadata["training"],
         )
 
-    def bind(self, topology, precision="single", engine="auto", device=None):
+    def bind(
+        self,
+        topology: TopologyLike | SelectedMolecule,
+        precision: str = "single",
+        engine: str = "auto",
+        device: str | torch.device | None = None,
+    ) -> "BoundCV":
         """The CV on a given topology, ready to be evaluated; see `BoundCV`."""
         return BoundCV(self, topology, precision, engine, device)
 
 
-KINDS = {"network": CollectiveVariable, "student": StudentCV}
+KINDS: dict[str, Any] = {"network": CollectiveVariable, "student": StudentCV}
 
 
-def _of_its_kind(path, metadata, tensors):
+def _of_its_kind(path: PathLike, metadata: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
     """The CollectiveVariable or StudentCV that a file holds."""
     if metadata["kind"] not in KINDS:
         raise GeomGNNError(
@@ -205,7 +225,17 @@ class BoundCV(Bound):
         "cpu", "cuda" or "cuda:0"; by default the CPU unless the engine is `cuda`.
     """
 
-    def __init__(self, cv, topology, precision="single", engine="auto", device=None):
+    mean: torch.Tensor
+    projection: torch.Tensor
+
+    def __init__(
+        self,
+        cv: CollectiveVariable,
+        topology: TopologyLike | SelectedMolecule,
+        precision: str = "single",
+        engine: str = "auto",
+        device: str | torch.device | None = None,
+    ) -> None:
         super().__init__()
         check_precision(precision)
         selected, spec = self._select(cv, topology), cv.spec
@@ -214,7 +244,7 @@ class BoundCV(Bound):
         # a copy: two precisions of one CV must not share their parameters
         dtype = PRECISIONS[precision]
         settings = cv.encoder.settings
-        network = build_network(settings, cv.encoder.network.state_dict()).to(dtype)
+        network: Any = build_network(settings, cv.encoder.network.state_dict()).to(dtype)
         encoder = Encoder(network, settings, cv.encoder.training_information, cv.encoder.name)
         featurization = Featurization(selected, spec, encoder, engine=engine)
         self.tokenizer, self.molecule = featurization.tokenizer, featurization.molecule
@@ -230,7 +260,7 @@ class BoundCV(Bound):
         self.engine_name = self._engine.name
         parts = self.tokenizer, self.mixer, self.mean, self.projection
         self._readout = make_readout(*parts, self._project, compiled=self.engine_name == "numba")
-        self._function = None
+        self._function: EagerFunction | GraphedFunction | None = None
         if self.device.type != "cpu":
             if self.engine_name == "cuda":
                 self._function = GraphedFunction(self.single, self, network.distance.every_pair)
@@ -238,36 +268,39 @@ class BoundCV(Bound):
                 self._function = EagerFunction(self.single)
 
     @property
-    def dimension(self):
+    def dimension(self) -> int:
+        """Number of components, d."""
         return self.projection.shape[1]
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
+        """Where the CV is evaluated."""
         return self.projection.device
 
     @property
-    def takes_tensors(self):
+    def takes_tensors(self) -> bool:
         """Whether `value_and_vjp` takes positions that are on a GPU as well."""
         return self._function is not None
 
     @property
-    def frames_per_pass(self):
+    def frames_per_pass(self) -> int:
         """Frames that `forward` takes at once without using much memory."""
         return self.tokenizer.frames_per_pass
 
-    def _project(self, tokens):
+    def _project(self, tokens: torch.Tensor) -> torch.Tensor:
         return (self.mixer(tokens).double() - self.mean) @ self.projection
 
-    def forward(self, pos):
-        """psi (F, d), float64, of whole molecules `pos` (F, n, 3) in angstrom; differentiable."""
+    def forward(self, pos: torch.Tensor) -> torch.Tensor:
+        """Evaluate psi (F, d), float64, on whole molecules `pos` (F, n, 3) in angstrom; differentiable."""
         return self._project(self.tokenizer(pos.to(self.dtype)))
 
-    def single(self, pos):
-        """psi (d,), float64, of one whole molecule `pos` (n, 3) in angstrom, by the fast engine; differentiable."""
-        return self._project(self.tokenizer.pool(*self._engine(pos), 1))[0]
+    def single(self, pos: torch.Tensor) -> torch.Tensor:
+        """Evaluate psi (d,), float64, on one whole molecule `pos` (n, 3) in angstrom, by the fast engine; differentiable."""
+        x, v = self._engine(pos)
+        return self._project(self.tokenizer.pool(x, v, 1))[0]
 
-    def value_and_vjp(self, pos):
-        """psi (d,) of one whole molecule and its vector-Jacobian product, for the forces of a bias.
+    def value_and_vjp(self, pos: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
+        """Evaluate psi (d,) on one whole molecule, and its vector-Jacobian product, for the forces of a bias.
 
         Parameters
         ----------
@@ -281,30 +314,32 @@ class BoundCV(Bound):
             Takes weights (d,), an ndarray, to the gradient (n, 3) of their product with psi: an ndarray, or a tensor on the
             CV's device if `pos` is a tensor.
         """
-        if self.takes_tensors:
-            return self._tensor_value_and_vjp(pos)
+        if self._function is not None:
+            return self._tensor_value_and_vjp(self._function, pos)
         x, v, features_vjp = self._engine.features_and_vjp(pos)
         psi, readout_vjp = self._readout(x, v)
         return psi, lambda weights: features_vjp(*readout_vjp(weights))
 
-    def warm_up(self, announce):
+    def warm_up(self, announce: Callable[[], None]) -> None:
         """Compile the engine's kernels if no process has done so yet; `announce` is called before, as it takes long."""
         if getattr(self._engine, "needs_compiling", False) or self._readout.needs_compiling:
             announce()
             self.value_and_vjp(np.zeros((len(self.atoms), 3)))[1](np.ones(self.dimension))
 
-    def _tensor_value_and_vjp(self, pos):
+    def _tensor_value_and_vjp(
+        self, function: EagerFunction | GraphedFunction, pos: Any
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
         """As `value_and_vjp`; of a tensor only psi and the weights go from one device to the other."""
-        psi, vjp = self._function.value_and_vjp(torch.as_tensor(pos, dtype=torch.float64, device=self.device))
+        psi, vjp = function.value_and_vjp(torch.as_tensor(pos, dtype=torch.float64, device=self.device))
 
-        def gradient(weights):
+        def gradient(weights: np.ndarray) -> Any:
             rows = vjp(torch.as_tensor(weights, device=self.device))
             return rows if isinstance(pos, torch.Tensor) else rows.cpu().numpy()
 
         return psi.cpu().numpy(), gradient
 
-    def compute_whole(self, pos, progress=None):
-        """psi (F, d) ndarray of whole molecules `pos` (F, n, 3) in angstrom, in chunks."""
+    def compute_whole(self, pos: torch.Tensor | np.ndarray, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Evaluate psi (F, d) on whole molecules `pos` (F, n, 3) in angstrom, in chunks."""
         with torch.no_grad():
             tokens = self.tokenizer.embed(torch.as_tensor(pos, device=self.device), progress)
             return torch.cat([self._project(chunk) for chunk in tokens.split(4096)]).cpu().numpy()

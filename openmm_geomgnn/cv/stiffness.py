@@ -1,8 +1,14 @@
 """How hard a collective variable pulls on the atoms, how far it fluctuates within a basin, and what range it covers."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mdtraj
 import numpy as np
 import torch
 
+from openmm_geomgnn.aliases import TopologyLike
+from openmm_geomgnn.cv.file import SavedCV
 from openmm_geomgnn.cv.fit_data import evenly
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM
@@ -11,7 +17,14 @@ GRADIENT_FRAMES = 200  # at which the gradient of a CV is taken
 SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one basin
 
 
-def stiffness(cv, topology, positions, frame_interval, values=None, progress=None):
+def stiffness(
+    cv: SavedCV,
+    topology: TopologyLike,
+    positions: Sequence[Any],
+    frame_interval: float,
+    values: Sequence[np.ndarray] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """How hard a CV pulls on the atoms, and how much it fluctuates within a basin.
 
     A bias of width sigma on a CV drives motions of angular frequency Omega = rate / sigma; a simulation whose outer step
@@ -62,6 +75,6 @@ def stiffness(cv, topology, positions, frame_interval, values=None, progress=Non
     }
 
 
-def atomic_masses(topology, atoms):
+def atomic_masses(topology: mdtraj.Topology, atoms: np.ndarray) -> torch.Tensor:
     """(n,) float64 tensor of the elements' masses in amu."""
     return torch.tensor([topology.atom(int(index)).element.mass for index in atoms], dtype=torch.float64)

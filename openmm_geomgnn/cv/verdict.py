@@ -1,6 +1,14 @@
 """What the figures of a fitted collective variable mean: whether it is worth a biased simulation, and why."""
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
 from openmm_geomgnn.cv.kernel_widths import is_too_stiff, narrowest_width
+
+# a grade and why
+Reason: TypeAlias = tuple[str, str]
+# "grade" and "reasons"
+Verdict: TypeAlias = dict[str, Any]
 
 GRADES = ("usable", "weak", "not usable")
 SEPARATES = "separates runs; no timescale"
@@ -15,7 +23,9 @@ STIFF_STEP = 0.002  # ps; a CV that is too stiff even when the bias is evaluated
 GOOD_R2, LEAST_R2 = 0.98, 0.5  # of a student
 
 
-def timescale_notes(timescales, lagtime, separates_runs):
+def timescale_notes(
+    timescales: Iterable[float], lagtime: float, separates_runs: Iterable[bool]
+) -> tuple[list[float | None], list[str]]:
     """(timescales, notes), for each component: picoseconds or None, and why there is none or "".
 
     Parameters
@@ -33,12 +43,12 @@ def timescale_notes(timescales, lagtime, separates_runs):
     return known, notes
 
 
-def judge(facts):
+def judge(facts: Mapping[str, Any]) -> Verdict:
     """The verdict on a fitted CV: {"grade": one of GRADES, "reasons": sentences}, by its `training_information`."""
     return _verdict([*_scores(facts), *_timescales(facts), *_stiffness(facts)])
 
 
-def judge_student(facts, r2):
+def judge_student(facts: Mapping[str, Any], r2: Sequence[float]) -> Verdict:
     """The verdict on a student: that on its teacher, whose `facts` are known, and how well it reproduces it (R2)."""
     teacher = facts.get("verdict")
     reasons = [(teacher["grade"], _of_the_teacher(reason)) for reason in teacher["reasons"]] if teacher else []
@@ -48,24 +58,24 @@ def judge_student(facts, r2):
     return _verdict(reasons)
 
 
-def _of_the_teacher(reason):
+def _of_the_teacher(reason: str) -> str:
     if reason.startswith("it "):
         return f"its teacher {reason[3:]}"
     return f"its teacher's {reason}" if reason.startswith("cv.") else f"for its teacher, {reason}"
 
 
-def in_words(verdict):
+def in_words(verdict: Mapping[str, Any]) -> str:
     """One line: the grade and the reasons."""
     return ": ".join([verdict["grade"], *filter(None, ["; ".join(verdict["reasons"])])])
 
 
-def _verdict(reasons):
+def _verdict(reasons: Sequence[Reason]) -> Verdict:
     worst = max((GRADES.index(grade) for grade, _ in reasons), default=0)
     ordered = sorted(reasons, key=lambda reason: -GRADES.index(reason[0]))
     return {"grade": GRADES[worst], "reasons": [text for _, text in ordered]}
 
 
-def _scores(facts):
+def _scores(facts: Mapping[str, Any]) -> Iterator[Reason]:
     """(grade, reason) pairs by the VAMP-2 scores; a constant scores 1."""
     held_out, training = facts.get("vamp2_held_out"), facts["vamp2_training"]
     if held_out is None:
@@ -87,7 +97,7 @@ def _scores(facts):
         yield "weak", f"{score} and {training:.3f} in training: it is over-fitted. Use more data or a smaller pca"
 
 
-def _timescales(facts):
+def _timescales(facts: Mapping[str, Any]) -> Iterator[Reason]:
     """(grade, reason) pairs by what the data show of the slow motions."""
     notes, counts = facts["timescale_notes"], facts["transitions"]
     for number, (note, count) in enumerate(zip(notes, counts, strict=True), start=1):
@@ -116,7 +126,7 @@ def _timescales(facts):
             )
 
 
-def _stiffness(facts):
+def _stiffness(facts: Mapping[str, Any]) -> Iterator[Reason]:
     """(grade, reason) pairs by how hard it pulls."""
     for number, (rate, spread) in enumerate(zip(facts["rate_300K_per_ps"], facts["in_basin_spread"], strict=True), start=1):
         width = narrowest_width(rate, STIFF_STEP)

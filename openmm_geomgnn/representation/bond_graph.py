@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import mdtraj
 import numpy as np
+import numpy.typing as npt
 
 from openmm_geomgnn.errors import GeomGNNError
 
@@ -258,23 +259,24 @@ def centres(parts: Sequence[BondFacts | None]) -> list[Centre]:
     return found
 
 
-def handedness(found: Sequence[Centre], pos: np.ndarray) -> np.ndarray:
+def handedness(found: Sequence[Centre], pos: npt.ArrayLike) -> np.ndarray:
     """Triple products (K, F) of the unit vectors to three neighbours of `Centre`s; NaN where a bond is torn.
 
     `pos` is (F, n, 3) in angstrom; a few of the frames are looked at.
     """
-    pos = pos[np.unique(np.linspace(0, len(pos) - 1, min(len(pos), _FRAMES)).astype(int))]
+    frames = np.asarray(pos)
+    frames = frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _FRAMES)).astype(int))]
     if not found:
-        return np.zeros((0, len(pos)))
+        return np.zeros((0, len(frames)))
     rows = np.array([centre.rows for centre in found])
-    vectors = pos[:, rows[:, 1:]] - pos[:, rows[:, :1]]  # (F, K, 3, 3)
+    vectors = frames[:, rows[:, 1:]] - frames[:, rows[:, :1]]  # (F, K, 3, 3)
     lengths = np.linalg.norm(vectors, axis=-1)
     good = ((lengths > 0.1) & (lengths < _LONGEST_BOND)).all(axis=-1)
     volumes = np.linalg.det(vectors / np.maximum(lengths, 0.1)[..., None])
     return np.where(good, volumes, np.nan).T
 
 
-def known_signs(found: Sequence[Centre], pos: np.ndarray) -> dict[str, int]:
+def known_signs(found: Sequence[Centre], pos: npt.ArrayLike) -> dict[str, int]:
     """{key: 1 or -1} of the centres that are tetrahedral and have one handedness in all frames."""
     signs = {}
     for centre, values in zip(found, handedness(found, pos), strict=True):
@@ -284,7 +286,7 @@ def known_signs(found: Sequence[Centre], pos: np.ndarray) -> dict[str, int]:
     return signs
 
 
-def inverted(found: Sequence[Centre], signs: Mapping[str, int], pos: np.ndarray) -> list[Centre]:
+def inverted(found: Sequence[Centre], signs: Mapping[str, int], pos: npt.ArrayLike) -> list[Centre]:
     """The `Centre`s that are the mirror image of what `signs` (of `known_signs`) says, in conformations (F, n, 3)."""
     compared = [centre for centre in found if centre.key in signs]
     wrong = []
@@ -295,7 +297,7 @@ def inverted(found: Sequence[Centre], signs: Mapping[str, int], pos: np.ndarray)
     return wrong
 
 
-def record_centres(parts: Sequence[BondFacts], trajectories: Iterable[np.ndarray]) -> None:
+def record_centres(parts: Sequence[BondFacts], trajectories: Iterable[npt.ArrayLike]) -> None:
     """Note which way round the stereocentres of a molecule are: `centres` of each part of `parts`, {key: 1 or -1}.
 
     `trajectories` has the positions (F, n, 3) of each, in angstrom.

@@ -3,6 +3,8 @@
 A bias drives a simulation to where the data it was learned from have nothing. The teacher can be asked there.
 """
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 from openmm_geomgnn.cv.students.coordinates import bonded, rotatable_bonds
@@ -33,7 +35,7 @@ class Moves:
         As of `coordinates.rotatable_bonds`: those about which the frames differ.
     """
 
-    def __init__(self, bonds, frames, displacement, seed):
+    def __init__(self, bonds: Iterable[tuple[int, int]], frames: np.ndarray, displacement: float, seed: int) -> None:
         self.displacement = displacement
         self._frames = frames
         self._rng = np.random.default_rng(seed)
@@ -48,11 +50,11 @@ class Moves:
         self._apart = self._apart.reshape(-1, 2)
         self._closest = _CLOSEST * self._shortest(sample).min()
 
-    def displaced(self, frames):
+    def displaced(self, frames: np.ndarray) -> np.ndarray:
         """(F, n, 3): every atom displaced at random."""
         return frames + self.displacement * self._rng.normal(size=frames.shape)
 
-    def turned(self, number):
+    def turned(self, number: int) -> np.ndarray:
         """At most `number` frames (K, n, 3), each turned about one or two bonds by any angle; no atoms on top of others."""
         kept = [self._frames[:0]]
         for _ in range(_ROUNDS if self.turnable else 0):
@@ -62,13 +64,13 @@ class Moves:
                 kept.append(made[self._shortest(made) > self._closest])
         return np.concatenate(kept)
 
-    def drawn(self, number):
+    def drawn(self, number: int) -> np.ndarray:
         """(number, n, 3) frames drawn at random, all of them once before any of them twice."""
         rounds = -(-number // len(self._frames))
         order = np.concatenate([self._rng.permutation(len(self._frames)) for _ in range(rounds)])
         return self._frames[order[:number]]
 
-    def _turn(self, pos):
+    def _turn(self, pos: np.ndarray) -> np.ndarray:
         pos = pos.copy()
         for _ in range(self._rng.integers(1, MOST_TURNS + 1)):
             a, b, rows = self.turnable[self._rng.integers(len(self.turnable))]
@@ -80,14 +82,14 @@ class Moves:
             pos[rows] = pos[b] + arms * np.cos(angle) + np.cross(axis, arms) * np.sin(angle) + along
         return pos
 
-    def _shortest(self, frames):
+    def _shortest(self, frames: np.ndarray) -> np.ndarray:
         if len(self._apart) == 0:
             return np.full(len(frames), np.inf)
         first, second = self._apart.T
         return np.array([np.linalg.norm(pos[first] - pos[second], axis=1).min() for pos in frames])
 
 
-def _spread(frames, partners, a, b):
+def _spread(frames: np.ndarray, partners: Sequence[Sequence[int]], a: int, b: int) -> float:
     """Circular standard deviation, rad, of one torsion about a bond; the others about it turn with it."""
     i, k = next(x for x in partners[a] if x != b), next(x for x in partners[b] if x != a)
     p, q, r = (frames[:, y] - frames[:, x] for x, y in ((i, a), (a, b), (b, k)))

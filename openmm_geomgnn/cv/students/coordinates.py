@@ -1,8 +1,10 @@
 """The internal coordinates that a student sees: torsions, as cosine and sine, and distances between fixed atoms."""
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -25,19 +27,22 @@ class InternalCoordinates(nn.Module):
     distances : (D, 2) int array
     """
 
-    def __init__(self, torsions, distances):
+    torsions: torch.Tensor
+    distances: torch.Tensor
+
+    def __init__(self, torsions: npt.ArrayLike | torch.Tensor, distances: npt.ArrayLike | torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("torsions", torch.tensor(np.array(torsions), dtype=torch.int64).reshape(-1, 4))
         self.register_buffer("distances", torch.tensor(np.array(distances), dtype=torch.int64).reshape(-1, 2))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 2 * len(self.torsions) + len(self.distances)
 
-    def forward(self, pos):
-        """(F, 2T + D): all cosines, all sines, all distances, of positions (F, n, 3), angstrom; differentiable."""
+    def forward(self, pos: torch.Tensor) -> torch.Tensor:
+        """All cosines, sines and distances, (F, 2T + D), of positions (F, n, 3) in angstrom; differentiable."""
         return torch.cat([*_cosines_and_sines(self._ends(pos, self.torsions)), _lengths(self._apart(pos))], dim=1)
 
-    def with_gradients(self, pos):
+    def with_gradients(self, pos: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The coordinates of frames (F, n, 3), and their own gradients, which `gradient` takes.
 
         Returns
@@ -58,13 +63,15 @@ class InternalCoordinates(nn.Module):
         return torch.cat([*parts, lengths], dim=1).detach(), *slopes, apart / lengths.unsqueeze(2)
 
     @staticmethod
-    def _ends(pos, rows):
+    def _ends(pos: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return pos.index_select(1, rows.flatten()).unflatten(1, rows.shape)
 
-    def _apart(self, pos):
+    def _apart(self, pos: torch.Tensor) -> torch.Tensor:
         return pos.index_select(1, self.distances[:, 1]) - pos.index_select(1, self.distances[:, 0])
 
-    def gradient(self, by_coordinates, cosines, sines, distances, n_atoms):
+    def gradient(
+        self, by_coordinates: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, distances: torch.Tensor, n_atoms: int
+    ) -> torch.Tensor:
         """Gradient (F, n, 3) by the positions, from that by the coordinates (F, 2T + D); linear and differentiable in it."""
         count = len(self.torsions)
         by_cosine, by_sine, by_distance = by_coordinates.split([count, count, len(self.distances)], dim=1)
@@ -78,7 +85,7 @@ class InternalCoordinates(nn.Module):
         return total
 
 
-def _cosines_and_sines(quadruples):
+def _cosines_and_sines(quadruples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(F, T) each, from the positions of the atoms of torsions (F, T, 4, 3)."""
     a, b, c = quadruples.diff(dim=2).unbind(2)
     m, n = torch.linalg.cross(a, b), torch.linalg.cross(b, c)
@@ -87,14 +94,14 @@ def _cosines_and_sines(quadruples):
     return (m * n).sum(2) * scale, length * (a * n).sum(2) * scale
 
 
-def _lengths(apart):
+def _lengths(apart: torch.Tensor) -> torch.Tensor:
     return (apart.square().sum(2) + TOUCHING).sqrt()
 
 
 # --------------------------------------------------------------------------------------------------- which coordinates
 
 
-def proper_torsions(bonds, n_atoms):
+def proper_torsions(bonds: Iterable[tuple[int, int]], n_atoms: int) -> np.ndarray:
     """(T, 4) int64: all chains of three bonds, each once, sorted by the bond in the middle.
 
     Parameters
@@ -115,16 +122,16 @@ def proper_torsions(bonds, n_atoms):
     return np.array(found, dtype=np.int64).reshape(-1, 4)
 
 
-def bonded(bonds, n_atoms):
+def bonded(bonds: Iterable[tuple[int, int]], n_atoms: int) -> list[list[int]]:
     """For each atom a sorted list of those it has a bond to."""
-    partners = [set() for _ in range(n_atoms)]
+    partners: list[set[int]] = [set() for _ in range(n_atoms)]
     for a, b in bonds:
         partners[a].add(b)
         partners[b].add(a)
     return [sorted(others) for others in partners]
 
 
-def nearest_pairs(pos, bonds, candidates, limit):
+def nearest_pairs(pos: np.ndarray, bonds: Iterable[tuple[int, int]], candidates: npt.ArrayLike, limit: int) -> np.ndarray:
     """(D, 2) int64: at most `limit` of the pairs: bonds and angles, which hold what is stiff, then the nearest on average.
 
     Parameters
@@ -145,7 +152,7 @@ def nearest_pairs(pos, bonds, candidates, limit):
     return candidates[np.sort(chosen)]
 
 
-def rotatable_bonds(bonds, n_atoms):
+def rotatable_bonds(bonds: Iterable[tuple[int, int]], n_atoms: int) -> list[tuple[int, int, np.ndarray]]:
     """Bonds that part the molecule, with something to turn on either side.
 
     Returns
@@ -164,7 +171,7 @@ def rotatable_bonds(bonds, n_atoms):
     return found
 
 
-def _side(partners, start, other):
+def _side(partners: Sequence[Sequence[int]], start: int, other: int) -> set[int]:
     """Atoms that can be reached from `start` without the bond to `other`."""
     seen, waiting = {start}, deque([start])
     while waiting:

@@ -2,17 +2,23 @@
 
 import importlib
 import importlib.util
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
+import mdtraj
 import numpy as np
 import torch
 
+from openmm_geomgnn.aliases import PathLike, TopologyLike
 from openmm_geomgnn.cv import file as cv_file
-from openmm_geomgnn.cv.base import Bound, check_precision
+from openmm_geomgnn.cv.base import Bound, ValueAndVJP, check_precision
 from openmm_geomgnn.cv.engines import ENGINES, choose_device
 from openmm_geomgnn.cv.students.coordinates import InternalCoordinates
 from openmm_geomgnn.cv.students.network import StudentNetwork
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.periodic import SelectedMolecule
+from openmm_geomgnn.representation.selection import ResidueTable
 from openmm_geomgnn.units import did_you_mean
 
 PAIRS_PER_PASS = 1_000_000  # coordinates of all frames that are computed at once
@@ -42,12 +48,21 @@ class StudentCV(cv_file.SavedCV):
     """
 
     def __init__(
-        self, network, coordinates, atoms, molecule, *, selection=None, near=(), lagtime=float("nan"), training=None
-    ):
+        self,
+        network: StudentNetwork,
+        coordinates: InternalCoordinates,
+        atoms: Iterable[Sequence[Any]],
+        molecule: ResidueTable,
+        *,
+        selection: str | None = None,
+        near: Iterable[Sequence[int]] = (),
+        lagtime: float = float("nan"),
+        training: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.network = network.double().requires_grad_(False).eval()
         self.coordinates = coordinates
-        self.atoms = [[int(residue), str(name)] for residue, name in atoms]
+        self.atoms: list[list[Any]] = [[int(residue), str(name)] for residue, name in atoms]
         self.molecule = molecule
         self.selection = selection
         self.near = [[int(a), int(b)] for a, b in near]
@@ -55,10 +70,11 @@ class StudentCV(cv_file.SavedCV):
         self.training_information = dict(training or {})
 
     @property
-    def dimension(self):
+    def dimension(self) -> int:
+        """Number of components, d."""
         return self.network.last.out_features
 
-    def _metadata(self):
+    def _metadata(self) -> dict[str, Any]:
         return {
             "kind": "student",
             "atoms": self.atoms,
@@ -69,12 +85,12 @@ class StudentCV(cv_file.SavedCV):
             "training": self.training_information,
         }
 
-    def _tensors(self):
+    def _tensors(self) -> dict[str, torch.Tensor]:
         modules = {"network": self.network, "coordinates": self.coordinates}
         return {f"{part}.{name}": tensor for part in modules for name, tensor in modules[part].state_dict().items()}
 
     @classmethod
-    def from_file(cls, path, metadata, tensors):
+    def from_file(cls, path: PathLike, metadata: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> "StudentCV":
         """The CV of what `file.read` returned."""
         cv_file.check_fields(path, metadata, {"atoms": list, "near": list})
         try:
@@ -96,12 +112,18 @@ class StudentCV(cv_file.SavedCV):
             training=metadata["training"],
         )
 
-    def bind(self, topology, precision="single", engine="auto", device=None):
+    def bind(
+        self,
+        topology: TopologyLike | SelectedMolecule,
+        precision: str = "single",
+        engine: str = "auto",
+        device: str | torch.device | None = None,
+    ) -> "BoundStudent":
         """The CV on a given topology, ready to be evaluated; see `BoundStudent`."""
         return BoundStudent(self, topology, precision, engine, device)
 
 
-def named_atoms(topology, atoms):
+def named_atoms(topology: mdtraj.Topology, atoms: np.ndarray) -> list[list[Any]]:
     """[residue, name] of the selected atoms, with residues numbered as in `selection.residue_table`.
 
     Raises
@@ -109,13 +131,13 @@ def named_atoms(topology, atoms):
     GeomGNNError
         If two atoms of a residue have the same name.
     """
-    numbers, found = {}, []
+    numbers: dict[int, int] = {}
+    found: list[list[Any]] = []
     for index in atoms:
         atom = topology.atom(int(index))
         found.append([numbers.setdefault(atom.residue.index, len(numbers)), atom.name])
     if len(set(map(tuple, found))) < len(found):
-        seen = set()
-        residue, name = next(key for key in map(tuple, found) if key in seen or seen.add(key))
+        residue, name = next(key for k, key in enumerate(map(tuple, found)) if list(key) in found[:k])
         raise GeomGNNError(
             f"Residue {residue + 1} of the selection has several atoms of the name {name}, but a student tells atoms by "
             "their names. Give every atom of a residue a name of its own in the topology."
@@ -141,9 +163,14 @@ class BoundStudent(Bound):
         "cpu": a GPU would take longer to be asked than the CPU takes to answer.
     """
 
-    takes_tensors = False  # positions are an ndarray, see `cv.BoundCV`
-
-    def __init__(self, cv, topology, precision="single", engine="auto", device=None):
+    def __init__(
+        self,
+        cv: StudentCV,
+        topology: TopologyLike | SelectedMolecule,
+        precision: str = "single",
+        engine: str = "auto",
+        device: str | torch.device | None = None,
+    ) -> None:
         super().__init__()
         check_precision(precision)
         if choose_device(device, engine).type != "cpu":
@@ -164,42 +191,43 @@ class BoundStudent(Bound):
         self.engine_name = "eager" if self._compiled is None else "numba"
 
     @property
-    def dimension(self):
+    def dimension(self) -> int:
+        """Number of components, d."""
         return self.network.last.out_features
 
     @property
-    def frames_per_pass(self):
+    def frames_per_pass(self) -> int:
         """Frames that `forward` takes at once without using much memory."""
         return max(1, PAIRS_PER_PASS // max(1, len(self.coordinates)))
 
-    def forward(self, pos):
-        """psi (F, d), float64, of whole molecules `pos` (F, n, 3) in angstrom; differentiable."""
+    def forward(self, pos: torch.Tensor) -> torch.Tensor:
+        """Evaluate psi (F, d), float64, on whole molecules `pos` (F, n, 3) in angstrom; differentiable."""
         return self.network(self.coordinates(pos.double()))
 
-    def single(self, pos):
-        """psi (d,), float64, of one whole molecule `pos` (n, 3) in angstrom; differentiable."""
+    def single(self, pos: torch.Tensor) -> torch.Tensor:
+        """Evaluate psi (d,), float64, on one whole molecule `pos` (n, 3) in angstrom; differentiable."""
         return self(pos.unsqueeze(0))[0]
 
-    def value_and_vjp(self, pos):
-        """psi (d,) of one whole molecule and its vector-Jacobian product, as that of `cv.BoundCV`."""
+    def value_and_vjp(self, pos: np.ndarray) -> ValueAndVJP:
+        """Evaluate psi (d,) on one whole molecule, and its vector-Jacobian product, as `cv.BoundCV` does."""
         if self._compiled is not None:
             return self._compiled(np.ascontiguousarray(pos, dtype=np.float64))
-        pos = torch.tensor(pos, dtype=torch.float64, requires_grad=True)
-        psi = self.single(pos)
+        there = torch.tensor(pos, dtype=torch.float64, requires_grad=True)
+        psi = self.single(there)
 
-        def vjp(weights):
-            return torch.autograd.grad(psi, pos, torch.from_numpy(weights), retain_graph=True)[0].numpy()
+        def vjp(weights: np.ndarray) -> np.ndarray:
+            return torch.autograd.grad(psi, there, torch.from_numpy(weights), retain_graph=True)[0].numpy()
 
         return psi.detach().numpy(), vjp
 
-    def warm_up(self, announce):
+    def warm_up(self, announce: Callable[[], None]) -> None:
         """Compile the kernels if no process has done so yet; `announce` is called before, as it takes long."""
         if self._compiled is not None and kernels().needs_compiling():
             announce()
             self.value_and_vjp(np.zeros((len(self.atoms), 3)))[1](np.ones(self.dimension))
 
-    def compute_whole(self, pos, progress=None):
-        """psi (F, d) ndarray of whole molecules `pos` (F, n, 3) in angstrom, in chunks."""
+    def compute_whole(self, pos: torch.Tensor | np.ndarray, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Evaluate psi (F, d) on whole molecules `pos` (F, n, 3) in angstrom, in chunks."""
         values = []
         with torch.no_grad():
             for chunk in torch.as_tensor(pos).split(self.frames_per_pass):
@@ -209,7 +237,7 @@ class BoundStudent(Bound):
         return torch.cat(values).numpy()
 
 
-def _rows(cv, named):
+def _rows(cv: StudentCV, named: Sequence[Sequence[Any]]) -> np.ndarray:
     """(n,) the row, among the selected atoms of a topology, of each atom of a student."""
     row = {tuple(key): k for k, key in enumerate(named)}
     missing = [key for key in map(tuple, cv.atoms) if key not in row]
@@ -224,7 +252,7 @@ def _rows(cv, named):
     return np.array([row[key] for key in map(tuple, cv.atoms)], dtype=np.int64)
 
 
-def _use_numba(engine):
+def _use_numba(engine: str) -> bool:
     if engine not in ENGINES:
         near = did_you_mean(engine, ENGINES)
         raise GeomGNNError(f"Unknown engine '{engine}'; the choices are {', '.join(ENGINES)}.{near}")
@@ -237,16 +265,16 @@ def _use_numba(engine):
     return there and engine != "eager"
 
 
-def kernels():
+def kernels() -> ModuleType:
     """The compiled kernels; Numba is there where it is wanted only."""
     return importlib.import_module("openmm_geomgnn.cv.students.kernels")
 
 
-def _compiled(coordinates, network):
+def _compiled(coordinates: InternalCoordinates, network: StudentNetwork) -> Callable[[np.ndarray], ValueAndVJP]:
     """A function from positions (n, 3), float64 in angstrom, to psi and its vector-Jacobian product, compiled."""
     forward, backward = kernels().forward, kernels().backward
 
-    def array(tensor):
+    def array(tensor: Any) -> np.ndarray:
         return np.ascontiguousarray(tensor.detach().numpy())
 
     torsions, distances = array(coordinates.torsions), array(coordinates.distances)
@@ -255,10 +283,10 @@ def _compiled(coordinates, network):
     (w1, b1), (w2, b2), (w3, b3) = ((array(layer.weight), array(layer.bias)) for layer in layers)
     w0 = array(network.skip.weight)
 
-    def value_and_vjp(pos):
+    def value_and_vjp(pos: np.ndarray) -> ValueAndVJP:
         psi, x, h1, h2 = forward(pos, torsions, distances, mean, inverse_scale, w1, b1, w2, b2, w3, b3, w0)
 
-        def vjp(weights):
+        def vjp(weights: np.ndarray) -> np.ndarray:
             return backward(pos, weights, x, h1, h2, torsions, distances, inverse_scale, w1, w2, w3, w0)
 
         return psi, vjp

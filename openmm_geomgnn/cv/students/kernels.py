@@ -4,7 +4,9 @@ The functions keep nothing between calls; what the product needs of an evaluatio
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -18,27 +20,27 @@ _FAST = {"reassoc", "contract", "arcp", "nsz"}
 _SOURCES = [Path(__file__).with_name(f"{name}.py") for name in ("kernels", "coordinates", "network")]
 
 
-def _compiled(function):
+def _compiled(function: Callable[..., Any]) -> Any:
     return keep_compiled(njit(fastmath=_FAST, error_model="numpy")(function), _SOURCES)
 
 
 @njit(fastmath=_FAST, error_model="numpy", inline="always")
-def _cross(a, b):
+def _cross(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float, float]:
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
 @njit(fastmath=_FAST, error_model="numpy", inline="always")
-def _dot(a, b):
+def _dot(a: tuple[float, float, float], b: tuple[float, float, float]) -> float:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 @njit(fastmath=_FAST, error_model="numpy", inline="always")
-def _between(pos, i, j):
+def _between(pos: np.ndarray, i: int, j: int) -> tuple[float, float, float]:
     return pos[j, 0] - pos[i, 0], pos[j, 1] - pos[i, 1], pos[j, 2] - pos[i, 2]
 
 
 @njit(fastmath=_FAST, error_model="numpy")
-def _layer(weight, bias, x):
+def _layer(weight: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
     """tanh(W x + b)."""
     out = np.empty(len(bias))
     for row in range(len(bias)):
@@ -50,8 +52,8 @@ def _layer(weight, bias, x):
 
 
 @njit(fastmath=_FAST, error_model="numpy")
-def _add_transposed(weight, gradient, out):
-    """out += W^T g."""
+def _add_transposed(weight: np.ndarray, gradient: np.ndarray, out: np.ndarray) -> None:
+    """Add W^T g to `out`."""
     for row in range(len(gradient)):
         factor = gradient[row]
         for column in range(len(out)):
@@ -59,8 +61,21 @@ def _add_transposed(weight, gradient, out):
 
 
 @_compiled
-def forward(pos, torsions, distances, mean, inverse_scale, w1, b1, w2, b2, w3, b3, w0):
-    """s (d,) of positions (n, 3) in angstrom; and the bounded coordinates and the outputs of both hidden layers."""
+def forward(
+    pos: np.ndarray,
+    torsions: np.ndarray,
+    distances: np.ndarray,
+    mean: np.ndarray,
+    inverse_scale: np.ndarray,
+    w1: np.ndarray,
+    b1: np.ndarray,
+    w2: np.ndarray,
+    b2: np.ndarray,
+    w3: np.ndarray,
+    b3: np.ndarray,
+    w0: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Evaluate s (d,) on positions (n, 3) in angstrom; and the bounded coordinates and the outputs of both hidden layers."""
     count = len(torsions)
     x = np.empty(len(mean))
     for t in range(count):
@@ -89,7 +104,20 @@ def forward(pos, torsions, distances, mean, inverse_scale, w1, b1, w2, b2, w3, b
 
 
 @_compiled
-def backward(pos, weights, x, h1, h2, torsions, distances, inverse_scale, w1, w2, w3, w0):
+def backward(
+    pos: np.ndarray,
+    weights: np.ndarray,
+    x: np.ndarray,
+    h1: np.ndarray,
+    h2: np.ndarray,
+    torsions: np.ndarray,
+    distances: np.ndarray,
+    inverse_scale: np.ndarray,
+    w1: np.ndarray,
+    w2: np.ndarray,
+    w3: np.ndarray,
+    w0: np.ndarray,
+) -> np.ndarray:
     """Gradient (n, 3) of the product of weights (d,) and s, from what `forward` returned at these positions."""
     g2 = np.zeros(len(h2))
     _add_transposed(w3, weights, g2)
@@ -146,6 +174,6 @@ def backward(pos, weights, x, h1, h2, torsions, distances, inverse_scale, w1, w2
     return out
 
 
-def needs_compiling():
+def needs_compiling() -> bool:
     """Whether the first evaluation will take long, since the kernels are neither in this process nor in their folder."""
     return not (signatures(forward) and signatures(backward))

@@ -19,7 +19,10 @@ class StudentNetwork(nn.Module):
         Numbers of coordinates, of units in each of the two hidden layers, of components.
     """
 
-    def __init__(self, inputs, hidden, dimension):
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, inputs: int, hidden: int, dimension: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(inputs))
@@ -29,12 +32,12 @@ class StudentNetwork(nn.Module):
         self.skip = nn.Linear(inputs, dimension, bias=False)
 
     @property
-    def largest(self):
+    def largest(self) -> torch.Tensor:
         """(d,) bounds of |s|: with every unit and every input at its limit."""
         with torch.no_grad():
             return self.last.bias.abs() + self.last.weight.abs().sum(1) + BOUND * self.skip.weight.abs().sum(1)
 
-    def forward(self, coordinates):
+    def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
         """(F, d) of coordinates (F, m)."""
         z = (coordinates - self.mean) / self.scale
         x = z * (1.0 + (z / BOUND).square()).rsqrt()

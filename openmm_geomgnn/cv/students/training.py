@@ -5,10 +5,15 @@ W. M. Czarnecki et al., Sobolev training for neural networks, NeurIPS 2017, arXi
 
 import copy
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from openmm_geomgnn.cv.base import Bound
+from openmm_geomgnn.cv.students.coordinates import InternalCoordinates
+from openmm_geomgnn.cv.students.network import StudentNetwork
 
 SMALLEST_SCALE = 0.02  # of a coordinate (angstrom, or cosine): what hardly moves in the data must not be blown up
 _EVALUATED = 256  # frames at once
@@ -22,7 +27,7 @@ class TeacherLabels(NamedTuple):
     gradients: torch.Tensor  # (F, d, n, 3), per angstrom
 
 
-def label_frames(teacher, pos, progress=None):
+def label_frames(teacher: Bound, pos: np.ndarray, progress: Callable[[int], None] | None = None) -> TeacherLabels:
     """Evaluate the teacher on frames: `TeacherLabels` in single precision, without frames where it is not finite.
 
     Parameters
@@ -54,9 +59,21 @@ def label_frames(teacher, pos, progress=None):
 
 
 def train(
-    network, coordinates, labels, stopping, *, gradient_weight=1.0, epochs=100, batch_size=64, learning_rate=5e-3,
-    patience=20, seed=1, progress=None, resume=None, keep=None
-):  # fmt: skip
+    network: StudentNetwork,
+    coordinates: InternalCoordinates,
+    labels: TeacherLabels,
+    stopping: TeacherLabels,
+    *,
+    gradient_weight: float = 1.0,
+    epochs: int = 100,
+    batch_size: int = 64,
+    learning_rate: float = 5e-3,
+    patience: int = 20,
+    seed: int = 1,
+    progress: Callable[[int, int, float], None] | None = None,
+    resume: dict[str, Any] | None = None,
+    keep: Callable[[Callable[[], dict[str, Any]]], None] | None = None,
+) -> dict[str, Any]:
     """Train a student in place; it ends with the weights of the epoch that was best on `stopping`.
 
     The loss is, for each component, the mean squared error of the value over the variance of the teacher's values, plus
@@ -91,15 +108,15 @@ def train(
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * math.ceil(len(labels.pos) / batch_size))
     generator = torch.Generator().manual_seed(seed)
-    run = {"epoch": 0, "best": math.inf, "best_epoch": 0, "best_state": copy.deepcopy(network.state_dict())}
-    changing = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    run: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "best_state": copy.deepcopy(network.state_dict())}
+    changing: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     if resume is not None:
         run = resume["run"]
         generator.set_state(resume["generator"])
         for name, part in changing.items():
             part.load_state_dict(resume[name])
 
-    def state():
+    def state() -> dict[str, Any]:
         parts = {name: part.state_dict() for name, part in changing.items()}
         return {"run": run, "generator": generator.get_state(), **parts}
 
@@ -125,7 +142,7 @@ def train(
     return {"epochs": run["epoch"], "best_epoch": run["best_epoch"], "loss": run["best"]}
 
 
-def errors(network, coordinates, labels):
+def errors(network: StudentNetwork, coordinates: InternalCoordinates, labels: TeacherLabels) -> dict[str, list[float]]:
     """How far a student is from its teacher.
 
     Returns
@@ -143,34 +160,40 @@ def errors(network, coordinates, labels):
     }
 
 
-def values_and_gradients(network, coordinates, pos, training=False):
+def values_and_gradients(
+    network: StudentNetwork, coordinates: InternalCoordinates, pos: torch.Tensor, training: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Values (F, d) and their gradients (F, d, n, 3) by the positions (F, n, 3), in the precision of the network."""
-    inputs, *local = coordinates.with_gradients(pos.to(network.mean.dtype))
+    inputs, cosines, sines, distances = coordinates.with_gradients(pos.to(network.mean.dtype))
     inputs.requires_grad_(True)
     values = network(inputs)
     gradients = []
     for component in range(values.shape[1]):
         total = values[:, component].sum()
         (by_inputs,) = torch.autograd.grad(total, inputs, create_graph=training, retain_graph=True)
-        gradients.append(coordinates.gradient(by_inputs, *local, pos.shape[1]))
+        gradients.append(coordinates.gradient(by_inputs, cosines, sines, distances, pos.shape[1]))
     return values if training else values.detach(), torch.stack(gradients, 1)
 
 
-def _squared_errors(labels, values, gradients):
+def _squared_errors(
+    labels: TeacherLabels, values: torch.Tensor, gradients: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean squared errors (d,) of values and gradients."""
     by_gradient = (gradients - labels.gradients).square().sum((2, 3))
     return (values - labels.values).square().mean(0), by_gradient.mean(0)
 
 
-def _mean_errors(network, coordinates, labels):
-    """The same over many frames."""
-    total = [0.0, 0.0]
+def _mean_errors(
+    network: StudentNetwork, coordinates: InternalCoordinates, labels: TeacherLabels
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squared errors (d,) of values and gradients, over many frames."""
+    total: list[Any] = [0.0, 0.0]
     for chunk in zip(*(part.split(_EVALUATED) for part in labels), strict=True):
         chosen = TeacherLabels(*chunk)
         found = _squared_errors(chosen, *values_and_gradients(network, coordinates, chosen.pos))
         total = [sum_ + len(chosen.pos) * part.detach() for sum_, part in zip(total, found, strict=True)]
-    return [part / len(labels.pos) for part in total]
+    return total[0] / len(labels.pos), total[1] / len(labels.pos)
 
 
-def _loss(by_value, by_gradient, weights):
+def _loss(by_value: torch.Tensor, by_gradient: torch.Tensor, weights: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     return (by_value * weights[0] + by_gradient * weights[1]).mean()

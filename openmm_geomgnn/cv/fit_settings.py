@@ -1,0 +1,34 @@
+"""How a collective variable is fitted."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from openmm_geomgnn.cv.rules import lag_in_frames
+from openmm_geomgnn.representation.spec import TokenSpec
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a CV is fitted; see `mixers` and `koopman` for what each setting means.
+
+    `encoder` is what `Encoder.load` takes; `tokens` says how atoms become tokens. `lagtime`, `frame_interval` and
+    `softening` are in picoseconds. `training` has arguments of `koopman.train_vampnet`.
+    """
+
+    lagtime: float
+    frame_interval: float
+    encoder: str = "et-64"
+    tokens: TokenSpec = TokenSpec()
+    mixer: str = "none"
+    mixer_settings: dict[str, Any] = field(default_factory=dict)
+    estimator: str = "linear"
+    n_components: int = 1
+    pca: int | None = 50
+    softening: float = 0.02
+    reversible: bool = True
+    training: dict[str, Any] = field(default_factory=dict)
+    seed: int = 1
+
+    def lag_frames(self) -> int:
+        """The lag time in frames, by `rules.lag_in_frames`."""
+        return lag_in_frames(self.lagtime, self.frame_interval)
