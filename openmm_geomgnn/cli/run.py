@@ -23,6 +23,7 @@ from openmm_geomgnn.files import atomic_write, sha256
 from openmm_geomgnn.formatting import format_values
 from openmm_geomgnn.locks import set_aside
 from openmm_geomgnn.representation.selection import as_topology
+from openmm_geomgnn.sampling.opes import OPES
 from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.unbiased import begun_length, check_made, fingerprints, run_unbiased
@@ -74,10 +75,8 @@ def run_protocol(protocol, overwrite=False, source=None):
             for line in describe(cv):
                 echo(line)
             check_verdict(cv, protocol)
-            bias = protocol.opes(**kernel_width(cv, protocol))
-            echo(
-                f"OPES: barrier {bias.barrier:g} kJ/mol, sigma {format_values(bias.sigma)}, biasfactor {bias.biasfactor:.3g}"
-            )
+            bias = make_bias(cv, protocol)
+            echo(_description(bias))
             _biased(protocol, bias)
             _comparison(protocol)
         finally:
@@ -114,7 +113,7 @@ def examined(protocol):
         record = made_from(settings, runs)
     else:
         given = _given(protocol, topology)
-        kernel_width(given, protocol)
+        make_bias(given, protocol)
     return Beginning(examine(protocol, specs, settings, given), runs, given, record)
 
 
@@ -134,7 +133,7 @@ def _check_claimed(protocol, beginning):
         check_given(protocol)
     if cv is not None:
         check_verdict(cv, protocol)
-        bias = protocol.opes(**kernel_width(cv, protocol))
+        bias = make_bias(cv, protocol)
         if has_biased_steps(protocol.output) and (protocol.output / CV_FILE).exists():
             _runner(protocol, bias).check()
     return cv
@@ -297,6 +296,20 @@ def kernel_width(cv, protocol):
             "longer cv.softening, or gradient_penalty with a vampnet), or set bias.sigma yourself."
         )
     return kernel_widths(spread, narrowest, bias.sigma, bias.sigma_min, adaptive=bias.adaptive_stride is not None)
+
+
+def make_bias(cv, protocol):
+    """The bias of a protocol on a CV, which says how wide the kernels of OPES are.
+
+    Raises GeomGNNError if the CV is too stiff, see `kernel_width`.
+    """
+    return protocol.make_bias(**(kernel_width(cv, protocol) if protocol.bias.method == "opes" else {}))
+
+
+def _description(bias):
+    if isinstance(bias, OPES):
+        return f"OPES: barrier {bias.barrier:g} kJ/mol, sigma {format_values(bias.sigma)}, biasfactor {bias.biasfactor:.3g}"
+    return f"Bias: {bias}"
 
 
 def _biased(protocol, bias):

@@ -298,10 +298,10 @@ def test_schedule(load_text):
         frame_interval=5 * 33,
         checkpoint_interval=50 * 167,
     )
-    opes = protocol.opes()
+    opes = protocol.make_bias()
     assert (opes.pace, opes.adaptive_stride, opes.barrier, opes.temperature) == (167, 1670, 40.0, 300.0)
     assert opes.biasfactor == pytest.approx(16.036314, abs=1e-6)
-    assert protocol.opes(sigma=0.1, sigma_min=0.08).sigma == 0.1
+    assert protocol.make_bias(sigma=0.1, sigma_min=0.08).sigma == 0.1
     assert protocol.md_steps(0.2) == 100 and protocol.md_steps(5.0) == 2500
 
 

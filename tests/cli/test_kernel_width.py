@@ -50,7 +50,7 @@ class TestKernelWidth:
     def test_an_adaptive_stride_leaves_sigma_to_the_run(self, load):
         widths = self.widths(load, [5.0], [0.1], **{"bias.adaptive_stride": "20 ps"})
         assert widths == {"sigma_min": (pytest.approx(5.0 * 0.006 / 0.5),)}
-        assert load(**{"bias.adaptive_stride": "20 ps"}).opes(**widths).adaptive
+        assert load(**{"bias.adaptive_stride": "20 ps"}).make_bias(**widths).adaptive
 
     def test_every_shortens_the_floor(self, load):
         assert self.widths(load, [30.0], [0.1], run__every=1)["sigma"] == pytest.approx((0.12,))

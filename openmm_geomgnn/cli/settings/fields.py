@@ -138,19 +138,25 @@ Widths = Annotated[float | tuple[float, ...], BeforeValidator(_widths)]
 # --------------------------------------------------------------------------------------------------------------- names
 
 OurMixer = Literal["none", "mlp", "attention", "equivariant-attention", "message-passing", "token-merging"]
-OUR_MIXERS = get_args(OurMixer)
+OurBias = Literal["opes"]
+OUR_MIXERS, OUR_BIASES = get_args(OurMixer), get_args(OurBias)
 
 
-def _mixer(value):
-    """The name of a mixer of ours or of an installed package; the error for another is the one that pydantic has."""
-    if value not in OUR_MIXERS and value not in plugin_names("mixer"):
-        *names, last = map(repr, known_names("mixer", dict.fromkeys(OUR_MIXERS)))
-        expected = {"expected": f"{', '.join(names)} or {last}"}
-        raise PydanticCustomError("literal_error", "Input should be {expected}", expected)
-    return value
+def _name_of(kind, ours):
+    """A validator of names of a kind, of ours or of installed packages; its error is the one that pydantic has."""
+
+    def check(value):
+        if value not in ours and value not in plugin_names(kind):
+            *names, last = map(repr, known_names(kind, dict.fromkeys(ours)))
+            expected = {"expected": f"{', '.join(names)} or {last}" if names else last}
+            raise PydanticCustomError("literal_error", "Input should be {expected}", expected)
+        return value
+
+    return BeforeValidator(check)
 
 
-MixerName = Annotated[OurMixer | str, BeforeValidator(_mixer)]
+MixerName = Annotated[OurMixer | str, _name_of("mixer", OUR_MIXERS)]
+BiasName = Annotated[OurBias | str, _name_of("bias", OUR_BIASES)]
 
 # --------------------------------------------------------------------------------------------------------------- files
 

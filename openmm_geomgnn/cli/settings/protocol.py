@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 from dataclasses import dataclass
+from inspect import signature
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -98,20 +99,34 @@ class Protocol(Section):
         """The number of MD steps nearest to a time in ps."""
         return round(time / self.system.timestep)
 
-    def opes(self, **changes):
-        """The `OPES` of this protocol, whose steps are evaluations of the bias.
+    def make_bias(self, **changes):
+        """The bias of this protocol, whose steps are evaluations of it.
 
-        changes: arguments that replace those of the protocol, as in sigma=0.1.
+        changes: arguments of OPES that replace those of the protocol, as in sigma=0.1.
+
+        Raises GeomGNNError if it cannot have these settings.
         """
-        from openmm_geomgnn.sampling.opes.method import OPES
+        from openmm_geomgnn.sampling.bias import get_bias
 
+        kind = get_bias(self.bias.method)
+        if self.bias.method != "opes":
+            return self._bias_of_a_package(kind)
         names = ("barrier", "sigma", "sigma_min", "biasfactor", "explore", "compression_threshold", "kernel_cutoff")
         settings = {name: getattr(self.bias, name) for name in names}
         schedule = self.schedule
         settings |= {"temperature": self.system.temperature, "pace": schedule.pace}
         if self.bias.adaptive_stride is not None:
             settings["adaptive_stride"] = _whole(self.bias.adaptive_stride, schedule.bias_step)
-        return OPES(**(settings | changes))
+        return kind(**(settings | changes))
+
+    def _bias_of_a_package(self, kind):
+        given = dict(self.bias.settings)
+        if "temperature" in signature(kind).parameters:
+            given = {"temperature": self.system.temperature, **given}
+        try:
+            return kind(pace=self.schedule.pace, **given)
+        except (TypeError, ValueError) as error:
+            raise GeomGNNError(f"settings do not make a bias {self.bias.method}: {error}") from error
 
     @model_validator(mode="after")
     def _sections_fit(self):
@@ -301,7 +316,7 @@ def _check_bias(protocol):
                 *(section, name),
             )
     try:
-        protocol.opes()
+        protocol.make_bias()
     except GeomGNNError as error:
         name = re.match(r"\w*", str(error))[0]
         raise SettingError(str(error), "bias", *[name] * (name in BiasSection.model_fields)) from error

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from openmm_geomgnn.cli.settings.fields import (
     OUR_MIXERS,
+    BiasName,
     CVFile,
     Daltons,
     EncoderName,
@@ -238,9 +239,11 @@ class CVSection(TokenSection):
 
 
 class BiasSection(Section):
-    """The bias on the collective variable: OPES."""
+    """The bias on the collective variable: OPES, or that of another package."""
 
-    method: Literal["opes"] = Field("opes", description="opes: on-the-fly probability enhanced sampling")
+    method: BiasName = Field(
+        "opes", description="opes: on-the-fly probability enhanced sampling; or the name of a bias of an installed package"
+    )
     barrier: KilojoulesPerMole = Field(40.0, gt=0, description="highest free-energy barrier to cross, kJ/mol")
     pace: Picoseconds = Field(
         1.0, gt=0, description="time between depositions, ps; rounded to whole evaluations of the bias (every*timestep)"
@@ -268,6 +271,26 @@ class BiasSection(Section):
     adaptive_stride: Picoseconds | None = Field(
         None, gt=0, description="time over which the biased run measures sigma, ps; null: as sigma says"
     )
+    settings: dict[str, bool | int | float | str | list] = Field(
+        default_factory=dict,
+        description="settings of a bias of an installed package, by name; of the others only pace is for it too",
+    )
+
+    @model_validator(mode="after")
+    def _settings_are_those_of_the_method(self):
+        if self.method == "opes" and self.settings:
+            raise SettingError(
+                "settings is for the bias of another package, but method is opes, whose settings stand beside it, such as "
+                "barrier. Move them there.",
+                "settings",
+            )
+        given = self.model_dump(exclude={"method", "pace", "settings"}, exclude_defaults=True)
+        if self.method != "opes" and given:
+            name = next(iter(given))
+            raise SettingError(
+                f"{name} is a setting of opes, but method is {self.method}. Give {self.method} its own under settings.", name
+            )
+        return self
 
 
 class RunSection(Section):
