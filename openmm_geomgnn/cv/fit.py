@@ -18,7 +18,7 @@ from openmm_geomgnn.cv.stiffness import stiffness
 from openmm_geomgnn.cv.verdict import judge, timescale_notes
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import check_folds, hold_out, timescales, transitions
-from openmm_geomgnn.koopman.vampnet import TEST_FRACTION, VALIDATION_FRACTION
+from openmm_geomgnn.koopman.vampnet_settings import TEST_FRACTION, VALIDATION_FRACTION
 from openmm_geomgnn.representation.featurization import Featurization
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.representation.store import Embeddings
@@ -59,6 +59,22 @@ def fit_cv(
     ------
     GeomGNNError
         If settings are wrong or the data do not suffice; before the embedding where it can be known by then.
+
+    Examples
+    --------
+    >>> from importlib.resources import files
+    >>> import mdtraj
+    >>> structure = mdtraj.load(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
+    >>> import numpy as np
+    >>> noise = 0.01 * np.random.default_rng(0).normal(size=(100, structure.n_atoms, 3))
+    >>> trajectory = mdtraj.Trajectory(structure.xyz + noise, structure.topology)  # in place of a simulation
+    >>> from openmm_geomgnn.cv import FitSettings, fit_cv
+    >>> settings = FitSettings(lagtime=0.2, frame_interval=0.1, softening=0.0)
+    >>> cv = fit_cv([trajectory], structure.topology, settings)
+    >>> cv.dimension
+    1
+    >>> cv.training_information["verdict"]["grade"]  # noise has no slow motion
+    'not usable'
     """
     progress = progress or (lambda stage, done, total: None)
     unfinished = unfinished or Unfinished()

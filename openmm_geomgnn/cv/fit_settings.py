@@ -13,6 +13,13 @@ class FitSettings:
 
     `encoder` is what `Encoder.load` takes; `tokens` says how atoms become tokens. `lagtime`, `frame_interval` and
     `softening` are in picoseconds. `training` has arguments of `koopman.train_vampnet`.
+
+    Examples
+    --------
+    >>> from openmm_geomgnn.cv import FitSettings
+    >>> settings = FitSettings(lagtime=10.0, frame_interval=0.5, n_components=2)
+    >>> settings.lag_frames()
+    20
     """
 
     lagtime: float

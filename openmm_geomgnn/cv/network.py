@@ -58,6 +58,23 @@ class CollectiveVariable(cv_file.SavedCV):
         Picoseconds.
     training : dict
         Scores and how it was trained: anything that JSON can hold.
+
+    Examples
+    --------
+    >>> from importlib.resources import files
+    >>> import mdtraj
+    >>> structure = mdtraj.load(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
+    >>> import numpy as np
+    >>> noise = 0.01 * np.random.default_rng(0).normal(size=(100, structure.n_atoms, 3))
+    >>> trajectory = mdtraj.Trajectory(structure.xyz + noise, structure.topology)  # in place of a simulation
+    >>> from openmm_geomgnn.cv import FitSettings, fit_cv
+    >>> settings = FitSettings(lagtime=0.2, frame_interval=0.1, softening=0.0)
+    >>> cv = fit_cv([trajectory], structure.topology, settings)
+    >>> cv.save("ala2.cv.safetensors")
+    >>> cv = CollectiveVariable.load("ala2.cv.safetensors")
+    >>> bound = cv.bind(structure.topology)
+    >>> bound.compute(trajectory).shape
+    (100, 1)
     """
 
     mean: torch.Tensor

@@ -206,6 +206,15 @@ def covariances(trajs: Trajectories, lagtime: int, weights: Weights | None = Non
 
     Wu & Noé, J. Nonlinear Sci. 30, 23 (2020); the reversible estimator is that of Pérez-Hernández et al., J. Chem.
     Phys. 139, 015102 (2013).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from openmm_geomgnn.koopman import covariances
+    >>> x = np.random.default_rng(0).normal(size=(100, 2))
+    >>> moments = covariances([x[:50], x[50:]], 5)  # no pair reaches from one trajectory into the other
+    >>> moments.n_pairs
+    90
     """
     check_lagtime(lagtime)
     trajs = as_trajectories(trajs, lagtime)

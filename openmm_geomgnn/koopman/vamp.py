@@ -110,6 +110,15 @@ def vamp(cov: Covariances, n_components: int | None = None, epsilon: float = EPS
         If no feature varies or `n_components` exceeds the number of independent directions.
 
     Wu & Noé, J. Nonlinear Sci. 30, 23 (2020).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from openmm_geomgnn.koopman import covariances, vamp
+    >>> features = np.cumsum(np.random.default_rng(0).normal(size=(1000, 3)), axis=0)
+    >>> model = vamp(covariances(features, 5), 2)
+    >>> model.transform(features).shape
+    (1000, 2)
     """
     if not cov.varies:
         raise GeomGNNError(
@@ -181,6 +190,12 @@ def timescales(singular_values: npt.ArrayLike, lagtime: float) -> np.ndarray:
     """Compute implied timescales -lagtime / ln|s|, in the unit of `lagtime`; inf where |s| >= 1, 0 where s = 0.
 
     They are relaxation times for reversible, unbiased equilibrium data, and merely an ordering for other data.
+
+    Examples
+    --------
+    >>> from openmm_geomgnn.koopman import timescales
+    >>> timescales([0.9, 0.5], 10.0).round(2).tolist()
+    [94.91, 14.43]
     """
     s = np.abs(np.asarray(singular_values, dtype=np.float64))
     with np.errstate(divide="ignore"):

@@ -16,76 +16,14 @@ from .covariance import Weights, as_list, check_finite, check_lagtime, check_len
 from .loss import vamp2, whitened_probe
 from .training import Trainer
 from .validation import Segment, hold_out
-from .vamp import EPSILON, KoopmanModel, check_n_components, vamp, vamp_score, with_sign
+from .vamp import KoopmanModel, check_n_components, vamp, vamp_score, with_sign
+from .vampnet_settings import VAMPNetSettings
 
-VALIDATION_FRACTION, TEST_FRACTION = 0.2, 0.1
 _EVALUATION_BATCH = 4096
 _JACKKNIFE = 10
 
 # one array or tensor (T, ...), or one for each trajectory
 Tokens: TypeAlias = npt.ArrayLike | Tensor | Sequence[npt.ArrayLike | Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VAMPNetSettings:
-    """How a lobe is trained.
-
-    Attributes
-    ----------
-    reversible : bool
-        True gives a state-free reversible VAMPnet, False a VAMPnet.
-    epochs, batch_size : int
-        Passes over all pairs, at most, and pairs per step.
-    lr, weight_decay : float
-        Learning rate and weight decay of AdamW.
-    validation_fraction : float
-        Fraction of the frames that is held out in contiguous blocks (see `hold_out`) to select the epoch; 0 trains for all
-        `epochs` and keeps the last weights.
-    test_fraction : float
-        Fraction of the frames that is held out for the final score; with 0 there is none.
-    patience : int
-        Epochs without a better validation score before stopping.
-    seed : int
-        Seed of the split, the batches and the penalty's probes; torch's own generators are not touched.
-    gradient_penalty : float
-        Weight of the mean of |d psi_i / d z|^2 over the whitened outputs, with z the tokens in units of their own
-        spread: a softer CV heats a biased simulation less. Zero switches it off; try 0.05 to 0.5 and watch the
-        test score.
-    ridge : float
-        Relative; see `vamp2`.
-    epsilon : float
-        Relative cutoff of the whitening in the returned model; see `vamp`.
-
-    Raises
-    ------
-    GeomGNNError
-        If a number is out of range.
-    """
-
-    reversible: bool = True
-    epochs: int = 100
-    batch_size: int = 1000
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    validation_fraction: float = VALIDATION_FRACTION
-    test_fraction: float = TEST_FRACTION
-    patience: int = 10
-    seed: int = 0
-    gradient_penalty: float = 0.0
-    ridge: float = 1e-6
-    epsilon: float = EPSILON
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise GeomGNNError(f"{name} must be a whole number of at least 1 but was {value!r}.")
-        if not (self.lr > 0 and self.weight_decay >= 0 and self.gradient_penalty >= 0 and self.ridge > 0):
-            raise GeomGNNError(
-                "lr and ridge must be positive, weight_decay and gradient_penalty not negative, but they "
-                f"were lr={self.lr!r}, ridge={self.ridge!r}, weight_decay={self.weight_decay!r}, "
-                f"gradient_penalty={self.gradient_penalty!r}."
-            )
 
 
 @dataclass(frozen=True)
@@ -174,6 +112,16 @@ def train_vampnet(
 
     Mardt et al., Nat. Commun. 9, 5 (2018); Chen, Sidky & Ferguson, J. Chem. Phys. 150, 214114 (2019) for the reversible
     estimator.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_geomgnn.koopman import train_vampnet
+    >>> features = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)).cumsum(0)
+    >>> lobe = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> result = train_vampnet(lobe, features, 5, 1, epochs=2)
+    >>> result.transform(features).shape
+    (500, 1)
     """
     how, data = VAMPNetSettings(**settings), _Data(tokens, lagtime, weights)
     like = _first_trainable(lobe)

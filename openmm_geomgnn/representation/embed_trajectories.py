@@ -20,9 +20,10 @@ from openmm_geomgnn.locks import is_empty, locked, set_aside
 from openmm_geomgnn.representation.embed_workers import embed_chunks, import_distributed
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.featurization import Featurization, SelectedAtoms
+from openmm_geomgnn.representation.formats import import_zarr
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.representation.spec import TokenSpec
-from openmm_geomgnn.representation.store import DTYPES, Embeddings, encoder_identity, import_zarr
+from openmm_geomgnn.representation.store import DTYPES, Embeddings, encoder_identity
 from openmm_geomgnn.representation.trajectory_files import TrajectoryFile, fingerprint, has_content, has_stamp
 from openmm_geomgnn.representation.trajectory_times import frame_interval
 from openmm_geomgnn.units import did_you_mean
@@ -106,6 +107,21 @@ def embed_trajectories(
     GeomGNNError
         If files cannot be read or do not fit the topology, the store holds other settings, a trajectory in it has changed,
         another process is at work in it, or what is to be moved aside holds a file that is needed.
+
+    Examples
+    --------
+    >>> from importlib.resources import files
+    >>> import mdtraj
+    >>> topology = str(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
+    >>> structure = mdtraj.load(topology)
+    >>> import numpy as np
+    >>> noise = 0.01 * np.random.default_rng(0).normal(size=(100, structure.n_atoms, 3))
+    >>> trajectory = mdtraj.Trajectory(structure.xyz + noise, structure.topology)  # in place of a simulation
+    >>> trajectory.save("a.xtc")
+    >>> from openmm_geomgnn.representation.embed_trajectories import embed_trajectories
+    >>> store = embed_trajectories(topology, ["a.xtc"], "ala2.zarr", workers=1)
+    >>> store.tokens(0).shape
+    (100, 3, 4, 64)
     """
     settings = settings or EmbedSettings()
     _check(settings, trajectories, workers)

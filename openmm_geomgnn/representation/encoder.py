@@ -113,6 +113,13 @@ class Encoder(nn.Module):
         How it was trained; empty where that is not known.
     head : nn.Module or None
         The noise head it was trained with, where its file has one.
+
+    Examples
+    --------
+    >>> from openmm_geomgnn import Encoder
+    >>> encoder = Encoder.load("et-64")
+    >>> encoder.hidden_channels, encoder.cutoff
+    (64, 7.5)
     """
 
     def __init__(
@@ -149,6 +156,12 @@ class Encoder(nn.Module):
         ------
         GeomGNNError
             If there is no such file or name, or the file is not an encoder: every tensor must be there, and fit.
+
+        Examples
+        --------
+        >>> from openmm_geomgnn import Encoder
+        >>> Encoder.load("et-64").name
+        'et-64'
         """
         if smooth_cutoff not in (None, True, False):
             raise GeomGNNError(f"smooth_cutoff is {smooth_cutoff!r}, but it must be True, False or None.")
@@ -270,6 +283,14 @@ class Encoder(nn.Module):
         ------
         GeomGNNError
             If the shapes do not fit, positions are not finite, or an element is beyond the network's range.
+
+        Examples
+        --------
+        >>> from openmm_geomgnn import Encoder
+        >>> water = [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]
+        >>> x, v = Encoder.load("et-64").embed([8, 1, 1], water)
+        >>> x.shape, v.shape
+        ((3, 64), (3, 3, 64))
         """
         z = torch.as_tensor(np.asarray(z), dtype=torch.long)
         pos = torch.as_tensor(np.asarray(pos)).to(self.dtype)

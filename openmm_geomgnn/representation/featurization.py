@@ -93,6 +93,21 @@ class Featurization:
     ------
     GeomGNNError
         If atoms, windows or encoder do not fit, see the parts.
+
+    Examples
+    --------
+    >>> from importlib.resources import files
+    >>> import mdtraj
+    >>> structure = mdtraj.load(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
+    >>> from openmm_geomgnn import Encoder
+    >>> from openmm_geomgnn.representation.featurization import Featurization
+    >>> from openmm_geomgnn.representation.spec import TokenSpec
+    >>> featurization = Featurization(structure.topology, TokenSpec(), Encoder.load("et-64"))
+    >>> len(featurization.atoms), featurization.token_shape
+    (10, (3, 4, 64))
+    >>> positions = featurization.molecule.positions(structure)
+    >>> featurization.tokenizer.embed(positions).shape
+    torch.Size([1, 3, 4, 64])
     """
 
     def __init__(

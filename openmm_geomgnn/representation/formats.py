@@ -1,7 +1,8 @@
-"""Formats of structures and trajectories: what must be installed to read one, and what is said when reading fails."""
+"""Formats of files: what must be installed to read one, and what is said when reading fails."""
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
@@ -22,3 +23,14 @@ def check_format(path: PathLike) -> None:
 def reason(error: BaseException) -> str:
     """What an error of somebody else says, as the end of a sentence."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def import_zarr() -> Any:
+    """The package zarr; a GeomGNNError says how to install it."""
+    try:
+        import zarr
+    except ImportError as error:
+        raise GeomGNNError(
+            'Embeddings on disk take the package zarr, which is not installed: pip install "openmm-geomgnn[embed]".'
+        ) from error
+    return zarr

@@ -31,6 +31,17 @@ class TokenSpec:
         the same windows again.
     pooling : {"sum", "mean"}
         Over the atoms of a residue, see `tokens.Tokenizer`.
+
+    Examples
+    --------
+    One window for each residue, with its neighbours in sequence:
+
+    >>> from openmm_geomgnn.representation.spec import TokenSpec
+    >>> spec = TokenSpec(window="sequence", context=2)
+    >>> spec.extent
+    'context'
+    >>> spec.differences(TokenSpec(window="sequence", context=1))
+    ['context']
     """
 
     selection: str | None = None

@@ -13,7 +13,7 @@ from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formatting import format_setting
 from openmm_geomgnn.locks import is_empty
-from openmm_geomgnn.representation.formats import reason
+from openmm_geomgnn.representation.formats import import_zarr, reason
 from openmm_geomgnn.representation.selection import ResidueTable, bonds_of, check_same_molecule
 from openmm_geomgnn.representation.spec import TokenSpec
 
@@ -57,6 +57,20 @@ class Embeddings:
     trajectories : list of dict
         For each its name, path, size, mtime_ns and sha256 (`trajectory_files.fingerprint`), number of embedded frames, and
         `truncated` where the file ends too early.
+
+    Examples
+    --------
+    >>> from importlib.resources import files
+    >>> import mdtraj
+    >>> from openmm_geomgnn.representation.embed_trajectories import embed_trajectories
+    >>> topology = str(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
+    >>> mdtraj.load(topology).save("one-frame.xtc")
+    >>> _ = embed_trajectories(topology, ["one-frame.xtc"], "one-frame.zarr", workers=1)
+    >>> store = Embeddings.open("one-frame.zarr")
+    >>> len(store), store.lengths, store.spec.window
+    (1, [1], 'all')
+    >>> store.tokens(0)[:10].shape
+    (1, 3, 4, 64)
     """
 
     def __init__(self, group: Any, path: PathLike) -> None:
@@ -382,14 +396,3 @@ def _checksum(*parts: Any) -> int:
     for part in parts:
         value = zlib.crc32(np.ascontiguousarray(part).data.cast("B"), value)
     return value
-
-
-def import_zarr() -> Any:
-    """The package zarr; a GeomGNNError says how to install it."""
-    try:
-        import zarr
-    except ImportError as error:
-        raise GeomGNNError(
-            'Embeddings on disk take the package zarr, which is not installed: pip install "openmm-geomgnn[embed]".'
-        ) from error
-    return zarr

@@ -72,6 +72,16 @@ def make_mixer(name: str, n_tokens: int | None, hidden_channels: int, **settings
     >>> mixer = make_mixer("mlp", 3, 64, width=32)
     >>> mixer.out_features, mixer.settings["pool"]
     (6, 'flatten')
+
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_geomgnn.cv.mixers import make_mixer
+    >>> tokens = torch.randn(50, 3, 4, 64)  # frames, tokens, a scalar and a vector, channels
+    >>> mixer = make_mixer("mlp", n_tokens=3, hidden_channels=64, out_features=2)
+    >>> mixer.set_statistics(tokens)
+    >>> mixer(tokens).shape
+    torch.Size([50, 2])
     """
     return get_mixer(name)(n_tokens, hidden_channels, check_settings(name, settings))
 

@@ -1,0 +1,40 @@
+"""What users meet first has an example in its docstring, and the examples run."""
+
+import doctest
+import importlib
+
+import pytest
+
+EXAMPLES = {
+    "openmm_geomgnn.representation.encoder": ("Encoder", "Encoder.load", "Encoder.embed"),
+    "openmm_geomgnn.representation.spec": ("TokenSpec",),
+    "openmm_geomgnn.representation.featurization": ("Featurization",),
+    "openmm_geomgnn.representation.embed_trajectories": ("embed_trajectories",),
+    "openmm_geomgnn.representation.store": ("Embeddings",),
+    "openmm_geomgnn.koopman": ("covariances", "cross_validate", "fit_linear", "timescales", "train_vampnet", "vamp"),
+    "openmm_geomgnn.cv.mixers": ("make_mixer",),
+    "openmm_geomgnn.cv": ("CollectiveVariable", "FitSettings", "distill", "fit_cv"),
+}
+
+pytestmark = pytest.mark.slow
+
+
+def examples_of(module, name):
+    """The examples in the docstring of a public name of a module, without those of its methods."""
+    found = module = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    finder = doctest.DocTestFinder(recurse=False)
+    return finder.find(found, name, module=False, globs={"__name__": "__main__", name: found})
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in EXAMPLES.items() for name in names])
+def test_examples(module, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tests = [test for test in examples_of(module, name) if test.examples]
+    assert tests, f"{module}.{name} has no example"
+    report = []
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for test in tests:
+        runner.run(test, out=report.append)
+    assert runner.failures == 0, "".join(report)
