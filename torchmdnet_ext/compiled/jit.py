@@ -4,3 +4,6 @@ from numba import njit
 
 # without counting references to arrays: kernels make and return none, and would count all those of a tuple at every call
 kernel = njit(error_model="numpy", _nrt=False)
+
+# steps of a kernel that are called in one place or few: put into it before it is compiled, which takes less time
+step = njit(error_model="numpy", _nrt=False, inline="always")

@@ -6,7 +6,7 @@ Sizes and arrays as in `visnet_arguments`, which also says what is special about
 import numpy as np
 
 from torchmdnet_ext.compiled.cache import keep_compiled
-from torchmdnet_ext.compiled.jit import kernel
+from torchmdnet_ext.compiled.jit import kernel, step
 from torchmdnet_ext.compiled.node_kernels import (
     copy_lanes,
     layer_norm,
@@ -32,7 +32,7 @@ from torchmdnet_ext.compiled.visnet_graph import (
 from torchmdnet_ext.compiled.visnet_nodes import norm_vectors, norm_vectors_vjp
 
 
-@kernel
+@step
 def _embed(n, atoms, start_x, neighbour, shared, weights, kept, work):
     """The graph, and what atoms and edges start with."""
     sizes, graph, x = shared.sizes, kept.graph, work.x
@@ -51,7 +51,7 @@ def _embed(n, atoms, start_x, neighbour, shared, weights, kept, work):
     set_zero(kept.projected, 0, sizes.components * sizes.vector_maps * size)
 
 
-@kernel
+@step
 def _norm_vectors(layer_number, at, atoms, shared, kept, norm):
     """The normed vectors of a layer, or where `layer_number` is that of none those of the output."""
     sizes = shared.sizes
@@ -61,7 +61,7 @@ def _norm_vectors(layer_number, at, atoms, shared, kept, norm):
     )  # fmt: skip
 
 
-@kernel
+@step
 def _project_atoms(layer, atoms, shared, weights, kept, work):
     """Queries, keys and values, and the linear maps of vectors."""
     sizes, channels = shared.sizes, shared.sizes.channels
@@ -83,7 +83,7 @@ def _project_atoms(layer, atoms, shared, weights, kept, work):
         )  # fmt: skip
 
 
-@kernel
+@step
 def _map_features(layer, features, at, count, shared, kept, out0):
     """Linear maps of the features (count, C) of rows or edges."""
     channels, maps = shared.sizes.channels, shared.sizes.edge_maps
@@ -93,7 +93,7 @@ def _map_features(layer, features, at, count, shared, kept, out0):
     )  # fmt: skip
 
 
-@kernel
+@step
 def _map_messages(layer, message, count, shared, kept, out0):
     """Linear maps of the messages of a tile."""
     channels = shared.sizes.channels
@@ -103,7 +103,7 @@ def _map_messages(layer, message, count, shared, kept, out0):
     )  # fmt: skip
 
 
-@kernel
+@step
 def _exchange(layer, rows, edges, shared, kept, work):
     """Messages between atoms, added to the totals, and the edge features of the next layer."""
     sizes, graph, channels, width = shared.sizes, kept.graph, shared.sizes.channels, layer.edge_width
@@ -128,7 +128,7 @@ def _exchange(layer, rows, edges, shared, kept, work):
             update_edges(e, count, graph, layer, sizes, kept.projected, work.filters, old, kept.edge_features)
 
 
-@kernel
+@step
 def _update_atoms(layer, atoms, shared, weights, kept, work):
     """The scalars of the atoms, and the vectors of the next layer."""
     sizes, channels = shared.sizes, shared.sizes.channels
@@ -182,7 +182,7 @@ def forward(keep, pos, pair_i, pair_j, start_x, neighbour, out_x, out_v, shared,
     return n
 
 
-@kernel
+@step
 def _norm_vectors_vjp(layer_number, at, atoms, shared, kept, work):
     sizes = shared.sizes
     norm_vectors_vjp(
@@ -191,7 +191,7 @@ def _norm_vectors_vjp(layer_number, at, atoms, shared, kept, work):
     )  # fmt: skip
 
 
-@kernel
+@step
 def _outputs_vjp(g_out_x, g_out_v, atoms, shared, kept, work):
     """Back from the outputs to the atoms behind the last layer."""
     sizes, order = shared.sizes, shared.order
@@ -212,7 +212,7 @@ def _outputs_vjp(g_out_x, g_out_v, atoms, shared, kept, work):
     _norm_vectors_vjp(layers, layers * sizes.components * size, atoms, shared, kept, work)
 
 
-@kernel
+@step
 def _update_atoms_vjp(layer, atoms, shared, weights, kept, work):
     sizes, channels = shared.sizes, shared.sizes.channels
     set_zero(work.g_projected, 0, sizes.components * atoms * layer.vector_width)
@@ -228,7 +228,7 @@ def _update_atoms_vjp(layer, atoms, shared, weights, kept, work):
     )  # fmt: skip
 
 
-@kernel
+@step
 def _exchange_vjp(layer, rows, edges, shared, weights, kept, work):
     """Back through the messages and the update of the edge features."""
     sizes, graph, channels, width, hold = shared.sizes, kept.graph, shared.sizes.channels, layer.edge_width, kept.hold
@@ -272,7 +272,7 @@ def _exchange_vjp(layer, rows, edges, shared, weights, kept, work):
         )
 
 
-@kernel
+@step
 def _project_atoms_vjp(layer, atoms, shared, weights, kept, work):
     sizes, channels = shared.sizes, shared.sizes.channels
     square = channels * channels

@@ -135,6 +135,7 @@ class FixedTypes:
         self._code = {}
 
     def __call__(self, function, *arguments):
+        """What the jitted function returns for the arguments."""
         if function not in self._code:
             self._code[function] = function.compile(tuple(map(numba.typeof, arguments)))
         return self._code[function](*arguments)
