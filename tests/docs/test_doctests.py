@@ -12,7 +12,7 @@ EXAMPLES = {
     "openmm_geomgnn.representation.embed_trajectories": ("embed_trajectories",),
     "openmm_geomgnn.representation.store": ("Embeddings",),
     "openmm_geomgnn.koopman": ("covariances", "cross_validate", "fit_linear", "timescales", "train_vampnet", "vamp"),
-    "openmm_geomgnn.cv.mixers": ("make_mixer",),
+    "openmm_geomgnn.cv.mixers": ("LearnedMixer", "get_mixer", "make_mixer"),
     "openmm_geomgnn.cv": ("CollectiveVariable", "FitSettings", "distill", "fit_cv"),
 }
 

@@ -58,8 +58,9 @@ def mixer_settings(name: str) -> set[str]:
 
 
 def make_mixer(name: str, n_tokens: int | None, hidden_channels: int, **settings: object) -> Mixer:
-    """The mixer called `name` for tokens (F, n_tokens, 4, hidden_channels); ``make_mixer(**mixer.settings)`` rebuilds
-    one. For n_tokens None see `Mixer`.
+    """Make the mixer called `name` for tokens (F, n_tokens, 4, hidden_channels).
+
+    ``make_mixer(**mixer.settings)`` makes the same mixer again, but for its weights. For n_tokens None see `Mixer`.
 
     Raises
     ------
@@ -68,20 +69,15 @@ def make_mixer(name: str, n_tokens: int | None, hidden_channels: int, **settings
 
     Examples
     --------
-    >>> from openmm_geomgnn.cv.mixers import make_mixer
-    >>> mixer = make_mixer("mlp", 3, 64, width=32)
-    >>> mixer.out_features, mixer.settings["pool"]
-    (6, 'flatten')
-
-    Examples
-    --------
     >>> import torch
     >>> from openmm_geomgnn.cv.mixers import make_mixer
     >>> tokens = torch.randn(50, 3, 4, 64)  # frames, tokens, a scalar and a vector, channels
-    >>> mixer = make_mixer("mlp", n_tokens=3, hidden_channels=64, out_features=2)
+    >>> mixer = make_mixer("mlp", n_tokens=3, hidden_channels=64, width=32)
+    >>> mixer.out_features, mixer.settings["pool"]
+    (6, 'flatten')
     >>> mixer.set_statistics(tokens)
     >>> mixer(tokens).shape
-    torch.Size([50, 2])
+    torch.Size([50, 6])
     """
     return get_mixer(name)(n_tokens, hidden_channels, check_settings(name, settings))
 

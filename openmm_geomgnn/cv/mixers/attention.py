@@ -26,9 +26,14 @@ def absent_keys(rows: Tensor, mask: Tensor | None) -> Tensor | None:
     return None if mask is None else rows.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))
 
 
+def position_vectors(n_tokens: int, width: int) -> nn.Parameter:
+    """A vector (n_tokens, width) to be learned for each token."""
+    return nn.Parameter(0.1 * torch.randn(n_tokens, width))
+
+
 def learned_positions(n_tokens: int | None, width: int) -> nn.Parameter | None:
     """A vector to be learned for each of a fixed number of tokens; None where the number is not fixed."""
-    return None if n_tokens is None else nn.Parameter(0.1 * torch.randn(n_tokens, width))
+    return None if n_tokens is None else position_vectors(n_tokens, width)
 
 
 class SelfAttention(nn.Module):
@@ -41,9 +46,11 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """Rows (F, R, n), mixed by attention; `bias` (F, R) is that of `attend`."""
         frames, tokens, width = rows.shape
         split = self.query_key_value(rows).reshape(frames, tokens, 3, self.heads, width // self.heads)
-        mixed = attend(*split.permute(2, 0, 3, 1, 4), bias)
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        mixed = attend(query, key, value, bias)
         return self.out(mixed.transpose(1, 2).reshape(frames, tokens, width))
 
 
@@ -58,6 +65,7 @@ class EncoderLayer(nn.Module):
         self.feedforward = nn.Sequential(nn.Linear(width, feedforward), nn.GELU(), nn.Linear(feedforward, width))
 
     def forward(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """Rows (F, R, n) of the layer; `bias` (F, R) is that of `attend`."""
         rows = rows + self.attention(self.attention_norm(rows), bias)
         return rows + self.feedforward(self.feedforward_norm(rows))
 
@@ -117,6 +125,7 @@ class AttentionMixer(LearnedMixer):
             self.readout = Readout(n_tokens, width, settings.pool, settings.readout, self.out_features)
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
+        """See `Mixer.mix`."""
         rows = self.embed(features)
         if self.position is not None:
             rows = rows + self.position

@@ -140,7 +140,7 @@ class Mixer(nn.Module):
         """Whether the standardisation is set (always so for a mixer that has none)."""
         return self.standardise is None or bool(self.standardise.fitted)
 
-    def set_statistics(self, tokens, mask=None) -> None:
+    def set_statistics(self, tokens: Any, mask: Any = None) -> None:
         """Set mean and std of the input features from the training data. Done once: a CV must not move afterwards.
 
         Parameters
@@ -186,9 +186,9 @@ class Mixer(nn.Module):
             self.scale.fit(chunks)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """chi (F, out_features) of tokens (F, R, 4, H).
+        """Evaluate chi (F, out_features) from tokens (F, R, 4, H).
 
-        mask (F, R) bool is true where a token exists; what stands in the other places has no influence, not even NaN.
+        `mask` (F, R) bool is true where a token exists; what stands in the other places has no influence, not even NaN.
 
         Raises
         ------
@@ -215,8 +215,9 @@ class Mixer(nn.Module):
         return self.mix(features, vectors, mask)
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
-        """chi (F, out_features) of standardised features (F, R, n_features) and vectors (F, R, 3, H), scaled if the
-        mixer has a `scale`; both are zero where the mask is false.
+        """Evaluate chi (F, out_features) from standardised features (F, R, n_features) and vectors (F, R, 3, H).
+
+        The vectors are scaled if the mixer has a `scale`. Both are zero where the mask (F, R) is false.
         """
         raise NotImplementedError
 

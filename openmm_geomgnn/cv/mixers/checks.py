@@ -30,9 +30,10 @@ def positive_int(name: str, value: object) -> int:
 
 def multiple_of_heads(name: str, value: object, heads: object) -> int:
     """`value` as an int; GeomGNNError unless it is a positive multiple of `heads`."""
-    if positive_int(name, value) % positive_int("heads", heads):
+    number = positive_int(name, value)
+    if number % positive_int("heads", heads):
         raise GeomGNNError(f"{name} must be a multiple of heads but {name} is {value} and heads is {heads}.")
-    return value
+    return number
 
 
 def check_seed(seed: object) -> None:

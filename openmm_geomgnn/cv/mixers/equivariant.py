@@ -28,6 +28,7 @@ class RowNorm(nn.Module):
         self.scalars = nn.LayerNorm(scalars)
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalise scalars (..., S) and vectors (..., 3, C)."""
         square = vectors.square().sum(-2, keepdim=True).mean(-1, keepdim=True)
         return self.scalars(scalars), vectors * torch.rsqrt(square + _ROW_EPSILON)
 
@@ -55,6 +56,7 @@ class GVP(nn.Module):
         self.gate = nn.Linear(scalars_out, vectors_out)
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Scalars (..., scalars_out) and vectors (..., 3, vectors_out)."""
         hidden = self.down(vectors)
         scalars = self.scalars(torch.cat([scalars, vector_invariants(hidden, self.chirality)], -1))
         scalars = nn.functional.silu(scalars)
@@ -72,6 +74,7 @@ class FeedForward(nn.Module):
         self.vectors = nn.Linear(vectors, vectors, bias=False)
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Scalars (..., S) and vectors (..., 3, C), with what the perceptron adds."""
         hidden, turned = self.gvp(*self.norm(scalars, vectors))
         return scalars + self.scalars(hidden), vectors + self.vectors(turned)
 
@@ -86,5 +89,6 @@ class InvariantRows(nn.Module):
         self.width = scalars + (2 if chirality else 1) * vectors
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
+        """Invariants (..., width) of scalars (..., S) and vectors (..., 3, C)."""
         scalars, vectors = self.norm(scalars, vectors)
         return torch.cat([scalars, vector_invariants(vectors, self.chirality)], -1)

@@ -14,8 +14,9 @@ from .standardise import VectorScale
 
 
 class EquivariantSelfAttention(nn.Module):
-    """Multi-head attention whose logits are inner products of scalars plus those of vectors, which are invariant, and
-    whose values are both.
+    """Multi-head attention whose values are scalars and vectors.
+
+    Its logits are inner products of scalars plus those of vectors, which are invariant.
     """
 
     def __init__(self, width: int, vector_channels: int, heads: int):
@@ -27,13 +28,15 @@ class EquivariantSelfAttention(nn.Module):
         self.vectors_out = nn.Linear(vector_channels, vector_channels, bias=False)
 
     def forward(self, scalars: Tensor, vectors: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scalars (F, R, S) and vectors (F, R, 3, C), mixed; `bias` (F, R) is that of `attend`."""
         frames, tokens, width = scalars.shape
         channels = vectors.shape[-1] // self.heads
         # a head's row: its scalars, then its vectors as 3 * C / heads numbers
         parts = self.scalars(scalars).reshape(frames, tokens, 3, self.heads, width // self.heads)
         arrows = self.vectors(vectors).reshape(frames, tokens, 3, 3, self.heads, channels)
         arrows = arrows.permute(0, 1, 3, 4, 2, 5).flatten(-2)  # query, key or value before the axis
-        mixed = attend(*torch.cat([parts, arrows], -1).permute(2, 0, 3, 1, 4), bias).transpose(1, 2)
+        query, key, value = torch.cat([parts, arrows], -1).permute(2, 0, 3, 1, 4)
+        mixed = attend(query, key, value, bias).transpose(1, 2)
         parts, arrows = mixed.split([width // self.heads, 3 * channels], -1)
         arrows = arrows.unflatten(-1, (3, channels)).transpose(2, 3)
         return self.scalars_out(parts.flatten(2)), self.vectors_out(arrows.flatten(3))
@@ -49,6 +52,7 @@ class EquivariantLayer(nn.Module):
         self.feedforward = FeedForward(width, vector_channels, feedforward, chirality)
 
     def forward(self, scalars: Tensor, vectors: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scalars (F, R, S) and vectors (F, R, 3, C), mixed; `bias` (F, R) is that of `attend`."""
         more_scalars, more_vectors = self.attention(*self.norm(scalars, vectors), bias)
         return self.feedforward(scalars + more_scalars, vectors + more_vectors)
 
@@ -121,6 +125,7 @@ class EquivariantAttentionMixer(LearnedMixer):
             self.readout = Readout(n_tokens, self.invariants.width, settings.pool, settings.readout, self.out_features)
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
+        """See `Mixer.mix`."""
         rows, vectors = self.embed(features), self.embed_vectors(vectors)
         if self.position is not None:
             rows = rows + self.position

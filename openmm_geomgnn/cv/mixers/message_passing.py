@@ -20,7 +20,7 @@ def sequence_graph(tokens: int, neighbours: int | str, device: torch.device | No
     `neighbours` tokens on each side in sequence, or with "all" every other token.
     """
     place = torch.arange(tokens, device=device)[:, None]
-    if neighbours == "all" or neighbours >= tokens - 1:
+    if isinstance(neighbours, str) or neighbours >= tokens - 1:
         others = torch.arange(tokens - 1, device=device)[None]
         sender = others + (others >= place)
         return sender, torch.ones_like(sender, dtype=torch.bool)
@@ -57,6 +57,17 @@ class MessageLayer(nn.Module):
     def forward(
         self, scalars: Tensor, vectors: Tensor, sender: Tensor, offsets: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Scalars (F, R, S) and vectors (F, R, 3, C) after a round of messages.
+
+        Parameters
+        ----------
+        sender
+            (R, K), see `sequence_graph`.
+        offsets
+            (R, K, n), see `offset_features`.
+        weights
+            (F, R, K) of the messages to each token.
+        """
         own, arrows = self.norm(scalars, vectors)
         (own, theirs), (arrows, their_arrows) = ends(own, sender), ends(arrows, sender)
         products = (arrows * their_arrows).sum(-2)  # of each channel's two vectors: how they are turned
@@ -137,6 +148,7 @@ class MessagePassingMixer(LearnedMixer):
             self.readout = Readout(n_tokens, self.invariants.width, settings.pool, settings.readout, self.out_features)
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
+        """See `Mixer.mix`."""
         frames, tokens, _ = features.shape
         sender, exists = sequence_graph(tokens, self.neighbours, features.device)
         offsets = offset_features(sender - torch.arange(tokens, device=sender.device)[:, None]).to(features.dtype)

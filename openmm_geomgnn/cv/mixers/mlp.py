@@ -55,4 +55,5 @@ class MLPMixer(LearnedMixer):
             self.readout = Readout(n_tokens, width, settings.pool, settings.readout, self.out_features)
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
+        """See `Mixer.mix`."""
         return self.readout(self.token_network(features), mask)

@@ -54,4 +54,5 @@ class NoMixer(Mixer):
         self.out_features = self.pool.width
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
+        """See `Mixer.mix`."""
         return self.pool(features, mask)

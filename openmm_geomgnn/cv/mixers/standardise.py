@@ -22,6 +22,10 @@ class Standardiser(nn.Module):
     where their number is not fixed (n_tokens is None).
     """
 
+    mean: Tensor
+    std: Tensor
+    fitted: Tensor
+
     def __init__(self, n_tokens: int | None, n_features: int):
         super().__init__()
         self.shared = n_tokens is None
@@ -31,6 +35,7 @@ class Standardiser(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def forward(self, features: Tensor) -> Tensor:
+        """Features (F, R, n), shifted and scaled."""
         return (features - self.mean) / self.std
 
     def fit(self, chunks: Chunks) -> None:
@@ -71,11 +76,14 @@ class VectorScale(nn.Module):
     residues can be compared, and one that is short stays short instead of having its noise magnified.
     """
 
+    rms: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("rms", torch.ones(channels))
 
     def forward(self, vectors: Tensor) -> Tensor:
+        """Vectors (F, R, 3, H), scaled."""
         return vectors / self.rms
 
     def fit(self, chunks: Chunks) -> None:

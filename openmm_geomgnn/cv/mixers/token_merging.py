@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from openmm_geomgnn.errors import GeomGNNError
 
-from .attention import EncoderLayer, learned_positions
+from .attention import EncoderLayer, learned_positions, position_vectors
 from .base import LearnedMixer, LearnedSettings
 from .checks import initialisation, lookup, multiple_of_heads, positive_int
 from .pooling import Readout, without_absent
@@ -26,6 +26,8 @@ def sequence_blocks(n_tokens: int, merged: int) -> Tensor:
 class BlockAssignment(nn.Module):
     """Each token belongs to one block of the sequence."""
 
+    share: Tensor
+
     def __init__(self, n_tokens: int | None, width: int, merged: int):
         super().__init__()
         if n_tokens is None:
@@ -35,13 +37,15 @@ class BlockAssignment(nn.Module):
         self.register_buffer("share", sequence_blocks(n_tokens, merged), persistent=False)
 
     def forward(self, rows: Tensor) -> Tensor:
+        """Shares (F, R, merged) of the tokens in the merged ones, from rows (F, R, n)."""
         return self.share.expand(len(rows), -1, -1)
 
 
 class LearnedAssignment(nn.Module):
-    """Each token is shared out among the merged ones by a softmax of its features (Ying et al. 2018, arXiv 1806.08804)
-    and, of a fixed number of tokens, of its place, which at first prefers its block of the sequence: equal shares would
-    make all merged tokens alike.
+    """Each token is shared out among the merged ones by a softmax of its features (Ying et al. 2018, arXiv 1806.08804).
+
+    Where the number of tokens is fixed, the softmax also takes in the token's place, which at first prefers its block of
+    the sequence: equal shares would make all merged tokens alike.
     """
 
     def __init__(self, n_tokens: int | None, width: int, merged: int):
@@ -50,6 +54,7 @@ class LearnedAssignment(nn.Module):
         self.place = None if n_tokens is None else nn.Parameter(_PREFERENCE * sequence_blocks(n_tokens, merged))
 
     def forward(self, rows: Tensor) -> Tensor:
+        """Shares (F, R, merged) of the tokens in the merged ones, from rows (F, R, n)."""
         scores = self.score(rows)
         return torch.softmax(scores if self.place is None else scores + self.place, -1)
 
@@ -122,7 +127,7 @@ class TokenMergingMixer(LearnedMixer):
             self.position = learned_positions(n_tokens, width)
             self.token_network = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width))
             self.assignment = ASSIGNMENTS[settings.assignment](n_tokens, width, merged)
-            self.place = learned_positions(merged, width)
+            self.place = position_vectors(merged, width)
             self.encoder = nn.ModuleList(
                 EncoderLayer(width, settings.heads, settings.feedforward) for _ in range(settings.layers)
             )
@@ -130,6 +135,7 @@ class TokenMergingMixer(LearnedMixer):
             self.readout = Readout(merged, width, settings.pool, settings.readout, self.out_features)
 
     def mix(self, features: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
+        """See `Mixer.mix`."""
         rows = self.embed(features)
         if self.position is not None:
             rows = rows + self.position
