@@ -1,7 +1,7 @@
 """The interface of biases on collective variables, and the biases by name."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,7 +29,13 @@ class Bias(Protocol):
         Outer steps from one `update` to the next.
     """
 
-    pace: int
+    if TYPE_CHECKING:
+        # read-only for type checkers, since the settings of a bias may be frozen
+        @property
+        def pace(self) -> int:
+            """Outer steps from one `update` to the next."""
+    else:
+        pace: int
 
     def initial_state(self, dimension: int | None = None, n_walkers: int = 1) -> Any:
         """The state before the first update, for d = `dimension` components and walkers that share the bias."""

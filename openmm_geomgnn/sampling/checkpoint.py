@@ -3,13 +3,17 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openmm
+from openmm import app
 from safetensors.numpy import save_file
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
 from openmm_geomgnn.force.integrators import has_virtual_sites
@@ -17,6 +21,9 @@ from openmm_geomgnn.formatting import format_setting
 from openmm_geomgnn.sampling.outputs import Written
 from openmm_geomgnn.sampling.systems import SystemSettings
 from torchmdnet_ext.tensor_files import CHECKSUM, DamagedFile, is_as_written, read_tensor_file, with_checksum
+
+if TYPE_CHECKING:
+    from openmm_geomgnn.sampling.walker import WalkerSpec
 
 FORMAT = "openmm-geomgnn run"
 VERSION = 2
@@ -32,14 +39,14 @@ class Checkpoint:
     """
 
     step: int
-    bias: dict
-    walkers: list
-    heat: dict
+    bias: Mapping[str, np.ndarray]
+    walkers: list[bytes]
+    heat: Mapping[str, np.ndarray]
     written: Written
-    fingerprint: dict
+    fingerprint: Mapping[str, Any]
 
 
-def save_checkpoint(path, checkpoint):
+def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
     """Write a Checkpoint; an existing one is replaced only when the new one is complete."""
     arrays = {f"bias.{name}": np.array(array, order="C") for name, array in checkpoint.bias.items()}
     arrays |= {f"heat.{name}": np.array(array) for name, array in checkpoint.heat.items()}
@@ -57,7 +64,7 @@ def save_checkpoint(path, checkpoint):
         save_file(arrays, temporary, metadata={"run": json.dumps(with_checksum(metadata, arrays))})
 
 
-def load_checkpoint(path):
+def load_checkpoint(path: PathLike) -> Checkpoint:
     """Read a file of `save_checkpoint`. Raises GeomGNNError if it is damaged, of another kind or of a later version."""
     try:
         metadata, arrays = read_tensor_file(path, "run", framework="numpy")
@@ -68,7 +75,7 @@ def load_checkpoint(path):
         ) from error
     if metadata is None or metadata.get("format") != FORMAT:
         raise GeomGNNError(f"{path} is not the checkpoint of a run. Start the run in another folder.")
-    version = metadata.get("version")
+    version: Any = metadata.get("version")
     if type(version) is int and version > VERSION:
         raise GeomGNNError(
             f"{path} has version {version} of the format, and this code reads up to {VERSION}: update "
@@ -95,11 +102,13 @@ def load_checkpoint(path):
         ) from error
 
 
-def _part(arrays, prefix):
+def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def _heat_since_the_start(metadata, arrays):
+def _heat_since_the_start(
+    metadata: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Version 2 holds the number of rows since the start; version 1 held only the most recent rows."""
     rows = {"rows": arrays["temperatures"], "count": np.array(metadata["written"]["rows"]), "sum": np.array(math.nan)}
     return metadata, arrays | {f"heat.{name}": array for name, array in rows.items()}
@@ -109,14 +118,14 @@ def _heat_since_the_start(metadata, arrays):
 _MIGRATIONS = {1: _heat_since_the_start}
 
 
-def fingerprint(specs, topology, system, platform):
+def fingerprint(specs: "Sequence[WalkerSpec]", topology: app.Topology, system: str, platform: str) -> dict[str, Any]:
     """Describe everything a run depends on as a flat dict, with names that users know and values that JSON can hold.
 
     specs: list of WalkerSpec. topology: openmm.app.Topology. system: XML of the unbiased openmm.System. platform: its name.
     The starts of the walkers, and settings that only change the speed (engine, precision), are left out.
     """
     spec = specs[0]
-    prints = {"structure (atoms, residues and bonds)": topology_hash(topology)}
+    prints: dict[str, Any] = {"structure (atoms, residues and bonds)": topology_hash(topology)}
     if isinstance(spec.system, SystemSettings):
         prints |= {f"system setting {name}": value for name, value in spec.system.as_dict().items()}
     prints["system (parameters of the force field)"] = hashlib.sha256(system.encode()).hexdigest()[:16]
@@ -138,11 +147,11 @@ def fingerprint(specs, topology, system, platform):
     return json.loads(json.dumps(prints))
 
 
-def bias_settings(bias):
+def bias_settings(bias: Any) -> dict[str, Any]:
     """The settings of a bias, a dataclass, as entries of a fingerprint."""
     if bias is None:
         return {"bias": None}
-    entries = {"bias": type(bias).__name__}
+    entries: dict[str, Any] = {"bias": type(bias).__name__}
     if is_dataclass(bias):
         for entry in fields(bias):
             if entry.init:
@@ -151,7 +160,7 @@ def bias_settings(bias):
     return entries
 
 
-def check_fingerprint(saved, mine, path):
+def check_fingerprint(saved: Mapping[str, Any], mine: Mapping[str, Any], path: PathLike) -> None:
     """Raise a GeomGNNError that names the first thing that differs between two fingerprints."""
     for name in [*mine, *(name for name in saved if name not in mine)]:
         old, new = saved.get(name), mine.get(name)
@@ -164,7 +173,7 @@ def check_fingerprint(saved, mine, path):
         )
 
 
-def _same(old, new):
+def _same(old: Any, new: Any) -> bool:
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(_same(a, b) for a, b in zip(old, new, strict=True))
     if isinstance(old, int | float) and isinstance(new, int | float):
@@ -173,7 +182,7 @@ def _same(old, new):
     return old == new
 
 
-def topology_hash(topology):
+def topology_hash(topology: app.Topology) -> str:
     """Hash of atoms, residues and bonds: equal for two structures of one system."""
     digest = hashlib.sha256()
     for atom in topology.atoms():
@@ -185,7 +194,7 @@ def topology_hash(topology):
     return digest.hexdigest()[:16]
 
 
-def find_checkpoint(folder):
+def find_checkpoint(folder: PathLike) -> Path | None:
     """The checkpoint in a run's folder, or None."""
     path = Path(folder) / NAME
     return path if path.exists() else None

@@ -7,13 +7,16 @@ Times are in ps, energies in kJ/mol, temperatures in K. Programs that read PLUME
 `numpy.loadtxt`) also read these, and `read_colvar` reads PLUMED's.
 """
 
+import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing, atomic_write
 from openmm_geomgnn.units import did_you_mean
@@ -35,7 +38,7 @@ class ColvarWriter(Closing):
     Raises GeomGNNError if field names are unusable, or if the file to be continued has different fields.
     """
 
-    def __init__(self, path, fields, append=False):
+    def __init__(self, path: PathLike, fields: Sequence[str], append: bool = False) -> None:
         self.path = Path(path)
         self.fields = tuple(fields)
         _check_fields(self.fields)
@@ -48,7 +51,7 @@ class ColvarWriter(Closing):
             self._file.write(f"{_FIELDS} {' '.join(self.fields)}\n")
             self._file.flush()
 
-    def _check_continues(self):
+    def _check_continues(self) -> None:
         text = self.path.read_bytes()
         headers = [line for line in text.decode("utf-8", "replace").splitlines() if line.startswith(_FIELDS)]
         found = tuple(headers[-1][len(_FIELDS) :].split()) if headers else ()
@@ -64,7 +67,7 @@ class ColvarWriter(Closing):
                 "file at the checkpoint with openmm_geomgnn.sampling.colvar.truncate_colvar, then continue it."
             )
 
-    def write(self, rows):
+    def write(self, rows: npt.ArrayLike | Mapping[str, npt.ArrayLike]) -> None:
         """Append a block of rows and flush.
 
         rows: (n, n_fields) array in the order of `fields`, one row (n_fields,), or a mapping from every field to a
@@ -82,7 +85,7 @@ class ColvarWriter(Closing):
         self._file.write("".join(line % tuple(row) for row in rows.tolist()))
         self._file.flush()
 
-    def _stack(self, columns):
+    def _stack(self, columns: Mapping[str, npt.ArrayLike]) -> np.ndarray:
         unknown = [name for name in columns if name not in self.fields]
         if unknown:
             raise GeomGNNError(f"{self.path} has no field {unknown[0]!r}.{_hint(unknown[0], self.fields)}")
@@ -95,19 +98,21 @@ class ColvarWriter(Closing):
             raise GeomGNNError(f"The columns for {self.path} differ in length, {sorted(lengths)}. Give one length.")
         return np.stack(np.broadcast_arrays(*values), axis=1)
 
-    def flush(self):
+    def flush(self) -> None:
+        """Hand everything written to the operating system."""
         self._file.flush()
 
-    def sync(self):
+    def sync(self) -> None:
         """Wait until everything written is on the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def close(self):
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
-def read_colvar(path, fields=None):
+def read_colvar(path: PathLike, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Read a COLVAR file, ours or PLUMED's: a dictionary from field name to an (n,) float64 array.
 
     fields: the names to return, in this order; all of them by default. Rows keep the order of the file. Further
@@ -126,14 +131,14 @@ def read_colvar(path, fields=None):
     return {name: column(colvar, name, path) for name in fields}
 
 
-def column(colvar, name, source="the COLVAR data"):
+def column(colvar: Mapping[str, np.ndarray], name: str, source: object = "the COLVAR data") -> np.ndarray:
     """Get the column `name` of `colvar`. Raises a GeomGNNError that names the nearest field if there is none."""
     if name not in colvar:
         raise GeomGNNError(f"There is no field {name!r} in {source}.{_hint(name, colvar)}")
     return colvar[name]
 
 
-def split_walkers(colvar, field="walker"):
+def split_walkers(colvar: Mapping[str, np.ndarray], field: str = "walker") -> list[dict[str, np.ndarray]]:
     """Split into one dictionary per walker, ordered by number; a single one if there is no field of walkers."""
     if field not in colvar:
         return [dict(colvar)]
@@ -141,7 +146,7 @@ def split_walkers(colvar, field="walker"):
     return [{name: values[walker == w] for name, values in colvar.items()} for w in np.unique(walker)]
 
 
-def truncate_colvar(path, time=None, rows=None):
+def truncate_colvar(path: PathLike, time: float | None = None, rows: int | None = None) -> int:
     """Cut a COLVAR file back to a checkpoint and return the number of rows kept.
 
     Give exactly one of `rows` (the number of rows to keep) and `time` (ps; later rows are removed). Headers and comments
@@ -154,6 +159,8 @@ def truncate_colvar(path, time=None, rows=None):
         raise GeomGNNError("truncate_colvar needs either a time in ps or a number of rows: give exactly one of them.")
     there = _read_lines(path)
     lines = there[:-1] if there and not there[-1].endswith("\n") else there
+    # rounding of printed times: a row at the checkpoint's own time stays
+    latest = math.inf if time is None else time * (1 + 1e-9) + 1e-9
     kept, n_kept = [], 0
     time_index = None
     for line in lines:
@@ -167,8 +174,7 @@ def truncate_colvar(path, time=None, rows=None):
         else:
             if time_index is None:
                 raise _no_header(path)
-            # rounding of printed times: a row at the checkpoint's own time stays
-            keep = _number(line, time_index, path) <= time * (1 + 1e-9) + 1e-9
+            keep = _number(line, time_index, path) <= latest
         if keep:
             kept.append(line)
             n_kept += 1
@@ -181,7 +187,7 @@ def truncate_colvar(path, time=None, rows=None):
     return n_kept
 
 
-def check_rows(path, rows):
+def check_rows(path: PathLike, rows: int) -> None:
     """Raise a GeomGNNError if a COLVAR file does not exist or has fewer rows than a checkpoint expects."""
     complete = [line for line in _read_lines(Path(path)) if line.endswith("\n")]
     there = sum(not line.startswith("#") and bool(line.strip()) for line in complete)
@@ -189,14 +195,14 @@ def check_rows(path, rows):
         raise _too_short(path, there, rows)
 
 
-def _too_short(path, there, rows):
+def _too_short(path: PathLike, there: int, rows: int) -> GeomGNNError:
     return GeomGNNError(
         f"{path} has {there} complete rows, but {rows} had been written at the checkpoint: the file was cut, or belongs to "
         "another run. Restore it, or start a new run in another folder."
     )
 
 
-def _parse(path):
+def _parse(path: Path) -> tuple[list[str], list[list[float]]]:
     """Return the field names, and the rows as lists of floats in the order of those names."""
     lines = _read_lines(path)
     incomplete = f"The last line of {path} is incomplete and was left out."
@@ -242,7 +248,7 @@ def _parse(path):
     return names, rows
 
 
-def _read_lines(path):
+def _read_lines(path: Path) -> list[str]:
     try:
         with path.open(encoding="utf-8") as file:
             return file.readlines()
@@ -252,21 +258,21 @@ def _read_lines(path):
         raise GeomGNNError(f"{path} is not a COLVAR file: it holds bytes that are not text. Check the path.") from error
 
 
-def _time_index(header, path):
+def _time_index(header: str, path: Path) -> int:
     names = header[len(_FIELDS) :].split()
     if "time" not in names:
         raise GeomGNNError(f"{path} has no field 'time', so it cannot be cut at a time: give a number of rows instead.")
     return names.index("time")
 
 
-def _number(line, index, path):
+def _number(line: str, index: int, path: Path) -> float:
     try:
         return float(line.split()[index])
     except (IndexError, ValueError) as error:
         raise GeomGNNError(f"{path} has a damaged row, {line.strip()!r}. Remove it, then cut again.") from error
 
 
-def _check_fields(fields, where=""):
+def _check_fields(fields: Sequence[str], where: str = "") -> None:
     if not fields:
         raise GeomGNNError(f"{where}no field is named. A COLVAR file needs at least one, usually 'time' first.")
     for i, name in enumerate(fields):
@@ -276,15 +282,15 @@ def _check_fields(fields, where=""):
             raise GeomGNNError(f"{where}the field {name!r} is named twice. Give every field its own name.")
 
 
-def _no_header(path):
+def _no_header(path: Path) -> GeomGNNError:
     return GeomGNNError(f"{path} has no '{_FIELDS}' line before its first row, so it is not a COLVAR file. Check the path.")
 
 
-def _hint(name, fields):
+def _hint(name: str, fields: Iterable[str]) -> str:
     return f"{did_you_mean(name, fields)} The fields are {_field_list(fields)}."
 
 
-def _field_list(fields, limit=12):
+def _field_list(fields: Iterable[str], limit: int = 12) -> str:
     fields = list(fields)
     if not fields:
         return "none"

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import openmm
+from openmm import app
+
+from openmm_geomgnn.aliases import PathLike
 
 
 class LastFrames:
@@ -14,16 +17,17 @@ class LastFrames:
     topology : openmm.app.Topology
     """
 
-    def __init__(self, folder, index, topology):
+    def __init__(self, folder: PathLike | None, index: int, topology: app.Topology) -> None:
         self.folder = None if folder is None else Path(folder) / f"failure.{index}"
         self._topology = topology
-        self._context = self._good = None
+        self._context: openmm.Context | None = None
+        self._good: np.ndarray | None = None
 
-    def follow(self, context, positions=None):
+    def follow(self, context: openmm.Context, positions: np.ndarray | None = None) -> None:
         """Remember positions (N, 3), finite, in nm, from which an openmm.Context is about to continue."""
         self._context, self._good = context, positions
 
-    def save(self):
+    def save(self) -> str:
         """Write system-step-N.pdb and .npz with the present positions of the Context and the last good ones.
 
         Returns

@@ -5,9 +5,10 @@ A force field accepts any coordinates: gaps of missing residues are bonded over,
 
 import itertools
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-from openmm import unit
+from openmm import app, unit
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
@@ -39,7 +40,9 @@ _L_AMINO_ACIDS = frozenset(
 _CENTRES = [(None, ("CA", "N", "C", "CB")), ("ILE", ("CB", "CA", "CG1", "CG2")), ("THR", ("CB", "CA", "OG1", "CG2"))]
 
 
-def check_geometry(topology, positions, where="The structure", strict=True):
+def check_geometry(
+    topology: app.Topology, positions: np.ndarray, where: str = "The structure", strict: bool = True
+) -> list[str]:
     """Check the coordinates of a topology; return remarks, a list of sentences, which is empty if all is as expected.
 
     Parameters
@@ -77,7 +80,7 @@ def check_geometry(topology, positions, where="The structure", strict=True):
 class _Frame:
     """Coordinates with the bonds of their topology."""
 
-    def __init__(self, topology, positions, where):
+    def __init__(self, topology: app.Topology, positions: np.ndarray, where: str) -> None:
         if positions.shape != (topology.getNumAtoms(), 3):
             raise GeomGNNError(
                 f"{where} has positions of the shape {positions.shape} for {topology.getNumAtoms()} atoms: give (atoms, 3) "
@@ -95,37 +98,37 @@ class _Frame:
         bonds = [(a, b) for a, b in topology.bonds() if not _without_length(a, b)]
         self.bonds = np.array([(row[a.index], row[b.index]) for a, b in bonds], dtype=int).reshape(-1, 2)
 
-    def name(self, k):
+    def name(self, k: int) -> str:
         atom = self.atoms[k]
         return f"{atom.name} of {_residue_name(atom.residue)}"
 
     @cached_property
-    def lengths(self):
+    def lengths(self) -> np.ndarray:
         """Lengths (bonds,) in nm."""
         return self.distances(*self.bonds.T)
 
     @cached_property
-    def ratios(self):
+    def ratios(self) -> np.ndarray:
         """Lengths (bonds,) in units of the sum of the radii."""
         return self.lengths / (self.radii[self.bonds[:, 0]] + self.radii[self.bonds[:, 1]])
 
-    def bonds_outside(self, low, high):
+    def bonds_outside(self, low: float, high: float) -> np.ndarray:
         """Rows of the bonds whose ratios are outside these limits, the worst first."""
         found = np.flatnonzero((self.ratios < low) | (self.ratios > high))
         return found[np.argsort(-np.abs(np.log(self.ratios[found] + 1e-9)), kind="stable")]
 
     @cached_property
-    def radii(self):
+    def radii(self) -> np.ndarray:
         """Covalent radii (n,) in nm; NaN where they are unknown."""
         return np.array([RADII.get(atom.element.symbol, np.nan) for atom in self.atoms])
 
     @cached_property
-    def close(self):
+    def close(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs (i, j) that are closer than atoms can be without a bond, and whether they share a neighbour.
 
         Each is (P,); pairs across the box are left out.
         """
-        near = [set() for _ in self.atoms]
+        near: list[set[int]] = [set() for _ in self.atoms]
         for a, b in self.bonds.tolist():
             near[a].add(b)
             near[b].add(a)
@@ -134,10 +137,10 @@ class _Frame:
         related = np.array([not near[a].isdisjoint(near[b]) for a, b in pairs.tolist()], dtype=bool)
         return *pairs.T, related
 
-    def distances(self, i, j):
+    def distances(self, i: Any, j: Any) -> np.ndarray:
         return np.linalg.norm(self.apart(i, j), axis=-1)
 
-    def apart(self, i, j):
+    def apart(self, i: Any, j: Any) -> np.ndarray:
         """Vectors (..., 3) from atoms j to atoms i."""
         delta = self.positions[i] - self.positions[j]
         if self.box is None:
@@ -149,25 +152,25 @@ class _Frame:
         return minimum_image(delta, self.box)
 
 
-def _without_length(a, b):
+def _without_length(a: Any, b: Any) -> bool:
     """Whether the length of a bond is unknown: bonds of virtual sites, between hydrogens, of coarse-grained beads."""
     if a.element is None or b.element is None or a.element.symbol == b.element.symbol == "H":
         return True
     return len(a.residue) == len(b.residue) == 1
 
 
-def _residue_name(residue):
+def _residue_name(residue: Any) -> str:
     return f"{residue.name} {residue.id}" + (f" of chain {residue.chain.id}" if residue.chain.id.strip() else "")
 
 
-def _listed(names):
+def _listed(names: Any) -> str:
     """List the first few names and the number of the others."""
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
 
 
-def _check_finite(frame):
+def _check_finite(frame: _Frame) -> None:
     bad = np.flatnonzero(~np.isfinite(frame.all_positions).all(axis=1))
     if len(bad):
         atom = frame.all_atoms[bad[0]]
@@ -177,14 +180,14 @@ def _check_finite(frame):
         )
 
 
-def _check_one_point(frame):
+def _check_one_point(frame: _Frame) -> None:
     if len(frame.atoms) > 1 and np.ptp(frame.positions, axis=0).max() < CROWDED:
         raise GeomGNNError(
             f"{frame.where} has all its {len(frame.atoms)} atoms in one place. Give a structure with coordinates."
         )
 
 
-def _check_unit(frame):
+def _check_unit(frame: _Frame) -> None:
     known = np.isfinite(frame.ratios)
     if known.any():
         ratio = float(np.median(frame.ratios[known]))
@@ -202,7 +205,7 @@ def _check_unit(frame):
             )
 
 
-def _check_bonds(frame):
+def _check_bonds(frame: _Frame) -> None:
     broken = frame.bonds_outside(*BROKEN)
     if not len(broken):
         return
@@ -222,13 +225,13 @@ def _check_bonds(frame):
     )
 
 
-def _is_link(frame, bond):
+def _is_link(frame: _Frame, bond: int) -> bool:
     """Whether a bond joins residues that follow each other in a chain."""
     first, second = (frame.atoms[k].residue for k in frame.bonds[bond])
     return first.chain is second.chain and abs(first.index - second.index) == 1
 
 
-def _check_coincidence(frame):
+def _check_coincidence(frame: _Frame) -> None:
     i, j, related = frame.close
     i, j = i[~related], j[~related]
     distances = frame.distances(i, j)
@@ -241,7 +244,7 @@ def _check_coincidence(frame):
         )
 
 
-def _far_apart(frame):
+def _far_apart(frame: _Frame) -> list[str]:
     """Make a remark if molecules will not meet; raise a GeomGNNError if they cannot be meant to be so far apart."""
     if frame.box is not None:
         return []
@@ -265,7 +268,7 @@ def _far_apart(frame):
     return []
 
 
-def _strained(frame):
+def _strained(frame: _Frame) -> list[str]:
     strained = frame.bonds_outside(*STRAINED)
     if not len(strained):
         return []
@@ -279,7 +282,7 @@ def _strained(frame):
     ]
 
 
-def _clashes(frame):
+def _clashes(frame: _Frame) -> list[str]:
     """Find atoms much closer than their radii allow without a bond, among those whose bonds are known."""
     i, j, related = frame.close
     bonded = np.zeros(len(frame.atoms), dtype=bool)
@@ -298,9 +301,9 @@ def _clashes(frame):
     ]
 
 
-def _inverted(frame):
+def _inverted(frame: _Frame) -> list[str]:
     """Find amino acids that have the name of the L form but not its configuration."""
-    rows = {}
+    rows: dict[Any, dict[str, int]] = {}
     for k, atom in enumerate(frame.atoms):
         if atom.residue.name in _L_AMINO_ACIDS:
             rows.setdefault(atom.residue, {})[atom.name] = k

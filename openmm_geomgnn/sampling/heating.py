@@ -1,8 +1,11 @@
 """Detection of runs that are too hot: a stiff collective variable heats the system, and heat causes false transitions."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from openmm_geomgnn.errors import GeomGNNError
 
@@ -39,7 +42,16 @@ class HeatGuard:
     twice the temperature, because a bias releases heat when it begins.
     """
 
-    def __init__(self, temperature, degrees_of_freedom, friction, row_interval, n_walkers, limit=1.02, state=None):
+    def __init__(
+        self,
+        temperature: float,
+        degrees_of_freedom: int,
+        friction: float,
+        row_interval: float,
+        n_walkers: int,
+        limit: float = 1.02,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         self.temperature = temperature
         self.limit = limit
         self._degrees_of_freedom = max(degrees_of_freedom, 1)
@@ -53,32 +65,32 @@ class HeatGuard:
         self._rows = np.array(state["rows"], dtype=np.float64)
         self._count, self._sum = int(state["count"]), float(state["sum"])
 
-    def to_arrays(self):
+    def to_arrays(self) -> dict[str, np.ndarray]:
         """The state of the guard as a dict of arrays, for a checkpoint."""
         return {"rows": self._rows, "count": np.array(self._count), "sum": np.array(self._sum)}
 
     @property
-    def mean(self):
+    def mean(self) -> float:
         """Mean temperature in K of the last 20 ps; NaN when there are no rows."""
         return float(self._last(_WINDOW).mean()) if self._count else math.nan
 
     @property
-    def overall_mean(self):
+    def overall_mean(self) -> float:
         """Mean temperature in K of all rows since the start of the run; NaN when there are none."""
         return self._sum / self._count if self._count else math.nan
 
-    def add(self, temperatures):
+    def add(self, temperatures: npt.ArrayLike) -> None:
         """Add the temperatures (n,) of new rows, in order of time."""
         temperatures = np.asarray(temperatures, dtype=np.float64)
         self._rows = np.concatenate([self._rows, temperatures])[-self._n_rows(self._windows[-1]) :]
         self._count += len(temperatures)
         self._sum += float(temperatures.sum())
 
-    def visible_excess(self, window):
+    def visible_excess(self, window: float) -> float:
         """The relative excess of temperature, if it lasts, that 99 of 100 windows of this length (ps) detect."""
         return self.limit * self._quantile(window, _SIGNIFICANCE) / self._quantile(window, -2.33) - 1
 
-    def check(self, time):
+    def check(self, time: float) -> None:
         """Raise a GeomGNNError if the system is too hot; time (ps) is for the message."""
         settled = min(self._count - self._n_rows(_SETTLING), len(self._rows))
         if settled < self._n_rows(_WINDOW):
@@ -93,7 +105,7 @@ class HeatGuard:
                 limit = self.limit * self._quantile(window, _SIGNIFICANCE)
                 self._judge(time, n, sums[n - 1] / n, limit, "that chance explains")
 
-    def _judge(self, time, n_rows, mean, limit, which):
+    def _judge(self, time: float, n_rows: int, mean: float, limit: float, which: str) -> None:
         if mean > limit * self.temperature:
             span = n_rows / self._n_walkers * self._row_interval
             raise GeomGNNError(
@@ -104,13 +116,13 @@ class HeatGuard:
                 "variable, in another folder. What was written until now, and a checkpoint, are kept."
             )
 
-    def _n_rows(self, time):
+    def _n_rows(self, time: float) -> int:
         return max(1, math.ceil(time / self._row_interval - 1e-9)) * self._n_walkers
 
-    def _last(self, window):
+    def _last(self, window: float) -> np.ndarray:
         return self._rows[-self._n_rows(window) :]
 
-    def _quantile(self, window, deviations):
+    def _quantile(self, window: float, deviations: float) -> float:
         """Quantile of the mean of a window in equilibrium, relative to its expectation.
 
         Wilson & Hilferty's approximation (PNAS 17, 684 (1931)) to the quantile of a gamma distribution.

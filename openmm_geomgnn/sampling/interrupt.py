@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from typing import Any, Self
 
 
 class DelayedInterrupt:
@@ -10,23 +11,23 @@ class DelayedInterrupt:
     Only the main thread can do this; in other threads it has no effect.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.came = False
         self._insisted = False
-        self._before = None
+        self._before: Any = None
 
-    def _note(self, number, frame):
+    def _note(self, number: int, frame: object) -> None:
         if self.came:
             self._insisted = True
             raise KeyboardInterrupt
         self.came = True
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._note)
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
         if self._insisted and kind is not KeyboardInterrupt:

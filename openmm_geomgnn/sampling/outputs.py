@@ -2,19 +2,26 @@
 
 import os
 import struct
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
-from openmm import Vec3, unit
+from openmm import Vec3, app, unit
 from openmm.app import DCDFile
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing, sync_folder
 from openmm_geomgnn.sampling.colvar import ColvarWriter, check_rows, truncate_colvar
 from openmm_geomgnn.units import NM_TO_ANGSTROM
+
+if TYPE_CHECKING:
+    import mdtraj
+
+    from openmm_geomgnn.sampling.walker import WalkerReport
 
 _DCD_HEADER = 92  # bytes of the first record, with its two length marks
 _DCD_COUNT, _DCD_LAST_STEP, _DCD_BOX = 8, 20, 48  # where the number of frames, the last step and the box flag are
@@ -40,7 +47,17 @@ class Outputs(Closing):
     Raises GeomGNNError if a file is shorter than the checkpoint says, or is of another kind.
     """
 
-    def __init__(self, folder, topology, fields, kernel_fields, n_walkers, step, frame_interval, written=None):
+    def __init__(
+        self,
+        folder: PathLike,
+        topology: app.Topology,
+        fields: Sequence[str],
+        kernel_fields: Sequence[str] | None,
+        n_walkers: int,
+        step: float,
+        frame_interval: int,
+        written: Written | None = None,
+    ) -> None:
         folder = Path(folder)
         written = written or Written()
         self._rows, self._kernels, self._frames = written.rows, written.kernels, written.frames
@@ -49,9 +66,9 @@ class Outputs(Closing):
         self.trajectories = [trajectory_path(folder, walker) for walker in range(n_walkers if frame_interval else 0)]
         with ExitStack() as stack:
             self._colvar = stack.enter_context(_table(self.colvar, fields, written.rows))
-            self._kernel_log = None
+            self._kernel_log: ColvarWriter | None = None
             if kernel_fields:
-                self._kernel_log = stack.enter_context(_table(self.kernels, kernel_fields, written.kernels))
+                self._kernel_log = stack.enter_context(_table(folder / "KERNELS", kernel_fields, written.kernels))
             self._dcd = [
                 stack.enter_context(TrajectoryWriter(path, topology, step, frame_interval, written.frames))
                 for path in self.trajectories
@@ -59,40 +76,41 @@ class Outputs(Closing):
             self._stack = stack.pop_all()
 
     @property
-    def written(self):
+    def written(self) -> Written:
         """The extent of what has been written so far, for a checkpoint."""
         return Written(self._rows, self._kernels, self._frames)
 
-    def write(self, rows, kernels, reports):
+    def write(self, rows: np.ndarray, kernels: np.ndarray | None, reports: "Sequence[WalkerReport]") -> None:
         """Append a block: rows (n, n_fields), kernels (k, n_kernel_fields) or None, and the frames of the reports."""
         if len(rows):
             self._colvar.write(rows)
             self._rows += len(rows)
         if kernels is not None and len(kernels):
-            self._kernel_log.write(kernels)
+            cast(ColvarWriter, self._kernel_log).write(kernels)
             self._kernels += len(kernels)
         for dcd, report in zip(self._dcd, reports, strict=bool(self._dcd)):
             dcd.write(report.frames, report.boxes)
         if self._dcd:
             self._frames += len(reports[0].frames)
 
-    def sync(self):
+    def sync(self) -> None:
         """Wait until everything written is on the disk, so that a checkpoint may rely on it."""
         for file in (self._colvar, self._kernel_log, *self._dcd):
             if file is not None:
                 file.sync()
         sync_folder(self.colvar.parent)
 
-    def close(self):
+    def close(self) -> None:
+        """Close all files."""
         self._stack.close()
 
 
-def trajectory_path(folder, walker):
+def trajectory_path(folder: PathLike, walker: int) -> Path:
     """The trajectory of a walker in the folder of its run."""
     return Path(folder) / f"trajectory.{walker}.dcd"
 
 
-def cut_back(folder, written):
+def cut_back(folder: PathLike, written: Written) -> None:
     """Cut the files of a run back to their extent in a checkpoint; files that are not longer are left alone."""
     folder = Path(folder)
     for name, rows in (("COLVAR", written.rows), ("KERNELS", written.kernels)):
@@ -102,7 +120,7 @@ def cut_back(folder, written):
         truncate_dcd(path, written.frames)
 
 
-def _table(path, fields, rows):
+def _table(path: PathLike, fields: Sequence[str], rows: int) -> ColvarWriter:
     if rows:
         truncate_colvar(path, rows=rows)
     return ColvarWriter(path, fields, append=rows > 0)
@@ -115,27 +133,28 @@ class TrajectoryWriter(Closing):
     frames. frames: the number of frames to keep of an existing file; 0 begins a new one.
     """
 
-    def __init__(self, path, topology, step, interval, frames=0):
+    def __init__(self, path: PathLike, topology: app.Topology, step: float, interval: int, frames: int = 0) -> None:
         if frames:
             truncate_dcd(path, frames)
         self._file = Path(path).open("r+b" if frames else "w+b")
         self._dcd = DCDFile(self._file, topology, step, firstStep=interval, interval=interval, append=frames > 0)
 
-    def write(self, frames, boxes=None):
+    def write(self, frames: np.ndarray, boxes: np.ndarray | None = None) -> None:
         """Append frames (n, N, 3) in nm with their boxes (n, 3, 3) in nm, or None."""
         for i, frame in enumerate(frames):
             self._dcd.writeModel(frame, periodicBoxVectors=None if boxes is None else _quantity(boxes[i]))
 
-    def sync(self):
+    def sync(self) -> None:
         """Wait until everything written is on the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def close(self):
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
-def _quantity(box):
+def _quantity(box: np.ndarray) -> unit.Quantity:
     return [Vec3(*row) for row in box.tolist()] * unit.nanometer
 
 
@@ -150,10 +169,10 @@ class Frames:
     xyz: np.ndarray
     boxes: np.ndarray | None = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.xyz)
 
-    def trajectory(self, topology, times=None):
+    def trajectory(self, topology: "mdtraj.Topology", times: np.ndarray | None = None) -> "mdtraj.Trajectory":
         """Make an mdtraj.Trajectory with boxes. topology: mdtraj.Topology. times: (n,) in ps."""
         import mdtraj
 
@@ -163,7 +182,7 @@ class Frames:
         return trajectory
 
 
-def read_dcd(path, count=None):
+def read_dcd(path: PathLike, count: int | None = None) -> Frames:
     """Read the `Frames` of a DCD file that OpenMM wrote.
 
     count: number of frames to read, from a file that may be growing; by default as many as its header says.
@@ -195,7 +214,7 @@ def read_dcd(path, count=None):
     return Frames(xyz, _box_vectors(frames["box"]["cell"]) if layout.box else None)
 
 
-def _box_vectors(cells):
+def _box_vectors(cells: np.ndarray) -> np.ndarray:
     """Compute box vectors (n, 3, 3) in nm from OpenMM's a, cos(gamma), b, cos(beta), cos(alpha), c in angstrom."""
     a, cos_gamma, b, cos_beta, cos_alpha, c = cells.T
     boxes = np.zeros((len(cells), 3, 3))
@@ -207,7 +226,7 @@ def _box_vectors(cells):
     return boxes / NM_TO_ANGSTROM
 
 
-def truncate_dcd(path, frames):
+def truncate_dcd(path: PathLike, frames: int) -> None:
     """Cut a DCD file that OpenMM wrote back to its first `frames` frames.
 
     Raises GeomGNNError if it has fewer, or is not such a file.
@@ -224,7 +243,7 @@ def truncate_dcd(path, frames):
         file.write(struct.pack("<i", layout.first + (frames - 1) * layout.interval))
 
 
-def check_outputs(folder, written, n_walkers):
+def check_outputs(folder: PathLike, written: Written, n_walkers: int) -> None:
     """Raise a GeomGNNError if a file of a run holds less than a checkpoint expects, before any of them is cut back.
 
     folder: folder of the run. written: a `Written`. n_walkers: the number of walkers that write trajectories.
@@ -236,13 +255,13 @@ def check_outputs(folder, written, n_walkers):
         check_frames(trajectory_path(folder, walker), written.frames)
 
 
-def check_frames(path, frames):
+def check_frames(path: PathLike, frames: int) -> None:
     """Raise a GeomGNNError if a DCD file holds fewer frames than a checkpoint expects."""
     with _open_dcd(path) as file:
         _size(file, path, _layout(file, path), frames)
 
 
-def _size(file, path, layout, frames):
+def _size(file: IO[bytes], path: PathLike, layout: "_Layout", frames: int) -> int:
     """Compute the length in bytes of a DCD file with this many frames. Raises GeomGNNError if it is shorter."""
     size = layout.start + frames * layout.frame
     if file.seek(0, os.SEEK_END) < size:
@@ -265,14 +284,14 @@ class _Layout(NamedTuple):
     interval: int
 
 
-def _open_dcd(path, mode="rb"):
+def _open_dcd(path: PathLike, mode: str = "rb") -> IO[bytes]:
     try:
         return Path(path).open(mode)
     except OSError as error:
         raise GeomGNNError(f"Cannot open the trajectory {path}: {error.strerror}. Restore it, or start again.") from error
 
 
-def _layout(file, path):
+def _layout(file: IO[bytes], path: PathLike) -> _Layout:
     """Read the header; the file is left at its first frame."""
     head = file.read(_DCD_HEADER)
     damaged = GeomGNNError(f"{path} is not a DCD trajectory: it was damaged or replaced. Restore it, or start again.")

@@ -1,17 +1,19 @@
 """The plan of a run, with a bias or without, before its first step."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import openmm
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.sampling.checkpoint import fingerprint, topology_hash
+from openmm_geomgnn.sampling.bias import Bias
+from openmm_geomgnn.sampling.checkpoint import Checkpoint, fingerprint, topology_hash
 from openmm_geomgnn.sampling.geometry import check_geometry
 from openmm_geomgnn.sampling.heating import HeatGuard
 from openmm_geomgnn.sampling.systems import load_structure, system_topology
-from openmm_geomgnn.sampling.walker import make_system, platform_of
+from openmm_geomgnn.sampling.walker import WalkerSpec, make_system, platform_of
 from openmm_geomgnn.units import positive
 
 _UNBIASED_BLOCK = 1000  # outer steps
@@ -38,50 +40,52 @@ class Plan:
         If a number is out of range.
     """
 
-    specs: list
+    specs: Sequence[WalkerSpec]
     length: float
     checkpoint_interval: float = 10.0
     max_heating: float = 1.02
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "length", positive(self.length, "length", "ps"))
         if not self.max_heating > 1:
             raise GeomGNNError(f"max_heating is {self.max_heating}, but must be above 1, as in 1.1 for 10 % too hot.")
         object.__setattr__(self, "checkpoint_interval", positive(self.checkpoint_interval, "checkpoint_interval", "ps"))
 
     @property
-    def bias(self):
+    def bias(self) -> Bias | None:
+        """The bias that all walkers share; None without one."""
         return self.specs[0].bias
 
     @property
-    def n_walkers(self):
+    def n_walkers(self) -> int:
+        """Number of walkers."""
         return len(self.specs)
 
     @property
-    def outer_step(self):
+    def outer_step(self) -> float:
         """Length of an outer step, ps."""
         return self.specs[0].outer_step
 
     @property
-    def total(self):
+    def total(self) -> int:
         """Outer steps of the whole run."""
         return whole_steps(self.length, self.outer_step)
 
     @property
-    def checkpoint_steps(self):
+    def checkpoint_steps(self) -> int:
         """Smallest number of outer steps between checkpoints."""
         return whole_steps(self.checkpoint_interval, self.outer_step)
 
     @property
-    def block(self):
+    def block(self) -> int:
         """Outer steps between reports of the walkers; with a bias, between depositions."""
         return _UNBIASED_BLOCK if self.bias is None else self.bias.pace
 
-    def steps_from(self, step):
+    def steps_from(self, step: int) -> int:
         """Outer steps of the block that begins at a step; the last block ends with the run."""
         return min(self.block - step % self.block, self.total - step)
 
-    def heat_guard(self, degrees_of_freedom, checkpoint=None):
+    def heat_guard(self, degrees_of_freedom: int, checkpoint: Checkpoint | None = None) -> HeatGuard:
         """Make a `HeatGuard` for walkers with so many kinetic degrees of freedom, continued from a `Checkpoint`."""
         spec = self.specs[0]
         return HeatGuard(
@@ -107,19 +111,19 @@ class Progress:
     length: float
     started: float
     temperature: float
-    diagnostics: dict
+    diagnostics: Mapping[str, float]
     seconds: float
 
 
 class Prepared(NamedTuple):
     """Walkers that are ready to start: their specs with the system as XML, its topology, and the fingerprint of the run."""
 
-    specs: list
+    specs: list[WalkerSpec]
     topology: openmm.app.Topology
-    fingerprint: dict
+    fingerprint: dict[str, Any]
 
 
-def prepare(specs):
+def prepare(specs: Sequence[WalkerSpec]) -> Prepared:
     """Make the system of a run once, as `Prepared`.
 
     Raises GeomGNNError if the walkers are different molecules, or their starts are unusable (see `check_geometry`).
@@ -147,6 +151,6 @@ def prepare(specs):
     return Prepared(ready, topology, fingerprint(specs, topology, xml, platform))
 
 
-def whole_steps(time, step):
+def whole_steps(time: float, step: float) -> int:
     """Number of steps of `step` ps that reach `time` ps."""
     return max(1, math.ceil(time / step - 1e-6))

@@ -2,12 +2,15 @@
 
 import sys
 import traceback
-from multiprocessing.connection import wait
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing
 from openmm_geomgnn.processes import how_it_ended, start_process
-from openmm_geomgnn.sampling.walker import Walker
+from openmm_geomgnn.sampling.walker import Walker, WalkerFacts, WalkerSpec
 
 
 class WalkerPool(Closing):
@@ -19,11 +22,15 @@ class WalkerPool(Closing):
     Raises GeomGNNError if a walker cannot be made: here or, for a walker in another process, at the first use.
     """
 
-    def __init__(self, specs, step=0, separate=None):
+    def __init__(self, specs: Sequence[WalkerSpec], step: int = 0, separate: bool | None = None) -> None:
         self._specs = list(specs)
         separate = len(self._specs) > 1 if separate is None else separate
-        self._processes, self._connections, self._walkers = [], [], []
-        self._torch_threads = self._facts = self._call = None
+        self._processes: list[BaseProcess] = []
+        self._connections: list[Connection] = []
+        self._walkers: list[Walker] = []
+        self._torch_threads: int | None = None
+        self._facts: list[WalkerFacts] | None = None
+        self._call: tuple[str, Sequence[tuple]] | None = None
         try:
             if separate:
                 self._start(step)
@@ -35,13 +42,13 @@ class WalkerPool(Closing):
             self.close()
             raise
 
-    def _start(self, step):
+    def _start(self, step: int) -> None:
         for spec in self._specs:
             process, connection = start_process(_serve, spec, step)
             self._processes.append(process)
             self._connections.append(connection)
 
-    def _limit_torch(self):
+    def _limit_torch(self) -> None:
         """Limit the number of threads for the run only: in this process it is the user's setting."""
         torch = sys.modules.get("torch")
         if torch is not None:
@@ -49,13 +56,13 @@ class WalkerPool(Closing):
             torch.set_num_threads(1)
 
     @property
-    def facts(self):
+    def facts(self) -> list[WalkerFacts]:
         """A list of WalkerFacts; waits until the walkers are made."""
         if self._facts is None:
             self._facts = self._answers()
         return self._facts
 
-    def call(self, method, arguments):
+    def call(self, method: str, arguments: Sequence[tuple]) -> list[Any]:
         """Call a method of all walkers at once. arguments: a tuple per walker. Returns the results in their order.
 
         Raises the GeomGNNError of a walker, or a GeomGNNError with the traceback of another exception, or one that says how
@@ -64,7 +71,7 @@ class WalkerPool(Closing):
         self.send(method, arguments)
         return self.receive()
 
-    def send(self, method, arguments):
+    def send(self, method: str, arguments: Sequence[tuple]) -> None:
         """First half of `call`: start the walkers in their processes and return."""
         if self._walkers:
             self._call = method, arguments
@@ -76,19 +83,20 @@ class WalkerPool(Closing):
             except OSError as error:
                 raise self._death(spec, self._processes[self._connections.index(connection)]) from error
 
-    def receive(self):
+    def receive(self) -> list[Any]:
         """Second half of `call`: wait for the results."""
-        if self._walkers:
+        if self._call is not None:
             method, arguments = self._call
             return [getattr(walker, method)(*args) for walker, args in zip(self._walkers, arguments, strict=True)]
         return self._answers()
 
-    def _answers(self):
+    def _answers(self) -> list[Any]:
         answers = {}
         waiting = {connection: i for i, connection in enumerate(self._connections)}
         while waiting:
             # whichever comes first: a walker that fails must not wait for a slower one
-            for connection in wait(list(waiting)):
+            ready: list[Any] = wait(list(waiting))
+            for connection in ready:
                 i = waiting.pop(connection)
                 try:
                     kind, *content = connection.recv()
@@ -100,7 +108,7 @@ class WalkerPool(Closing):
         return [answers[i] for i in range(len(self._specs))]
 
     @staticmethod
-    def _failure(spec, is_ours, description, text):
+    def _failure(spec: WalkerSpec, is_ours: bool, description: str, text: str) -> GeomGNNError:
         if is_ours:
             error = GeomGNNError(description)
             error.__cause__ = WalkerTraceback(text)
@@ -108,11 +116,11 @@ class WalkerPool(Closing):
         return GeomGNNError(f"Walker {spec.index} failed: {description}. The traceback of its process:\n{text}")
 
     @staticmethod
-    def _death(spec, process):
+    def _death(spec: WalkerSpec, process: BaseProcess) -> GeomGNNError:
         fault = "that the versions of OpenMM and torch do not fit (install both again, in an environment of their own)"
         return GeomGNNError(f"The process of walker {spec.index} {how_it_ended(process, fault, 'starts walkers')}")
 
-    def close(self):
+    def close(self) -> None:
         """End the walkers. Safe to call twice."""
         if self._torch_threads is not None:
             sys.modules["torch"].set_num_threads(self._torch_threads)
@@ -129,11 +137,11 @@ class WalkerPool(Closing):
 class WalkerTraceback(Exception):
     """The traceback of a walker's process, as the cause of the error raised here."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"\n{self.args[0]}"
 
 
-def _serve(connection, spec, step):
+def _serve(connection: Connection, spec: WalkerSpec, step: int) -> None:
     """The process of one walker: make it, then answer calls until the other end is closed."""
     answer, walker = _answer(_make, spec, step)
     while True:
@@ -146,14 +154,14 @@ def _serve(connection, spec, step):
         answer, _ = _answer(getattr(walker, method), *arguments)
 
 
-def _make(spec, step):
+def _make(spec: WalkerSpec, step: int) -> Walker:
     walker = Walker(spec, step)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     return walker
 
 
-def _answer(call, *arguments):
+def _answer(call: Callable[..., Any], *arguments: Any) -> tuple[tuple, Any]:
     """(what to send, the result)."""
     try:
         result = call(*arguments)

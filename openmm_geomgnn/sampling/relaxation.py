@@ -1,6 +1,7 @@
 """From start positions to a state in which dynamics can begin: minimisation, equilibration and checks of both."""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import openmm
@@ -8,12 +9,15 @@ import openmm
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import BOLTZMANN
 
+if TYPE_CHECKING:
+    from openmm_geomgnn.sampling.walker import WalkerSpec
+
 _SAMPLES = 50  # of the temperature, in the second half of an equilibration
 _SIGNIFICANCE = 4.5  # standard deviations: 3 false alarms in a million starts
 TOLERATED = 1.05  # relative to the thermostat
 
 
-def relax(context, spec, seed, masses, degrees_of_freedom):
+def relax(context: openmm.Context, spec: "WalkerSpec", seed: int, masses: np.ndarray, degrees_of_freedom: int) -> None:
     """Minimise and equilibrate the positions of a Context as a WalkerSpec says.
 
     seed : seed of the velocities. masses : (N,) in amu. degrees_of_freedom : the number of kinetic ones.
@@ -42,7 +46,7 @@ def relax(context, spec, seed, masses, degrees_of_freedom):
     _check_temperature(spec, float(np.mean(temperatures)), (stops[-1] - stops[0]) * spec.timestep, degrees_of_freedom)
 
 
-def check_energy(context, spec, when):
+def check_energy(context: openmm.Context, spec: "WalkerSpec", when: str) -> None:
     """Raise a GeomGNNError if the potential energy of a Context is not finite; `when` ends the phrase "is not finite"."""
     energy = context.getState(getEnergy=True).getPotentialEnergy()._value
     if not math.isfinite(energy):
@@ -52,13 +56,13 @@ def check_energy(context, spec, when):
         )
 
 
-def kinetic_temperature(context, masses, degrees_of_freedom):
+def kinetic_temperature(context: openmm.Context, masses: np.ndarray, degrees_of_freedom: int) -> float:
     """Compute the kinetic temperature of a Context in K. masses : (N,) in amu."""
     velocities = context.getState(getVelocities=True).getVelocities(asNumpy=True)._value
     return float(masses @ (velocities * velocities).sum(axis=1)) / (degrees_of_freedom * BOLTZMANN)
 
 
-def hottest_start(spec, span, degrees_of_freedom):
+def hottest_start(spec: "WalkerSpec", span: float, degrees_of_freedom: int) -> float:
     """The highest mean temperature over `span` ps that a start may have, relative to the thermostat's.
 
     The kinetic temperature has the canonical variance 2*T^2/degrees_of_freedom, and a Langevin thermostat forgets it in
@@ -71,7 +75,7 @@ def hottest_start(spec, span, degrees_of_freedom):
     return TOLERATED * (1 - third + _SIGNIFICANCE * math.sqrt(third)) ** 3
 
 
-def _check_temperature(spec, mean, span, degrees_of_freedom):
+def _check_temperature(spec: "WalkerSpec", mean: float, span: float, degrees_of_freedom: int) -> None:
     limit = hottest_start(spec, span, degrees_of_freedom) * spec.temperature
     if mean > limit:
         raise GeomGNNError(

@@ -1,20 +1,24 @@
 """Runs of walkers in lockstep, with a common bias or without: their output, and how an interrupted run continues."""
 
 import time as clock
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import remove_leftovers
 from openmm_geomgnn.locks import locked
+from openmm_geomgnn.sampling.bias import Bias
 from openmm_geomgnn.sampling.checkpoint import NAME, Checkpoint, check_fingerprint, load_checkpoint, save_checkpoint
 from openmm_geomgnn.sampling.interrupt import DelayedInterrupt
 from openmm_geomgnn.sampling.outputs import Outputs, Written, check_outputs, cut_back, trajectory_path
-from openmm_geomgnn.sampling.plan import Plan, Progress, prepare
+from openmm_geomgnn.sampling.plan import Plan, Prepared, Progress, prepare
 from openmm_geomgnn.sampling.pool import WalkerPool
+from openmm_geomgnn.sampling.walker import WalkerReport, WalkerSpec
 
 # fields in which the walkers of one run may differ
 _OWN_FIELDS = ("structure", "index", "positions", "minimise", "equilibration")
@@ -30,10 +34,10 @@ class RunResult:
 
     folder: Path
     time: float
-    state: object
+    state: Any
     colvar: Path
     kernels: Path | None
-    trajectories: list
+    trajectories: list[Path]
     began: float
 
 
@@ -67,22 +71,22 @@ class Runner:
 
     def __init__(
         self,
-        specs,
-        bias=None,
-        folder="run",
-        length=1000.0,
+        specs: Sequence[WalkerSpec],
+        bias: Bias | None = None,
+        folder: PathLike = "run",
+        length: float = 1000.0,
         *,
-        checkpoint_interval=10.0,
-        progress: Callable | None = None,
-        max_heating=1.02,
-    ):
+        checkpoint_interval: float = 10.0,
+        progress: Callable[[Progress], None] | None = None,
+        max_heating: float = 1.02,
+    ) -> None:
         specs = [replace(spec, bias=bias, failures=str(folder)) for spec in specs]
         _check_walkers(specs)
         self._plan = Plan(specs, length, checkpoint_interval, max_heating)
         self.folder = Path(folder)
         self._progress = progress
 
-    def run(self):
+    def run(self) -> RunResult:
         """Run to the end, from where an earlier session stopped. Returns a RunResult.
 
         Ctrl-C stops after the current block, with a checkpoint and a KeyboardInterrupt; a second one stops immediately.
@@ -91,11 +95,11 @@ class Runner:
         with locked(self.folder):
             return self._run(prepared)
 
-    def check(self):
+    def check(self) -> None:
         """Raise a GeomGNNError if `run` could not continue from the content of the folder; nothing is changed."""
         self._find(prepare(self._plan.specs).fingerprint)
 
-    def _run(self, prepared):
+    def _run(self, prepared: Prepared) -> RunResult:
         plan, checkpoint = self._plan, self._find(prepared.fingerprint)
         remove_leftovers(self.folder)
         if checkpoint is not None and checkpoint.step >= plan.total:
@@ -113,7 +117,7 @@ class Runner:
             session.run(self._progress)
         return self._result(session.step, session.state, began)
 
-    def _find(self, prints):
+    def _find(self, prints: Mapping[str, Any]) -> Checkpoint | None:
         path = self.folder / NAME
         if not path.exists():
             if (self.folder / "COLVAR").exists():
@@ -131,7 +135,7 @@ class Runner:
         check_outputs(self.folder, checkpoint.written, plan.n_walkers if plan.specs[0].frame_interval else 0)
         return checkpoint
 
-    def _result(self, step, state, began):
+    def _result(self, step: int, state: Any, began: int) -> RunResult:
         plan, folder = self._plan, self.folder
         return RunResult(
             folder=folder,
@@ -147,8 +151,12 @@ class Runner:
 class _Session:
     """One uninterrupted stretch of a run, with the state that changes in it."""
 
-    def __init__(self, plan, folder, pool, prepared, checkpoint):
-        self.plan, self.pool, self.bias = plan, pool, plan.bias
+    def __init__(
+        self, plan: Plan, folder: Path, pool: WalkerPool, prepared: Prepared, checkpoint: Checkpoint | None
+    ) -> None:
+        self.plan, self.pool = plan, pool
+        self.bias: Any = plan.bias  # it may have more than its interface
+        self.outputs: Any = None
         self.path, self.prints = folder / NAME, prepared.fingerprint
         facts = pool.facts[0]
         self.state = None
@@ -165,7 +173,6 @@ class _Session:
         fields, kernel_fields = self._fields(facts.dimension)
         if checkpoint is None:
             # before anything else is written: a folder with files but without a checkpoint is somebody else's
-            self.outputs = None
             self._save()
         self.outputs = Outputs(
             folder,
@@ -179,7 +186,7 @@ class _Session:
         )
         self.saved = self.step
 
-    def _fields(self, dimension):
+    def _fields(self, dimension: int) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
         if self.bias is None:
             return ("time", "walker", "temperature"), None
         label = type(self.bias).__name__.lower()
@@ -189,7 +196,7 @@ class _Session:
         fields = ("time", "walker", *names, f"{label}.bias", *diagnostics, "temperature")
         return fields, kernel_fields if self.deposits else None
 
-    def run(self, progress=None):
+    def run(self, progress: Callable[[Progress], None] | None = None) -> None:
         """Continue to the end of the run. progress: called with a Progress after every block."""
         plan, started = self.plan, clock.perf_counter()
         with self.outputs, DelayedInterrupt() as interrupt:
@@ -210,7 +217,7 @@ class _Session:
                         self._save()
                     raise
 
-    def _advance(self):
+    def _advance(self) -> None:
         """Run one block: to the next deposition, or to the end of the run."""
         plan = self.plan
         n_steps = plan.steps_from(self.step)
@@ -226,7 +233,7 @@ class _Session:
         self.outputs.write(rows, kernels, reports)
         self.guard.add(rows[:, -1])
 
-    def _rows(self, reports):
+    def _rows(self, reports: Sequence[WalkerReport]) -> np.ndarray:
         """Make the rows of COLVAR, ordered by time and then walker."""
         blocks = []
         for walker, report in enumerate(reports):
@@ -236,7 +243,7 @@ class _Session:
             blocks.append(np.concatenate([*parts, report.rows[:, -1:]], axis=1))
         return np.stack(blocks, axis=1).reshape(-1, blocks[0].shape[1])
 
-    def _deposit(self, s):
+    def _deposit(self, s: np.ndarray) -> np.ndarray | None:
         """Update the bias at s (n_walkers, d) and return the rows of KERNELS; None if no kernels were deposited."""
         before, self.state = self.state, self.bias.update(self.state, s)
         if self.state is before or self.deposits is None:
@@ -245,7 +252,7 @@ class _Session:
         time = np.full(len(centres), self.step * self.plan.outer_step)
         return np.column_stack([time, np.arange(len(centres)), centres, sigmas, heights])
 
-    def _save(self):
+    def _save(self) -> None:
         bias = {} if self.bias is None else self.bias.to_arrays(self.state)
         walkers = self.pool.call("checkpoint", [()] * self.plan.n_walkers)
         written = Written()
@@ -255,7 +262,7 @@ class _Session:
         save_checkpoint(self.path, Checkpoint(self.step, bias, walkers, self.guard.to_arrays(), written, self.prints))
         self.saved = self.step
 
-    def _where(self, seconds):
+    def _where(self, seconds: float) -> Progress:
         step = self.plan.outer_step
         return Progress(
             time=self.step * step,
@@ -267,7 +274,7 @@ class _Session:
         )
 
 
-def _check_walkers(specs):
+def _check_walkers(specs: Sequence[WalkerSpec]) -> None:
     if not specs:
         raise GeomGNNError("The run has no walkers: give one WalkerSpec or more.")
     indices = [spec.index for spec in specs]

@@ -2,15 +2,18 @@
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openmm
 from openmm import app, unit
 from openmm.app.internal.pdbx.reader.PdbxReader import PdbxReader
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.formats import reason
 from openmm_geomgnn.units import did_you_mean, positive
@@ -55,7 +58,7 @@ class SystemSettings:
     periodic: bool | None = None
     native_obc: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         files = (self.forcefield,) if isinstance(self.forcefield, str) else tuple(str(name) for name in self.forcefield)
         object.__setattr__(self, "forcefield", files)
         if not files:
@@ -71,16 +74,16 @@ class SystemSettings:
                 object.__setattr__(self, name, positive(value, name, of))
 
     @property
-    def implicit(self):
+    def implicit(self) -> bool:
         """Whether a force field is one of OpenMM's implicit solvents, by its name."""
         return any(part in name for name in self.forcefield for part in _IMPLICIT_NAMES)
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """The settings as a dict that JSON can hold."""
         return {**asdict(self), "forcefield": list(self.forcefield)}
 
 
-def load_structure(path):
+def load_structure(path: PathLike) -> tuple[app.Topology, np.ndarray]:
     """Read a PDB or PDBx/mmCIF file: (openmm.app.Topology, positions (N, 3) float64 ndarray in nm).
 
     Raises GeomGNNError if the file is missing, of another kind or empty, or has positions that are not finite.
@@ -110,13 +113,13 @@ def load_structure(path):
     return file.topology, positions
 
 
-def choices_made(path):
+def choices_made(path: PathLike) -> list[str]:
     """Describe in sentences which of several models and alternate locations in a file `load_structure` takes."""
     path, sentences = Path(path), []
     models = READERS[path.suffix.lower()](str(path)).getNumFrames()
     if models > 1:
         sentences.append(f"{path} holds {models} models: the first is used.")
-    places = {}
+    places: dict[tuple, set[str]] = {}
     for atom, location in _locations(path):
         places.setdefault(atom, set()).add(location)
     several = [" ".join(atom[1:]) for atom, found in places.items() if len(found) > 1]
@@ -128,7 +131,7 @@ def choices_made(path):
     return sentences
 
 
-def _locations(path):
+def _locations(path: Path) -> Iterator[tuple[tuple, str]]:
     """((model, chain, residue, atom), alternate location) of all atoms in a file."""
     if READERS[path.suffix.lower()] is app.PDBFile:
         model = ""
@@ -138,7 +141,7 @@ def _locations(path):
             elif line.startswith(("ATOM", "HETATM")):
                 yield (model, line[21].strip(), line[17:20].strip() + line[22:27].strip(), line[12:16].strip()), line[16]
         return
-    blocks = []
+    blocks: list[Any] = []
     with path.open(encoding="utf-8", errors="replace") as file:
         PdbxReader(file).read(blocks)
     table = blocks[0].getObj("atom_site")
@@ -149,7 +152,7 @@ def _locations(path):
         yield (model, chain, residue + number, atom), location
 
 
-def build_system(topology, settings=None):
+def build_system(topology: app.Topology, settings: SystemSettings | None = None) -> openmm.System:
     """Build the openmm.System of a topology.
 
     settings: a SystemSettings; the default ones if absent.
@@ -199,18 +202,18 @@ def build_system(topology, settings=None):
 
 
 @lru_cache(maxsize=4)
-def _force_field(files, stamps):
+def _force_field(files: tuple[str, ...], stamps: tuple) -> app.ForceField:
     """Load OpenMM's ForceField from these files, which takes half a second. stamps: stamps of the files, see `_stamp`."""
     return app.ForceField(*files)
 
 
-def _stamp(file):
+def _stamp(file: str) -> tuple[int, int] | None:
     """A value that changes when a file is written again; None for a file that OpenMM finds by its name."""
     path = Path(file)
     return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
 
 
-def _explain(error, topology, settings):
+def _explain(error: Exception, topology: app.Topology, settings: SystemSettings) -> str:
     """Compose OpenMM's message, the residue it is about, and what to do."""
     message = reason(error)
     files = " + ".join(settings.forcefield)
@@ -227,7 +230,7 @@ def _explain(error, topology, settings):
     )
 
 
-def _use_native_obc(system):
+def _use_native_obc(system: openmm.System) -> None:
     """Replace a CustomGBForce that is the OBC2 model by a GBSAOBCForce (Onufriev, Bashford & Case 2004)."""
     for index, force in enumerate(system.getForces()):
         dielectrics = _obc2_dielectrics(force) if isinstance(force, openmm.CustomGBForce) else None
@@ -246,7 +249,7 @@ def _use_native_obc(system):
         return
 
 
-def _obc2_dielectrics(force):
+def _obc2_dielectrics(force: openmm.CustomGBForce) -> tuple[float, float] | None:
     """Get the (solvent, solute) dielectric constants of a CustomGBForce that is OBC2 with the ACE surface term, else None.
 
     The expressions decide: any other force (OBC1, GBn, HCT, salt, no surface term) must stay as it is.
@@ -268,7 +271,7 @@ def _obc2_dielectrics(force):
     return float(constants["solventDielectric"]), float(constants["soluteDielectric"])
 
 
-def system_topology(topology, system):
+def system_topology(topology: app.Topology, system: openmm.System) -> app.Topology:
     """Give a topology the box of its system, or none if the system is not periodic, and return it.
 
     Structure files of molecules without solvent often have a meaningless box.
@@ -285,7 +288,7 @@ def system_topology(topology, system):
     return topology
 
 
-def degrees_of_freedom(system):
+def degrees_of_freedom(system: openmm.System) -> int:
     """Count kinetic degrees of freedom: 3 per massive particle, less constraints and a removed centre-of-mass motion."""
     massive = [system.getParticleMass(i)._value > 0 for i in range(system.getNumParticles())]
     constrained = 0
@@ -296,7 +299,9 @@ def degrees_of_freedom(system):
     return 3 * sum(massive) - constrained - 3 * removed
 
 
-def choose_platform(name="auto", n_particles=None, precision="mixed", threads=1):
+def choose_platform(
+    name: str = "auto", n_particles: int | None = None, precision: str = "mixed", threads: int = 1
+) -> tuple[openmm.Platform, dict[str, str]]:
     """Get an OpenMM platform and its properties by name.
 
     "auto" is CUDA, else HIP, if a Context can be made on them; else Reference for fewer than 60 particles and CPU for more.
@@ -324,7 +329,7 @@ def choose_platform(name="auto", n_particles=None, precision="mixed", threads=1)
     return openmm.Platform.getPlatformByName(name), properties
 
 
-def _works(name):
+def _works(name: str) -> bool:
     """Whether a Context can be made: the plugin may be installed on a machine without such a GPU."""
     system = openmm.System()
     system.addParticle(1.0)

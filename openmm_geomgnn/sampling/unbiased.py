@@ -3,20 +3,28 @@
 import hashlib
 import json
 import time as clock
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing, atomic_write, remove_leftovers, replace_file, sync_folder
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.sampling.checkpoint import Checkpoint, check_fingerprint, load_checkpoint, save_checkpoint
+from openmm_geomgnn.sampling.heating import HeatGuard
 from openmm_geomgnn.sampling.interrupt import DelayedInterrupt
 from openmm_geomgnn.sampling.outputs import Frames, TrajectoryWriter, Written, check_frames, read_dcd, trajectory_path
-from openmm_geomgnn.sampling.plan import Plan, Progress, prepare
+from openmm_geomgnn.sampling.plan import Plan, Prepared, Progress, prepare
 from openmm_geomgnn.sampling.pool import WalkerPool
+from openmm_geomgnn.sampling.walker import WalkerSpec
+
+if TYPE_CHECKING:
+    import mdtraj
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +40,21 @@ class UnbiasedTrajectory:
     frames: Frames
     mean_temperature: float
 
-    def trajectory(self, topology):
+    def trajectory(self, topology: "mdtraj.Topology") -> "mdtraj.Trajectory":
         """Make an mdtraj.Trajectory with times and boxes. topology: mdtraj.Topology."""
         return self.frames.trajectory(topology, self.times)
 
 
-def run_unbiased(specs, length, folder, *, processes=1, checkpoint_interval=10.0, progress=None, max_heating=1.02):
+def run_unbiased(
+    specs: Sequence[WalkerSpec],
+    length: float,
+    folder: PathLike,
+    *,
+    processes: int = 1,
+    checkpoint_interval: float = 10.0,
+    progress: Callable[[Progress], None] | None = None,
+    max_heating: float = 1.02,
+) -> list[UnbiasedTrajectory]:
     """Run independent walkers without a bias and return their trajectories.
 
     A run that was stopped or killed continues from its last checkpoint, bit for bit on the Reference platform. A walker that
@@ -83,7 +100,7 @@ def run_unbiased(specs, length, folder, *, processes=1, checkpoint_interval=10.0
         return [_read(folder, spec) for spec in specs]
 
 
-def fingerprints(specs, length):
+def fingerprints(specs: Sequence[WalkerSpec], length: float) -> list[dict[str, Any]]:
     """Describe what the runs of `run_unbiased` with these arguments depend on: a flat dict for each, which JSON can hold.
 
     Raises GeomGNNError if they cannot be prepared.
@@ -91,26 +108,26 @@ def fingerprints(specs, length):
     return [_prepared(Plan([replace(spec, bias=None)], length)).fingerprint for spec in specs]
 
 
-def check_made(specs, prints, folder):
+def check_made(specs: Sequence[WalkerSpec], prints: Sequence[Mapping[str, Any]], folder: PathLike) -> None:
     """Raise a GeomGNNError if a trajectory in a folder, complete or not, was not made as `fingerprints` say."""
     for spec, own in zip(specs, prints, strict=True):
         _Files(Path(folder), spec.index).check(own)
 
 
-def begun_length(folder, index):
+def begun_length(folder: PathLike, index: int) -> float | None:
     """Length in ps of a walker's trajectory in a folder, complete or not; None without one."""
     prints = _Files(Path(folder), index).fingerprint()
     return None if prints is None else prints["number of steps"] * prints["timestep"]
 
 
-def _prepared(plan):
+def _prepared(plan: Plan) -> Prepared:
     """Prepare the walker of a plan, with everything that its trajectory depends on as its fingerprint."""
     prepared = prepare(plan.specs)
     prints = prepared.fingerprint | {"number of steps": plan.total, **_start(plan.specs[0])}
     return prepared._replace(fingerprint=prints)
 
 
-def _start(spec):
+def _start(spec: WalkerSpec) -> dict[str, Any]:
     positions = None if spec.positions is None else np.asarray(spec.positions, dtype=np.float64).tobytes()
     content = Path(spec.structure).read_bytes() if positions is None else positions
     start = {"start positions": hashlib.sha256(content).hexdigest()[:16]}
@@ -123,23 +140,23 @@ class _Files:
     A trajectory under its final name is complete; until then a partial one grows, with a checkpoint beside it.
     """
 
-    def __init__(self, folder, index):
+    def __init__(self, folder: Path, index: int) -> None:
         self.trajectory = trajectory_path(folder, index)
         self.description = folder / f"trajectory.{index}.json"
         self.partial = folder / f".trajectory.{index}.partial.dcd"
         self.checkpoint = folder / f".trajectory.{index}.partial.safetensors"
 
     @property
-    def complete(self):
+    def complete(self) -> bool:
         return self.description.exists() and self.trajectory.exists()
 
-    def fingerprint(self):
+    def fingerprint(self) -> Mapping[str, Any] | None:
         """Fingerprint of the existing trajectory, complete or not; None without one."""
         if self.complete:
             return self.described()["fingerprint"]
         return load_checkpoint(self.checkpoint).fingerprint if self.checkpoint.exists() else None
 
-    def described(self):
+    def described(self) -> dict[str, Any]:
         """The content of the description."""
         try:
             return json.loads(self.description.read_text(encoding="utf-8"))
@@ -149,7 +166,7 @@ class _Files:
                 "made again."
             ) from error
 
-    def check(self, prints):
+    def check(self, prints: Mapping[str, Any]) -> None:
         """Raise a GeomGNNError if its fingerprint is not `prints`, or it lacks frames."""
         if self.complete:
             check_fingerprint(self.described()["fingerprint"], prints, self.trajectory)
@@ -159,7 +176,7 @@ class _Files:
             if saved.written.frames:
                 check_frames(self.partial, saved.written.frames)
 
-    def finish(self, prints, mean_temperature):
+    def finish(self, prints: Mapping[str, Any], mean_temperature: float) -> None:
         """Give a partial trajectory that has reached its length its final name."""
         with atomic_write(self.description) as temporary:
             content = {"fingerprint": prints, "mean_temperature": mean_temperature}
@@ -167,13 +184,13 @@ class _Files:
         replace_file(self.partial, self.trajectory)
         self.tidy()
 
-    def tidy(self):
+    def tidy(self) -> None:
         """Remove the checkpoint of a trajectory that is complete."""
         if self.complete:
             self.checkpoint.unlink(missing_ok=True)
 
 
-def _read(folder, spec):
+def _read(folder: Path, spec: WalkerSpec) -> UnbiasedTrajectory:
     files = _Files(folder, spec.index)
     frames = read_dcd(files.trajectory)
     times = np.arange(1, len(frames) + 1) * (spec.frame_interval * spec.outer_step)
@@ -186,24 +203,28 @@ class _Making(Closing):
     Call `check`, `begin`, then `send` and `receive` in turn until it is `done`, then `finish`.
     """
 
-    def __init__(self, folder, plan):
+    def __init__(self, folder: Path, plan: Plan) -> None:
         self.plan, self.prepared = plan, _prepared(plan)
         (self.spec,) = self.prepared.specs
         self.files = _Files(folder, self.spec.index)
         self.step = 0
-        self._checkpoint = self._guard = self._writer = self._pool = None
-        self._frames, self._pending = 0, None
+        self._checkpoint: Checkpoint | None = None
+        self._guard: HeatGuard | None = None
+        self._writer: Any = None
+        self._pool: Any = None
+        self._frames = 0
+        self._pending: int | None = None
 
     @property
-    def done(self):
+    def done(self) -> bool:
         return self.step == self.plan.total
 
     @property
-    def temperature(self):
+    def temperature(self) -> float:
         """Mean of the recent temperatures in K; NaN if it is not known."""
         return np.nan if self._guard is None else self._guard.mean
 
-    def check(self):
+    def check(self) -> bool:
         """Whether the trajectory is complete; if not, `step` is where it continues.
 
         Raises GeomGNNError if an existing trajectory was made in another way.
@@ -214,14 +235,14 @@ class _Making(Closing):
             self.step, self._frames = self._checkpoint.step, self._checkpoint.written.frames
         return self.files.complete
 
-    def begin(self, separate):
+    def begin(self, separate: bool) -> None:
         """Open the trajectory, and make the walker if there is something left to do."""
         topology, step, interval = self.prepared.topology, self.plan.outer_step, self.spec.frame_interval
         self._writer = TrajectoryWriter(self.files.partial, topology, step, interval, self._frames)
         if not self.done:
             self._pool = WalkerPool([self.spec], self.step, separate)
 
-    def send(self):
+    def send(self) -> None:
         """Let the walker start or continue, or advance by a block of steps."""
         if self._pending is None:
             if self.spec.colvar_interval:
@@ -235,10 +256,10 @@ class _Making(Closing):
             self._pending = self.plan.steps_from(self.step)
             self._pool.send("advance", [(None, self._pending)])
 
-    def receive(self):
+    def receive(self) -> None:
         """Receive the walker's report, and save a checkpoint when it is due."""
         (report,) = self._pool.receive()
-        if self._pending == 0:
+        if not self._pending:
             return
         self.step += self._pending
         self._writer.write(report.frames, report.boxes)
@@ -250,7 +271,7 @@ class _Making(Closing):
             self.save()
         self._check_heat()
 
-    def _check_heat(self):
+    def _check_heat(self) -> None:
         if self._guard is None:
             return
         try:
@@ -259,37 +280,39 @@ class _Making(Closing):
             self.save()
             raise
 
-    def save(self):
+    def save(self) -> None:
         """Write a checkpoint unless there is one of this step already."""
         if self.step == (0 if self._checkpoint is None else self._checkpoint.step):
             return
         (walker,) = self._pool.call("checkpoint", [()])
-        heat = {} if self._guard is None else self._guard.to_arrays()
+        heat: dict[str, np.ndarray] = {} if self._guard is None else self._guard.to_arrays()
         written, prints = Written(frames=self._frames), self.prepared.fingerprint
         self._checkpoint = Checkpoint(self.step, {}, [walker], heat, written, prints)
         self._writer.sync()
         sync_folder(self.files.partial.parent)
         save_checkpoint(self.files.checkpoint, self._checkpoint)
 
-    def finish(self):
+    def finish(self) -> None:
         """Give the trajectory its final name."""
         self.close()
-        heat = self._checkpoint.heat
+        heat = {} if self._checkpoint is None else self._checkpoint.heat
         mean = float(heat["sum"] / heat["count"]) if heat and heat["count"] else float("nan")
         self.files.finish(self.prepared.fingerprint, mean)
 
-    def close(self):
+    def close(self) -> None:
         for part in (self._pool, self._writer):
             if part is not None:
                 part.close()
 
 
-def _make(todo, processes, report):
+def _make(todo: list[_Making], processes: int, report: Callable[[list[_Making]], None]) -> None:
     """Make trajectories, several at a time; a failure does not stop the others. report: called after every block."""
-    waiting, active, errors = list(todo), [], []
+    waiting = list(todo)
+    active: list[_Making] = []
+    errors: list[GeomGNNError] = []
     separate = min(processes, len(todo)) > 1
 
-    def each(making, method, *arguments):
+    def each(making: list[_Making], method: str, *arguments: Any) -> None:
         for one in list(making):
             try:
                 getattr(one, method)(*arguments)
@@ -320,15 +343,15 @@ def _make(todo, processes, report):
 class _Counter:
     """Sums up the progress of all trajectories."""
 
-    def __init__(self, progress, todo):
+    def __init__(self, progress: Callable[[Progress], None] | None, todo: list[_Making]) -> None:
         self._progress, self._todo = progress, todo
         self._length = sum(one.plan.total * one.plan.outer_step for one in todo)
         self._started, self._clock = self._time(), clock.perf_counter()
 
-    def _time(self):
+    def _time(self) -> float:
         return sum(one.step * one.plan.outer_step for one in self._todo)
 
-    def __call__(self, active):
+    def __call__(self, active: list[_Making]) -> None:
         if self._progress is None or not active:
             return
         self._progress(

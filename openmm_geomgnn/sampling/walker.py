@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import openmm
+from openmm import app
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.force.integrators import has_virtual_sites, make_integrator
+from openmm_geomgnn.sampling.bias import Bias
 from openmm_geomgnn.sampling.failures import LastFrames
 from openmm_geomgnn.sampling.relaxation import kinetic_temperature, relax
 from openmm_geomgnn.sampling.systems import (
@@ -20,6 +23,7 @@ from openmm_geomgnn.sampling.systems import (
 )
 from openmm_geomgnn.units import positive
 
+T = TypeVar("T")
 # fields that are whole numbers, and the lowest
 _WHOLE = (("every", 1), ("seed", 0), ("index", 0), ("threads", 1), ("colvar_interval", 0), ("frame_interval", 0))
 
@@ -60,8 +64,8 @@ class WalkerSpec:
     structure: str
     system: SystemSettings | str = field(default_factory=SystemSettings)
     cv_path: str | None = None
-    make_cv: Callable | None = None
-    bias: object | None = None
+    make_cv: Callable[[app.Topology], Any] | None = None
+    bias: Bias | None = None
     temperature: float = 300.0
     friction: float = 1.0
     timestep: float = 0.002
@@ -80,7 +84,7 @@ class WalkerSpec:
     frame_interval: int = 500
     failures: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "structure", str(self.structure))
         for name, of in (("temperature", "K"), ("timestep", "ps")):
             object.__setattr__(self, name, positive(getattr(self, name), name, of))
@@ -97,15 +101,16 @@ class WalkerSpec:
             raise GeomGNNError("A bias needs a collective variable to act on: give cv_path, a file of `geomgnn fit`.")
 
     @property
-    def has_cv(self):
+    def has_cv(self) -> bool:
+        """Whether there is a collective variable."""
         return self.cv_path is not None or self.make_cv is not None
 
     @property
-    def outer_step(self):
+    def outer_step(self) -> float:
         """Length of an outer step in ps."""
         return self.timestep * (self.every if self.bias is not None else 1)
 
-    def seeds(self, step):
+    def seeds(self, step: int) -> list[int]:
         """Seeds of the noise, the velocities and the equilibration of this walker if it is made at an outer step."""
         words = np.random.SeedSequence([self.seed, self.index, step]).generate_state(3)
         return [int(word) % (2**31 - 1) or 1 for word in words]
@@ -148,7 +153,7 @@ class Walker:
     Raises GeomGNNError if structure, system, CV or platform cannot be made.
     """
 
-    def __init__(self, spec, step=0):
+    def __init__(self, spec: WalkerSpec, step: int = 0) -> None:
         self.spec = spec
         self.step = step
         topology, positions = load_structure(spec.structure)
@@ -167,7 +172,7 @@ class Walker:
         self._periodic = self._system.usesPeriodicBoundaryConditions()
         self._platform = platform_of(spec, len(positions))
         self._last_frames = LastFrames(spec.failures, spec.index, self._topology)
-        self._handle = None
+        self._handle: Any = None
         self._dimension = 0
         self._plain_system = openmm.XmlSerializer.serialize(self._system)
         if spec.bias is not None:
@@ -186,9 +191,9 @@ class Walker:
         self._integrator = make_integrator(*settings, group, noise, virtual_sites=sites)
         self._context = self._guarded(openmm.Context, self._system, self._integrator, *self._platform)
         self._bias_state = None
-        self._value = None  # (step, s, V)
+        self._value: tuple[int, np.ndarray, float] | None = None  # (step, s, V)
 
-    def _make_cv(self):
+    def _make_cv(self) -> Any:
         if self.spec.make_cv is not None:
             return self.spec.make_cv(self._topology)
         # here, because without a CV no network library is needed
@@ -203,15 +208,16 @@ class Walker:
         )
 
     @property
-    def facts(self):
+    def facts(self) -> WalkerFacts:
+        """What a run needs to know about this walker."""
         return WalkerFacts(self._dimension, self._degrees_of_freedom)
 
     @property
-    def time(self):
+    def time(self) -> float:
         """Time since the start, ps."""
         return self.step * self.spec.outer_step
 
-    def start(self):
+    def start(self) -> None:
         """Begin from the start positions, minimised and equilibrated as specified, with new random velocities."""
         positions, box = self._guarded(self._relaxed)
         self._context.setPeriodicBoxVectors(*box)
@@ -221,7 +227,7 @@ class Walker:
         # it evaluates the forces
         self._guarded(self._context.setVelocitiesToTemperature, self.spec.temperature, self._velocity_seed)
 
-    def _relaxed(self):
+    def _relaxed(self) -> tuple[Any, Any]:
         """Minimise and equilibrate without the bias, which is still flat and costs time; return positions and box."""
         spec, system = self.spec, openmm.XmlSerializer.deserialize(self._plain_system)
         integrator = make_integrator(spec.temperature, spec.friction, spec.timestep, seed=self._equilibration_seed)
@@ -235,7 +241,7 @@ class Walker:
             raise self._blown_up("positions", "in its equilibration")
         return positions, state.getPeriodicBoxVectors()
 
-    def restore(self, checkpoint):
+    def restore(self, checkpoint: bytes) -> None:
         """Continue from the bytes of `checkpoint`, bit for bit on the Reference platform.
 
         Raises GeomGNNError if OpenMM cannot read them because they come from another platform, machine or version.
@@ -250,11 +256,11 @@ class Walker:
             ) from error
         self._last_frames.follow(self._context)
 
-    def checkpoint(self):
+    def checkpoint(self) -> bytes:
         """The state of the Context as bytes, for `restore`."""
         return self._context.createCheckpoint()
 
-    def advance(self, state, n_outer_steps):
+    def advance(self, state: Any, n_outer_steps: int) -> WalkerReport:
         """Advance by n_outer_steps under the bias state `state` (None: as before). Returns a WalkerReport.
 
         Raises a GeomGNNError that names walker and time if positions or velocities stop being finite, or if the CV or
@@ -296,20 +302,20 @@ class Walker:
             boxes=np.array(boxes) if self._periodic else None,
         )
 
-    def _set_bias_state(self, state):
+    def _set_bias_state(self, state: Any) -> None:
         if state is None or state is self._bias_state or self._handle is None:
             return
         self._bias_state = state
         self._handle.setBiasState(state)
 
-    def _cv(self):
+    def _cv(self) -> tuple[np.ndarray, float]:
         """(s (d,), V) at the current positions."""
         if self._value is None or self._value[0] != self.step:
             s, V = self._guarded(self._handle.getValue, self._context)
             self._value = self.step, np.array(s, dtype=np.float64), float(V)
         return self._value[1:]
 
-    def _row(self):
+    def _row(self) -> list[float]:
         temperature = kinetic_temperature(self._context, self._masses, self._degrees_of_freedom)
         if not np.isfinite(temperature):
             raise self._blown_up("velocities")
@@ -318,7 +324,7 @@ class Walker:
         s, V = self._cv()
         return [self.time, *s, V, temperature]
 
-    def _frame(self):
+    def _frame(self) -> tuple[np.ndarray, np.ndarray | None]:
         # a periodic trajectory is written with its molecules in the box, as OpenMM's own reporters do
         state = self._context.getState(getPositions=True, enforcePeriodicBox=self._periodic)
         positions = state.getPositions(asNumpy=True)._value
@@ -326,13 +332,13 @@ class Walker:
             raise self._blown_up("positions")
         return positions, state.getPeriodicBoxVectors(asNumpy=True)._value if self._periodic else None
 
-    def _check_finite(self):
+    def _check_finite(self) -> None:
         positions = self._context.getState(getPositions=True).getPositions(asNumpy=True)._value
         if not np.isfinite(positions).all():
             raise self._blown_up("positions")
         self._last_frames.follow(self._context, positions)
 
-    def _blown_up(self, what, when=None):
+    def _blown_up(self, what: str, when: str | None = None) -> GeomGNNError:
         advice = "a larger sigma_min, a smaller `every` or a softer CV" if self._handle else "a minimised start"
         when = when or f"at {self.time:g} ps"
         return GeomGNNError(
@@ -340,7 +346,7 @@ class Walker:
             f"timestep (now {self.spec.timestep:g} ps), {advice}.{self._last_frames.save()}"
         )
 
-    def _guarded(self, call, *arguments):
+    def _guarded(self, call: Callable[..., T], *arguments: Any) -> T:
         """Call OpenMM; its exceptions become a GeomGNNError that names walker and time, with the original as its cause."""
         try:
             return call(*arguments)
@@ -359,12 +365,12 @@ class Walker:
             ) from cause
 
 
-def platform_of(spec, n_particles):
+def platform_of(spec: WalkerSpec, n_particles: int) -> tuple[openmm.Platform, dict[str, str]]:
     """Get the openmm.Platform of a WalkerSpec and its properties."""
     return choose_platform(spec.platform, n_particles, spec.platform_precision, spec.threads)
 
 
-def make_system(spec, topology):
+def make_system(spec: WalkerSpec, topology: app.Topology) -> openmm.System:
     """Make the openmm.System of a WalkerSpec, without its bias."""
     if isinstance(spec.system, SystemSettings):
         return build_system(topology, spec.system)

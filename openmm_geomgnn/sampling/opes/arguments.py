@@ -3,14 +3,18 @@
 import math
 import operator
 import warnings
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import BOLTZMANN, quantity
 
+# for each CV component None or (low, high)
+Periods: TypeAlias = tuple[tuple[float, float] | None, ...]
 
-def read_number(value, name, unit=None, zero=False, infinite=False):
+
+def read_number(value: Any, name: str, unit: str | None = None, zero: bool = False, infinite: bool = False) -> float:
     """Read a float > 0 (or >= 0) from a number or, if a unit is named, anything that `units.quantity` reads."""
     if unit is None and hasattr(value, "value_in_unit"):
         raise GeomGNNError(f"{name} is {value}: give a bare number (widths are in the units of the CV).")
@@ -25,7 +29,7 @@ def read_number(value, name, unit=None, zero=False, infinite=False):
     return number
 
 
-def read_count(value, name):
+def read_count(value: Any, name: str) -> int:
     """Read an int >= 1 from a whole number."""
     if hasattr(value, "value_in_unit"):
         raise GeomGNNError(f"{name} is {value}, but it is a bare count: divide a time by the time step.")
@@ -38,7 +42,7 @@ def read_count(value, name):
     return number
 
 
-def read_widths(value, name):
+def read_widths(value: Any, name: str) -> float | tuple[float, ...] | None:
     """Read None, a positive float for all CV components, or a tuple of one per component."""
     if value is None:
         return None
@@ -50,7 +54,7 @@ def read_widths(value, name):
     return widths
 
 
-def read_biasfactor(value, barrier, temperature, explore, adaptive):
+def read_biasfactor(value: Any, barrier: float, temperature: float, explore: bool, adaptive: bool) -> float:
     """Read the biasfactor as a float > 1, by default barrier/kT; infinite for a flat target.
 
     barrier: kJ/mol. temperature: K. explore: whether OPES_EXPLORE is meant. adaptive: whether sigma is measured.
@@ -88,13 +92,13 @@ def read_biasfactor(value, barrier, temperature, explore, adaptive):
     return gamma
 
 
-def read_periods(periods):
+def read_periods(periods: Any) -> Periods | None:
     """Read None, or a tuple with None or (low, high) for each CV component."""
     if periods is None:
         return None
     advice = "give one entry per CV component, None or (low, high), as in [(-math.pi, math.pi)] for one torsion."
     try:
-        checked = tuple(None if period is None else tuple(map(float, period)) for period in periods)
+        checked: Any = tuple(None if period is None else tuple(map(float, period)) for period in periods)
     except (TypeError, ValueError) as error:
         raise GeomGNNError(f"periods is {periods!r}: {advice}") from error
     for period in checked:
@@ -105,7 +109,7 @@ def read_periods(periods):
     return checked
 
 
-def box_of(periods):
+def box_of(periods: Periods | None) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Convert periods to (lows (d,), lengths (d,)), 0 for components that are not periodic; (None, None) if none is."""
     if periods is None or not any(periods):
         return None, None
@@ -113,7 +117,7 @@ def box_of(periods):
     return lows, highs - lows
 
 
-def common_dimension(**settings):
+def common_dimension(**settings: object) -> int | None:
     """Find the number of CV components on which settings with an entry per component (tuples) agree; None without any."""
     lengths = {name: len(value) for name, value in settings.items() if isinstance(value, tuple)}
     if len(set(lengths.values())) > 1:
@@ -122,7 +126,7 @@ def common_dimension(**settings):
     return next(iter(lengths.values()), None)
 
 
-def read_energies(energy, n_walkers):
+def read_energies(energy: Any, n_walkers: int) -> np.ndarray:
     """Read the energy of other biases as an ndarray () or (n_walkers,), kJ/mol."""
     energy = np.asarray(energy, dtype=np.float64)
     if energy.shape not in ((), (n_walkers,)) or not np.isfinite(energy).all():
@@ -132,7 +136,7 @@ def read_energies(energy, n_walkers):
     return energy
 
 
-def check_values(s, caller):
+def check_values(s: np.ndarray, caller: str) -> None:
     """Raise a GeomGNNError unless the CV values s are a finite (F, d) ndarray; caller: the method that got them."""
     if s.ndim != 2 or not s.size:
         raise GeomGNNError(f"{caller} got CV values of shape {s.shape}: give (d,), or for update (n_walkers, d).")
@@ -145,7 +149,7 @@ def check_values(s, caller):
         )
 
 
-def warn(message, depth=0):
+def warn(message: str, depth: int = 0) -> None:
     """Give a UserWarning at the line that made a bias. depth: calls between this one and the bias's __post_init__."""
     # up through __post_init__ and the generated __init__
     warnings.warn(message, UserWarning, stacklevel=4 + depth)

@@ -6,6 +6,8 @@ r^2 = sum_i ((s_i - c_i)/sigma_i)^2 is below cutoff^2, and zero elsewhere (Inver
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ _SAFE_EXPONENT = 600.0
 _BLOCK_PAIRS = 2**17
 
 
-def minimum_image(delta, lengths):
+def minimum_image(delta: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
     """Compute the shortest periodic image of differences.
 
     delta: (..., d) ndarray. lengths: (d,) ndarray with the period of each component, 0 where it is not periodic, or
@@ -27,7 +29,7 @@ def minimum_image(delta, lengths):
     return delta - lengths * np.rint(delta * inverse)
 
 
-def wrap(s, lows, lengths):
+def wrap(s: np.ndarray, lows: np.ndarray | None, lengths: np.ndarray | None) -> np.ndarray:
     """Bring (..., d) values into [low, low + length) in the periodic components (lengths as in `minimum_image`)."""
     if lengths is None:
         return s
@@ -42,7 +44,14 @@ class KernelSum:
     sigma. lengths: (d,) periods (0: not periodic) or None.
     """
 
-    def __init__(self, centres, sigmas, log_heights, cutoff, lengths=None):
+    def __init__(
+        self,
+        centres: np.ndarray,
+        sigmas: np.ndarray,
+        log_heights: np.ndarray,
+        cutoff: float,
+        lengths: np.ndarray | None = None,
+    ) -> None:
         self._centres = [np.ascontiguousarray(c) for c in centres.T]
         self._inverse_sigmas = [np.ascontiguousarray(1.0 / sigma) for sigma in sigmas.T]
         # all components in one array, for single points, whose cost is the number of numpy calls
@@ -56,11 +65,11 @@ class KernelSum:
         self._periods = None if lengths is None or not np.any(lengths) else np.array(lengths, dtype=np.float64)[:, None]
         self._in_range = 0.5 * self._cutoff2 < _SAFE_EXPONENT and bool(np.abs(log_heights).max() < _SAFE_EXPONENT)
 
-    def density(self, s):
+    def density(self, s: np.ndarray) -> np.ndarray:
         """Compute the sum (F,) at s (F, d); kernels too low for a double count as zero."""
         return self._in_blocks(s, self._density, gradient=False)[0]
 
-    def log_density(self, s, log_epsilon):
+    def log_density(self, s: np.ndarray, log_epsilon: float) -> tuple[np.ndarray, np.ndarray]:
         """Compute ln(P(s) + epsilon) (F,) and its exact gradient (F, d) at s (F, d)."""
         if not self._in_range or log_epsilon < -_SAFE_EXPONENT:
             return self._in_blocks(s, self._log_space, log_epsilon)
@@ -68,7 +77,7 @@ class KernelSum:
         total = total + math.exp(log_epsilon)
         return np.log(total), gradient / total[:, None]
 
-    def log_density_at(self, s, log_epsilon, factor):
+    def log_density_at(self, s: np.ndarray, log_epsilon: float, factor: float) -> tuple[float, np.ndarray]:
         """Compute `factor` times ln(P(s) + epsilon) and its gradient at one point s (d,): a float and a (d,) ndarray.
 
         The result equals that of `log_density` up to rounding, in half the time.
@@ -94,16 +103,17 @@ class KernelSum:
         gradient *= factor / total
         return factor * math.log(total), gradient
 
-    def _in_blocks(self, s, function, *args, **kwargs):
+    def _in_blocks(self, s: np.ndarray, function: Callable[..., tuple], *args: Any, **kwargs: Any) -> tuple:
         rows = max(1, _BLOCK_PAIRS // len(self._heights))
         if len(s) <= rows:
             return function(s, *args, **kwargs)
         parts = [function(s[start : start + rows], *args, **kwargs) for start in range(0, len(s), rows)]
         return tuple(None if part[0] is None else np.concatenate(part) for part in zip(*parts, strict=True))
 
-    def _scaled_differences(self, s):
+    def _scaled_differences(self, s: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """Per component (c_i - s_i)/sigma_i as (F, K) ndarrays, and r^2 (F, K)."""
-        scaled, r2 = [], None
+        scaled: list[np.ndarray] = []
+        r2: Any = None
         for i, (centres, inverse, length) in enumerate(zip(self._centres, self._inverse_sigmas, self._lengths, strict=True)):
             z = centres - s[:, i, None]
             if length:
@@ -113,7 +123,7 @@ class KernelSum:
             scaled.append(z)
         return scaled, r2
 
-    def _density(self, s, gradient=True):
+    def _density(self, s: np.ndarray, gradient: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
         scaled, r2 = self._scaled_differences(s)
         inside = r2 < self._cutoff2
         r2 *= -0.5
@@ -130,7 +140,7 @@ class KernelSum:
         gauss *= inside
         return total, self._contract(gauss, scaled)
 
-    def _log_space(self, s, log_epsilon):
+    def _log_space(self, s: np.ndarray, log_epsilon: float) -> tuple[np.ndarray, np.ndarray]:
         scaled, r2 = self._scaled_differences(s)
         inside = r2 < self._cutoff2
         log_gauss = self._log_heights - 0.5 * r2
@@ -142,7 +152,7 @@ class KernelSum:
         gauss = np.exp(np.where(inside, log_gauss - top[:, None], -np.inf))
         return top + np.log(total), self._contract(gauss, scaled) / total[:, None]
 
-    def _contract(self, gauss, scaled):
+    def _contract(self, gauss: np.ndarray, scaled: list[np.ndarray]) -> np.ndarray:
         gradient = np.empty((len(gauss), len(scaled)))
         for i, (z, inverse) in enumerate(zip(scaled, self._inverse_sigmas, strict=True)):
             z *= inverse
@@ -151,7 +161,15 @@ class KernelSum:
         return gradient
 
 
-def merge_pair(centre_1, sigma_1, log_height_1, centre_2, sigma_2, log_height_2, lengths=None):
+def merge_pair(
+    centre_1: np.ndarray,
+    sigma_1: np.ndarray,
+    log_height_1: float,
+    centre_2: np.ndarray,
+    sigma_2: np.ndarray,
+    log_height_2: float,
+    lengths: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Two kernels as one of the same mass (h1 + h2), mean and variance, per component.
 
     Centres and sigmas are (d,) ndarrays. Returns (centre, sigma, log_height); the centre is in the periodic image of
@@ -165,7 +183,15 @@ def merge_pair(centre_1, sigma_1, log_height_1, centre_2, sigma_2, log_height_2,
     return centre_1 + fraction_2 * apart, np.sqrt(variance), float(log_height)
 
 
-def add_kernel(centres, sigmas, log_heights, kernel, threshold, lows=None, lengths=None):
+def add_kernel(
+    centres: np.ndarray,
+    sigmas: np.ndarray,
+    log_heights: np.ndarray,
+    kernel: tuple[np.ndarray, np.ndarray, float],
+    threshold: float,
+    lows: np.ndarray | None = None,
+    lengths: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Add one kernel, merging it into its nearest neighbour while one lies within the threshold.
 
     centres, sigmas: (K, d) and log_heights: (K,) ndarrays, which are left as they are. kernel: (centre (d,), sigma

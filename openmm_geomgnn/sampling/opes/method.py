@@ -5,14 +5,17 @@ J. Chem. Theory Comput. 2022, 10.1021/acs.jctc.2c00152 (EXPLORE). The force is t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.pickling import pickled_as
 from openmm_geomgnn.sampling.opes.arguments import (
+    Periods,
     box_of,
     check_values,
     common_dimension,
@@ -32,11 +35,13 @@ from openmm_geomgnn.sampling.opes.state import (
     state_arrays,
     state_from_arrays,
 )
+from openmm_geomgnn.sampling.opes.widths import check_widths, current_widths, effective_size, floor_of, given_sigma
 from openmm_geomgnn.units import BOLTZMANN
 
 __all__ = ["OPES", "OPESState"]
 
-SMALLEST_SIGMA = 1e-6  # below it a measured width means that the CV did not move at all
+T = TypeVar("T")
+
 # what else the kernels of a state depend on
 _SETTINGS = ("barrier", "biasfactor", "temperature", "explore", "kernel_cutoff", "adaptive")
 
@@ -48,26 +53,67 @@ class OPES:
 
     Parameters
     ----------
-    barrier : the highest free-energy barrier to cross: kJ/mol, an OpenMM Quantity, or text such as "10 kcal/mol".
-    pace : steps between depositions.
-    temperature : a number in K, an OpenMM Quantity, or text.
-    sigma : initial kernel width in the units of the CV, a number for all components or one per component. When absent
-        it is measured: no bias acts until `observe` has seen `adaptive_stride` steps of every walker. Then the root mean
-        square of what they measured is the sigma0 of all, so that the weight alone sets the mass of a kernel; later
-        kernels are as wide as their own walker's fluctuations.
-    sigma_min : floor of the kernel widths, like sigma.
-    biasfactor : by default barrier/kT. `math.inf` is a flat target: it needs a sigma, and is not for EXPLORE.
-    compression_threshold : kernels closer than this, in units of sigma, are merged; 0 keeps all of them.
-    periods : one entry per component, None or (low, high).
-    adaptive_stride : steps over which sigma is measured, by default 10*pace.
-    kernel_cutoff : where kernels end, in units of sigma; by default where they fall below exp(-barrier/(p*kT))
-        (EXPLORE: exp(-barrier/kT)).
+    barrier : float, openmm Quantity or str
+        The highest free-energy barrier to cross: a number in kJ/mol, a Quantity, or text such as "10 kcal/mol".
+    pace : int
+        Steps between depositions.
+    temperature : float, openmm Quantity or str
+        K.
+    sigma : float or sequence of float, optional
+        Initial kernel width in the units of the CV, a number for all components or one per component. When absent it is
+        measured: no bias acts until `observe` has seen `adaptive_stride` steps of every walker. Then the root mean square
+        of what they measured is the sigma0 of all, so that the weight alone sets the mass of a kernel; later kernels are as
+        wide as their own walker's fluctuations.
+    sigma_min : float or sequence of float, optional
+        Floor of the kernel widths, like sigma.
+    biasfactor : float, optional
+        By default barrier/kT. `math.inf` is a flat target: it needs a sigma, and is not for EXPLORE.
+    explore : bool
+        Use OPES_EXPLORE.
+    compression_threshold : float
+        Kernels closer than this, in units of sigma, are merged; 0 keeps all of them.
+    periods : sequence, optional
+        One entry per component, None or (low, high).
+    adaptive_stride : int, optional
+        Steps over which sigma is measured, by default 10*pace.
+    kernel_cutoff : float, optional
+        Where kernels end, in units of sigma; by default where they fall below exp(-barrier/(p*kT)) (EXPLORE:
+        exp(-barrier/kT)).
 
-    Attributes also set: p, epsilon, log_epsilon, kT (kJ/mol), adaptive, dimension (None while unknown).
+    Attributes
+    ----------
+    kT : float
+        kJ/mol.
+    p : float
+        Prefactor of the bias, 1 - 1/biasfactor (EXPLORE: biasfactor - 1).
+    epsilon, log_epsilon : float
+        Regularisation of the density, and its logarithm.
+    adaptive : bool
+        Whether sigma is measured.
+    dimension : int or None
+        Number of CV components; None while unknown.
 
     Raises
     ------
-    GeomGNNError : if a parameter is invalid; the message names the likely cause. Doubtful ones give a UserWarning.
+    GeomGNNError
+        If a parameter is invalid; the message names the likely cause. Doubtful ones give a UserWarning.
+
+    Examples
+    --------
+    >>> from openmm_geomgnn.sampling import OPES
+    >>> opes = OPES(barrier=40, pace=500, temperature=300)
+    >>> opes.biasfactor, opes.epsilon, opes.kernel_cutoff
+    (16.03631..., 3.73542...e-08, 5.84855...)
+
+    A state does not change: `update` returns a new one, here with a first kernel, of one component, at s = 0.3.
+
+    >>> opes = OPES(barrier=40, pace=500, sigma=0.1)
+    >>> state = opes.initial_state(dimension=1)
+    >>> opes.bias(state, [0.3])
+    (-40.0, array([0.]))
+    >>> state = opes.update(state, [0.3])
+    >>> opes.bias(state, [0.35])  # V in kJ/mol and dV/ds
+    (-0.26057..., array([-10.42285...]))
     """
 
     barrier: float
@@ -88,8 +134,8 @@ class OPES:
     adaptive: bool = field(init=False, repr=False)
     dimension: int | None = field(init=False, repr=False)
 
-    def __post_init__(self):
-        def put(name, value):
+    def __post_init__(self) -> None:
+        def put(name: str, value: T) -> T:
             object.__setattr__(self, name, value)
             return value
 
@@ -139,25 +185,9 @@ class OPES:
             )
         put("dimension", common_dimension(sigma=self.sigma, sigma_min=self.sigma_min, periods=self.periods))
         if not self.adaptive:
-            self._check_widths()
+            check_widths(self)
 
-    def _check_widths(self):
-        sigma0, sigma_min = self._sigma0(self.dimension or 1)[0], self._floor(self.dimension or 1)
-        if sigma_min is not None and np.any(sigma_min > sigma0):
-            raise GeomGNNError(
-                f"sigma_min ({self.sigma_min}) is above sigma ({self.sigma}), so every kernel would have the width "
-                "sigma_min: lower sigma_min or raise sigma."
-            )
-        for i, (low, high) in enumerate(period or (-math.inf, math.inf) for period in self.periods or ()):
-            if not self.explore and 2 * self.kernel_cutoff * sigma0[i] > high - low:
-                warn(
-                    f"sigma = {sigma0[i]:g} in component {i} reaches beyond half the period ({low:g}, {high:g}) with a "
-                    f"cutoff of {self.kernel_cutoff:.3g} sigma, so the force jumps opposite each kernel: use a sigma "
-                    f"below {(high - low) / (2 * self.kernel_cutoff):.3g}.",
-                    depth=1,
-                )
-
-    def initial_state(self, dimension=None, n_walkers=1):
+    def initial_state(self, dimension: int | None = None, n_walkers: int = 1) -> OPESState:
         """The state before the first deposition.
 
         dimension: number of CV components, by default what sigma, sigma_min or periods say, else fixed by the first
@@ -170,7 +200,7 @@ class OPES:
         dimension = dimension or self.dimension
         return state if dimension is None else self._with_dimension(state, dimension)
 
-    def observe(self, state, s, walker=0):
+    def observe(self, state: OPESState, s: npt.ArrayLike, walker: int = 0) -> OPESState:
         """Account for one bias step of one walker at s (d,), for the adaptive sigma.
 
         Returns the new state; with a given sigma, the same state. Raises GeomGNNError when s does not fit or is not
@@ -189,14 +219,14 @@ class OPES:
         a, m, M2 = state.a.copy(), state.m.copy(), state.M2.copy()
         a[walker] += 1
         delta = minimum_image(s - m[walker], lengths)
-        mean = m[walker] + delta / min(int(a[walker]), self.adaptive_stride)
+        mean = m[walker] + delta / min(int(a[walker]), cast(int, self.adaptive_stride))
         M2[walker] += delta * minimum_image(s - mean, lengths)
         m[walker] = wrap(mean, lows, lengths)
         observed = replace(state, a=a, m=m, M2=M2)
         object.__setattr__(observed, "_evaluator", state._evaluator)
         return observed
 
-    def update(self, state, s, other_bias=0.0):
+    def update(self, state: OPESState, s: npt.ArrayLike, other_bias: float | np.ndarray = 0.0) -> OPESState:
         """Deposit one kernel per walker: call it every `pace` steps, not at step 0.
 
         s: (d,), or (n_walkers, d). other_bias: energy in kJ/mol of any other bias acting, a number or (n_walkers,); it
@@ -216,11 +246,13 @@ class OPES:
             kernels = add_kernel(*kernels, kernel, self.compression_threshold, lows, lengths)
         centres, sigmas, log_heights = kernels
         log_norm = math.log(sums["n"]) if self.explore else sums["log_W"]
-        total = KernelSum(centres, sigmas, log_heights - log_norm, self.kernel_cutoff, lengths)
+        total = KernelSum(centres, sigmas, log_heights - log_norm, cast(float, self.kernel_cutoff), lengths)
         Z = float(np.mean(total.density(centres)))
         return replace(state, centres=centres, sigmas=sigmas, log_heights=log_heights, Z=Z, **sums)
 
-    def deposits(self, state, s, other_bias=0.0):
+    def deposits(
+        self, state: OPESState, s: npt.ArrayLike, other_bias: float | np.ndarray = 0.0
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The kernels that `update` adds, for a record of them: afterwards they may have been merged.
 
         Arguments and errors are those of `update`. Returns centres (W, d), sigmas (W, d) and heights (W,), of which there
@@ -228,12 +260,14 @@ class OPES:
         """
         state, new, _ = self._deposition(state, s, other_bias)
         if new is None:
-            return np.zeros((0, state.dimension)), np.zeros((0, state.dimension)), np.zeros(0)
+            return np.zeros((0, state.centres.shape[1])), np.zeros((0, state.centres.shape[1])), np.zeros(0)
         centres, sigmas, log_heights = new
         with np.errstate(over="ignore"):
             return centres.copy(), sigmas.copy(), np.exp(log_heights)
 
-    def _deposition(self, state, s, other_bias):
+    def _deposition(
+        self, state: OPESState, s: npt.ArrayLike, other_bias: float | np.ndarray
+    ) -> tuple[OPESState, tuple[np.ndarray, np.ndarray, np.ndarray] | None, dict[str, Any]]:
         """(state, kernels, sums) of an update.
 
         state: with its dimension fixed by s. kernels: centres (W, d), sigmas (W, d) and log_heights (W,) of the new ones,
@@ -256,17 +290,18 @@ class OPES:
         log_W = float(np.logaddexp(state.log_W, np.logaddexp.reduce(log_w)))
         log_W2 = float(np.logaddexp(state.log_W2, np.logaddexp.reduce(2 * log_w)))
 
-        sigma0, widths, M2 = self._current_widths(state)
-        size = n if self.explore else _effective_size(log_W, log_W2)
+        sigma0, widths, M2 = current_widths(self, state)
+        size = n if self.explore else effective_size(log_W, log_W2)
         sigmas = widths * (size * (d + 2) / 4) ** (-1 / (d + 4))
-        if self.sigma_min is not None:
-            sigmas = np.maximum(sigmas, self._floor(d))
+        floor = floor_of(self, d)
+        if floor is not None:
+            sigmas = np.maximum(sigmas, floor)
         sigmas = np.broadcast_to(sigmas, s.shape)
         log_heights = np.log(sigma0 / sigmas).sum(axis=1) + (0.0 if self.explore else log_w)
         sums = {"log_W": log_W, "log_W2": log_W2, "n": n, "sigma0": sigma0, "M2": M2}
         return state, (wrap(s, *self._box), sigmas, log_heights), sums
 
-    def bias(self, state, s):
+    def bias(self, state: OPESState, s: npt.ArrayLike) -> tuple[Any, np.ndarray]:
         """The bias energy and its exact gradient at s, from the kernels in `state`.
 
         s: (d,) -> V in kJ/mol (float) and dV/ds (d,); or (F, d) -> V (F,) and dV/ds (F, d). Where nothing was deposited
@@ -281,20 +316,20 @@ class OPES:
             return -self.barrier, np.zeros(len(s))
         return kernels.log_density_at(s, self.log_epsilon, self.p * self.kT)
 
-    def diagnostics(self, state):
+    def diagnostics(self, state: OPESState) -> dict[str, float]:
         """rct: c(t) = kT*ln(W/n) in kJ/mol; zed: Z; neff: (1 + W)^2/(1 + W2); nker: number of kernels."""
         return {
             "rct": self.kT * (state.log_W - math.log(state.n)),
             "zed": state.Z,
-            "neff": _effective_size(state.log_W, state.log_W2),
+            "neff": effective_size(state.log_W, state.log_W2),
             "nker": len(state.centres),
         }
 
-    def to_arrays(self, state):
+    def to_arrays(self, state: OPESState) -> dict[str, np.ndarray]:
         """The state and the settings it depends on, as a dict of float64 and int64 ndarrays, for a checkpoint."""
         return state_arrays(state) | self._settings(state.dimension)
 
-    def from_arrays(self, arrays):
+    def from_arrays(self, arrays: Mapping[str, np.ndarray]) -> OPESState:
         """The state that `to_arrays` wrote, bit for bit.
 
         Raises GeomGNNError if arrays are missing, misshapen or not finite, or were written with other settings.
@@ -304,10 +339,10 @@ class OPES:
         check_same_settings(arrays, self._settings(self._check_dimension(d or None)), _SETTINGS)
         state = state_from_arrays(values, self.adaptive)
         if not self.adaptive and d:
-            check_same_settings({"sigma": state.sigma0}, {"sigma": self._sigma0(d)}, _SETTINGS)
+            check_same_settings({"sigma": state.sigma0}, {"sigma": given_sigma(self, d)}, _SETTINGS)
         return state
 
-    def _evaluate(self, state, s):
+    def _evaluate(self, state: OPESState, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `bias`, at s (F, d)."""
         kernels = self._kernels(state, s.shape[1])
         if kernels is None:
@@ -315,7 +350,7 @@ class OPES:
         log_density, gradient = kernels.log_density(s, self.log_epsilon)
         return self.p * self.kT * log_density, self.p * self.kT * gradient
 
-    def _kernels(self, state, dimension):
+    def _kernels(self, state: OPESState, dimension: int) -> KernelSum | None:
         """Get the normalised KernelSum of a state; None without kernels. dimension: number of components of s."""
         if dimension != (state.dimension or dimension):
             raise GeomGNNError(f"The CV value has {dimension} components, but the bias has {state.dimension}.")
@@ -325,11 +360,12 @@ class OPES:
         if cached is None or cached[0] is not self:
             log_norm = (math.log(state.n) if self.explore else state.log_W) + math.log(state.Z)
             heights = state.log_heights - log_norm
-            cached = self, KernelSum(state.centres, state.sigmas, heights, self.kernel_cutoff, self._box[1])
+            cutoff = cast(float, self.kernel_cutoff)
+            cached = self, KernelSum(state.centres, state.sigmas, heights, cutoff, self._box[1])
             object.__setattr__(state, "_evaluator", cached)
         return cached[1]
 
-    def _fit(self, state, s, caller):
+    def _fit(self, state: OPESState, s: np.ndarray, caller: str) -> OPESState:
         """Check CV values (F, d), and let them fix the dimension of a state that has none yet."""
         check_values(s, caller)
         d = s.shape[1]
@@ -339,7 +375,7 @@ class OPES:
             raise GeomGNNError(f"{caller} got a CV value with {d} components, but the bias has {state.dimension}.")
         return state
 
-    def _check_dimension(self, d):
+    def _check_dimension(self, d: T) -> T:
         if d is not None and self.dimension not in (None, d):
             raise GeomGNNError(
                 f"The CV has {d} components, but sigma, sigma_min or periods were given for {self.dimension}: give one "
@@ -347,54 +383,16 @@ class OPES:
             )
         return d
 
-    def _with_dimension(self, state, d):
+    def _with_dimension(self, state: OPESState, d: int) -> OPESState:
         empty, zeros = np.zeros((0, d)), np.zeros((state.n_walkers, d))
-        sigma0 = empty if self.adaptive else self._sigma0(d)
+        sigma0 = empty if self.adaptive else given_sigma(self, d)
         return replace(state, centres=empty, sigmas=empty, sigma0=sigma0, m=zeros, M2=zeros)
 
-    def _sigma0(self, d):
-        """The given sigma as (1, d); wider for EXPLORE, whose target is."""
-        return np.full((1, d), self.sigma) * (math.sqrt(self.biasfactor) if self.explore else 1.0)
-
-    def _floor(self, d):
-        return None if self.sigma_min is None else np.full(d, self.sigma_min)
-
-    def _current_widths(self, state):
-        """(sigma0 (1, d), widths before the bandwidth factor, M2); the widths are (1, d), or (n_walkers, d) once each
-        walker measures its own.
-
-        sigma0 is shared, the root mean square over the walkers of what they measured first: the mass of a kernel,
-        h*prod(sigma) = w*prod(sigma0), is then set by its weight alone, whichever walker deposits it.
-        """
-        if not self.adaptive:
-            return state.sigma0, state.sigma0, state.M2
-        first = not len(state.sigma0)
-        # the first measurement is unbiased: M2 is scaled to what the biased dynamics would have shown
-        M2 = self.biasfactor * state.M2 if first else state.M2
-        widths = np.sqrt(M2 / (state.a[:, None] * (1.0 if self.explore else self.biasfactor)))
-        if self.sigma_min is not None:
-            widths = np.maximum(widths, self._floor(widths.shape[1])) if first else widths
-        elif widths.min() < SMALLEST_SIGMA:
-            walker, component = np.unravel_index(widths.argmin(), widths.shape)
-            raise GeomGNNError(
-                f"The adaptive sigma of component {component}, walker {walker} is {widths.min():.3g}, below "
-                f"{SMALLEST_SIGMA:g}: the CV hardly moved in {state.a[walker]} steps. Is it constant, or is the "
-                "adaptive_stride too short? Give sigma, or a floor with sigma_min."
-            )
-        if not first:
-            return state.sigma0, widths, M2
-        sigma0 = np.sqrt(np.square(widths).mean(axis=0, keepdims=True))
-        return sigma0, sigma0, M2
-
     @property
-    def _box(self):
-        return box_of(self.periods)
+    def _box(self) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        return box_of(cast(Periods | None, self.periods))
 
-    def _settings(self, d):
+    def _settings(self, d: int | None) -> dict[str, np.ndarray]:
         lows, lengths = self._box
         periods = np.zeros((d or 0, 2)) if lows is None else np.stack([lows, lows + lengths], axis=1)
         return {"settings": np.array([float(getattr(self, name)) for name in _SETTINGS]), "periods": periods}
-
-
-def _effective_size(log_W, log_W2):
-    return math.exp(2 * np.logaddexp(0.0, log_W) - np.logaddexp(0.0, log_W2))

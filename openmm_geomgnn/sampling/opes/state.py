@@ -1,6 +1,8 @@
 """The state of OPES between depositions, and its conversion to arrays for a checkpoint and back."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -31,15 +33,15 @@ class OPESState:
     # (method, KernelSum): the kernels arranged for evaluation, made at first use from the fields above
     _evaluator: tuple | None = field(default=None, init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in _ARRAYS:
             getattr(self, name).flags.writeable = False
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple]:
         return OPESState, tuple(getattr(self, name) for name in _STORED)
 
     @classmethod
-    def empty(cls, log_W, n_walkers, adaptive):
+    def empty(cls, log_W: float, n_walkers: int, adaptive: bool) -> "OPESState":
         """The state before the first deposition, of unknown dimension; adaptive: whether sigma is yet to be measured."""
         none = np.zeros((0, 0))
         return cls(
@@ -57,12 +59,13 @@ class OPESState:
         )
 
     @property
-    def dimension(self):
+    def dimension(self) -> int | None:
         """Number of CV components, or None while it is unknown."""
         return self.centres.shape[1] or None
 
     @property
-    def n_walkers(self):
+    def n_walkers(self) -> int:
+        """Number of walkers that share the bias."""
         return len(self.a)
 
 
@@ -72,12 +75,12 @@ _SCALARS = ("log_W", "log_W2", "n", "Z")
 _INTEGERS = ("n", "a")
 
 
-def state_arrays(state):
+def state_arrays(state: OPESState) -> dict[str, np.ndarray]:
     """Convert the state to a dict of float64 and int64 ndarrays."""
     return _as_arrays({name: getattr(state, name) for name in _STORED})
 
 
-def checked_arrays(arrays, extra=()):
+def checked_arrays(arrays: Mapping[str, Any], extra: Iterable[str] = ()) -> dict[str, np.ndarray]:
     """Get the arrays of a state from `arrays`, which must also hold those named in `extra`.
 
     Raises GeomGNNError if one is missing, or one of the state is not finite.
@@ -92,7 +95,7 @@ def checked_arrays(arrays, extra=()):
     return values
 
 
-def state_from_arrays(values, adaptive):
+def state_from_arrays(values: Mapping[str, np.ndarray], adaptive: bool) -> OPESState:
     """Make a state from the result of `checked_arrays`; adaptive: whether its sigma is measured.
 
     Raises GeomGNNError if the arrays do not fit each other.
@@ -106,10 +109,10 @@ def state_from_arrays(values, adaptive):
     if wrong or not walkers:
         listing = ", ".join(f"{name} {values[name].shape}" for name in expected)
         raise GeomGNNError(f"The arrays of the saved OPES state do not fit: {listing}. Use an earlier checkpoint.")
-    return OPESState(**values | {name: values[name].item() for name in _SCALARS})
+    return OPESState(**{**values, **{name: values[name].item() for name in _SCALARS}})
 
 
-def check_same_settings(saved, mine, named):
+def check_same_settings(saved: Mapping[str, np.ndarray], mine: Mapping[str, np.ndarray], named: Iterable[str]) -> None:
     """Raise a GeomGNNError that names the first of the arrays `mine` that differs in `saved`.
 
     named: the names of the numbers in the array "settings", for the message.
@@ -124,5 +127,5 @@ def check_same_settings(saved, mine, named):
             )
 
 
-def _as_arrays(values):
+def _as_arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.array(v, dtype=np.int64 if name in _INTEGERS else np.float64) for name, v in values.items()}
