@@ -3,16 +3,19 @@
 import math
 import traceback
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import sha256
 from openmm_geomgnn.force.failures import atom_names, save_frames
 from openmm_geomgnn.pickling import pickled_as
+from openmm_geomgnn.representation.periodic import SelectedMolecule
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 
@@ -33,38 +36,46 @@ class Evaluation:
         The exception that stopped the simulation, with its traceback.
     """
 
-    def __init__(self, source, component=None, bias=None, periodic=False, bound=None, failures="."):
+    def __init__(
+        self,
+        source: "Source",
+        component: int | None = None,
+        bias: Any = None,
+        periodic: bool = False,
+        bound: Any = None,
+        failures: PathLike | None = ".",
+    ) -> None:
         self.source = source
         self.component = component
         self.bias = bias
         self.periodic = periodic
         self.failures = None if failures is None else str(failures)
-        self.bound = None
-        self.state = None
-        self.last = None
-        self.error = None
-        self._last_good = None  # positions of `last`
+        self.bound: Any = None
+        self.state: Any = None
+        self.last: tuple[np.ndarray, float] | None = None
+        self.error: BaseException | None = None
+        self._last_good: np.ndarray | torch.Tensor | None = None  # positions of `last`
         if bound is not None:
             self._bind(bound)
 
-    def _bind(self, bound):
+    def _bind(self, bound: Any) -> None:
         self.bound = bound
         if self.bias is not None:
             self.state = self.bias.initial_state(dimension=bound.dimension)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("source", "component", "bias", "periodic", "failures")}
 
-    def __setstate__(self, saved):
+    def __setstate__(self, saved: dict[str, Any]) -> None:
         # An exception here would crash OpenMM, which also makes copies that are never evaluated. So the CV file is read,
         # and may turn out to be missing, at the first evaluation.
-        self.__init__(**saved)
+        self.__init__(**saved)  # type: ignore[misc]
 
-    def __call__(self, pos, box, step):
+    def __call__(self, pos: np.ndarray, box: np.ndarray | None, step: int | str) -> tuple[float, np.ndarray]:
         """Compute the energy in kJ/mol and forces (n, 3) in kJ/mol/nm; see `evaluate`."""
         return self.evaluate(pos, box, step)[1:]
 
-    def evaluate(self, pos, box, step):
+    def evaluate(self, pos: np.ndarray, box: np.ndarray | None, step: int | str) -> tuple[np.ndarray, float, np.ndarray]:
         """Compute the CV's values s (d,), the energy in kJ/mol and forces (n, 3) in kJ/mol/nm.
 
         Parameters
@@ -99,7 +110,9 @@ class Evaluation:
                 f"{saved}\n{trace}"
             ) from error
 
-    def _evaluate(self, frame, box, step):
+    def _evaluate(
+        self, frame: dict[str, Any], box: np.ndarray | None, step: int | str
+    ) -> tuple[np.ndarray, float, np.ndarray]:
         if self.bound is None:
             self._bind(self.source.bind())
         pos = frame["positions"]
@@ -110,7 +123,7 @@ class Evaluation:
                 "starting structure."
             )
         if self.periodic:
-            if not _all_finite(box):
+            if box is None or not _all_finite(box):
                 raise GeomGNNError(
                     f"The box vectors are not finite at step {step}: the simulation blew up. Use a smaller timestep, or "
                     "equilibrate the box before the bias is added."
@@ -146,12 +159,12 @@ class Evaluation:
         self.accept(s, energy, pos.copy())
         return s, energy, forces
 
-    def accept(self, s, energy, pos):
+    def accept(self, s: np.ndarray, energy: float, pos: np.ndarray | torch.Tensor) -> None:
         """Record a successful evaluation; `pos` (n, 3) in nm, an array or a tensor, must not be modified later."""
         self.last = (s, energy)
         self._last_good = pos
 
-    def energy_and_slope(self, s):
+    def energy_and_slope(self, s: np.ndarray) -> tuple[float, np.ndarray]:
         """Compute the energy in kJ/mol at the values s (d,) of the CV, and its derivatives (d,) with respect to them."""
         if self.bias is not None:
             energy, slope = self.bias.bias(self.state, s)
@@ -162,18 +175,18 @@ class Evaluation:
             energy, slope = 0.0, np.zeros(len(s))
         return float(energy), np.asarray(slope, dtype=np.float64)
 
-    def _names(self, rows):
+    def _names(self, rows: np.ndarray) -> str:
         part = self.bound.molecule
         return atom_names(part.topology, rows, part.atoms)
 
-    def _nearest(self, pos):
+    def _nearest(self, pos: np.ndarray) -> str:
         if len(pos) < 2:
             return "there is one atom only"
         distances, partners = cKDTree(pos).query(pos, k=2)
         row = int(distances[:, 1].argmin())
         return f"the nearest two are {self._names(np.sort(partners[row]))}, {distances[row, 1]:.3g} nm apart"
 
-    def _save(self, frame, box, step):
+    def _save(self, frame: dict[str, Any], box: np.ndarray | None, step: int | str) -> str:
         """Save the last good frame and the failing one; return a sentence that says where."""
         if self.failures is None or self.bound is None:
             return ""
@@ -186,23 +199,23 @@ class Evaluation:
         return save_frames(self.failures, name, part.topology, frames, marked, box, atoms=part.atoms, step=step, **numbers)
 
 
-def _on_cpu(pos):
+def _on_cpu(pos: np.ndarray | torch.Tensor) -> np.ndarray:
     try:
         return torch.as_tensor(pos).cpu().numpy()
     except RuntimeError:  # a failed GPU gives nothing back; the original error is the one to report
         return np.full(pos.shape, np.nan)
 
 
-def _few_finite(numbers):
+def _few_finite(numbers: list[float]) -> bool:
     return math.isfinite(sum(numbers)) or all(map(math.isfinite, numbers))  # a sum may overflow
 
 
-def _all_finite(array):
+def _all_finite(array: np.ndarray) -> bool:
     # the sum of squares is NaN or infinite if a number is; np.isfinite(array).all() takes three times as long
     return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
-def _bad_rows(rows):
+def _bad_rows(rows: np.ndarray) -> np.ndarray:
     return np.flatnonzero(~np.isfinite(rows).all(axis=1))
 
 
@@ -214,7 +227,15 @@ class Source:
     as a file is pickled as its path and hash, any other as the bytes of its file.
     """
 
-    def __init__(self, path, cv, molecule, precision, engine, device=None):
+    def __init__(
+        self,
+        path: PathLike | None,
+        cv: Any,
+        molecule: SelectedMolecule,
+        precision: str,
+        engine: str,
+        device: str | torch.device | None = None,
+    ) -> None:
         self.path = None if path is None else Path(path).resolve()
         self.hash = None if path is None else sha256(path)
         self.cv = cv if path is None else None
@@ -223,17 +244,17 @@ class Source:
         self.engine = engine
         self.device = device
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         path, cv = self.path, self.cv
         if not isinstance(cv, bytes | None):
             cv = cv.to_bytes()
         return {**self.__dict__, "path": None if path is None else str(path), "cv": cv}
 
-    def __setstate__(self, saved):
+    def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved)
         self.path = None if self.path is None else Path(self.path)
 
-    def bind(self):
+    def bind(self) -> Any:
         """The CV on the atoms of its molecule.
 
         Raises
@@ -245,8 +266,9 @@ class Source:
         if isinstance(cv, bytes):
             cv = CollectiveVariable.from_bytes(cv, "The collective variable in this force")
         elif cv is None:
-            cv = CollectiveVariable.load(self.path)
-            if sha256(self.path) != self.hash:
+            path = cast(Path, self.path)
+            cv = CollectiveVariable.load(path)
+            if sha256(path) != self.hash:
                 raise GeomGNNError(
                     f"{self.path} is not the file this force was made with: it has been overwritten since. Put the old file "
                     "back, or make the force again with GeomGNNCV."

@@ -1,16 +1,28 @@
 """The last good frame and the failing one of a simulation that failed, in files that users can open."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import mdtraj
 import numpy as np
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 _PDB_RANGE = (-999.0, 9999.0)  # angstrom, what the columns of a PDB file can hold
 
 
-def save_frames(folder, name, topology, frames, marked=(), box=None, **numbers):
+def save_frames(
+    folder: PathLike,
+    name: str,
+    topology: mdtraj.Topology,
+    frames: Mapping[str, np.ndarray],
+    marked: Sequence[int] | np.ndarray = (),
+    box: np.ndarray | None = None,
+    **numbers: Any,
+) -> str:
     """Write the frames of a simulation that failed. If that fails, too, no exception is raised.
 
     Parameters
@@ -39,7 +51,8 @@ def save_frames(folder, name, topology, frames, marked=(), box=None, **numbers):
     path = Path(folder) / f"{name}.pdb"
     try:
         with atomic_write(path.with_suffix(".npz")) as temporary:
-            np.savez(temporary, **frames, **({} if box is None else {"box": np.asarray(box)}), **numbers)
+            arrays: dict[str, Any] = {**frames, **({} if box is None else {"box": np.asarray(box)}), **numbers}
+            np.savez(temporary, **arrays)
         with atomic_write(path) as temporary:
             _write_models(temporary, topology, frames.values(), np.isin(np.arange(topology.n_atoms), marked), box)
     except Exception as error:  # it must not replace the error that is being reported
@@ -50,7 +63,9 @@ def save_frames(folder, name, topology, frames, marked=(), box=None, **numbers):
     return f"The {models} {number} of {path.resolve()}{pointer}; the .npz file next to it holds the numbers as they are."
 
 
-def atom_names(topology, rows, numbers=None):
+def atom_names(
+    topology: mdtraj.Topology, rows: Sequence[int] | np.ndarray, numbers: Sequence[int] | np.ndarray | None = None
+) -> str:
     """Name the first few of some atoms as people look them up: "atoms 10 (ALA2-C), 12 (ALA2-N)".
 
     Parameters
@@ -65,7 +80,9 @@ def atom_names(topology, rows, numbers=None):
     return f"atom{'s' if len(rows) > 1 else ''} {', '.join(names)}{', ...' if len(rows) > 5 else ''}"
 
 
-def _write_models(path, topology, frames, marked, box):
+def _write_models(
+    path: PathLike, topology: mdtraj.Topology, frames: Iterable[np.ndarray], marked: np.ndarray, box: np.ndarray | None
+) -> None:
     from mdtraj.formats import PDBTrajectoryFile
     from mdtraj.utils import box_vectors_to_lengths_and_angles
 
@@ -78,6 +95,6 @@ def _write_models(path, topology, frames, marked, box):
         for number, frame in enumerate(frames, start=1):
             pos = np.asarray(frame, dtype=np.float64) * NM_TO_ANGSTROM
             # comparisons with NaN are false
-            fits = ((pos > _PDB_RANGE[0]) & (pos < _PDB_RANGE[1])).all(axis=1)
+            fits: Any = ((pos > _PDB_RANGE[0]) & (pos < _PDB_RANGE[1])).all(axis=1)
             before = np.where(fits[:, None], pos, before)
             file.write(before, topology, modelIndex=number, bfactors=(marked | ~fits).astype(float), **cell)

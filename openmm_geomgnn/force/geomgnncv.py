@@ -2,9 +2,15 @@
 
 import functools
 import warnings
+from collections.abc import Callable
+from typing import Any
 
+import mdtraj
+import numpy as np
 import openmm
+import torch
 
+from openmm_geomgnn.aliases import PathLike, QuantityLike, TopologyLike
 from openmm_geomgnn.cv.file import SavedCV
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
@@ -13,10 +19,10 @@ from openmm_geomgnn.force.evaluation import Evaluation, Source
 from openmm_geomgnn.force.integrators import has_virtual_sites, make_integrator, whole_every
 
 
-def _former_name(old, new):
+def _former_name(old: str, new: str) -> Callable[..., Any]:
     """A method that warns that it is now called `new`, and calls that."""
 
-    def method(self, *arguments, **settings):
+    def method(self: Any, *arguments: Any, **settings: Any) -> Any:
         warnings.warn(f"BiasHandle.{old} is now called {new}.", DeprecationWarning, stacklevel=2)
         return getattr(self, new)(*arguments, **settings)
 
@@ -35,14 +41,16 @@ class BiasHandle:
         Time steps per evaluation of the bias with an integrator of `createIntegrator`.
     """
 
-    def __init__(self, force, evaluation, system, every=1):
+    def __init__(self, force: openmm.Force, evaluation: Evaluation, system: openmm.System, every: int = 1) -> None:
         self.force = force
         self.forceGroup = force.getForceGroup()
         self.every = every
         self._evaluation = evaluation
         self._system = system
 
-    def createIntegrator(self, temperature, friction, timestep, seed=1):
+    def createIntegrator(
+        self, temperature: QuantityLike, friction: QuantityLike, timestep: QuantityLike, seed: int = 1
+    ) -> openmm.Integrator:
         """Create a Langevin integrator that evaluates the bias once in `every` time steps and all other forces at each.
 
         It samples the same ensemble as OpenMM's MTSLangevinIntegrator in less time, reports a kinetic energy that agrees
@@ -74,21 +82,21 @@ class BiasHandle:
         sites = has_virtual_sites(self._system)
         return make_integrator(temperature, friction, timestep, self.every, self.forceGroup, seed, others, sites)
 
-    def getBiasState(self):
+    def getBiasState(self) -> Any:
         """Get the bias state that forces are computed with."""
         return self._evaluation.state
 
-    def setBiasState(self, state):
+    def setBiasState(self, state: Any) -> None:
         """Set the bias state; Contexts use it from their next force evaluation on."""
         self._evaluation.state = state
 
     @property
-    def last(self):
+    def last(self) -> tuple[np.ndarray, float] | None:
         """The pair (s (d,), V in kJ/mol) of the most recent force evaluation in this process; None before the first."""
         return self._evaluation.last
 
     @property
-    def error(self):
+    def error(self) -> BaseException | None:
         """The exception that an evaluation raised, with its traceback; None if there was none.
 
         OpenMM's own exception carries only the message. Copies of a force (from XML, in a CustomCVForce) have no handle, so
@@ -96,7 +104,7 @@ class BiasHandle:
         """
         return self._evaluation.error
 
-    def getValue(self, context):
+    def getValue(self, context: openmm.Context) -> tuple[np.ndarray, float]:
         """Get the values of the CV and the energy of the bias at the current positions of a Context.
 
         Parameters
@@ -173,70 +181,94 @@ class GeomGNNCV:
         cannot be used.
     """
 
+    _backend: str
+    _evaluation: Evaluation
+
     def __new__(
         cls,
-        cv,
-        topology,
-        component=None,
+        cv: PathLike | SavedCV,
+        topology: TopologyLike,
+        component: int | None = None,
         *,
-        precision="single",
-        engine="auto",
-        periodic=None,
-        backend="auto",
-        failures=".",
-        device=None,
-    ):
+        precision: str = "single",
+        engine: str = "auto",
+        periodic: bool | None = None,
+        backend: str = "auto",
+        failures: PathLike | None = ".",
+        device: str | torch.device | None = None,
+    ) -> Any:
+        """Make the force of a backend an instance of this class as well."""
         if periodic is None:
             periodic = hasattr(topology, "getPeriodicBoxVectors") and topology.getPeriodicBoxVectors() is not None
         path = None if isinstance(cv, SavedCV) else cv
-        cv = CollectiveVariable.load(path) if path is not None else cv
-        bound = cv.bind(topology, precision, engine, device)
-        source = Source(path, cv, bound.molecule, precision, engine, device)
+        loaded: Any = cv if path is None else CollectiveVariable.load(path)
+        bound = loaded.bind(topology, precision, engine, device)
+        source = Source(path, loaded, bound.molecule, precision, engine, device)
         component = 0 if component is None else component
-        if isinstance(component, bool) or int(component) != component or not 0 <= component < cv.dimension:
+        if isinstance(component, bool) or int(component) != component or not 0 <= component < loaded.dimension:
             raise GeomGNNError(
-                f"This CV has {cv.dimension} component{'s' if cv.dimension > 1 else ''}, numbered from 0; component "
+                f"This CV has {loaded.dimension} component{'s' if loaded.dimension > 1 else ''}, numbered from 0; component "
                 f"{component} does not exist."
             )
         evaluation = Evaluation(source, int(component), periodic=bool(periodic), bound=bound, failures=failures)
         backend = backends.choose(backend)
         force = backends.get_backend(backend).make_force(evaluation)
         # OpenMM makes forces of its own classes: this one becomes an instance of both
-        force.__class__ = _both(cls, type(force))
+        force.__class__ = _both(cls, type(force))  # type: ignore[arg-type]  # classes can be hashed
         force._evaluation, force._backend = evaluation, backend
         force.setName("GeomGNNCV")
         return force
 
-    def __init__(self, *arguments, **settings):
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
         """Do nothing: `__new__` has made the force, and OpenMM's own `__init__` would make another."""
 
     @property
-    def backend(self):
+    def backend(self) -> str:
         """Name of the backend in use."""
         return self._backend
 
     @property
-    def bound(self):
+    def bound(self) -> Any:
         """The `BoundCV` behind this force."""
         return self._evaluation.bound
 
     @property
-    def atoms(self):
+    def atoms(self) -> np.ndarray:
         """Indices of the atoms the CV depends on."""
         return self.bound.atoms
 
     @property
-    def dimension(self):
+    def dimension(self) -> int:
         """Number of components."""
         return self.bound.dimension
 
-    def compute(self, trajectory, progress=None, *, boxes=None):
-        """Compute all components (frames, d) for an mdtraj trajectory, or for positions (frames, atoms, 3) in nm with their
-        periodic `boxes` (frames, 3, 3), if any; see `base.Bound.compute`.
+    def compute(
+        self,
+        trajectory: mdtraj.Trajectory | np.ndarray,
+        progress: Callable[[int], None] | None = None,
+        *,
+        boxes: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Compute all components of the CV for the frames of a trajectory.
+
+        Parameters
+        ----------
+        trajectory : mdtraj.Trajectory or (frames, atoms, 3) array
+            An array is in nm.
+        progress : callable, optional
+            Called with the number of frames that are done.
+        boxes : (frames, 3, 3) array, optional
+            Periodic box vectors of the frames of an array, nm.
+
+        Returns
+        -------
+        (frames, d) float64 ndarray
         """
         return self.bound.compute(trajectory, progress, boxes=boxes)
 
-    def addToSystem(self, system, bias=None, forceGroup=None, every=1):
+    def addToSystem(
+        self, system: openmm.System, bias: Any = None, forceGroup: int | None = None, every: int = 1
+    ) -> BiasHandle:
         """Add a bias on all components to a System: one forward and one backward pass of the network per step.
 
         A copy of the System, or one read from XML, has the bias in its initial state, whatever `BiasHandle.setBiasState`
@@ -292,7 +324,7 @@ class GeomGNNCV:
         return BiasHandle(force, evaluation, system, every)
 
 
-def _other_groups(system, group, allowed=1):
+def _other_groups(system: openmm.System, group: int, allowed: int = 1) -> list[int]:
     """The force groups of a System other than `group`, the group of the bias.
 
     Raises
@@ -311,13 +343,13 @@ def _other_groups(system, group, allowed=1):
     return sorted(set().union(*(of_force for _, of_force in groups)) - {group})
 
 
-def _groups(force):
+def _groups(force: openmm.Force) -> set[int]:
     """The force groups that a force belongs to."""
     reciprocal = force.getReciprocalSpaceForceGroup() if isinstance(force, openmm.NonbondedForce) else -1
     return {force.getForceGroup()} if reciprocal < 0 else {force.getForceGroup(), reciprocal}
 
 
 @functools.cache
-def _both(cls, kind):
+def _both(cls: type, kind: type) -> type:
     """A class that derives from `cls` and from OpenMM's class `kind`."""
     return type(cls.__name__, (cls, kind), {"__doc__": cls.__doc__, "__module__": cls.__module__})

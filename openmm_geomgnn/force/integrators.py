@@ -3,28 +3,38 @@
 import gc
 import math
 import weakref
+from collections.abc import Iterable
+from typing import Any
 
 import openmm
 
+from openmm_geomgnn.aliases import QuantityLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import BOLTZMANN, positive
 
 
-def whole_every(every):
+def whole_every(every: Any) -> int:
     """Return `every`, time steps per evaluation of a bias, as an int; a GeomGNNError unless it is a positive integer."""
     if isinstance(every, bool) or int(every) != every or every < 1:
         raise GeomGNNError(f"every is {every}, but must be a whole number of time steps per bias evaluation, 1 or more.")
     return int(every)
 
 
-def has_virtual_sites(system):
+def has_virtual_sites(system: openmm.System) -> bool:
     """Whether an openmm.System has particles whose positions are computed from those of others."""
     return any(map(system.isVirtualSite, range(system.getNumParticles())))
 
 
 def make_integrator(
-    temperature, friction, timestep, every=1, bias_group=None, seed=1, other_groups=(0,), virtual_sites=False
-):
+    temperature: QuantityLike,
+    friction: QuantityLike,
+    timestep: QuantityLike,
+    every: int = 1,
+    bias_group: int | None = None,
+    seed: int = 1,
+    other_groups: Iterable[int] = (0,),
+    virtual_sites: bool = False,
+) -> openmm.Integrator:
     """Create a Langevin integrator for temperature (K), friction (1/ps) and timestep (ps), numbers or Quantities.
 
     Without a bias (bias_group None), or with every == 1, this is a LangevinMiddleIntegrator with this timestep. Otherwise it
@@ -57,9 +67,10 @@ def make_integrator(
     return integrator
 
 
-def _multiple_time_steps(temperature, friction, timestep, every, bias_group, other_groups):
-    """Create an integrator of `every` Langevin middle steps, the first of which begins with a kick by every times the bias
-    force.
+def _multiple_time_steps(
+    temperature: float, friction: float, timestep: float, every: int, bias_group: int, other_groups: Iterable[int]
+) -> openmm.CustomIntegrator:
+    """Create an integrator of `every` Langevin middle steps; the first begins with a kick by every times the bias force.
 
     Langevin middle steps: Zhang et al., J. Phys. Chem. A 123, 6056 (2019); multiple time steps: Tuckerman, Berne & Martyna,
     J. Chem. Phys. 97, 1990 (1992). The positions are those of OpenMM's MTSLangevinIntegrator (BAOAB-RESPA; Lagardere et al.,
@@ -86,9 +97,12 @@ class OuterStepIntegrator(openmm.CustomIntegrator):
     counts time steps.
     """
 
-    def __init__(self, temperature, friction, timestep, every, bias_group, other_groups):
+    def __init__(
+        self, temperature: float, friction: float, timestep: float, every: int, bias_group: int, other_groups: Iterable[int]
+    ) -> None:
         super().__init__(timestep)
-        self._every, self._context = every, None
+        self._every = every
+        self._context: Any = None  # a weak reference to the Context, once it is known
         _add_variables(self, temperature, friction, timestep)
         self.addGlobalVariable("every", every)
         self.addGlobalVariable("k", 0)
@@ -99,15 +113,15 @@ class OuterStepIntegrator(openmm.CustomIntegrator):
         _add_middle_step(self, other_groups)
         self.addComputeGlobal("k", "select(k+1-every, k+1, 0)")
 
-    def __setstate__(self, xml):
+    def __setstate__(self, xml: str) -> None:
         super().__setstate__(xml)
         self._every, self._context = int(self.getGlobalVariableByName("every")), None
 
-    def getStepSize(self):
+    def getStepSize(self) -> openmm.unit.Quantity:
         """Length of an outer step, a Quantity."""
         return super().getStepSize() * self._every
 
-    def step(self, steps):
+    def step(self, steps: int) -> None:
         """Advance by a number of outer steps."""
         context = self._find_context()
         for _ in range(int(steps)):
@@ -121,7 +135,7 @@ class OuterStepIntegrator(openmm.CustomIntegrator):
             finally:
                 context.setStepCount(done)
 
-    def _find_context(self):
+    def _find_context(self) -> openmm.Context:
         context = None if self._context is None else self._context()
         if context is None or context.getIntegrator() is not self:
             # a Context knows its integrator, but an integrator does not know its Context
@@ -134,7 +148,7 @@ class OuterStepIntegrator(openmm.CustomIntegrator):
         return context
 
 
-def _add_variables(integrator, temperature, friction, timestep):
+def _add_variables(integrator: openmm.CustomIntegrator, temperature: float, friction: float, timestep: float) -> None:
     keep = math.exp(-friction * timestep)
     integrator.addGlobalVariable("h", timestep)
     integrator.addGlobalVariable("keep", keep)
@@ -142,7 +156,7 @@ def _add_variables(integrator, temperature, friction, timestep):
     integrator.addPerDofVariable("unconstrained", 0)
 
 
-def _add_middle_step(integrator, groups):
+def _add_middle_step(integrator: openmm.CustomIntegrator, groups: Iterable[int]) -> None:
     """Add one Langevin middle step of length h under the forces of these groups."""
     for group in groups:
         integrator.addComputePerDof("v", f"v+h*f{group}/m")

@@ -5,6 +5,7 @@ A backend is a module with `why_not() -> str | None`, the reason why it cannot b
 """
 
 import importlib
+from typing import Any
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.force.backends.versions import installed_versions, refusal
@@ -18,7 +19,7 @@ BACKENDS = {"PythonForce": "python_force", "PythonTorchForce": "python_torch_for
 PREFERENCE = ("PythonForce", "TorchForce", "PythonTorchForce")
 
 
-def get_backend(name):
+def get_backend(name: str) -> Any:
     """Import the module of a backend.
 
     Raises
@@ -30,7 +31,7 @@ def get_backend(name):
     return importlib.import_module(f"openmm_geomgnn.force.backends.{BACKENDS[name]}")
 
 
-def check_backend_name(name):
+def check_backend_name(name: str) -> None:
     """Raise a GeomGNNError unless there is a backend of this name."""
     if name not in BACKENDS:
         raise GeomGNNError(
@@ -38,13 +39,13 @@ def check_backend_name(name):
         )
 
 
-def why_not(name):
+def why_not(name: str) -> str | None:
     """Say why a backend cannot be used here and what to do; None if it can. A package that would crash is never imported."""
     check_backend_name(name)
     return refusal(name, installed_versions()) or get_backend(name).why_not()
 
 
-def choose(name="auto"):
+def choose(name: str = "auto") -> str:
     """The name of the backend to use.
 
     Parameters

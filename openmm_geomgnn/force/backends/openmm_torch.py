@@ -2,14 +2,15 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 
-def _not_of_simtk(record):
+def _not_of_simtk(record: logging.LogRecord) -> bool:
     """Filter out the message that a module has moved, which concerns the authors of openmm-torch."""
     return "simtk.openmm" not in record.getMessage()
 
 
-def load():
+def load() -> Any:
     """Import the module `openmmtorch` with its kernels.
 
     If OpenMM was imported before PyTorch, it could not load openmm-torch's plug-ins, which need PyTorch's libraries, and a
@@ -37,7 +38,7 @@ def load():
     return openmmtorch
 
 
-def why_not(kind):
+def why_not(kind: str) -> str | None:
     """Say why openmm-torch's force of this name cannot be used here; None if it can."""
     try:
         module = load()

@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_geomgnn.representation.periodic import MoleculeUnwrapper
+
 # -1, 0 or 1 of each box vector, none first
 IMAGES = sorted(itertools.product((-1.0, 0.0, 1.0), repeat=3), key=np.linalg.norm)
 
 
-def ancestors(molecule):
+def ancestors(molecule: MoleculeUnwrapper) -> np.ndarray:
     """Rows (K, n) of each atom's ancestors 1, 2, 4, ... generations back; a root is its own parent.
 
     Parameters

@@ -5,22 +5,26 @@ the bias with respect to it are copied at each evaluation. Everywhere else it is
 """
 
 import warnings
+from typing import Any
 
 import numpy as np
+import openmm
 import torch
+from torch import Tensor
 
 from openmm_geomgnn.force.backends import openmm_torch
 from openmm_geomgnn.force.backends.periodic_torch import IMAGES, ancestors, lattice_shifts
+from openmm_geomgnn.force.evaluation import Evaluation
 from openmm_geomgnn.pickling import pickled_as
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 
-def why_not():
+def why_not() -> str | None:
     """Say why `PythonTorchForce` cannot be used here, None if it can; called only for compatible versions."""
     return openmm_torch.why_not("PythonTorchForce")
 
 
-def make_force(evaluation):
+def make_force(evaluation: Evaluation) -> openmm.Force:
     """Make an `openmmtorch.PythonTorchForce` on the CV's atoms for an evaluation."""
     force = openmm_torch.load().PythonTorchForce(Callback(evaluation))
     force.setParticles([int(index) for index in evaluation.bound.atoms])
@@ -32,19 +36,22 @@ def make_force(evaluation):
 class Callback:
     """The callable that `PythonTorchForce` calls and pickles: an `Evaluation` at a tensor of positions (n, 3) in nm."""
 
-    def __init__(self, evaluation):
+    def __init__(self, evaluation: Evaluation) -> None:
         self.evaluation = evaluation
-        self._whole = None
+        self._whole: tuple[Tensor, Tensor] | None = None  # ancestors and images
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {"evaluation": self.evaluation}
 
-    def __setstate__(self, saved):
-        self.__init__(**saved)
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.evaluation = saved["evaluation"]
+        self._whole = None
 
-    def __call__(self, state, pos):
+    def __call__(self, state: openmm.State, pos: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the energy in kJ/mol and forces (n, 3) in kJ/mol/nm at positions (n, 3) in nm."""
         pos = pos.detach()
         box = state.getPeriodicBoxVectors(asNumpy=True)._value if self.evaluation.periodic else None
+        found: Any
         found, reason = self._on_device(pos, box) if self._stays(pos) else (None, None)
         if found is None:
             # an evaluation that failed or was not finite on the device is repeated from the host, which reports the error
@@ -59,12 +66,12 @@ class Callback:
         # OpenMM reads the memory of the forces row by row
         return torch.tensor(energy, dtype=torch.float64), torch.as_tensor(forces).contiguous()
 
-    def _stays(self, pos):
+    def _stays(self, pos: Tensor) -> bool:
         """Whether positions are evaluated on the device they are on."""
         bound = self.evaluation.bound  # None at first in a force that was read from XML
         return pos.is_cuda and bound is not None and getattr(bound, "takes_tensors", False)
 
-    def _on_device(self, pos, box):
+    def _on_device(self, pos: Tensor, box: np.ndarray | None) -> tuple[tuple[float, Tensor] | None, str | None]:
         """Compute ((energy, forces (n, 3) on the device of `pos`), None), or (None, reason) if that is not possible."""
         evaluation = self.evaluation
         try:
@@ -87,7 +94,7 @@ class Callback:
         evaluation.accept(s, energy, pos)
         return (energy, forces), None
 
-    def _made_whole(self, pos, box):
+    def _made_whole(self, pos: Tensor, box: np.ndarray | None) -> Tensor:
         if self._whole is None or self._whole[0].device != pos.device:
             rows = ancestors(self.evaluation.bound.molecule.make_whole)
             self._whole = torch.as_tensor(rows, device=pos.device), torch.tensor(IMAGES, dtype=pos.dtype, device=pos.device)

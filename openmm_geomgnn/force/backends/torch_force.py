@@ -9,24 +9,27 @@ from XML.
 import io
 import secrets
 import warnings
+from typing import Any
 
 import numpy as np
+import openmm
 import torch
 from torch import Tensor, nn
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.force.backends import openmm_torch
 from openmm_geomgnn.force.backends.periodic_torch import IMAGES, ancestors, lattice_shifts
+from openmm_geomgnn.force.evaluation import Evaluation
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
 TOLERANCE = 1e-5  # largest error of the script, relative to the largest value of the network
 _FAR = 1000.0  # angstrom
 
 # evaluations by the number under which their scripts know them; never removed, since OpenMM does not tell when a force dies
-_EVALUATIONS = {}
+_EVALUATIONS: dict[int, Evaluation] = {}
 
 
-def _known(evaluation):
+def _known(evaluation: int) -> Evaluation:
     found = _EVALUATIONS.get(evaluation)
     if found is None:
         raise GeomGNNError(
@@ -36,7 +39,7 @@ def _known(evaluation):
     return found
 
 
-def _bias(s, evaluation):
+def _bias(s: Tensor, evaluation: int) -> Tensor:
     """Compute the tangent plane to the energy of a bias at s (d,): its value at s = 0 and its slope, (1 + d,) float64.
 
     An expansion in s - s.detach() would have no forces, since the TorchScript executor ignores `detach`.
@@ -55,7 +58,7 @@ def _bias(s, evaluation):
     return torch.from_numpy(np.concatenate([[energy - slope @ values], slope])).to(s.device)
 
 
-def _evaluate(positions, box, evaluation):
+def _evaluate(positions: Tensor, box: Tensor | None, evaluation: int) -> tuple[Tensor, Tensor]:
     """Compute energy in kJ/mol and forces (N, 3) at positions (N, 3) of all particles with an `Evaluation`."""
     found = _known(evaluation)
     atoms = found.bound.atoms
@@ -76,12 +79,12 @@ for _name, _types, _function in (
     _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")  # nothing to differentiate
 
 
-def why_not():
+def why_not() -> str | None:
     """Say why openmm-torch's TorchForce cannot be used here, None if it can; called only for compatible versions."""
     return openmm_torch.why_not("TorchForce")
 
 
-def make_force(evaluation):
+def make_force(evaluation: Evaluation) -> openmm.Force:
     """Make an `openmmtorch.TorchForce` for an evaluation.
 
     On a machine with a GPU that PyTorch can use, TorchScript runs there whatever the platform, and XML of a component's
@@ -99,7 +102,7 @@ def make_force(evaluation):
     return force
 
 
-def script(evaluation):
+def script(evaluation: Evaluation) -> torch.jit.ScriptModule:
     """Compile the TorchScript module of an evaluation.
 
     It takes positions of all particles (N, 3) in nm, and box vectors if the evaluation is periodic, and returns the energy
@@ -116,11 +119,15 @@ def script(evaluation):
         # on its CUDA platform TorchForce moves the tensors of a module to the GPU, but not what the trace says of devices
         bound = evaluation.source.bind().to("cuda")
     values = traced(bound)
-    module = BiasEnergy(values, bound, key) if biased else ComponentEnergy(values, bound, evaluation.component)
+    module: nn.Module
+    if evaluation.bias is not None or evaluation.component is None:
+        module = BiasEnergy(values, bound, key)
+    else:
+        module = ComponentEnergy(values, bound, evaluation.component)
     return torch.jit.script(module.to(next(bound.buffers()).device).eval())
 
 
-def traced(bound):
+def traced(bound: Any) -> nn.Module:
     """Trace `forward` of a bound CV as TorchScript, for one frame (1, n, 3).
 
     Raises
@@ -145,16 +152,16 @@ def traced(bound):
     for pos in (near, far, mixed):
         with torch.no_grad():
             expected, values = bound(pos.detach()), found(pos.detach())
-        error = float((values - expected).abs().max() / expected.abs().max().clamp(min=1.0))
-        if not error < TOLERANCE:
+        largest = float((values - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+        if not largest < TOLERANCE:
             raise GeomGNNError(
-                f"The network as TorchScript is wrong by {error:.2g} of its values, so the backend TorchForce cannot be "
+                f"The network as TorchScript is wrong by {largest:.2g} of its values, so the backend TorchForce cannot be "
                 "used. Use the backend PythonForce with OpenMM >= 8.6."
             )
     return found
 
 
-def _examples(n_atoms):
+def _examples(n_atoms: int) -> tuple[Tensor, ...]:
     """Example positions (1, n, 3) in angstrom: all pairs near, many beyond the cutoff, and atoms in two distant places.
 
     The last are those to trace at: if no pair is beyond the cutoff, the network omits the step that skips such pairs.
@@ -168,7 +175,11 @@ def _examples(n_atoms):
 class _Energy(nn.Module):
     """Base of both kinds of energies: the values of the CV at positions of all particles."""
 
-    def __init__(self, values, bound):
+    atoms: Tensor
+    ancestors: Tensor
+    images: Tensor
+
+    def __init__(self, values: nn.Module, bound: Any) -> None:
         super().__init__()
         self.values = values
         self.scale = NM_TO_ANGSTROM
@@ -199,22 +210,24 @@ class _Energy(nn.Module):
 class ComponentEnergy(_Energy):
     """One component of the CV as an energy."""
 
-    def __init__(self, values, bound, component):
+    def __init__(self, values: nn.Module, bound: Any, component: int) -> None:
         super().__init__(values, bound)
         self.component = int(component)
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
+        """Compute the energy in kJ/mol at positions (N, 3) of all particles and box vectors (3, 3), nm."""
         return self.cv_values(positions, box)[self.component]
 
 
 class BiasEnergy(_Energy):
     """The energy of a bias on all components."""
 
-    def __init__(self, values, bound, key):
+    def __init__(self, values: nn.Module, bound: Any, key: int) -> None:
         super().__init__(values, bound)
         self.key = int(key)
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
+        """Compute the energy in kJ/mol at positions (N, 3) of all particles and box vectors (3, 3), nm."""
         s = self.cv_values(positions, box)
         # autograd cannot differentiate the bias: the tangent plane has its energy and its slope
         plane = torch.ops.openmm_geomgnn.bias(s, self.key)
@@ -224,9 +237,10 @@ class BiasEnergy(_Energy):
 class Evaluated(nn.Module):
     """Energy and forces of a bias on all components from an evaluation in Python, for compiled kernels."""
 
-    def __init__(self, key):
+    def __init__(self, key: int) -> None:
         super().__init__()
         self.key = int(key)
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute energy in kJ/mol and forces (N, 3) at positions (N, 3) of all particles and box vectors (3, 3), nm."""
         return torch.ops.openmm_geomgnn.evaluate(positions, box, self.key)

@@ -3,9 +3,11 @@
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
+Condition: TypeAlias = Callable[[Mapping[str, str]], bool]
 PACKAGES = ("torch", "openmm", "openmmtorch")
 # our name for builds of openmm-torch's main branch: they call themselves 1.5, like the release that lacks PythonTorchForce
 UNRELEASED = "1.5+main"
@@ -36,10 +38,12 @@ def installed_versions() -> dict[str, str]:
 def _has_python_torch_force() -> bool:
     """Whether the installed openmm-torch has `PythonTorchForce`, judging by the text of its module."""
     spec = importlib.util.find_spec("openmmtorch")
-    return bool(spec and spec.origin) and "class PythonTorchForce" in Path(spec.origin).read_text(encoding="utf-8")
+    if spec is None or spec.origin is None:
+        return False
+    return "class PythonTorchForce" in Path(spec.origin).read_text(encoding="utf-8")
 
 
-def _build_of_torch(version):
+def _build_of_torch(version: str) -> str:
     """Read from torch/version.py the part of torch's version that its metadata may lack, such as "+cu128"."""
     spec = importlib.util.find_spec("torch")
     path = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
@@ -65,38 +69,38 @@ def refusal(backend: str, versions: Mapping[str, str]) -> str | None:
 
 
 class _Named(dict):
-    def __missing__(self, package):
+    def __missing__(self, package: str) -> str:
         return "(none)"
 
 
-def _numbers(version):
+def _numbers(version: str) -> tuple[int, ...] | None:
     """Parse "2.9.1+cu128" into (2, 9); None if a version is not known."""
     parts = version.split("+")[0].split(".")[:2]
     return tuple(map(int, parts)) if len(parts) == 2 and all(part.isdigit() for part in parts) else None
 
 
-def _absent(package):
+def _absent(package: str) -> Condition:
     return lambda versions: package not in versions
 
 
-def _older(package, bound):
+def _older(package: str, bound: tuple[int, int]) -> Condition:
     return lambda versions: (found := _numbers(versions.get(package, ""))) is not None and found < bound
 
 
-def _other(package, wanted):
+def _other(package: str, wanted: tuple[int, int]) -> Condition:
     return lambda versions: _numbers(versions.get(package, "")) not in (None, wanted)
 
 
-def _of_the_release(condition):
+def _of_the_release(condition: Condition) -> Condition:
     """Restrict a condition to the released openmm-torch 1.5."""
     return lambda versions: _is_the_release(versions) and condition(versions)
 
 
-def _is_the_release(versions):
+def _is_the_release(versions: Mapping[str, str]) -> bool:
     return _numbers(versions["openmmtorch"]) == (1, 5) and versions["openmmtorch"] != UNRELEASED
 
 
-def _not_for_cuda_12(versions):
+def _not_for_cuda_12(versions: Mapping[str, str]) -> bool:
     build = versions.get("torch", "").partition("+")[2]
     return bool(build) and not build.startswith("cu12")
 
@@ -109,7 +113,7 @@ _MAIN_WITH_OLD_OPENMM = (
     f"Update OpenMM and build openmm-torch against it: {_NEW_OPENMM}",
 )
 # (condition on the versions, what is wrong, what to do) for each backend; the first one that applies is reported
-RULES = {
+RULES: dict[str, tuple[tuple[Condition, str, str], ...]] = {
     "PythonForce": (
         _NO_OPENMM,
         (

@@ -1,7 +1,7 @@
-"""The widths of the kernels of OPES: given, or measured while the walkers move."""
+"""The widths of the kernels of OPES: given, or measured while the walkers move. `opes` is an `OPES` in all functions."""
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import Any
 
 import numpy as np
 
@@ -9,16 +9,13 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.opes.arguments import warn
 from openmm_geomgnn.sampling.opes.state import OPESState
 
-if TYPE_CHECKING:
-    from openmm_geomgnn.sampling.opes.method import OPES
-
 SMALLEST_SIGMA = 1e-6  # below it a measured width means that the CV did not move at all
 
 
-def check_widths(opes: "OPES") -> None:
+def check_widths(opes: Any) -> None:
     """Raise a GeomGNNError, or warn, where a given sigma does not fit the floor or the periods."""
     sigma0, sigma_min = given_sigma(opes, opes.dimension or 1)[0], floor_of(opes, opes.dimension or 1)
-    cutoff = cast(float, opes.kernel_cutoff)
+    cutoff = opes.kernel_cutoff
     if sigma_min is not None and np.any(sigma_min > sigma0):
         raise GeomGNNError(
             f"sigma_min ({opes.sigma_min}) is above sigma ({opes.sigma}), so every kernel would have the width "
@@ -34,17 +31,17 @@ def check_widths(opes: "OPES") -> None:
             )
 
 
-def given_sigma(opes: "OPES", d: int) -> np.ndarray:
+def given_sigma(opes: Any, d: int) -> np.ndarray:
     """Return the given sigma as (1, d); it is wider for EXPLORE, whose target is."""
-    return np.full((1, d), opes.sigma) * (math.sqrt(cast(float, opes.biasfactor)) if opes.explore else 1.0)
+    return np.full((1, d), opes.sigma) * (math.sqrt(opes.biasfactor) if opes.explore else 1.0)
 
 
-def floor_of(opes: "OPES", d: int) -> np.ndarray | None:
+def floor_of(opes: Any, d: int) -> np.ndarray | None:
     """Return sigma_min as (d,); None if there is none."""
     return None if opes.sigma_min is None else np.full(d, opes.sigma_min)
 
 
-def current_widths(opes: "OPES", state: OPESState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def current_widths(opes: Any, state: OPESState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute (sigma0 (1, d), widths before the bandwidth factor, M2) for the kernels of an update.
 
     The widths are (1, d), or (n_walkers, d) once each walker measures its own. sigma0 is shared, the root mean square over
