@@ -33,7 +33,8 @@ from openmm_geomgnn.representation.selection import select_atoms
 from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.sampling.opes.method import OPES
 from openmm_geomgnn.sampling.systems import SystemSettings
-from openmm_geomgnn.sampling.walker import Walker, WalkerSpec
+from openmm_geomgnn.sampling.walker import Walker
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 EVERY = (1, 2, 4, 8)
 COLVAR, FRAME = 96, 480  # time steps between rows of COLVAR and between frames

@@ -19,7 +19,7 @@ from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.sampling.opes.method import OPES
 from openmm_geomgnn.sampling.systems import build_system, load_structure
 from openmm_geomgnn.sampling.unbiased import run_unbiased
-from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 from openmm_geomgnn.units import BOLTZMANN
 
 EVERY = (1, 2, 4, 8)

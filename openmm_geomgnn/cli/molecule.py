@@ -7,7 +7,7 @@ import mdtraj
 from openmm_geomgnn.analysis.torsions import compute_torsion
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.sampling.systems import SystemSettings, build_system, degrees_of_freedom, load_structure
-from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 
 def walker_spec(protocol, index=0, **changes):

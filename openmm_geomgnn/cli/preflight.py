@@ -23,7 +23,8 @@ from openmm_geomgnn.sampling.geometry import check_geometry
 from openmm_geomgnn.sampling.plan import prepare, whole_steps
 from openmm_geomgnn.sampling.relaxation import check_energy
 from openmm_geomgnn.sampling.systems import choices_made, load_structure
-from openmm_geomgnn.sampling.walker import WalkerSpec, platform_of
+from openmm_geomgnn.sampling.walker import platform_of
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 _TREMBLE = 0.1  # angstrom, noise that makes several frames of one, for statistics
 REPORT_BYTES = 2_000_000

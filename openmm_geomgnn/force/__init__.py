@@ -5,7 +5,7 @@ from openmm_geomgnn._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "BiasHandle": "openmm_geomgnn.force.geomgnncv",
+        "BiasHandle": "openmm_geomgnn.force.bias_handle",
         "GeomGNNCV": "openmm_geomgnn.force.geomgnncv",
     },
 )

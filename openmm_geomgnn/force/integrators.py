@@ -35,17 +35,47 @@ def make_integrator(
     other_groups: Iterable[int] = (0,),
     virtual_sites: bool = False,
 ) -> openmm.Integrator:
-    """Create a Langevin integrator for temperature (K), friction (1/ps) and timestep (ps), numbers or Quantities.
+    """Create a Langevin integrator.
 
-    Without a bias (bias_group None), or with every == 1, this is a LangevinMiddleIntegrator with this timestep. Otherwise it
-    has multiple time steps: one step is every*timestep long, and evaluates the force group bias_group once and other_groups
-    at every timestep. Forces in any other group do not act at all. The seed of the noise may be 0, which does not mean a
-    random one as in OpenMM. virtual_sites says whether the System has any (`has_virtual_sites`).
+    Without a bias, or with every == 1, this is a LangevinMiddleIntegrator with this timestep. Otherwise it has multiple time
+    steps: one step is every*timestep long, and evaluates the force group `bias_group` once and `other_groups` at every
+    timestep. Forces in any other group do not act at all.
+
+    Parameters
+    ----------
+    temperature : float, openmm Quantity or str
+        K.
+    friction : float, openmm Quantity or str
+        1/ps.
+    timestep : float, openmm Quantity or str
+        ps.
+    every : int
+        Time steps per evaluation of the bias.
+    bias_group : int, optional
+        Force group of the bias; None without a bias.
+    seed : int
+        Seed of the noise. It may be 0, which does not mean a random one as in OpenMM.
+    other_groups : iterable of int
+        Groups of the other forces.
+    virtual_sites : bool
+        Whether the System has any, see `has_virtual_sites`.
+
+    Returns
+    -------
+    openmm.Integrator
 
     Raises
     ------
     GeomGNNError
         If a value is out of range.
+
+    Examples
+    --------
+    >>> from openmm_geomgnn.force.integrators import make_integrator
+    >>> type(make_integrator(300, 1, 0.002)).__name__
+    'LangevinMiddleIntegrator'
+    >>> make_integrator(300, 1, "4 fs", every=2, bias_group=31).getStepSize()._value
+    0.008
     """
     temperature = positive(temperature, "temperature", "K")
     friction = positive(friction, "friction", "1/ps", zero=True)

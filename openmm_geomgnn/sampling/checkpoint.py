@@ -23,7 +23,7 @@ from openmm_geomgnn.sampling.systems import SystemSettings
 from torchmdnet_ext.tensor_files import CHECKSUM, DamagedFile, is_as_written, read_tensor_file, with_checksum
 
 if TYPE_CHECKING:
-    from openmm_geomgnn.sampling.walker import WalkerSpec
+    from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 FORMAT = "openmm-geomgnn run"
 VERSION = 2

@@ -121,6 +121,14 @@ def read_colvar(path: PathLike, fields: Sequence[str] | None = None) -> dict[str
 
     Raises GeomGNNError if the file does not exist or has no `#! FIELDS` line, if a row does not have as many values as its
     header has fields, if headers differ, or if a requested field does not exist.
+
+    Examples
+    --------
+    >>> from openmm_geomgnn.sampling.colvar import ColvarWriter, read_colvar
+    >>> with ColvarWriter("COLVAR", ["time", "walker", "cv.1"]) as colvar:
+    ...     colvar.write([[0.2, 0, 1.25], [0.4, 0, 1.5]])
+    >>> read_colvar("COLVAR", fields=["time", "cv.1"])
+    {'time': array([0.2, 0.4]), 'cv.1': array([1.25, 1.5 ])}
     """
     path = Path(path)
     names, rows = _parse(path)

@@ -13,7 +13,8 @@ from openmm_geomgnn.sampling.checkpoint import Checkpoint, fingerprint, topology
 from openmm_geomgnn.sampling.geometry import check_geometry
 from openmm_geomgnn.sampling.heating import HeatGuard
 from openmm_geomgnn.sampling.systems import load_structure, system_topology
-from openmm_geomgnn.sampling.walker import WalkerSpec, make_system, platform_of
+from openmm_geomgnn.sampling.walker import make_system, platform_of
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 from openmm_geomgnn.units import positive
 
 _UNBIASED_BLOCK = 1000  # outer steps

@@ -10,7 +10,8 @@ from typing import Any
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing
 from openmm_geomgnn.processes import how_it_ended, start_process
-from openmm_geomgnn.sampling.walker import Walker, WalkerFacts, WalkerSpec
+from openmm_geomgnn.sampling.walker import Walker, WalkerFacts
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 
 class WalkerPool(Closing):

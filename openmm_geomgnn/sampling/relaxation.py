@@ -1,12 +1,12 @@
 """From start positions to a state in which dynamics can begin: minimisation, equilibration and checks of both."""
 
 import math
-from typing import Any
 
 import numpy as np
 import openmm
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 from openmm_geomgnn.units import BOLTZMANN
 
 _SAMPLES = 50  # of the temperature, in the second half of an equilibration
@@ -14,7 +14,7 @@ _SIGNIFICANCE = 4.5  # standard deviations: 3 false alarms in a million starts
 TOLERATED = 1.05  # relative to the thermostat
 
 
-def relax(context: openmm.Context, spec: Any, seed: int, masses: np.ndarray, degrees_of_freedom: int) -> None:
+def relax(context: openmm.Context, spec: WalkerSpec, seed: int, masses: np.ndarray, degrees_of_freedom: int) -> None:
     """Minimise and equilibrate the positions of a Context as a WalkerSpec says.
 
     seed : seed of the velocities. masses : (N,) in amu. degrees_of_freedom : the number of kinetic ones.
@@ -43,7 +43,7 @@ def relax(context: openmm.Context, spec: Any, seed: int, masses: np.ndarray, deg
     _check_temperature(spec, float(np.mean(temperatures)), (stops[-1] - stops[0]) * spec.timestep, degrees_of_freedom)
 
 
-def check_energy(context: openmm.Context, spec: Any, when: str) -> None:
+def check_energy(context: openmm.Context, spec: WalkerSpec, when: str) -> None:
     """Raise a GeomGNNError if the potential energy of a Context is not finite; `when` ends the phrase "is not finite"."""
     energy = context.getState(getEnergy=True).getPotentialEnergy()._value
     if not math.isfinite(energy):
@@ -59,7 +59,7 @@ def kinetic_temperature(context: openmm.Context, masses: np.ndarray, degrees_of_
     return float(masses @ (velocities * velocities).sum(axis=1)) / (degrees_of_freedom * BOLTZMANN)
 
 
-def hottest_start(spec: Any, span: float, degrees_of_freedom: int) -> float:
+def hottest_start(spec: WalkerSpec, span: float, degrees_of_freedom: int) -> float:
     """The highest mean temperature over `span` ps that a start may have, relative to the thermostat's.
 
     The kinetic temperature has the canonical variance 2*T^2/degrees_of_freedom, and a Langevin thermostat forgets it in
@@ -72,7 +72,7 @@ def hottest_start(spec: Any, span: float, degrees_of_freedom: int) -> float:
     return TOLERATED * (1 - third + _SIGNIFICANCE * math.sqrt(third)) ** 3
 
 
-def _check_temperature(spec: Any, mean: float, span: float, degrees_of_freedom: int) -> None:
+def _check_temperature(spec: WalkerSpec, mean: float, span: float, degrees_of_freedom: int) -> None:
     limit = hottest_start(spec, span, degrees_of_freedom) * spec.temperature
     if mean > limit:
         raise GeomGNNError(

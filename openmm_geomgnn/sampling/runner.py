@@ -18,7 +18,8 @@ from openmm_geomgnn.sampling.interrupt import DelayedInterrupt
 from openmm_geomgnn.sampling.outputs import Outputs, Written, check_outputs, cut_back, trajectory_path
 from openmm_geomgnn.sampling.plan import Plan, Prepared, Progress, prepare
 from openmm_geomgnn.sampling.pool import WalkerPool
-from openmm_geomgnn.sampling.walker import WalkerReport, WalkerSpec
+from openmm_geomgnn.sampling.walker import WalkerReport
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 # fields in which the walkers of one run may differ
 _OWN_FIELDS = ("structure", "index", "positions", "minimise", "equilibration")
@@ -53,20 +54,28 @@ class Runner:
 
     Parameters
     ----------
-    specs : list of WalkerSpec, one per walker, with index 0, 1, ... They may differ in where they start.
-    bias : a bias of openmm_geomgnn.sampling, or None.
-    folder : where to write. A run found there is continued, to the bit on the Reference platform; it must have been begun
-        with the same CV, bias and settings.
-    length : ps per walker, in all. A run that is at least as long is not repeated; a longer length prolongs it.
-    checkpoint_interval : ps.
-    progress : called with a Progress after every block.
-    max_heating : a run whose mean temperature exceeds that of the thermostat by more than this factor, and by more than
-        chance explains (see HeatGuard), is stopped, and does not go on when asked again.
+    specs : list of WalkerSpec
+        One per walker, with index 0, 1, ... They may differ in where they start.
+    bias : optional
+        A bias of openmm_geomgnn.sampling.
+    folder : path
+        Where to write. A run found there is continued, to the bit on the Reference platform; it must have been begun with
+        the same CV, bias and settings.
+    length : float, openmm Quantity or str
+        ps per walker, in all. A run that is at least as long is not repeated; a longer length prolongs it.
+    checkpoint_interval : float, openmm Quantity or str
+        ps.
+    progress : callable, optional
+        Called with a Progress after every block.
+    max_heating : float
+        A run whose mean temperature exceeds that of the thermostat by more than this factor, and by more than chance
+        explains (see HeatGuard), is stopped, and does not go on when asked again.
 
     Raises
     ------
-    GeomGNNError : if settings are invalid, or walkers do not fit each other or the run in the folder; from `run` also if
-        another process is working in the folder, a walker fails or the system heats up.
+    GeomGNNError
+        If settings are invalid, or walkers do not fit each other or the run in the folder; from `run` also if another
+        process is working in the folder, a walker fails or the system heats up.
     """
 
     def __init__(

@@ -37,18 +37,25 @@ class SystemSettings:
 
     Parameters
     ----------
-    forcefield : XML files, OpenMM's own by name, or paths.
-    constraints : None, "HBonds", "AllBonds" or "HAngles".
-    hydrogen_mass : amu, taken from the heavy atom a hydrogen is bound to. None leaves the masses alone.
-    nonbonded_cutoff : nm. None means no cutoff, or 1 nm where the system is periodic.
-    periodic : None decides by the structure and the force field: a box and no implicit solvent make a periodic system,
-        with particle mesh Ewald.
-    native_obc : evaluate an OBC2 implicit solvent with OpenMM's GBSAOBCForce, which computes the same function up to 40
-        times as fast as the CustomGBForce of implicit/obc2.xml.
+    forcefield : tuple of str
+        XML files, OpenMM's own by name, or paths.
+    constraints : {None, "HBonds", "AllBonds", "HAngles"}
+        As in OpenMM.
+    hydrogen_mass : float, openmm Quantity or str, optional
+        amu, taken from the heavy atom a hydrogen is bound to. None leaves the masses alone.
+    nonbonded_cutoff : float, openmm Quantity or str, optional
+        nm. None means no cutoff, or 1 nm if the system is periodic.
+    periodic : bool, optional
+        None decides by the structure and the force field: a box and no implicit solvent make a periodic system, with
+        particle mesh Ewald.
+    native_obc : bool
+        Evaluate an OBC2 implicit solvent with OpenMM's GBSAOBCForce, which computes the same function up to 40 times as
+        fast as the CustomGBForce of implicit/obc2.xml.
 
     Raises
     ------
-    GeomGNNError : if a value is invalid.
+    GeomGNNError
+        If a value is invalid.
     """
 
     forcefield: tuple[str, ...] = ("amber14-all.xml", "implicit/obc2.xml")
@@ -155,10 +162,30 @@ def _locations(path: Path) -> Iterator[tuple[tuple, str]]:
 def build_system(topology: app.Topology, settings: SystemSettings | None = None) -> openmm.System:
     """Build the openmm.System of a topology.
 
-    settings: a SystemSettings; the default ones if absent.
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+    settings : SystemSettings, optional
+        By default the default ones.
 
-    Raises GeomGNNError if a force field is not found or does not know a residue (mostly because atoms are missing), or if
-    OpenMM refuses the settings.
+    Returns
+    -------
+    openmm.System
+
+    Raises
+    ------
+    GeomGNNError
+        If a force field is not found or does not know a residue (mostly because atoms are missing), or if OpenMM refuses
+        the settings.
+
+    Examples
+    --------
+    >>> from importlib.resources import files
+    >>> from openmm_geomgnn.sampling.systems import SystemSettings, build_system, load_structure
+    >>> topology, positions = load_structure(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
+    >>> system = build_system(topology, SystemSettings(hydrogen_mass=2.0))
+    >>> system.getNumParticles(), positions.shape
+    (22, (22, 3))
     """
     settings = SystemSettings() if settings is None else settings
     try:

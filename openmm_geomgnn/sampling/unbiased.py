@@ -21,7 +21,7 @@ from openmm_geomgnn.sampling.interrupt import DelayedInterrupt
 from openmm_geomgnn.sampling.outputs import Frames, TrajectoryWriter, Written, check_frames, read_dcd, trajectory_path
 from openmm_geomgnn.sampling.plan import Plan, Prepared, Progress, prepare
 from openmm_geomgnn.sampling.pool import WalkerPool
-from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 if TYPE_CHECKING:
     import mdtraj
@@ -62,24 +62,33 @@ def run_unbiased(
 
     Parameters
     ----------
-    specs : list of WalkerSpec, which may differ in everything, including temperature and molecule. Their `index` appears in
-        the names of the files and in the seeds, so it must be different for each.
-    length : ps of each.
-    folder : gets trajectory.<index>.dcd, and trajectory.<index>.json that says how it was made. A complete trajectory that
-        was made in the same way is not made again; an incomplete one has another name, and a checkpoint beside it.
-    processes : walkers at a time.
-    checkpoint_interval : ps.
-    progress : called with a Progress, whose times are sums over the walkers to be made.
-    max_heating : as in Runner.
+    specs : list of WalkerSpec
+        They may differ in everything, including temperature and molecule. Their `index` appears in the names of the files
+        and in the seeds, so it must be different for each.
+    length : float, openmm Quantity or str
+        ps of each.
+    folder : path
+        Gets trajectory.<index>.dcd, and trajectory.<index>.json that says how it was made. A complete trajectory that was
+        made in the same way is not made again; an incomplete one has another name, and a checkpoint beside it.
+    processes : int
+        Walkers at a time.
+    checkpoint_interval : float, openmm Quantity or str
+        ps.
+    progress : callable, optional
+        Called with a Progress, whose times are sums over the walkers to be made.
+    max_heating : float
+        As in Runner.
 
     Returns
     -------
-    list of UnbiasedTrajectory, in the order of specs.
+    list of UnbiasedTrajectory
+        In the order of specs.
 
     Raises
     ------
-    GeomGNNError : if a walker fails (raised after the others are done), an existing trajectory, complete or not, was made
-        in another way, or another process is working in the folder.
+    GeomGNNError
+        If a walker fails (raised after the others are done), an existing trajectory, complete or not, was made in another
+        way, or another process is working in the folder.
     """
     folder = Path(folder)
     specs = [replace(spec, bias=None, failures=str(folder)) for spec in specs]

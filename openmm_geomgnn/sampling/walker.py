@@ -1,7 +1,7 @@
 """One simulated system: an OpenMM Context that advances in blocks of steps under a bias that is given from outside."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,7 +10,6 @@ from openmm import app
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.force.integrators import has_virtual_sites, make_integrator
-from openmm_geomgnn.sampling.bias import Bias
 from openmm_geomgnn.sampling.failures import LastFrames
 from openmm_geomgnn.sampling.relaxation import kinetic_temperature, relax
 from openmm_geomgnn.sampling.systems import (
@@ -21,99 +20,9 @@ from openmm_geomgnn.sampling.systems import (
     load_structure,
     system_topology,
 )
-from openmm_geomgnn.units import positive
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 T = TypeVar("T")
-# fields that are whole numbers, and the lowest
-_WHOLE = (("every", 1), ("seed", 0), ("index", 0), ("threads", 1), ("colvar_interval", 0), ("frame_interval", 0))
-
-
-@dataclass(frozen=True, eq=False)
-class WalkerSpec:
-    """Everything that makes a walker; picklable, so that it can be made in another process.
-
-    Steps are outer steps: with a bias, which is evaluated once per outer step, one is every*timestep long, and without a
-    bias timestep.
-
-    Parameters
-    ----------
-    structure : PDB or PDBx file with the topology and, if `positions` is absent, the start.
-    system : SystemSettings, or an openmm.System as XML, made from the same structure.
-    cv_path : file of the collective variable, for a biased walker.
-    make_cv : instead of cv_path, a picklable callable that takes the topology and returns an object with GeomGNNCV's
-        `addToSystem(system, bias)`.
-    bias : a bias of openmm_geomgnn.sampling, or None.
-    temperature : K. friction : 1/ps. timestep : ps.
-    every : time steps per evaluation of the bias (multiple time steps).
-    platform : name of an OpenMM platform, or "auto" (see `choose_platform`). platform_precision : precision of a GPU
-        platform. threads : threads of the platform CPU.
-    precision, engine : how the network is evaluated (see `GeomGNNCV`).
-    seed, index : both determine the noise and the first velocities. index counts the walkers of a run from 0.
-    positions : (N, 3) in nm, or None.
-    minimise : minimise the energy before the start.
-    equilibration : ps of dynamics before the start. Like the minimisation it is done without CV and bias.
-    colvar_interval, frame_interval : outer steps between rows of COLVAR and between frames; 0 for none.
-    failures : the folder in which a walker that fails saves its last frames, in a folder failure.<index>; Runner and
-        run_unbiased use the folder of the run. With None nothing is saved.
-
-    Raises
-    ------
-    GeomGNNError : if a value is out of range.
-    """
-
-    structure: str
-    system: SystemSettings | str = field(default_factory=SystemSettings)
-    cv_path: str | None = None
-    make_cv: Callable[[app.Topology], Any] | None = None
-    bias: Bias | None = None
-    temperature: float = 300.0
-    friction: float = 1.0
-    timestep: float = 0.002
-    every: int = 1
-    platform: str = "auto"
-    platform_precision: str = "mixed"
-    threads: int = 1
-    precision: str = "single"
-    engine: str = "auto"
-    seed: int = 0
-    index: int = 0
-    positions: np.ndarray | None = None
-    minimise: bool = True
-    equilibration: float = 0.0
-    colvar_interval: int = 100
-    frame_interval: int = 500
-    failures: str | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "structure", str(self.structure))
-        for name, of in (("temperature", "K"), ("timestep", "ps")):
-            object.__setattr__(self, name, positive(getattr(self, name), name, of))
-        for name, of in (("friction", "1/ps"), ("equilibration", "ps")):
-            object.__setattr__(self, name, positive(getattr(self, name), name, of, zero=True))
-        for name, lowest in _WHOLE:
-            value = getattr(self, name)
-            if isinstance(value, bool) or int(value) != value or value < lowest:
-                raise GeomGNNError(f"{name} is {value!r}, but must be a whole number, {lowest} or more.")
-            object.__setattr__(self, name, int(value))
-        if self.cv_path is not None and self.make_cv is not None:
-            raise GeomGNNError("Both cv_path and make_cv are given: give one of them.")
-        if self.bias is not None and not self.has_cv:
-            raise GeomGNNError("A bias needs a collective variable to act on: give cv_path, a file of `geomgnn fit`.")
-
-    @property
-    def has_cv(self) -> bool:
-        """Whether there is a collective variable."""
-        return self.cv_path is not None or self.make_cv is not None
-
-    @property
-    def outer_step(self) -> float:
-        """Length of an outer step in ps."""
-        return self.timestep * (self.every if self.bias is not None else 1)
-
-    def seeds(self, step: int) -> list[int]:
-        """Seeds of the noise, the velocities and the equilibration of this walker if it is made at an outer step."""
-        words = np.random.SeedSequence([self.seed, self.index, step]).generate_state(3)
-        return [int(word) % (2**31 - 1) or 1 for word in words]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,9 +57,28 @@ class WalkerFacts:
 class Walker:
     """A simulation made from a WalkerSpec. Call `start` or `restore` once, then `advance`.
 
-    spec: WalkerSpec. step: the outer step at which it will begin.
+    Parameters
+    ----------
+    spec : WalkerSpec
+    step : int
+        The outer step at which it will begin.
 
-    Raises GeomGNNError if structure, system, CV or platform cannot be made.
+    Raises
+    ------
+    GeomGNNError
+        If structure, system, CV or platform cannot be made.
+
+    Examples
+    --------
+    >>> from importlib.resources import files
+    >>> from openmm_geomgnn.sampling.walker import Walker
+    >>> from openmm_geomgnn.sampling.walker_spec import WalkerSpec
+    >>> structure = str(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
+    >>> walker = Walker(WalkerSpec(structure, platform="Reference", colvar_interval=5, frame_interval=10))
+    >>> walker.start()
+    >>> report = walker.advance(None, 20)
+    >>> report.rows.shape, report.frames.shape  # time and temperature; positions
+    ((4, 2), (2, 22, 3))
     """
 
     def __init__(self, spec: WalkerSpec, step: int = 0) -> None:

@@ -25,7 +25,7 @@ from openmm_geomgnn.representation.selection import select_atoms
 from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.representation.tokens import Tokenizer
 from openmm_geomgnn.sampling.unbiased import run_unbiased
-from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 from torchmdnet_ext.quiet import without_lines
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from openmm_geomgnn.force.failures import save_frames
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.systems import SystemSettings
 from openmm_geomgnn.sampling.unbiased import run_unbiased
-from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 ATOMS = [0, 4, 5, 6, 8, 10, 11, 12, 16, 18]
 

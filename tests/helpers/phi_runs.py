@@ -11,7 +11,7 @@ from openmm_geomgnn.sampling.opes.method import OPES
 from openmm_geomgnn.sampling.outputs import read_dcd
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.systems import SystemSettings
-from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 ALA2 = str(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
 PHI = (4, 6, 8, 10)

@@ -18,7 +18,7 @@ from openmm_geomgnn.sampling.plan import prepare
 from openmm_geomgnn.sampling.relaxation import hottest_start
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.systems import SystemSettings, choices_made, load_structure
-from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 ALA2 = files("openmm_geomgnn.data") / "ala2-c7eq.pdb"
 VACUUM = SystemSettings(forcefield=("amber14-all.xml",))

@@ -18,7 +18,8 @@ from openmm_geomgnn.sampling.opes.method import OPES
 from openmm_geomgnn.sampling.outputs import read_dcd
 from openmm_geomgnn.sampling.systems import SystemSettings
 from openmm_geomgnn.sampling.unbiased import run_unbiased
-from openmm_geomgnn.sampling.walker import Walker, WalkerSpec
+from openmm_geomgnn.sampling.walker import Walker
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 from openmm_geomgnn.units import BOLTZMANN
 
 pytestmark = pytest.mark.slow

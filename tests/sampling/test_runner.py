@@ -23,7 +23,7 @@ from openmm_geomgnn.sampling.colvar import read_colvar
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.systems import SystemSettings
 from openmm_geomgnn.sampling.unbiased import begun_length, run_unbiased
-from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 pytestmark = pytest.mark.slow
 

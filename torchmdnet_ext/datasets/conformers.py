@@ -70,6 +70,17 @@ class Conformers(torch.utils.data.Dataset):
     ValueError
         If a file is missing, truncated or not a store, or a setting is out of range. Damage within a shard is found, and
         the shard named, when it is first read.
+
+    Examples
+    --------
+    >>> from torchmdnet_ext.datasets.conformers import Conformers
+    >>> conformers = Conformers()  # those that ship with openmm-geomgnn
+    >>> conformers.sources, len(conformers)
+    (['qm9', 'peptide'], 11000)
+    >>> conformers[0]
+    Data(pos=[8, 3], z=[8])
+    >>> len(Conformers(sources=["peptide"]))
+    5000
     """
 
     def __init__(

@@ -27,6 +27,17 @@ def source_from(settings: dict) -> Source:
     """Make a source from its YAML block: `source` and the source's own settings.
 
     Raises a GeomGNNError that names the nearest known one for an unknown source or setting; `Source.check` checks values.
+
+    Examples
+    --------
+    >>> from importlib.resources import files
+    >>> from openmm_geomgnn.conformers.sources import source_from
+    >>> structure = str(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
+    >>> source = source_from({"source": "trajectory", "file": structure})
+    >>> source.check()
+    >>> [(z, pos)] = [conformer for task in source.tasks(seed=1) for conformer in source.conformers(task, seed=1)]
+    >>> z.shape, pos.shape  # atomic numbers, and coordinates in angstrom
+    ((22,), (22, 3))
     """
     settings = dict(settings)
     name = settings.pop("source", None)

@@ -28,7 +28,7 @@ from openmm_geomgnn.sampling.checkpoint import NAME as CHECKPOINT
 from openmm_geomgnn.sampling.checkpoint import load_checkpoint
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.systems import SystemSettings
-from openmm_geomgnn.sampling.walker import WalkerSpec
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 from torchmdnet_ext import registration
 from torchmdnet_ext.checkpoints import read_denoiser
 from torchmdnet_ext.datasets.conformers import Conformers, write_conformers
