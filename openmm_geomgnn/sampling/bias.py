@@ -71,7 +71,7 @@ def get_bias(name: str) -> type[Bias]:
     --------
     >>> from openmm_geomgnn.sampling import get_bias
     >>> get_bias("opes")(barrier=40, pace=500).biasfactor
-    16.036313...
+    16.03631...
     """
     return find("bias", name, BIASES, _problem)
 
