@@ -1,0 +1,1 @@
+"""The command `geomgnn`: its commands, their settings, and what they print."""

@@ -1,14 +1,18 @@
 """`geomgnn run --check`: whether a run is possible, what it would do and how long it would take; nothing is written."""
 
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import openmm
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.cli.estimates import stage_seconds
-from openmm_geomgnn.cli.preflight import disk_bytes, training_frames
+from openmm_geomgnn.cli.preflight import Plan, disk_bytes, training_frames
 from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.run import check_folder, examined
 from openmm_geomgnn.cli.run_folder import input_files
+from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.locks import check_outside
 from openmm_geomgnn.processes import cores
@@ -17,7 +21,7 @@ from openmm_geomgnn.sampling.systems import degrees_of_freedom
 _NAMES = {"unbiased": "unbiased runs", "fit": "fit", "biased": "biased run", "comparison": "comparison"}
 
 
-def check_run(protocol, overwrite=False, source=None):
+def check_run(protocol: Protocol, overwrite: bool = False, source: PathLike | None = None) -> None:
     """Check a protocol and print what it amounts to; arguments and errors are those of `run.run_protocol`."""
     beginning = examined(protocol)
     if overwrite:
@@ -30,7 +34,7 @@ def check_run(protocol, overwrite=False, source=None):
     echo("Nothing was run, and nothing was written.")
 
 
-def describe(plan):
+def describe(plan: Plan) -> Iterator[str]:
     """Yield lines that describe the parts of a run."""
     protocol, bound = plan.protocol, plan.force.bound
     names = [residue.name for residue in plan.topology.residues()]
@@ -62,15 +66,16 @@ def describe(plan):
     yield f"disk           about {_size(disk_bytes(plan))} in {protocol.output}, where {_size(free)} are free"
 
 
-def _network(plan):
+def _network(plan: Plan) -> str:
     if plan.settings is None:
-        return f"as in {plan.protocol.cv.file.name}"
+        given: Any = plan.protocol.cv.file
+        return f"as in {given.name}"
     windows = plan.force.bound.tokenizer.windows
     graphs = "one graph" if windows.n_graphs == 1 else f"{windows.n_graphs} windows"
     return f"{graphs} of {len(windows.pairs[0])} pairs, encoder {plan.cv.encoder.name}"
 
 
-def _time(plan):
+def _time(plan: Plan) -> str:
     try:
         stages = stage_seconds(plan, lambda: echo("Compiling kernels for this network (once, about 20 s) ..."))
     except GeomGNNError as error:
@@ -81,18 +86,18 @@ def _time(plan):
     return f"about {_duration(sum(stages.values()))}{training} from the beginning, with {walkers}: {parts}"
 
 
-def _many(number, noun):
+def _many(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _duration(seconds):
+def _duration(seconds: float) -> str:
     for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.2g} {unit}"
     return f"{seconds:.2g} s"
 
 
-def _size(number):
+def _size(number: float) -> str:
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if number >= size:
             return f"{number / size:.3g} {unit}"

@@ -1,8 +1,14 @@
 """`geomgnn compute`: the values of a collective variable along trajectories, as a COLVAR file."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.cli.progress import bar, echo
+from openmm_geomgnn.cli.settings.compute import Compute
+from openmm_geomgnn.cv.base import Bound
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
@@ -12,14 +18,14 @@ from openmm_geomgnn.representation.trajectory_times import frame_interval
 from openmm_geomgnn.sampling.colvar import ColvarWriter
 
 
-def run_compute(settings):
+def run_compute(settings: Compute) -> np.ndarray:
     """Write the COLVAR that a `Compute` describes; nothing is written before all trajectories have been read.
 
     Returns the rows (n, 1 + d) of the time in ps and the components; for several trajectories they are (n, 2 + d), with the
     number of the trajectory, counted from 0, in between: it is the column `walker`, as in a run.
     """
     topology = as_topology(settings.topology)
-    bound = CollectiveVariable.load(settings.cv).bind(topology)
+    bound: Bound = CollectiveVariable.load(settings.cv).bind(topology)
     several = len(settings.trajectories) > 1
     # all of them before any is computed, so that a wrong one is reported at once
     lengths = []
@@ -27,13 +33,17 @@ def run_compute(settings):
         with TrajectoryFile(path, topology, settings.allow_truncated) as file:
             _times(file, settings)
             lengths.append(len(range(0, len(file), settings.stride)))
-    rows = []
+    parts: list[np.ndarray] = []
     with bar("Computing", "frames") as update:
         for number, path in enumerate(settings.trajectories):
-            done = sum(map(len, rows))
-            times, values = _values(bound, path, topology, settings, lambda n, d=done: update(d + n, sum(lengths)))
-            rows.append(np.column_stack([times, *[np.full(len(times), number)] * several, values]))
-    rows = np.concatenate(rows)
+            done = sum(map(len, parts))
+
+            def advance(n: int, done: int = done) -> None:
+                update(done + n, sum(lengths))
+
+            times, values = _values(bound, path, topology, settings, advance)
+            parts.append(np.column_stack([times, *[np.full(len(times), number)] * several, values]))
+    rows = np.concatenate(parts)
     fields = ["time", *["walker"] * several, *(f"cv.{k}" for k in range(1, bound.dimension + 1))]
     with atomic_write(settings.output) as temporary, ColvarWriter(temporary, fields) as colvar:
         colvar.write(rows)
@@ -46,7 +56,9 @@ def run_compute(settings):
     return rows
 
 
-def _values(bound, path, topology, settings, progress):
+def _values(
+    bound: Bound, path: PathLike, topology: Any, settings: Compute, progress: Callable[[int], None]
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute times (F,) in ps and values (F, d) of every stride-th frame of a trajectory file, read in bounded parts."""
     values = []
     with TrajectoryFile(path, topology, settings.allow_truncated) as file:
@@ -60,11 +72,12 @@ def _values(bound, path, topology, settings, progress):
     return times, np.concatenate(values)
 
 
-def _times(file, settings):
+def _times(file: TrajectoryFile, settings: Compute) -> np.ndarray:
     """Times (F,) of every stride-th frame in ps: those in the file, or counted from the first frame at 0."""
     if not len(file):
         raise GeomGNNError(f"The trajectory {file.path} has no frames. Leave it out.")
-    times, given = file.times(), settings.frame_interval
+    given: Any = settings.frame_interval
+    times = file.times()
     if times is None:
         times = given * np.arange(len(file))
     elif given is not None:

@@ -1,11 +1,15 @@
 """`geomgnn data`: stores of conformers for pre-training."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.cli.progress import bar, echo
+from openmm_geomgnn.cli.settings.conformers import DataBuild
 from openmm_geomgnn.conformers.build import Build, build, damaged_shards
 from openmm_geomgnn.conformers.folder import SPLITS_NAME, index_of
 from openmm_geomgnn.conformers.splits import NAMES, Splits, of_some
@@ -19,7 +23,7 @@ _MOST_ELEMENTS = 12  # in a line of the table
 _MOST_REASONS = 5
 
 
-def run_build(settings, overwrite=False, source=None):
+def run_build(settings: DataBuild, overwrite: bool = False, source: PathLike | None = None) -> dict[str, Any]:
     """Make the store that a `DataBuild` (from the file `source`) describes, and print its content; returns its index."""
     splits = Splits(**settings.splits.model_dump())
     plan = Build(settings.output, settings.sources, settings.seed, settings.shard_size, splits)
@@ -30,7 +34,7 @@ def run_build(settings, overwrite=False, source=None):
     return index
 
 
-def show_info(store, check=False):
+def show_info(store: PathLike, check: bool = False) -> None:
     """Print the content of a store, a folder or a file; `check` reads all of it.
 
     Raises GeomGNNError if it cannot be read, or `check` finds a damaged shard.
@@ -53,7 +57,7 @@ def show_info(store, check=False):
         echo("check          all shards are as they were written")
 
 
-def write_splits_of(store, output, sources):
+def write_splits_of(store: PathLike, output: PathLike, sources: Sequence[str]) -> None:
     """Write the splits of the conformers of `Conformers(store, sources=sources)`, in its numbering."""
     store, output = Path(store).expanduser(), Path(output).expanduser()
     if output.suffix != ".npz":
@@ -65,14 +69,14 @@ def write_splits_of(store, output, sources):
     file = store / SPLITS_NAME
     if not file.is_file():
         raise GeomGNNError(f"There are no splits {file}: give the folder of a store that `geomgnn data build` made.")
-    some = of_some(read_splits(file, len(whole)), chosen)
+    some: dict[str, Any] = of_some(read_splits(file, len(whole)), chosen)
     with atomic_write(output) as temporary:
         np.savez(temporary, **some)
     counts = ", ".join(f"{len(some[f'idx_{name}'])} {name}" for name in NAMES)
     echo(f"{output}: {counts} of the {chosen.sum()} conformers of {', '.join(sources)}")
 
 
-def read_splits(path, conformers):
+def read_splits(path: PathLike, conformers: int) -> dict[str, np.ndarray]:
     """Read {"idx_train": indices, ...} from the splits.npz of a store of so many conformers.
 
     Raises
@@ -98,23 +102,23 @@ def read_splits(path, conformers):
 
 
 @contextmanager
-def _readable():
+def _readable() -> Iterator[None]:
     try:
         yield
     except ValueError as error:  # torchmdnet_ext has no error class of its own
         raise GeomGNNError(str(error)) from error
 
 
-def _show_store(folder, index):
+def _show_store(folder: Path, index: Mapping[str, Any]) -> None:
     _show(index)
     size = sum(shard["bytes"] for shard in index["shards"]) / 1e6
     echo(f"store          {folder} ({len(index['shards'])} shards, {size:.4g} MB, hash {index['hash']})")
 
 
-def _show(index):
+def _show(index: Mapping[str, Any]) -> None:
     """Print statistics."""
     rows = {**index["sources"], "all": index} if len(index["sources"]) > 1 else index["sources"]
-    table = [("source", "conformers", "skipped", "atoms", "sizes", "mean", *NAMES, "held out by")]
+    table: list[Any] = [("source", "conformers", "skipped", "atoms", "sizes", "mean", *NAMES, "held out by")]
     for name, entry in rows.items():
         sizes, splits = entry["sizes"], entry.get("splits", {})
         spread = (f"{sizes['min']}-{sizes['max']}", f"{sizes['mean']:.1f}") if entry["conformers"] else ("", "")

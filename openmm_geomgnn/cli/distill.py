@@ -1,10 +1,13 @@
 """`geomgnn distill`: make a student of a collective variable, and report its quality and cost."""
 
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from typing import Any
 
 from openmm_geomgnn.cli.first_frames import load_trajectories
 from openmm_geomgnn.cli.progress import echo, progress_bars
+from openmm_geomgnn.cli.settings.distill import Distill
 from openmm_geomgnn.cv.distillation import DistillSettings, benchmark_evaluation, distill
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.verdict import GOOD_R2, in_words
@@ -27,7 +30,7 @@ WHERE = {
 GOOD_GRADIENT = 0.5  # relative error of the gradient
 
 
-def run_distill(settings):
+def run_distill(settings: Distill) -> Any:
     """Make and write the student that a `Distill` describes; returns it.
 
     Raises GeomGNNError if inputs do not fit together, or another process is making the same file.
@@ -36,8 +39,8 @@ def run_distill(settings):
         return _distill(settings)
 
 
-def _distill(settings):
-    cv = CollectiveVariable.load(settings.cv)
+def _distill(settings: Distill) -> Any:
+    cv: Any = CollectiveVariable.load(settings.cv)
     topology = as_topology(settings.topology)
     trajectories = load_trajectories(
         settings.trajectories, topology, cv.selection, settings.stride, settings.allow_truncated
@@ -60,7 +63,7 @@ def _distill(settings):
     return student
 
 
-def table(student):
+def table(student: Any) -> Iterator[str]:
     """Yield lines with the errors of the student, by component and kind of conformation."""
     found = student.training_information["distillation"]
     yield f"{'':<28}{'component':>10}{'R2':>12}{'RMSE':>12}{'gradient error':>16}"
@@ -71,7 +74,7 @@ def table(student):
             yield f"{label:<28}{f'cv.{number}':>10}{r2:>12.5f}{rmse:>12.4g}{100 * gradient:>14.3g} %"
 
 
-def remarks(student, cost):
+def remarks(student: Any, cost: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on cost, stiffness and range."""
     facts = student.training_information
     compiled = "" if cost["compiled"] is None else f", compiled {_time(cost['compiled'])}"
@@ -87,7 +90,7 @@ def remarks(student, cost):
     yield f"range {ranges}; wherever it is asked, |s| stays below {format_values(facts['distillation']['largest'])}"
 
 
-def _warn(found):
+def _warn(found: Mapping[str, Any]) -> None:
     """Warn if the student is poor, and say what to do."""
     advice = (
         "Give frames from more of the places that the simulation will visit (biased runs serve as well), more labels, or a "
@@ -110,5 +113,5 @@ def _warn(found):
         )
 
 
-def _time(milliseconds):
+def _time(milliseconds: float) -> str:
     return f"{milliseconds:.3g} ms" if milliseconds >= 0.1 else f"{1000 * milliseconds:.3g} us"

@@ -6,7 +6,9 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePath
+from typing import Any
 
 from rich.table import Table
 
@@ -23,7 +25,7 @@ _EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)['\"]")
 _SILENT = {"test", "lint", "all"}  # extras that users need not know about, or that combine others
 
 
-def run_doctor(as_json=False):
+def run_doctor(as_json: bool = False) -> int:
     """Examine everything, print the findings, and return 0 if a CV can be biased here, else 1."""
     if as_json:
         found = examine()
@@ -35,7 +37,7 @@ def run_doctor(as_json=False):
     return 1 if found["problems"] else 0
 
 
-def probe(name, *arguments, limit=LIMIT):
+def probe(name: str, *arguments: str, limit: float = LIMIT) -> dict[str, Any]:
     """Run a probe of `probes` and return its findings, a dict; {"error": text} if it failed, crashed or took too long."""
     command = [sys.executable, "-m", "openmm_geomgnn.cli.probes", name, *arguments]
     try:
@@ -55,7 +57,7 @@ def probe(name, *arguments, limit=LIMIT):
         return {"error": "it printed nothing that can be read"}
 
 
-def examine(announce=lambda tried: None):
+def examine(announce: Callable[[str], None] = lambda tried: None) -> dict[str, Any]:
     """Collect everything that `geomgnn doctor` reports, as data for JSON; `problems` lists obstacles to biasing a CV.
 
     announce: called with the name of the next probe.
@@ -88,7 +90,7 @@ def examine(announce=lambda tried: None):
     return {**found, "problems": problems(found)}
 
 
-def problems(found):
+def problems(found: dict[str, Any]) -> list[str]:
     """List the obstacles to biasing a CV in sentences, given the other findings."""
     told = [f"{name}: {reason}" for name, reason in found["required"].items() if reason]
     platforms, auto = found["platforms"], found["auto"]
@@ -105,7 +107,7 @@ def problems(found):
     return told
 
 
-def requirements():
+def requirements() -> tuple[dict[str, Any], dict[str, Any]]:
     """Check the requirements in our own metadata.
 
     Returns
@@ -115,13 +117,15 @@ def requirements():
     extras : dict of str to dict
         For each extra, its `packages`, as `required`, and the command that installs it.
     """
-    required, extras = {}, {}
+    required: dict[str, Any] = {}
+    extras: dict[str, Any] = {}
     try:
         lines = importlib.metadata.requires(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
         lines = []  # run from the source tree
     for line in lines:
-        name, bounds, marker = _REQUIREMENT.match(line).groups(default="")
+        requirement: Any = _REQUIREMENT.match(line)
+        name, bounds, marker = requirement.groups(default="")
         extra = _EXTRA.search(marker)
         if extra is None:
             required[name] = trouble(name, bounds)
@@ -131,7 +135,7 @@ def requirements():
     return required, extras
 
 
-def trouble(name, bounds, version=None):
+def trouble(name: str, bounds: str, version: str | None = None) -> str | None:
     """Say what is wrong with an installed package; None if it is within bounds such as ">=3.1,<3.2".
 
     version: by default the installed one.
@@ -149,11 +153,12 @@ def trouble(name, bounds, version=None):
     return None
 
 
-def _numbers(version):
-    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)
+def _numbers(version: str) -> tuple[int, ...]:
+    digits: Any = re.match(r"[\d.]*", version)
+    return tuple(int(part) for part in digits[0].split(".") if part)
 
 
-def versions(required, extras):
+def versions(required: Mapping[str, Any], extras: Mapping[str, Any]) -> dict[str, str]:
     """Versions of Python and of all packages that matter; "" for those that are not installed."""
     optional = [name for entry in extras.values() for name in entry["packages"]]
     found = {"python": platform.python_version()}
@@ -166,7 +171,7 @@ def versions(required, extras):
     return {**found, **installed_versions()}
 
 
-def show(found):
+def show(found: dict[str, Any]) -> None:
     """Print the findings as tables."""
     _show_versions(found)
     console.print(_platform_table(found["platforms"]))
@@ -185,22 +190,22 @@ def show(found):
         console.print("A collective variable can be biased here.", style="green", highlight=False)
 
 
-def _table(title, *columns):
+def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
-def _mark(works):
+def _mark(works: bool) -> str:
     return "[green]yes[/]" if works else "[red]no[/]"
 
 
-def _escaped(text):
+def _escaped(text: object) -> str:
     return str(text).replace("[", r"\[")
 
 
-def _show_versions(found):
+def _show_versions(found: dict[str, Any]) -> None:
     wrongs = {**found["required"], **{k: v for entry in found["extras"].values() for k, v in entry["packages"].items()}}
     owner = {name: extra for extra, entry in found["extras"].items() for name in entry["packages"]}
     table = _table("Versions", "package", "version", "")
@@ -212,7 +217,7 @@ def _show_versions(found):
     console.print(table)
 
 
-def _platform_table(platforms):
+def _platform_table(platforms: Mapping[str, Any]) -> Table:
     table = _table("Platforms of OpenMM", "platform", "works", "")
     for name, result in platforms["found"].items():
         takes = [size for size, chosen in (platforms.get("auto") or {}).items() if chosen == name]
@@ -225,16 +230,16 @@ def _platform_table(platforms):
     return table
 
 
-def _by_reason(failures):
+def _by_reason(failures: Iterable[str]) -> dict[str, list[str]]:
     """Group the names of plug-ins that could not be loaded by the reason in OpenMM's messages."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for text in failures:
         path, _, reason = text.removeprefix("Error loading library ").partition(": ")
         found.setdefault(reason or text, []).append(PurePath(path).stem.removeprefix("lib"))
     return found
 
 
-def _engine_table(engines):
+def _engine_table(engines: Mapping[str, Any]) -> Table:
     table = _table("Engines", "engine", "works", "")
     if "error" in engines:
         table.add_row("-", _mark(False), _escaped(engines["error"]))
@@ -251,7 +256,7 @@ def _engine_table(engines):
     return table
 
 
-def _backend_table(backends):
+def _backend_table(backends: Mapping[str, Any]) -> Table:
     table = _table("Backends", "backend", "works", "")
     for name, result in backends.items():
         trouble = result.get("error") or result.get("reason")

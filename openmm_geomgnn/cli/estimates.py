@@ -2,13 +2,15 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import openmm
 import torch
 
-from openmm_geomgnn.cli.preflight import training_frames
+from openmm_geomgnn.cli.preflight import Plan, training_frames
 from openmm_geomgnn.cv.estimators import RATE_FRAMES
 from openmm_geomgnn.cv.stiffness import GRADIENT_FRAMES, stiffness
 from openmm_geomgnn.force.geomgnncv import GeomGNNCV
@@ -17,13 +19,14 @@ from openmm_geomgnn.processes import cores
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.tokens import Tokenizer
 from openmm_geomgnn.sampling.walker import Walker, platform_of
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 _MEASURED = 0.5  # seconds, at least
 _MINIMISATION = 100  # iterations: without overlaps a few steps can be done
 _GPUS = ("CUDA", "HIP", "OpenCL")
 
 
-def stage_seconds(plan, announce=lambda: None):
+def stage_seconds(plan: Plan, announce: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Estimate the seconds of each stage of a run, without minimisation, analysis and the training of a VAMPnet.
 
     plan : preflight.Plan. announce : called before kernels are compiled, which takes long.
@@ -48,7 +51,7 @@ def stage_seconds(plan, announce=lambda: None):
     return found
 
 
-def _slowed(plan, walkers):
+def _slowed(plan: Plan, walkers: int) -> float:
     """Factor by which walkers in parallel are slower than a single one, since they share cores and GPUs."""
     spec = plan.specs[0]
     if spec.platform in _GPUS:
@@ -56,14 +59,15 @@ def _slowed(plan, walkers):
     return max(1.0, walkers / max(1, cores() // (spec.threads if spec.platform == "CPU" else 1)))
 
 
-def _step_seconds(plan, announce):
+def _step_seconds(plan: Plan, announce: Callable[[], None]) -> tuple[float, float]:
     """Measure the seconds of a time step without a bias and of an outer step with one."""
     plain = replace(plan.specs[0], minimise=False, equilibration=0.0, positions=_without_overlaps(plan))
 
-    def make_cv(topology):
+    def make_cv(topology: Any) -> GeomGNNCV:
         return GeomGNNCV(plan.cv, topology, engine=plan.protocol.run.engine, failures=None)
 
-    biased = replace(plain, make_cv=make_cv, bias=_Feather(), every=plan.protocol.run.every)
+    feather: Any = _Feather()  # a walker needs less than the whole interface of a bias
+    biased = replace(plain, make_cv=make_cv, bias=feather, every=plan.protocol.run.every)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the process of a walker
     try:
@@ -73,14 +77,14 @@ def _step_seconds(plan, announce):
         torch.set_num_threads(threads)
 
 
-def _walker_seconds(spec):
+def _walker_seconds(spec: WalkerSpec) -> float:
     walker = Walker(spec)
     walker.start()
     walker.advance(None, 2)
     return _seconds(lambda n: walker.advance(None, n))
 
 
-def _seconds(work):
+def _seconds(work: Callable[[int], object]) -> float:
     """Measure the seconds of one unit of work(n), with n large enough to be timed."""
     n = 1
     while True:
@@ -92,7 +96,7 @@ def _seconds(work):
         n *= 2 if spent > 0.1 * _MEASURED else 8
 
 
-def _without_overlaps(plan):
+def _without_overlaps(plan: Plan) -> np.ndarray:
     """Minimise the first start until steps are possible."""
     spec = plan.specs[0]
     system = openmm.XmlSerializer.deserialize(spec.system)
@@ -108,14 +112,14 @@ class _Feather:
 
     adaptive = False
 
-    def initial_state(self, dimension=None, n_walkers=1):
+    def initial_state(self, dimension: int | None = None, n_walkers: int = 1) -> Any:
         return None
 
-    def bias(self, state, s):
+    def bias(self, state: Any, s: np.ndarray) -> tuple[float, np.ndarray]:
         return 0.0, np.full(len(s), 1e-9)
 
 
-def _fit_seconds(plan):
+def _fit_seconds(plan: Plan) -> float:
     """Estimate the seconds of embedding, thermal motion and stiffness, where networks need double precision or gradients."""
     settings, bound = plan.settings, plan.force.bound
     pos = bound.molecule.positions(plan.starts[0])

@@ -1,16 +1,20 @@
 """Reads trajectories, and checks on their first frames that they hold the molecule in their topology."""
 
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
+import mdtraj
 import numpy as np
 from openmm import unit
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.representation.selection import select_atoms
 from openmm_geomgnn.representation.trajectory_files import TrajectoryFile, load_trajectory
 from openmm_geomgnn.sampling.geometry import check_geometry
 
 
-def check_first_frame(trajectory, path, selection=None):
+def check_first_frame(trajectory: mdtraj.Trajectory, path: PathLike, selection: str | None = None) -> None:
     """Check the selected atoms in the first frame of an mdtraj trajectory, read from `path`.
 
     Raises GeomGNNError if coordinates are in the wrong unit or not finite; anything else that is strange is a UserWarning,
@@ -25,7 +29,9 @@ def check_first_frame(trajectory, path, selection=None):
         warnings.warn(remark, UserWarning, stacklevel=2)
 
 
-def load_trajectories(paths, topology, selection=None, stride=1, allow_truncated=False):
+def load_trajectories(
+    paths: Iterable[PathLike], topology: Any, selection: str | None = None, stride: int = 1, allow_truncated: bool = False
+) -> list[mdtraj.Trajectory]:
     """Trajectory files as a list of mdtraj.Trajectory, with the checks of `check_first_frame`.
 
     Arguments and errors are those of `trajectory_files.load_trajectory` and of `check_first_frame`.
@@ -36,7 +42,9 @@ def load_trajectories(paths, topology, selection=None, stride=1, allow_truncated
     return trajectories
 
 
-def check_first_frames(paths, topology, selection=None, allow_truncated=False):
+def check_first_frames(
+    paths: Iterable[PathLike], topology: Any, selection: str | None = None, allow_truncated: bool = False
+) -> None:
     """Call `check_first_frame` on trajectory files. topology: mdtraj.Topology."""
     for path in paths:
         with warnings.catch_warnings():

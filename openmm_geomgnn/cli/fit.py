@@ -1,12 +1,16 @@
 """`geomgnn fit`: fit a collective variable to existing trajectories."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from openmm_geomgnn.cli.first_frames import load_trajectories
 from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.run import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.cli.run_folder import input_files
+from openmm_geomgnn.cli.settings.protocol import Fit
+from openmm_geomgnn.cv.fit import FitSettings
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.representation.selection import as_topology
@@ -16,7 +20,7 @@ from openmm_geomgnn.representation.trajectory_times import common_frame_interval
 from openmm_geomgnn.unfinished import Unfinished
 
 
-def run_fit(fit):
+def run_fit(fit: Fit) -> Any:
     """Fit the CV that a `Fit` describes, write it and return it; an interrupted fit continues.
 
     Raises GeomGNNError if data or settings do not suffice, the output is one of the inputs, or another process makes it.
@@ -27,12 +31,13 @@ def run_fit(fit):
         return _fit(fit)
 
 
-def _fit(fit):
+def _fit(fit: Fit) -> Any:
     topology = as_topology(fit.topology)
     if fit.embeddings is None:
-        trajectories = load_trajectories(fit.trajectories, topology, fit.cv.selection, fit.stride, fit.allow_truncated)
+        files = fit.trajectories or ()
+        trajectories: Any = load_trajectories(files, topology, fit.cv.selection, fit.stride, fit.allow_truncated)
         lengths = [len(trajectory) for trajectory in trajectories]
-        pairs = zip(fit.trajectories, trajectories, strict=True)
+        pairs = zip(files, trajectories, strict=True)
         times = {path.name: part.time if holds_times(path) else None for path, part in pairs}
     else:
         trajectories = Embeddings.open(fit.embeddings)
@@ -54,7 +59,7 @@ def _fit(fit):
     return cv
 
 
-def _with_stored(settings, store, given):
+def _with_stored(settings: FitSettings, store: Embeddings, given: Iterable[str]) -> FitSettings:
     """Make FitSettings with the encoder and tokens of a store, except for those given in the settings file."""
     stored = {name: value for name, value in store.spec.to_metadata().items() if name not in given}
     encoder = settings.encoder if "encoder" in given else store.encoder_source

@@ -3,7 +3,9 @@
 import json
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from openmm_geomgnn.cli import data
 from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, PROTOCOL, SUMMARY, UNBIASED
@@ -28,7 +30,7 @@ _MOST_RESIDUES = 12  # that are named
 _TORCH_FILES = tuple(ending for ending in READERS if ending != ".safetensors")
 
 
-def show_info(path):
+def show_info(path: Path) -> None:
     """Print what a file or folder is and what it contains.
 
     Raises
@@ -37,6 +39,7 @@ def show_info(path):
         If this package neither writes nor reads such a file, or it is damaged.
     """
     path = Path(path).expanduser()
+    kind: Callable[[Path], None] | None
     if path.is_dir():
         kind = next((show for holds, show in _FOLDERS if holds(path)), None)
     elif path.suffix in _TORCH_FILES:
@@ -51,9 +54,14 @@ def show_info(path):
     kind(path)
 
 
-def _kind_of_file(path):
+def _kind_of_file(path: Path) -> Callable[[Path], None] | None:
     """Choose the function that describes a safetensors file by the name of its header."""
-    found = {"cv": _show_cv, "encoder": _show_encoder, CONFORMERS: data.show_info, "run": _show_checkpoint}
+    found: dict[str, Callable[[Path], None]] = {
+        "cv": _show_cv,
+        "encoder": _show_encoder,
+        CONFORMERS: data.show_info,
+        "run": _show_checkpoint,
+    }
     for name, show in found.items():
         try:
             header, _ = read_tensor_file(path, name)
@@ -67,12 +75,12 @@ def _kind_of_file(path):
     return None
 
 
-def _line(name, value):
+def _line(name: str, value: object) -> None:
     echo(f"{name:<14} {value}")
 
 
-def _show_cv(path):
-    cv = CollectiveVariable.load(path)
+def _show_cv(path: Path) -> None:
+    cv: Any = CollectiveVariable.load(path)
     metadata, _ = cv_file.read(path)
     facts = cv.training_information
     student = metadata["kind"] == "student"
@@ -102,7 +110,7 @@ def _show_cv(path):
     _line("file", f"{path}, {_megabytes(path)}")
 
 
-def _show_encoder(path):
+def _show_encoder(path: Path) -> None:
     encoder = Encoder.load(path)
     _line("kind", f"encoder{'' if encoder.head is None else ' with its noise head'}")
     _line("network", _encoder(encoder))
@@ -111,7 +119,7 @@ def _show_encoder(path):
     _line("file", f"{path}, {_megabytes(path)}")
 
 
-def _encoder(encoder):
+def _encoder(encoder: Encoder) -> str:
     settings = encoder.settings
     layers, envelope = settings.get("num_layers"), "" if encoder.network.smooth_cutoff else ", no envelope"
     parameters = sum(parameter.numel() for parameter in encoder.network.parameters())
@@ -121,7 +129,7 @@ def _encoder(encoder):
     )
 
 
-def _show_embeddings(path):
+def _show_embeddings(path: Path) -> None:
     store = Embeddings.open(path)
     settings = store.settings
     _line("kind", f"store of embeddings: {sum(store.lengths)} frames of {_count(len(store), 'trajectory', 'trajectories')}")
@@ -138,14 +146,14 @@ def _show_embeddings(path):
     _line("folder", f"{path}, {_megabytes(path)}")
 
 
-def _show_checkpoint(path):
+def _show_checkpoint(path: Path) -> None:
     checkpoint = load_checkpoint(path)
     _line("kind", f"checkpoint of a run of {_count(len(checkpoint.walkers), 'walker')}, at outer step {checkpoint.step}")
     for name, value in checkpoint.fingerprint.items():
         echo(f"  {name}: {value}")
 
 
-def _show_run(path):
+def _show_run(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when it was begun
         protocol = load_protocol(path / PROTOCOL, {"output": str(path)})
@@ -183,16 +191,16 @@ _FOLDERS = (
 )
 
 
-def _residues(table):
+def _residues(table: Any) -> str:
     names = [row[1] for row in table]
     more = f" and {len(names) - _MOST_RESIDUES} more" if len(names) > _MOST_RESIDUES else ""
     return " ".join(names[:_MOST_RESIDUES]) + more
 
 
-def _count(number, name, plural=None):
+def _count(number: int, name: str, plural: str | None = None) -> str:
     return f"{number} {name if number == 1 else plural or name + 's'}"
 
 
-def _megabytes(path):
+def _megabytes(path: Path) -> str:
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     return f"{sum(file.stat().st_size for file in files) / 1e6:.4g} MB"

@@ -6,9 +6,10 @@ Slow imports come after the user's input has been read, so that a wrong name is 
 import math
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -38,7 +39,8 @@ Check = Annotated[
 
 
 @app.callback()
-def common(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False):
+def common(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False) -> None:
+    """Set what concerns all commands."""
     global _debug
     _debug = debug
 
@@ -49,7 +51,7 @@ def demo(
     overwrite: Overwrite = False,
     check: Check = False,
     settings: Settings = None,
-):
+) -> None:
     """Alanine dipeptide from a PDB file to a free energy: learn a CV, bias it with OPES, write a report."""
     _run("ala2-opes.yaml", {"output": str(output), **_overrides(settings)}, overwrite, check)
 
@@ -60,7 +62,7 @@ def run(
     overwrite: Overwrite = False,
     check: Check = False,
     settings: Settings = None,
-):
+) -> None:
     """Run a protocol; an interrupted run continues where it stopped."""
     _run(protocol, _overrides(settings), overwrite, check)
 
@@ -70,7 +72,7 @@ def fit(
     settings_file: Annotated[Path, typer.Argument(metavar="FIT", help="Such as protocols/fit-ala2.yaml.")],
     allow_truncated: AllowTruncated = False,
     settings: Settings = None,
-):
+) -> None:
     """Fit a collective variable to trajectories; an interrupted fit continues where it stopped."""
     from openmm_geomgnn.cli.settings.yaml_files import load_fit
 
@@ -87,7 +89,7 @@ def data_build(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Move what an earlier build left there aside.")] = False,
     settings: Settings = None,
     processes: Annotated[int | None, typer.Option(min=1, help="How many work side by side.")] = None,
-):
+) -> None:
     """Make a store of conformers for pre-training; an interrupted build continues where it stopped."""
     from openmm_geomgnn.cli.settings.yaml_files import load_data_build
 
@@ -103,7 +105,7 @@ def data_build(
 def data_info(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A folder or a .safetensors file.")],
     check: Annotated[bool, typer.Option("--check", help="Read every shard and compare its content with its hash.")] = False,
-):
+) -> None:
     """Say what a store of conformers holds."""
     _check_there(store)
     from openmm_geomgnn.cli import data
@@ -116,7 +118,7 @@ def data_splits(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A store that `geomgnn data build` made.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The .npz file to write.")],
     sources: Annotated[list[str], typer.Option("--source", help="A source to keep; may be repeated.")],
-):
+) -> None:
     """Write the splits of some sources of a store, for a dataset with `sources: [...]`."""
     _check_there(store)
     from openmm_geomgnn.cli import data
@@ -149,7 +151,7 @@ def embed(
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,
     allow_truncated: AllowTruncated = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Move a store that is there aside.")] = False,
-):
+) -> None:
     """Embed trajectories into a store of residue tokens; an interrupted command continues where it stopped."""
     given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
     from openmm_geomgnn.cli.settings.yaml_files import embed_settings
@@ -177,7 +179,7 @@ def distill(
     labels: Annotated[str | None, typer.Option(help="Conformations to ask the teacher about. By default 16000.")] = None,
     allow_truncated: AllowTruncated = False,
     settings: Settings = None,
-):
+) -> None:
     """Train a small student to reproduce a collective variable, at a hundredth of the cost; it can be interrupted."""
     given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
     from openmm_geomgnn.cli.settings.yaml_files import distill_settings
@@ -199,7 +201,7 @@ def compute(
     stride: Annotated[str | None, typer.Option(help="Use every stride-th frame.")] = None,
     frame_interval: Annotated[str | None, typer.Option(help="Time between frames, for files that do not hold it.")] = None,
     allow_truncated: AllowTruncated = False,
-):
+) -> None:
     """Write the values of a collective variable along trajectories as a COLVAR file, as PLUMED reads it."""
     given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
     from openmm_geomgnn.cli.settings.yaml_files import compute_settings
@@ -216,7 +218,7 @@ def info(
     path: Annotated[
         Path, typer.Argument(metavar="FILE", help="A CV, an encoder, a checkpoint, or the folder of a store or run.")
     ],
-):
+) -> None:
     """Say what a file or folder is and holds; nothing in it changes."""
     _check_there(path)
     from openmm_geomgnn.cli import info as describing
@@ -225,7 +227,7 @@ def info(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The output folder of a run.")]):
+def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The output folder of a run.")]) -> None:
     """Analyse a run again, also one under way, and rewrite its report."""
     from openmm_geomgnn.cli.names import PROTOCOL
     from openmm_geomgnn.cli.settings.yaml_files import load_protocol
@@ -243,14 +245,14 @@ def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The ou
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False):
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False) -> None:
     """Say what is installed, what of it works, and which backend, platform and engine `auto` takes."""
     from openmm_geomgnn.cli.doctor import run_doctor
 
     raise typer.Exit(run_doctor(as_json))
 
 
-def _run(path, overrides, overwrite, check):
+def _run(path: str | Path, overrides: Mapping[str, Any], overwrite: bool, check: bool) -> None:
     from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 
     protocol = load_protocol(path, overrides)
@@ -265,14 +267,14 @@ def _run(path, overrides, overwrite, check):
         _show(protocol.output, workflow.run_protocol(protocol, overwrite, path))
 
 
-def _check_there(path):
+def _check_there(path: Path) -> None:
     """Raise a GeomGNNError for files that do not exist, before any slow import."""
     if not path.expanduser().exists():
         raise GeomGNNError(f"There is no {path}. Check the path.")
 
 
 @contextmanager
-def _interruptible(advice):
+def _interruptible(advice: str) -> Iterator[None]:
     """Ctrl-C ends the command with a line of advice."""
     try:
         yield
@@ -281,12 +283,12 @@ def _interruptible(advice):
         raise typer.Exit(130) from None
 
 
-def _flags(**flags):
+def _flags(**flags: bool) -> dict[str, bool]:
     """The flags that are set: a file may set the others."""
     return {name: True for name, value in flags.items() if value}
 
 
-def _overrides(settings):
+def _overrides(settings: list[str] | None) -> dict[str, str]:
     from openmm_geomgnn.cli.settings.yaml_text import read_value
 
     pairs = {}
@@ -298,17 +300,17 @@ def _overrides(settings):
     return pairs
 
 
-def _show(folder, summary):
+def _show(folder: Path, summary: Mapping[str, Any]) -> None:
     """Print the headline numbers of a run that are known."""
     from openmm_geomgnn.cli.progress import echo
 
-    def known(*keys):
+    def known(*keys: str) -> bool:
         return all(isinstance(summary.get(key), (int, float)) and math.isfinite(summary[key]) for key in keys)
 
-    def number(key, digits=3):
+    def number(key: str, digits: int = 3) -> str:
         return f"{summary[key]:.{digits}g}"
 
-    def crossings(kind, word):
+    def crossings(kind: str, word: str) -> str:
         rate = number(f"{kind}crossings_per_ns")
         return f"{number(f'{kind}crossings')} in {number(f'{word}_ns')} ns {word} ({rate} per ns)"
 
@@ -331,14 +333,21 @@ def _show(folder, summary):
         echo(line)
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None):
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     from openmm_geomgnn.cli.progress import console
 
     if issubclass(category, UserWarning) and not issubclass(category, DeprecationWarning | FutureWarning):
         console.print(f"Warning: {message}", style="yellow", highlight=False, soft_wrap=True)
 
 
-def main():
+def main() -> None:
     """Run the command; errors that a user can fix are printed as one paragraph, and --debug shows the traceback."""
     warnings.showwarning = _show_warning
     try:
@@ -352,7 +361,7 @@ def main():
         sys.exit(1)
 
 
-def _paragraph(error):
+def _paragraph(error: Any) -> str:
     """The text of an error for a user; errors of files come from Python unchanged."""
     if isinstance(error, GeomGNNError):
         return str(error)

@@ -1,16 +1,19 @@
 """The molecule of a protocol: its walkers, and checks that it has the torsions that the analysis names."""
 
 from dataclasses import replace
+from typing import Any
 
 import mdtraj
 
 from openmm_geomgnn.analysis.torsions import compute_torsion
+from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.representation.selection import as_topology
-from openmm_geomgnn.sampling.systems import SystemSettings, build_system, degrees_of_freedom, load_structure
+from openmm_geomgnn.sampling.systems import SystemSettings, degrees_of_freedom, load_structure
+from openmm_geomgnn.sampling.walker import make_system
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 
-def walker_spec(protocol, index=0, **changes):
+def walker_spec(protocol: Protocol, index: int = 0, **changes: Any) -> WalkerSpec:
     """Make the `WalkerSpec` of a protocol with its turn of the start structures; changes: settings that override it."""
     system = protocol.system
     settings = SystemSettings(
@@ -21,7 +24,7 @@ def walker_spec(protocol, index=0, **changes):
         periodic=system.periodic,
     )
     spec = WalkerSpec(
-        structure=system.structures[index % len(system.structures)],
+        structure=str(system.structures[index % len(system.structures)]),
         system=settings,
         temperature=system.temperature,
         friction=system.friction,
@@ -36,14 +39,14 @@ def walker_spec(protocol, index=0, **changes):
     return replace(spec, **changes)
 
 
-def kinetic_degrees(protocol):
+def kinetic_degrees(protocol: Protocol) -> int:
     """Count the kinetic degrees of freedom of the system."""
     spec = walker_spec(protocol)
     topology, _ = load_structure(spec.structure)
-    return degrees_of_freedom(build_system(topology, spec.system))
+    return degrees_of_freedom(make_system(spec, topology))
 
 
-def check_torsions(protocol):
+def check_torsions(protocol: Protocol) -> None:
     """Raise a GeomGNNError if the molecule lacks a torsion that the analysis names."""
     topology, positions = load_structure(protocol.system.structures[0])
     frame = mdtraj.Trajectory(positions[None], as_topology(topology))

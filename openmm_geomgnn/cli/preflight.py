@@ -2,8 +2,10 @@
 
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import mdtraj
 import numpy as np
@@ -11,7 +13,8 @@ import openmm
 import torch
 
 from openmm_geomgnn.cli.results import comparison_frame
-from openmm_geomgnn.cv.fit import FitSettings, check_data, make_cv, make_fit_mixer
+from openmm_geomgnn.cli.settings.protocol import Protocol
+from openmm_geomgnn.cv.fit import check_data, make_cv, make_fit_mixer
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.force.geomgnncv import GeomGNNCV
 from openmm_geomgnn.force.integrators import make_integrator
@@ -41,16 +44,16 @@ class Plan:
     settings : FitSettings; None if the CV is given.
     """
 
-    protocol: object
+    protocol: Protocol
     specs: list[WalkerSpec]
-    topology: object
+    topology: Any
     starts: list[np.ndarray]
-    cv: object
-    force: object
-    settings: FitSettings | None
+    cv: Any
+    force: Any
+    settings: Any
 
 
-def examine(protocol, specs, settings, given):
+def examine(protocol: Protocol, specs: Sequence[WalkerSpec], settings: Any, given: Any) -> Plan:
     """Make all parts of a run except its data; returns a Plan.
 
     Parameters
@@ -87,7 +90,7 @@ def examine(protocol, specs, settings, given):
     return plan
 
 
-def _check_dynamics(protocol, specs, starts):
+def _check_dynamics(protocol: Protocol, specs: Sequence[WalkerSpec], starts: list[np.ndarray]) -> openmm.System:
     """Evaluate the energy of each start in a Context; returns the System."""
     spec = specs[0]
     system = openmm.XmlSerializer.deserialize(spec.system)
@@ -113,7 +116,7 @@ def _check_dynamics(protocol, specs, starts):
     return system
 
 
-def _check_frames(protocol, settings):
+def _check_frames(protocol: Protocol, settings: Any) -> None:
     """Check that the unbiased runs will be long enough for the fit; if not, say which length would be."""
     interval, runs = settings.frame_interval, len(protocol.system.structures)
     n_frames = training_frames(protocol)
@@ -128,13 +131,13 @@ def _check_frames(protocol, settings):
         ) from error
 
 
-def training_frames(protocol):
+def training_frames(protocol: Protocol) -> int:
     """Count the frames that each of the unbiased runs will have."""
     timestep = protocol.system.timestep
     return whole_steps(protocol.unbiased.length, timestep) // protocol.md_steps(protocol.unbiased.frame_interval)
 
 
-def _enough_frames(n_frames, runs, settings):
+def _enough_frames(n_frames: int, runs: int, settings: Any) -> int | None:
     lag = settings.lag_frames()
     for lags in count(n_frames // lag + 1):
         try:
@@ -144,9 +147,10 @@ def _enough_frames(n_frames, runs, settings):
                 return None
         else:
             return lags * lag
+    return None
 
 
-def _untrained(settings, topology, starts):
+def _untrained(settings: Any, topology: Any, starts: list[np.ndarray]) -> Any:
     """Make a CV with random weights like the one that will be fitted."""
     box = topology.getPeriodicBoxVectors()
     topology = as_topology(topology)
@@ -173,7 +177,7 @@ def _untrained(settings, topology, starts):
 # ---------------------------------------------------------------------------------------------------------------- disk
 
 
-def disk_bytes(plan):
+def disk_bytes(plan: Plan) -> int:
     """Estimate the size of the results of a run in bytes."""
     protocol, schedule = plan.protocol, plan.protocol.schedule
     atoms, periodic = len(plan.starts[0]), plan.topology.getPeriodicBoxVectors() is not None
@@ -190,7 +194,7 @@ def disk_bytes(plan):
     return frame * frames + row * rows + network + checkpoint + REPORT_BYTES
 
 
-def _check_disk(plan):
+def _check_disk(plan: Plan) -> None:
     folder = plan.protocol.output
     while not folder.is_dir():
         folder = folder.parent

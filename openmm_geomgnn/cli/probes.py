@@ -6,12 +6,13 @@
 import json
 import sys
 from importlib import resources
+from typing import Any
 
 LARGE_SYSTEM = 10_000  # numbers of atoms for which `auto` chooses a platform
 REPEATS = 4  # evaluations that are timed; TorchScript is recompiled at the first two
 
 
-def platforms():
+def platforms() -> dict[str, Any]:
     """List OpenMM's platforms, those that `auto` takes for small and large systems, and plug-ins that fail to load."""
     import openmm
 
@@ -24,7 +25,7 @@ def platforms():
     return {"names": names, "auto": auto, "failures": [text for text in failures if ": libOpenMM" not in text]}
 
 
-def platform(name):
+def platform(name: str) -> dict[str, Any]:
     """Try a step of two particles on a platform; report OpenMM's estimate of its speed."""
     import openmm
 
@@ -42,7 +43,7 @@ def platform(name):
     return {"speed": chosen.getSpeed()}
 
 
-def engines():
+def engines() -> dict[str, Any]:
     """Report the engine of each shipped encoder, the folder of compiled kernels, and the networks that have some."""
     import torch
 
@@ -67,7 +68,7 @@ def engines():
     }
 
 
-def backend(name):
+def backend(name: str) -> dict[str, Any]:
     """Report why a backend cannot be used or, if it can, how fast it evaluates the example and which engine `auto` takes.
 
     It is also evaluated within a CustomCVForce, and after having been read from XML.
@@ -78,7 +79,7 @@ def backend(name):
     return {"reason": reason, **({} if reason else _evaluated(name))}
 
 
-def _example_force(backend, engine):
+def _example_force(backend: str, engine: str) -> Any:
     """Make a CV without a fit: two features of et-64 on the dipeptide that ships."""
     import mdtraj
     import numpy as np
@@ -97,7 +98,7 @@ def _example_force(backend, engine):
     return GeomGNNCV(cv, topology, backend=backend, engine=engine, failures=None)
 
 
-def _evaluated(backend):
+def _evaluated(backend: str) -> dict[str, Any]:
     """Evaluate the example with a backend, with all operations that crash if versions are incompatible."""
     import time
 

@@ -1,10 +1,13 @@
 """The record of what the CV in a run's folder was made from, and its comparison with the protocol."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from openmm_geomgnn.cli.names import CV_FILE
 from openmm_geomgnn.cli.run_folder import has_biased_steps
+from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import sha256
@@ -17,7 +20,7 @@ _RECORDED_AS = {"lagtime": "lag_time", "n_components": "components"}
 _INCIDENTAL = ("platform",)
 
 
-def made_from(settings, runs):
+def made_from(settings: Any, runs: Any) -> dict[str, Any]:
     """Record everything that determines a CV that is fitted to unbiased runs, in types of JSON.
 
     settings : FitSettings. runs : the fingerprint of each unbiased run, see `sampling.unbiased.fingerprints`.
@@ -33,7 +36,7 @@ def made_from(settings, runs):
     return json.loads(json.dumps({"fit": fit, "unbiased runs": runs}))
 
 
-def current_cv(protocol, record):
+def current_cv(protocol: Protocol, record: Mapping[str, Any] | None) -> Any:
     """Load the fitted CV in the protocol's folder; None if there is none or it has to be fitted again. Changes nothing.
 
     record : what it would be made from now, see `made_from`.
@@ -57,7 +60,7 @@ def current_cv(protocol, record):
     return None if differing else cv
 
 
-def _differing(old, new):
+def _differing(old: Any, new: Any) -> list[str]:
     """List the differences between two records in words. Entries in only one, from another version, are ignored."""
     names = [f"{name} of the fit" for name in new["fit"] if name in old["fit"] and old["fit"][name] != new["fit"][name]]
     if len(old["unbiased runs"]) != len(new["unbiased runs"]):
@@ -67,12 +70,13 @@ def _differing(old, new):
     return list(dict.fromkeys(names))
 
 
-def check_given(protocol):
+def check_given(protocol: Protocol) -> None:
     """Raise a GeomGNNError if the file that the protocol names is not the CV that the biased run began with."""
     path = protocol.output / CV_FILE
     if not path.exists() or not has_biased_steps(protocol.output):
         return
-    there, named = sha256(path), sha256(protocol.cv.file)
+    given: Any = protocol.cv.file
+    there, named = sha256(path), sha256(given)
     if there != named:
         raise GeomGNNError(
             f"{protocol.cv.file} (cv.file, with the hash {named}) is not the CV that the biased run began with, which is "

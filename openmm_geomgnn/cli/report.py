@@ -1,5 +1,7 @@
 """The report of a run: checks of its analysis, and the way from the results to summary.json and report.html."""
 
+from typing import Any
+
 from openmm_geomgnn.analysis.crossings import PHI_CORE_A, PHI_CORE_B, PHI_DIVIDING
 from openmm_geomgnn.analysis.figures import standard_figures, standard_tables
 from openmm_geomgnn.analysis.intervals import TURN
@@ -8,7 +10,8 @@ from openmm_geomgnn.analysis.report import report_page, write_summary
 from openmm_geomgnn.analysis.torsions import compute_torsion
 from openmm_geomgnn.analysis.variables import BiasedRun, Variable
 from openmm_geomgnn.cli.molecule import check_torsions, kinetic_degrees
-from openmm_geomgnn.cli.results import read_results
+from openmm_geomgnn.cli.results import Results, read_results
+from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cv.verdict import GRADES, in_words
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
@@ -17,7 +20,7 @@ _FEWEST_FRAMES = 2  # of each walker, for torsions
 _RAMACHANDRAN = ("phi", "psi")
 
 
-def check_analysis(protocol):
+def check_analysis(protocol: Protocol) -> None:
     """Raise a GeomGNNError, before any work is done, if the results could not be analysed."""
     check_torsions(protocol)
     schedule = protocol.schedule
@@ -28,7 +31,7 @@ def check_analysis(protocol):
         )
 
 
-def report(protocol, seconds=float("nan")):
+def report(protocol: Protocol, seconds: float = float("nan")) -> dict[str, Any]:
     """Analyse the results in a protocol's folder, write summary.json and report.html, and return the summary.
 
     An unfinished run is reported as far as it is, which the summary's `complete` indicates. Nothing is written before
@@ -51,7 +54,7 @@ def report(protocol, seconds=float("nan")):
     return summary
 
 
-def analyse(protocol, results, seconds=float("nan")):
+def analyse(protocol: Protocol, results: Results, seconds: float = float("nan")) -> tuple[Any, dict[str, Any]]:
     """Compute (Analysis, summary) of a run's `Results`; the summary includes the run's progress and the CV's quality."""
     torsions, notes = dict(protocol.analysis.torsions), []
     if torsions and min(len(run) for run in results.biased) < _FEWEST_FRAMES:
@@ -73,13 +76,13 @@ def analyse(protocol, results, seconds=float("nan")):
         seed=protocol.seed,
     )
     analysis.notes = [*notes, *analysis.notes, *_cv_notes(results.cv)]
-    progress = {"complete": results.complete, "done_ps": results.done, "planned_ps": results.planned}
+    progress: dict[str, Any] = {"complete": results.complete, "done_ps": results.done, "planned_ps": results.planned}
     if not results.complete:
         progress["missing"] = results.missing
     return analysis, {**progress, **analysis.summary, **cv_summary(results.cv)}
 
 
-def cv_summary(cv):
+def cv_summary(cv: Any) -> dict[str, Any]:
     """Scores of a CV for summary.json. A student has its own scores, and its teacher's under "teacher"."""
     facts = cv.training_information
     own = {"cv_rate_300K_per_ps": facts.get("rate_300K_per_ps")}
@@ -101,7 +104,7 @@ def cv_summary(cv):
     return own | {f"teacher_{name}": value for name, value in learned.items()}
 
 
-def _cv_notes(cv):
+def _cv_notes(cv: Any) -> list[str]:
     verdict = cv.training_information.get("verdict")
     if verdict is None:  # files before version 4 lack them
         return []
@@ -109,7 +112,7 @@ def _cv_notes(cv):
     return [f"{prefix}verdict on the CV: {in_words(verdict)}."]
 
 
-def _cv_table(cv):
+def _cv_table(cv: Any) -> tuple[str, list]:
     """Make (title, rows) with timescales of the components, or why there are none, and the transitions behind them."""
     facts, n = cv.training_information, cv.dimension
     timescales = facts.get("timescales_ps") or [None] * n
@@ -121,7 +124,7 @@ def _cv_table(cv):
     return "Collective variable" + (", by its teacher" if "distillation" in facts else ""), rows
 
 
-def _variables(protocol, results, run, torsions):
+def _variables(protocol: Protocol, results: Results, run: BiasedRun, torsions: Any) -> list[Variable]:
     """Make a list of `Variable`: the torsions, and the variable along which crossings are counted."""
     along, states = _crossings(protocol.analysis)
     variables = []
@@ -142,7 +145,7 @@ def _variables(protocol, results, run, torsions):
     return variables
 
 
-def _crossings(analysis):
+def _crossings(analysis: Any) -> tuple[str | None, Any]:
     """Name the variable along which crossings are counted, or None, and the cores of its states as settings of a `Variable`.
 
     The default cores are those of alanine dipeptide, if the torsions of its map are named.

@@ -1,12 +1,19 @@
 """The results in the folder of a run, read, counted and matched before they are analysed."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import mdtraj
 import numpy as np
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, TOPOLOGY
+from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.cv.students.cv import StudentCV
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint
@@ -27,7 +34,7 @@ class Results:
     walker. compared, to_compare: ps of all unbiased runs.
     """
 
-    cv: CollectiveVariable
+    cv: CollectiveVariable | StudentCV
     colvar: dict
     biased: list
     frame_times: list
@@ -39,11 +46,12 @@ class Results:
     to_compare: float
 
     @property
-    def complete(self):
+    def complete(self) -> bool:
+        """Whether the run is finished."""
         return not self.missing
 
     @property
-    def missing(self):
+    def missing(self) -> str:
         """The unfinished parts of the run in words; "" if it is complete."""
         parts = []
         if self.done < self.planned * (1 - 1e-9):
@@ -53,17 +61,17 @@ class Results:
         return " and ".join(parts)
 
 
-def comparison_frame(protocol):
+def comparison_frame(protocol: Protocol) -> int:
     """MD steps between frames of the unbiased runs with which crossings are compared."""
     return max(1, protocol.md_steps(_COMPARISON_FRAME))
 
 
-def comparison_runs(folder):
+def comparison_runs(folder: Path) -> list[Path]:
     """Paths of the trajectories of these runs."""
     return sorted((folder / COMPARISON).glob("trajectory.*.dcd"))
 
 
-def read_results(protocol):
+def read_results(protocol: Protocol) -> Results:
     """Read the `Results` in a protocol's folder, of a finished or an unfinished run.
 
     An unfinished run is read up to its last checkpoint. Raises GeomGNNError if there are no results yet, or files do not
@@ -97,7 +105,7 @@ def read_results(protocol):
     )
 
 
-def _rows(protocol):
+def _rows(protocol: Protocol) -> tuple[dict[str, np.ndarray], int, int]:
     """Read the columns of COLVAR, the number of outer steps, and the number of frames of each walker by then."""
     folder, schedule, walkers = protocol.output, protocol.schedule, protocol.run.walkers
     checkpoint = find_checkpoint(folder)
@@ -126,7 +134,7 @@ def _rows(protocol):
     return colvar, done, step // schedule.frame_interval
 
 
-def _check_times(colvar, path, walkers, interval):
+def _check_times(colvar: Mapping[str, np.ndarray], path: PathLike, walkers: int, interval: float) -> None:
     """Raise a GeomGNNError unless every walker has exactly one row at each multiple of the interval."""
     expected = np.repeat(np.arange(1, len(colvar["time"]) // walkers + 2) * interval, walkers)[: len(colvar["time"])]
     numbers = np.arange(len(expected)) % walkers
@@ -142,7 +150,7 @@ def _check_times(colvar, path, walkers, interval):
     )
 
 
-def _frames(path, topology, n_frames=None):
+def _frames(path: PathLike, topology: Any, n_frames: int | None = None) -> mdtraj.Trajectory:
     """Read the first n_frames of a trajectory; by default as many as its header counts."""
     frames = read_dcd(path, n_frames)
     if frames.xyz.shape[1] != topology.n_atoms:
@@ -156,7 +164,9 @@ def _frames(path, topology, n_frames=None):
     return frames.trajectory(topology)
 
 
-def _check_cv(cv, colvar, biased, rows_per_frame, times):
+def _check_cv(
+    cv: Any, colvar: Mapping[str, np.ndarray], biased: Sequence[mdtraj.Trajectory], rows_per_frame: int, times: Any
+) -> None:
     """Raise a GeomGNNError unless the CV of some frames of each walker agrees with their rows."""
     if len(times) == 0:
         return

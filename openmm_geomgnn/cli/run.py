@@ -2,18 +2,23 @@
 
 import shutil
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import mdtraj
 import numpy as np
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.cli.molecule import walker_spec
 from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, TOPOLOGY, UNBIASED
-from openmm_geomgnn.cli.preflight import examine
+from openmm_geomgnn.cli.preflight import Plan, examine
 from openmm_geomgnn.cli.progress import bar, echo, progress_bars
 from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, made_from
 from openmm_geomgnn.cli.report import check_analysis, report
 from openmm_geomgnn.cli.results import comparison_frame
 from openmm_geomgnn.cli.run_folder import add_wall_time, first_structure, has_biased_steps, prepare_output_folder, settle
+from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cv.fit import FitSettings, fit_cv
 from openmm_geomgnn.cv.kernel_widths import is_too_stiff, kernel_widths, narrowest_width
 from openmm_geomgnn.cv.network import CollectiveVariable
@@ -27,6 +32,7 @@ from openmm_geomgnn.sampling.opes import OPES
 from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.unbiased import begun_length, check_made, fingerprints, run_unbiased
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 from openmm_geomgnn.unfinished import Unfinished
 
 # index of the first unbiased run to compare crossings with: its seed is not that of a training run
@@ -42,7 +48,7 @@ STAGES = {
 NEEDED_TO_BIAS = ("rate_300K_per_ps", "in_basin_spread", "vamp2_training", "timescales_ps")
 
 
-def run_protocol(protocol, overwrite=False, source=None):
+def run_protocol(protocol: Protocol, overwrite: bool = False, source: PathLike | None = None) -> dict[str, Any]:
     """Run a protocol in its output folder, continuing from existing results; returns the summary (dict).
 
     Nothing in the folder changes before everything has been checked that can be checked in advance.
@@ -92,13 +98,13 @@ class Beginning:
     or None. record : what a fitted CV will be made from.
     """
 
-    plan: object
-    runs: list
-    given: object
-    record: dict | None
+    plan: Plan
+    runs: list[dict[str, Any]]
+    given: Any
+    record: dict[str, Any] | None
 
 
-def examined(protocol):
+def examined(protocol: Protocol) -> "Beginning":
     """Check everything about a protocol in advance, except the state of its folder; returns a `Beginning`.
 
     Raises GeomGNNError if it cannot be run to its end.
@@ -117,13 +123,13 @@ def examined(protocol):
     return Beginning(examine(protocol, specs, settings, given), runs, given, record)
 
 
-def check_folder(protocol, beginning):
+def check_folder(protocol: Protocol, beginning: Beginning) -> None:
     """Raise a GeomGNNError if the protocol could not continue in its folder; nothing changes there."""
     with prepare_output_folder(protocol):
         _check_claimed(protocol, beginning)
 
 
-def _check_claimed(protocol, beginning):
+def _check_claimed(protocol: Protocol, beginning: Beginning) -> Any:
     """Get the given or existing CV with which the run in the folder can continue; None if it has yet to be fitted."""
     check_made(_training_specs(protocol), beginning.runs, protocol.output / UNBIASED)
     if beginning.given is None:
@@ -139,7 +145,7 @@ def _check_claimed(protocol, beginning):
     return cv
 
 
-def _training_specs(protocol):
+def _training_specs(protocol: Protocol) -> list[WalkerSpec]:
     """Make the specs of the unbiased runs for the fit, one from each structure."""
     frame = protocol.md_steps(protocol.unbiased.frame_interval)
     return [
@@ -148,7 +154,7 @@ def _training_specs(protocol):
     ]
 
 
-def _unbiased(protocol):
+def _unbiased(protocol: Protocol) -> list[mdtraj.Trajectory]:
     """Run the unbiased training runs; returns one mdtraj trajectory from each structure."""
     settings, specs = protocol.unbiased, _training_specs(protocol)
     with bar("Unbiased runs") as update:
@@ -164,7 +170,7 @@ def _unbiased(protocol):
     return [run.trajectory(topology) for run in runs]
 
 
-def fit_settings(section, frame_interval, seed):
+def fit_settings(section: Any, frame_interval: float, seed: int) -> FitSettings:
     """Make the `FitSettings` of a CV section; `frame_interval` in ps."""
     training = section.training.model_dump()
     training["lr"] = training.pop("learning_rate")
@@ -185,13 +191,13 @@ def fit_settings(section, frame_interval, seed):
     )
 
 
-def fit_with_progress(trajectories, topology, settings, unfinished):
+def fit_with_progress(trajectories: Any, topology: Any, settings: FitSettings, unfinished: Unfinished) -> Any:
     """Call `fit_cv` with progress bars."""
     with progress_bars(STAGES) as progress:
         return fit_cv(trajectories, topology, settings, progress, unfinished)
 
 
-def describe(cv):
+def describe(cv: Any) -> Iterator[str]:
     """Yield lines on the quality of a fitted CV, or of a student and its teacher."""
     facts = cv.training_information
     if "distillation" in facts:
@@ -211,7 +217,7 @@ def describe(cv):
         yield f"Verdict: {in_words(facts['verdict'])}."
 
 
-def _timescales(facts):
+def _timescales(facts: Mapping[str, Any]) -> str:
     """List timescales with the transitions behind them, or why there are none; files before version 4 lack them."""
     values = facts["timescales_ps"]
     notes, counts = facts.get("timescale_notes", [""] * len(values)), facts.get("transitions", [None] * len(values))
@@ -222,7 +228,7 @@ def _timescales(facts):
     return shown[0] if len(shown) == 1 else "; ".join(f"cv.{k}: {text}" for k, text in enumerate(shown, start=1))
 
 
-def check_verdict(cv, protocol):
+def check_verdict(cv: Any, protocol: Protocol) -> None:
     """Raise a GeomGNNError if the verdict on a CV is worse than the protocol accepts."""
     verdict = cv.training_information.get("verdict")
     if verdict is not None and GRADES.index(verdict["grade"]) > GRADES.index(protocol.run.accept.replace("-", " ")):
@@ -231,11 +237,11 @@ def check_verdict(cv, protocol):
         )
 
 
-def _protocol_fit_settings(protocol):
+def _protocol_fit_settings(protocol: Protocol) -> FitSettings:
     return fit_settings(protocol.cv, protocol.unbiased.frame_interval, protocol.seed)
 
 
-def _fit(protocol, trajectories, record):
+def _fit(protocol: Protocol, trajectories: Any, record: Mapping[str, Any] | None) -> Any:
     """Fit the CV and write it with the record of what it was made from; an existing one is moved aside."""
     path = protocol.output / CV_FILE
     cv = fit_with_progress(trajectories, trajectories[0].topology, _protocol_fit_settings(protocol), Unfinished(path))
@@ -246,9 +252,9 @@ def _fit(protocol, trajectories, record):
     return cv
 
 
-def _given(protocol, topology):
+def _given(protocol: Protocol, topology: Any) -> Any:
     """Load the CV that the protocol names, and check that it fits the molecule and can be biased."""
-    source = protocol.cv.file
+    source: Any = protocol.cv.file
     cv = CollectiveVariable.load(source)
     if cv.dimension != protocol.cv.components:
         raise GeomGNNError(
@@ -266,9 +272,10 @@ def _given(protocol, topology):
     return cv
 
 
-def _copy_given(protocol):
+def _copy_given(protocol: Protocol) -> None:
     """Copy the CV that the protocol names into its folder, so that later changes of the file do not affect the run."""
-    path, source = protocol.output / CV_FILE, protocol.cv.file
+    path = protocol.output / CV_FILE
+    source: Any = protocol.cv.file
     if path.exists() and sha256(path) == sha256(source):
         return
     if path.exists():
@@ -277,7 +284,7 @@ def _copy_given(protocol):
         shutil.copyfile(source, temporary)
 
 
-def kernel_width(cv, protocol):
+def kernel_width(cv: Any, protocol: Protocol) -> dict[str, Any]:
     """Widths of the bias's kernels, where the protocol leaves them open: {"sigma": ..., "sigma_min": ...}.
 
     Raises
@@ -298,7 +305,7 @@ def kernel_width(cv, protocol):
     return kernel_widths(spread, narrowest, bias.sigma, bias.sigma_min, adaptive=bias.adaptive_stride is not None)
 
 
-def make_bias(cv, protocol):
+def make_bias(cv: Any, protocol: Protocol) -> Any:
     """The bias of a protocol on a CV, which says how wide the kernels of OPES are.
 
     Raises GeomGNNError if the CV is too stiff, see `kernel_width`.
@@ -306,13 +313,13 @@ def make_bias(cv, protocol):
     return protocol.make_bias(**(kernel_width(cv, protocol) if protocol.bias.method == "opes" else {}))
 
 
-def _description(bias):
+def _description(bias: Any) -> str:
     if isinstance(bias, OPES):
         return f"OPES: barrier {bias.barrier:g} kJ/mol, sigma {format_values(bias.sigma)}, biasfactor {bias.biasfactor:.3g}"
     return f"Bias: {bias}"
 
 
-def _biased(protocol, bias):
+def _biased(protocol: Protocol, bias: Any) -> None:
     _compile(protocol, _biased_spec(protocol, 0))
     with bar("Biased run") as update:
         _runner(
@@ -322,7 +329,7 @@ def _biased(protocol, bias):
         ).run()
 
 
-def _biased_spec(protocol, index):
+def _biased_spec(protocol: Protocol, index: int) -> WalkerSpec:
     schedule = protocol.schedule
     return walker_spec(
         protocol,
@@ -334,7 +341,7 @@ def _biased_spec(protocol, index):
     )
 
 
-def _runner(protocol, bias, progress=None):
+def _runner(protocol: Protocol, bias: Any, progress: Callable[..., None] | None = None) -> Runner:
     schedule = protocol.schedule
     return Runner(
         [_biased_spec(protocol, index) for index in range(protocol.run.walkers)],
@@ -346,13 +353,14 @@ def _runner(protocol, bias, progress=None):
     )
 
 
-def _compile(protocol, spec):
+def _compile(protocol: Protocol, spec: WalkerSpec) -> None:
     """Compile the network's kernels before the walkers start, all of which would do so at once."""
-    bound = CollectiveVariable.load(spec.cv_path).bind(protocol.output / TOPOLOGY, spec.precision, spec.engine)
+    path: Any = spec.cv_path
+    bound = CollectiveVariable.load(path).bind(protocol.output / TOPOLOGY, spec.precision, spec.engine)
     bound.warm_up(lambda: echo("Compiling kernels for this network (once, about 20 s) ..."))
 
 
-def _comparison(protocol):
+def _comparison(protocol: Protocol) -> None:
     """Run unbiased runs for the crossings; if runs were prolonged, further ones make up for the difference."""
     folder, walkers, frame = protocol.output / COMPARISON, protocol.run.walkers, comparison_frame(protocol)
     step = frame * protocol.system.timestep
@@ -367,7 +375,7 @@ def _comparison(protocol):
         first += walkers
 
 
-def _compare(protocol, indices, frame, length):
+def _compare(protocol: Protocol, indices: Sequence[int], frame: int, length: float) -> None:
     structures = protocol.system.structures
     specs = [
         walker_spec(protocol, index, structure=structures[k % len(structures)], frame_interval=frame, colvar_interval=frame)

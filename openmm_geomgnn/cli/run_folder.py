@@ -4,12 +4,17 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from openmm.app import PDBFile
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.cli.names import PROTOCOL, TOPOLOGY, UNBIASED, WALL_TIME
+from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.settings.yaml_files import dump, load_protocol
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, leftovers, remove_leftovers
@@ -25,7 +30,7 @@ _FREE = (
 
 
 @contextmanager
-def prepare_output_folder(protocol, overwrite=False, source=None):
+def prepare_output_folder(protocol: Protocol, overwrite: bool = False, source: PathLike | None = None) -> Iterator[None]:
     """Reserve the output folder for a protocol and this process while the block runs; nothing in it changes yet.
 
     The folder is new, empty, or holds the results of this protocol so far. Settings that have not been used yet may have
@@ -60,7 +65,7 @@ def prepare_output_folder(protocol, overwrite=False, source=None):
         yield
 
 
-def settle(protocol):
+def settle(protocol: Protocol) -> None:
     """Write the protocol and the topology of all trajectories into its folder, and remove leftovers of a killed run."""
     folder = protocol.output
     topology, positions = first_structure(protocol)
@@ -72,11 +77,11 @@ def settle(protocol):
         PDBFile.writeFile(topology, positions * 10, file, keepIds=True)
 
 
-def input_files(settings, source=None):
+def input_files(settings: Any, source: PathLike | None = None) -> list[PathLike]:
     """List all files that settings name, and the file from which they were read."""
     found = [] if source is None else [source]
 
-    def collect(value):
+    def collect(value: Any) -> None:
         if isinstance(value, dict):
             value = list(value.values())
         if isinstance(value, (list, tuple)):
@@ -89,13 +94,13 @@ def input_files(settings, source=None):
     return found
 
 
-def has_biased_steps(folder):
+def has_biased_steps(folder: Path) -> bool:
     """Whether a biased run has begun there, so that its CV must not change."""
     checkpoint = find_checkpoint(folder)
     return checkpoint is not None and load_checkpoint(checkpoint).step > 0
 
 
-def first_structure(protocol):
+def first_structure(protocol: Protocol) -> tuple[Any, np.ndarray]:
     """Read the openmm.app.Topology and positions (N, 3) in nm of the first structure.
 
     Raises GeomGNNError if a structure cannot be read, or the structures are of different molecules.
@@ -111,7 +116,7 @@ def first_structure(protocol):
     return topology, positions
 
 
-def _check_unchanged(protocol, settled):
+def _check_unchanged(protocol: Protocol, settled: Any) -> None:
     folder = settled.parent
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when it was begun
@@ -132,7 +137,7 @@ def _check_unchanged(protocol, settled):
         )
 
 
-def _identity(protocol):
+def _identity(protocol: Protocol) -> dict[str, Any]:
     """Settings on which results depend, by dotted keys."""
     data = protocol.model_dump(mode="json")
     for free in ("output", "analysis"):
@@ -148,7 +153,7 @@ def _identity(protocol):
     return flat
 
 
-def wall_time(folder):
+def wall_time(folder: Path) -> float:
     """Seconds that all sessions of a run have taken; nan if unknown."""
     try:
         return float(json.loads((folder / WALL_TIME).read_text(encoding="utf-8"))["seconds"])
@@ -157,7 +162,7 @@ def wall_time(folder):
         return math.nan
 
 
-def add_wall_time(folder, seconds):
+def add_wall_time(folder: Path, seconds: float) -> float:
     """Add to the seconds that all sessions of a run have taken; returns the sum."""
     before = wall_time(folder)
     seconds += 0.0 if math.isnan(before) else before

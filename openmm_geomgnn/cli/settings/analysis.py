@@ -2,8 +2,9 @@
 
 import math
 import re
+from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from openmm_geomgnn.analysis.intervals import TURN, overlap, width
 from openmm_geomgnn.cli.settings.fields import Number, Section, SettingError, plain_number
@@ -15,8 +16,11 @@ COLVAR_NAMES = ("time", "walker", "temperature")
 
 
 class CoresSection(Section):
-    """Two intervals; arriving in one from the other is a crossing. The free-energy difference, F(B) - F(A), is between what
-    is on either side of the points between them where the free energy is highest: one along a CV, two around a torsion."""
+    """Two intervals; arriving in one from the other is a crossing.
+
+    The free-energy difference, F(B) - F(A), is between what is on either side of the points between them where the free
+    energy is highest: one along a CV, two around a torsion.
+    """
 
     along: str = Field("cv.1", description="the variable: the name of a torsion, or cv.1, cv.2, ...")
     a: tuple[Number, Number] = Field(
@@ -27,7 +31,7 @@ class CoresSection(Section):
 
     @field_validator("a", "b", mode="before")
     @classmethod
-    def _angles(cls, value, info):
+    def _angles(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, (list, tuple)) or len(value) != 2:
             raise GeomGNNError(f"{info.field_name} is {value!r}, but it must be an interval [low, high].")
         name = f"the core {info.field_name}"
@@ -48,7 +52,7 @@ class CoresSection(Section):
         return low, high
 
     @model_validator(mode="after")
-    def _apart(self):
+    def _apart(self) -> Self:
         on_circle = not _is_component(self.along)
         if overlap(self.a, self.b, TURN if on_circle else None):
             turned = [name for name in "ab" if on_circle and getattr(self, name)[0] > getattr(self, name)[1]]
@@ -61,7 +65,7 @@ class CoresSection(Section):
         return self
 
 
-def _is_component(along):
+def _is_component(along: str) -> bool:
     """Whether a variable is a component of the CV, not a torsion."""
     return re.fullmatch(r"cv\.\d+", along) is not None
 
@@ -85,11 +89,11 @@ class AnalysisSection(Section):
 
     @field_validator("torsions", mode="before")
     @classmethod
-    def _four_atoms_or_auto(cls, value):
+    def _four_atoms_or_auto(cls, value: Any) -> Any:
         return {name: _torsion(name, atoms) for name, atoms in value.items()} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
-    def _variable_exists(self):
+    def _variable_exists(self) -> Self:
         along = self.cores.along if self.cores else "cv.1"
         if along not in self.torsions and not _is_component(along):
             raise SettingError(
@@ -100,7 +104,7 @@ class AnalysisSection(Section):
         return self
 
 
-def _torsion(name, atoms):
+def _torsion(name: str, atoms: Any) -> Any:
     if not re.fullmatch(r"[A-Za-z]\w*", str(name)) or name in COLVAR_NAMES:
         raise SettingError(f"'{name}' cannot name a torsion: use letters and digits, not {' or '.join(COLVAR_NAMES)}.")
     if isinstance(atoms, str) and atoms.lower() == "auto":

@@ -1,5 +1,7 @@
 """All settings of `geomgnn compute`, with their defaults."""
 
+from typing import Self
+
 from pydantic import Field, model_validator
 
 from openmm_geomgnn.cli.settings.fields import (
@@ -33,7 +35,7 @@ class Compute(Section):
     )
 
     @model_validator(mode="after")
-    def _has_times(self):
+    def _has_times(self) -> Self:
         timeless = [file for file in self.trajectories if not holds_times(file)]
         if self.frame_interval is None and timeless:
             raise SettingError(
@@ -44,7 +46,7 @@ class Compute(Section):
         return self
 
     @model_validator(mode="after")
-    def _replaces_nothing(self):
+    def _replaces_nothing(self) -> Self:
         if self.output.exists():
             raise SettingError(f"output is {self.output}, which exists already. Give another name, or remove it.", "output")
         return self

@@ -1,8 +1,8 @@
 """All settings of a store of conformers (`geomgnn data build`), with their defaults."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from openmm_geomgnn.cli.settings.fields import Number, OutputFolder, Section, SettingError, Whole
 from openmm_geomgnn.errors import GeomGNNError
@@ -22,13 +22,13 @@ class SplitsSection(Section):
     test: Number = Field(0.05, ge=0, lt=1, description="share of the conformers of each source for the test")
 
     @model_validator(mode="after")
-    def _something_to_train_on(self):
+    def _something_to_train_on(self) -> Self:
         if self.val + self.test >= 1:
             raise SettingError(f"val {self.val:g} and test {self.test:g} leave nothing to train on: lower them.", "test")
         return self
 
 
-def _labelled(value, info):
+def _labelled(value: Any, info: ValidationInfo) -> tuple[Any, ...]:
     """Check each section and make its LabelledSource."""
     from openmm_geomgnn.conformers.build import LabelledSource
     from openmm_geomgnn.conformers.sources import source_from

@@ -1,5 +1,7 @@
 """All settings of a distillation (`geomgnn distill`), with their defaults."""
 
+from typing import Self
+
 from pydantic import Field, model_validator
 
 from openmm_geomgnn.cli.settings.fields import (
@@ -54,7 +56,7 @@ class Distill(Section):
     patience: Whole = Field(20, ge=1, description="epochs without a smaller error on other frames before training stops")
 
     @model_validator(mode="after")
-    def _keeps_the_teacher(self):
+    def _keeps_the_teacher(self) -> Self:
         if self.output == self.cv:
             raise SettingError(f"output is {self.output}, the teacher itself. Give the student a file of its own.", "output")
         return self

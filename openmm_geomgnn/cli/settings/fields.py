@@ -8,11 +8,12 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import known_names, plugin_names
 from openmm_geomgnn.representation import shipped
@@ -30,20 +31,23 @@ TRAJECTORIES = (*WITH_TIMES, ".dcd", ".nc", ".ncdf", ".netcdf", ".mdcrd", ".crd"
 class SettingError(GeomGNNError):
     """A setting that does not fit the others. `location`: its place in the file, such as ("bias", "pace")."""
 
-    def __init__(self, message, *location):
+    def __init__(self, message: str, *location: str | int) -> None:
         super().__init__(message)
         self.location = location
 
 
 class Section(BaseModel):
-    """A part of the settings: unknown keys are refused, nothing can be changed later, and a key without a value (null)
-    keeps its default, except where null is a choice of its own."""
+    """A part of the settings.
+
+    Unknown keys are refused, nothing can be changed later, and a key without a value (null) keeps its default, except where
+    null is a choice of its own.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_empty_keys(cls, data):
+    def _leave_out_empty_keys(cls, data: Any) -> Any:
         if data is None:
             return {}
         if not isinstance(data, dict):
@@ -51,7 +55,7 @@ class Section(BaseModel):
         return {key: value for key, value in data.items() if value is not None or cls._takes_null(key)}
 
     @classmethod
-    def _takes_null(cls, key):
+    def _takes_null(cls, key: str) -> bool:
         if key not in cls.model_fields:
             return True  # it is refused as unknown
         kind = cls.model_fields[key].annotation
@@ -68,17 +72,17 @@ class Unit:
     name: str
 
 
-def _in(unit, smallest, largest):
+def _in(unit: str, smallest: float, largest: float) -> Any:
     """A number in a unit; unless it is 0 it must be between `smallest` and `largest`, the limits of any simulation."""
 
-    def read(value, info):
+    def read(value: Any, info: ValidationInfo) -> Any:
         number = quantity(value, unit, info.field_name)
         if number and not smallest <= abs(number) <= largest:
             bound = f"at least {smallest:g}" if abs(number) < smallest else f"at most {largest:g}"
             raise GeomGNNError(f"{info.field_name} is {value}, but it must be {bound} {unit}.")
         return number
 
-    def write(value):
+    def write(value: float) -> str:
         # "0.5/ps", not "0.5 1/ps"
         return str(value).removesuffix(".0") + (unit[1:] if unit.startswith("1/") else f" {unit}")
 
@@ -93,7 +97,7 @@ Daltons = _in("amu", 1e-3, 1e6)
 Nanometres = _in("nm", 1e-6, 1e4)
 
 
-def plain_number(value, name, finite=True):
+def plain_number(value: Any, name: str, finite: bool = True) -> float:
     """Read a float from a number, or its text ("1e-3", which YAML reads as text). Raises GeomGNNError for anything else."""
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, (Real, str)) else float(value)
@@ -104,19 +108,19 @@ def plain_number(value, name, finite=True):
     return number
 
 
-def _whole(value, info):
+def _whole(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, bool):
         raise GeomGNNError(f"{info.field_name} is {str(value).lower()}, but it must be a whole number.")
     return value
 
 
-def _countable(value, info):
+def _countable(value: Any, info: ValidationInfo) -> Any:
     if abs(value) > LARGEST_WHOLE:
         raise GeomGNNError(f"{info.field_name} is {value:g}, but it must be at most {LARGEST_WHOLE:g}.")
     return value
 
 
-def _widths(value, info):
+def _widths(value: Any, info: ValidationInfo) -> Any:
     name = info.field_name
     widths = [plain_number(width, name) for width in (value if isinstance(value, (list, tuple)) else [value])]
     if not widths or min(widths) <= 0:
@@ -142,10 +146,10 @@ OurBias = Literal["opes"]
 OUR_MIXERS, OUR_BIASES = get_args(OurMixer), get_args(OurBias)
 
 
-def _name_of(kind, ours):
+def _name_of(kind: str, ours: Any) -> BeforeValidator:
     """A validator of names of a kind, of ours or of installed packages; its error is the one that pydantic has."""
 
-    def check(value):
+    def check(value: Any) -> Any:
         if value not in ours and value not in plugin_names(kind):
             *names, last = map(repr, known_names(kind, dict.fromkeys(ours)))
             expected = {"expected": f"{', '.join(names)} or {last}" if names else last}
@@ -161,7 +165,7 @@ BiasName = Annotated[OurBias | str, _name_of("bias", OUR_BIASES)]
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def find_file(name, folder=".", what="file", endings=None):
+def find_file(name: PathLike, folder: PathLike = ".", what: str = "file", endings: tuple[str, ...] | None = None) -> Path:
     """Find the absolute path of a file named relative to `folder` or, by its bare name, of one that the package ships.
 
     Raises GeomGNNError if there is none (naming the nearest ones) or its suffix is not among `endings`.
@@ -182,7 +186,7 @@ def find_file(name, folder=".", what="file", endings=None):
     return Path(os.path.abspath(found))
 
 
-def find_trajectories(patterns, folder="."):
+def find_trajectories(patterns: Any, folder: PathLike = ".") -> tuple[Path, ...]:
     """Find absolute paths of trajectories from names and glob patterns relative to `folder`; each file once, in order.
 
     Raises GeomGNNError if a name or a pattern has no file, or one that mdtraj cannot read.
@@ -206,7 +210,7 @@ def find_trajectories(patterns, folder="."):
     return tuple(found)
 
 
-def find_store(name, folder="."):
+def find_store(name: PathLike, folder: PathLike = ".") -> Path:
     """Find the absolute path of a store of embeddings, a folder named relative to `folder`."""
     path = Path(os.path.abspath(Path(folder) / _path(name, "store of embeddings")))
     if not path.is_dir():
@@ -218,7 +222,7 @@ def find_store(name, folder="."):
     return path
 
 
-def find_cv(name, folder="."):
+def find_cv(name: PathLike, folder: PathLike = ".") -> Path:
     """Find the absolute path of a CV file, named relative to `folder`."""
     path = Path(os.path.abspath(Path(folder) / _path(name, "CV file")))
     if not path.is_file():
@@ -227,7 +231,7 @@ def find_cv(name, folder="."):
     return path
 
 
-def find_forcefield(name, folder="."):
+def find_forcefield(name: PathLike, folder: PathLike = ".") -> str:
     """Find a force field XML file: the absolute path of one relative to `folder`, else the name of one in OpenMM."""
     path = _path(name, "force field")
     if (Path(folder) / path).is_file():
@@ -246,7 +250,7 @@ def find_forcefield(name, folder="."):
     )
 
 
-def _checked_forcefield(path):
+def _checked_forcefield(path: PathLike) -> str:
     """Check that the outermost element of an XML file is that of a force field; returns its path."""
     from xml.etree import ElementTree
 
@@ -265,7 +269,7 @@ def _checked_forcefield(path):
     return path
 
 
-def find_encoder(name, folder="."):
+def find_encoder(name: PathLike, folder: PathLike = ".") -> str:
     """The name of an encoder that is shipped or of an installed package, or the absolute path of a file as a str."""
     if _path(name, "encoder").suffix:
         return str(find_file(name, folder, "encoder", shipped.ENCODER_ENDINGS))
@@ -274,12 +278,12 @@ def find_encoder(name, folder="."):
     return name
 
 
-def _names(folder, endings):
+def _names(folder: Path, endings: tuple[str, ...]) -> list[str]:
     """Names of the files in a folder that have one of these endings."""
     return sorted(file.name for file in folder.glob("*") if file.suffix in endings and file.is_file())
 
 
-def _path(value, what):
+def _path(value: Any, what: str) -> Path:
     """The path that a text is, `~` resolved. Raises GeomGNNError for what cannot be the name of a file."""
     if not isinstance(value, (str, Path)) or not str(value).strip():
         raise GeomGNNError(f"The {what} is {value!r}, but it must be the name of a file.")
@@ -297,21 +301,21 @@ def _path(value, what):
     return path
 
 
-def _folder(info):
+def _folder(info: ValidationInfo) -> Any:
     return (info.context or {}).get("folder", ".")
 
 
-def _listed(value):
+def _listed(value: Any) -> Any:
     return [value] if isinstance(value, (str, Path)) else value
 
 
-def _trajectories(value, info):
+def _trajectories(value: Any, info: ValidationInfo) -> Any:
     value = _listed(value)
     return find_trajectories(value, _folder(info)) if isinstance(value, (list, tuple)) else value
 
 
-def _output(default, ending="", what=""):
-    def place(value, info):
+def _output(default: Any, ending: str = "", what: str = "") -> Any:
+    def place(value: Any, info: ValidationInfo) -> Path:
         name = (info.context or {}).get("name", "geomgnn")
         path = _path(default.format(name=name) if value is None else value, "output")
         if ending and path.suffix != ending:
@@ -321,7 +325,7 @@ def _output(default, ending="", what=""):
     return Annotated[Path, BeforeValidator(place)]
 
 
-def _file(what, endings):
+def _file(what: str, endings: tuple[str, ...]) -> Any:
     return Annotated[Path, BeforeValidator(lambda value, info: find_file(value, _folder(info), what, endings))]
 
 
@@ -329,7 +333,10 @@ OutputFolder = _output("runs/{name}")
 OutputCV = _output("{name}.cv.safetensors", ".safetensors", "a CV is a .safetensors file")
 OutputFile = _output("{name}.colvar")
 OutputStore = _output("{name}.zarr", ".zarr", "embeddings are a .zarr folder")
-Structures = Annotated[tuple[_file("structure", STRUCTURES), ...], BeforeValidator(_listed)]
+if TYPE_CHECKING:
+    Structures = tuple[Path, ...]
+else:
+    Structures = Annotated[tuple[_file("structure", STRUCTURES), ...], BeforeValidator(_listed)]
 Structure = _file("structure", (*STRUCTURES, ".gro", ".h5"))
 Topology = _file("topology", TOPOLOGIES)
 Trajectories = Annotated[tuple[Path, ...], BeforeValidator(_trajectories)]

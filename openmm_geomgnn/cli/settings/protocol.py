@@ -5,7 +5,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from inspect import signature
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -76,7 +76,7 @@ class Protocol(Section):
     analysis: AnalysisSection = Field(default_factory=AnalysisSection, description="what the report shows")
 
     @property
-    def schedule(self):
+    def schedule(self) -> Schedule:
         """The biased run's times as whole numbers: a `Schedule`."""
         run, step = self.run, self.run.every * self.system.timestep
         pace, row = _whole(self.bias.pace, step), _whole(run.colvar_interval, step)
@@ -90,16 +90,16 @@ class Protocol(Section):
         )
 
     @property
-    def comparison_length(self):
+    def comparison_length(self) -> float:
         """Total length in ps of the unbiased simulations with which crossings are compared."""
         length = self.unbiased.comparison_length
         return self.run.walkers * self.run.length if length is None else length
 
-    def md_steps(self, time):
+    def md_steps(self, time: float) -> int:
         """The number of MD steps nearest to a time in ps."""
         return round(time / self.system.timestep)
 
-    def make_bias(self, **changes):
+    def make_bias(self, **changes: Any) -> Any:
         """The bias of this protocol, whose steps are evaluations of it.
 
         changes: arguments of OPES that replace those of the protocol, as in sigma=0.1.
@@ -119,7 +119,7 @@ class Protocol(Section):
             settings["adaptive_stride"] = _whole(self.bias.adaptive_stride, schedule.bias_step)
         return kind(**(settings | changes))
 
-    def _bias_of_a_package(self, kind):
+    def _bias_of_a_package(self, kind: Any) -> Any:
         given = dict(self.bias.settings)
         if "temperature" in signature(kind).parameters:
             given = {"temperature": self.system.temperature, **given}
@@ -129,7 +129,7 @@ class Protocol(Section):
             raise GeomGNNError(f"settings do not make a bias {self.bias.method}: {error}") from error
 
     @model_validator(mode="after")
-    def _sections_fit(self):
+    def _sections_fit(self) -> Self:
         _check_dynamics(self)
         _check_training_data(self)
         _check_bias(self)
@@ -167,7 +167,7 @@ class Fit(Section):
     cv: CVSection = Field(default_factory=CVSection, description="the collective variable")
 
     @model_validator(mode="after")
-    def _has_data(self):
+    def _has_data(self) -> Self:
         if self.trajectories is None and self.embeddings is None:
             raise SettingError("trajectories is missing: give them, or embeddings, a store of `geomgnn embed`.")
         if self.trajectories is not None and self.embeddings is not None:
@@ -177,13 +177,13 @@ class Fit(Section):
         return self
 
     @model_validator(mode="after")
-    def _makes_a_cv(self):
+    def _makes_a_cv(self) -> Self:
         if self.cv.file is not None:
             raise SettingError("file is a CV that exists, but a fit makes one. Remove it.", "cv", "file")
         return self
 
     @model_validator(mode="after")
-    def _times_fit(self):
+    def _times_fit(self) -> Self:
         timeless = [file for file in self.trajectories or () if not holds_times(file)]
         if self.frame_interval is None and timeless:
             raise SettingError(
@@ -227,7 +227,7 @@ class Embed(TokenSection):
     )
 
 
-def _check_lag(lag, frame_interval):
+def _check_lag(lag: float, frame_interval: float) -> None:
     """Raise a SettingError unless the lag time is a whole number of frames; both in ps."""
     try:
         lag_in_frames(lag, frame_interval)
@@ -235,12 +235,12 @@ def _check_lag(lag, frame_interval):
         raise SettingError(str(error), "cv", "lag") from error
 
 
-def _whole(time, unit):
+def _whole(time: float, unit: float) -> int:
     """Count how often `unit` fits into a time, at least once."""
     return max(1, round(time / unit))
 
 
-def _check_dynamics(protocol):
+def _check_dynamics(protocol: Protocol) -> None:
     system, every = protocol.system, protocol.run.every
     femtoseconds = 1000 * system.timestep
     hydrogen = system.hydrogen_mass or 1.008
@@ -264,7 +264,7 @@ def _check_dynamics(protocol):
         )
 
 
-def _check_training_data(protocol):
+def _check_training_data(protocol: Protocol) -> None:
     unbiased, cv, timestep = protocol.unbiased, protocol.cv, protocol.system.timestep
     if cv.file is not None:
         return
@@ -298,7 +298,7 @@ def _check_training_data(protocol):
         )
 
 
-def _check_bias(protocol):
+def _check_bias(protocol: Protocol) -> None:
     bias, components, step = protocol.bias, protocol.cv.components, protocol.schedule.bias_step
     for name in ("sigma", "sigma_min"):
         widths = getattr(bias, name)
@@ -322,7 +322,7 @@ def _check_bias(protocol):
         raise SettingError(str(error), "bias", *[name] * (name in BiasSection.model_fields)) from error
 
 
-def _check_run(protocol):
+def _check_run(protocol: Protocol) -> None:
     run, bias, analysis = protocol.run, protocol.bias, protocol.analysis
     if run.length < FEWEST_DEPOSITIONS * bias.pace * (1 - 1e-9):
         raise SettingError(
@@ -344,5 +344,5 @@ def _check_run(protocol):
         )
 
 
-def _warn(message):
+def _warn(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=4)

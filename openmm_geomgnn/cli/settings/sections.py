@@ -4,7 +4,7 @@ Values are stored in OpenMM's units: times in ps, energies in kJ/mol, masses in 
 temperatures in K. A bare number in a file is in these units; any other unit is written behind it ("2 fs").
 """
 
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -72,12 +72,12 @@ class SystemSection(Section):
 
     @field_validator("constraints", mode="before")
     @classmethod
-    def _none_is_null(cls, value):
+    def _none_is_null(cls, value: Any) -> Any:
         return None if isinstance(value, str) and value.lower() == "none" else value
 
     @field_validator("timestep")
     @classmethod
-    def _not_in_femtoseconds(cls, value):
+    def _not_in_femtoseconds(cls, value: Any) -> Any:
         if value > LONGEST_TIMESTEP:
             raise GeomGNNError(
                 f"timestep is {value:g} ps = {1000 * value:g} fs, longer than {1000 * LONGEST_TIMESTEP:g} fs, which no "
@@ -146,7 +146,7 @@ class TokenSection(Section):
 
     @field_validator("selection")
     @classmethod
-    def _can_be_parsed(cls, text):
+    def _can_be_parsed(cls, text: str) -> str:
         if text is not None:
             from mdtraj.core.selection import parse_selection
 
@@ -160,7 +160,7 @@ class TokenSection(Section):
         return text
 
     @model_validator(mode="after")
-    def _reference_is_used(self):
+    def _reference_is_used(self) -> Self:
         if self.reference is not None and self.window != "space":
             raise SettingError(
                 f"reference is given, but window: {self.window} does not look at it. Use window: space, or remove it.",
@@ -168,7 +168,7 @@ class TokenSection(Section):
             )
         return self
 
-    def token_spec(self):
+    def token_spec(self) -> TokenSpec:
         """The TokenSpec of these settings."""
         names = ("selection", "window", "context", "radius", "pooling")
         return TokenSpec(**{name: getattr(self, name) for name in names}, reference=self.reference and str(self.reference))
@@ -203,7 +203,7 @@ class CVSection(TokenSection):
     training: TrainingSection = Field(default_factory=TrainingSection, description="how a vampnet is trained")
 
     @model_validator(mode="after")
-    def _parts_fit(self):
+    def _parts_fit(self) -> Self:
         try:
             check_parts(self.estimator, self.mixer, self.components, self.pca)
         except SettingMismatch as error:
@@ -211,7 +211,7 @@ class CVSection(TokenSection):
         return self
 
     @model_validator(mode="after")
-    def _file_is_all(self):
+    def _file_is_all(self) -> Self:
         given = self.model_dump(exclude={"file", "components"}, exclude_defaults=True)
         other = [name for name, value in given.items() if value != {}]
         if self.file is not None and other:
@@ -223,7 +223,7 @@ class CVSection(TokenSection):
         return self
 
     @model_validator(mode="after")
-    def _mixer_has_these_settings(self):
+    def _mixer_has_these_settings(self) -> Self:
         if self.mixer_settings or self.mixer not in OUR_MIXERS:  # the import brings torch, which takes seconds
             from openmm_geomgnn.cv.mixers import check_settings
 
@@ -277,7 +277,7 @@ class BiasSection(Section):
     )
 
     @model_validator(mode="after")
-    def _settings_are_those_of_the_method(self):
+    def _settings_are_those_of_the_method(self) -> Self:
         if self.method == "opes" and self.settings:
             raise SettingError(
                 "settings is for the bias of another package, but method is opes, whose settings stand beside it, such as "

@@ -3,20 +3,24 @@
 import os
 import re
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.cli.settings.compute import Compute
 from openmm_geomgnn.cli.settings.conformers import DataBuild
 from openmm_geomgnn.cli.settings.distill import Distill
-from openmm_geomgnn.cli.settings.fields import find_file
+from openmm_geomgnn.cli.settings.fields import Section, find_file
 from openmm_geomgnn.cli.settings.protocol import Embed, Fit, Protocol, Schedule
-from openmm_geomgnn.cli.settings.yaml_text import read_value, read_yaml, write_yaml
+from openmm_geomgnn.cli.settings.yaml_text import Lines, read_value, read_yaml, write_yaml
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formatting import format_setting
 from openmm_geomgnn.units import did_you_mean
+
+S = TypeVar("S", bound=Section)
 
 __all__ = [
     "Compute",
@@ -68,7 +72,7 @@ REQUIREMENTS = {
 }
 
 
-def load_protocol(path, overrides=None):
+def load_protocol(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Protocol:
     """The `Protocol` in a YAML file.
 
     Parameters
@@ -86,22 +90,22 @@ def load_protocol(path, overrides=None):
     return _load(Protocol, path, overrides)
 
 
-def load_fit(path, overrides=None):
+def load_fit(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Fit:
     """The `Fit` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(Fit, path, overrides)
 
 
-def load_embed(path, overrides=None):
+def load_embed(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Embed:
     """The `Embed` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(Embed, path, overrides)
 
 
-def load_distill(path, overrides=None):
+def load_distill(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Distill:
     """The `Distill` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(Distill, path, overrides)
 
 
-def embed_settings(inputs, options):
+def embed_settings(inputs: Sequence[str], options: Mapping[str, Any]) -> Embed:
     """The `Embed` of a command line: a topology and trajectories, or one YAML file of which `options` replace settings.
 
     Files on the command line are relative to where it runs.
@@ -110,20 +114,22 @@ def embed_settings(inputs, options):
     return _from_command_line(Embed, ("topology",), inputs, options, missing)
 
 
-def distill_settings(inputs, options):
+def distill_settings(inputs: Sequence[str], options: Mapping[str, Any]) -> Distill:
     """The `Distill` of a command line: a CV file, a topology and trajectories, or one YAML file, as in `embed_settings`."""
     example = "geomgnn distill a.cv.safetensors a.pdb a.xtc -o student.cv.safetensors"
     missing = f"The file for the student is missing: give it, as in `{example}`."
     return _from_command_line(Distill, ("cv", "topology"), inputs, options, missing)
 
 
-def compute_settings(inputs, options):
+def compute_settings(inputs: Sequence[str], options: Mapping[str, Any]) -> Compute:
     """The `Compute` of a command line, as in `distill_settings`."""
     missing = "The file for the values is missing: give it, as in `geomgnn compute a.cv.safetensors a.pdb a.xtc -o COLVAR`."
     return _from_command_line(Compute, ("cv", "topology"), inputs, options, missing)
 
 
-def _from_command_line(model, names, inputs, options, missing):
+def _from_command_line(
+    model: type[S], names: Sequence[str], inputs: Sequence[str], options: Mapping[str, Any], missing: str
+) -> S:
     """Settings from files called `names`, then trajectories; or from one YAML file. missing: the error without output."""
     numbers = {name: read_value(value, f"--{name}") for name, value in options.items() if name in _NUMBERS}
     options = {**options, **numbers}
@@ -136,19 +142,21 @@ def _from_command_line(model, names, inputs, options, missing):
     return _validated(model, data, {}, {"folder": os.getcwd()}, COMMAND_LINE)
 
 
-def load_data_build(path, overrides=None):
+def load_data_build(path: PathLike, overrides: Mapping[str, Any] | None = None) -> DataBuild:
     """The `DataBuild` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(DataBuild, path, overrides)
 
 
-def dump(config):
-    """YAML text of all settings of a `Protocol` or `Fit`, defaults filled in and paths absolute; it loads back to the
-    same settings."""
+def dump(config: Section) -> str:
+    """Write all settings of a `Protocol` or `Fit` as YAML, with defaults filled in and absolute paths.
+
+    The text loads back to the same settings.
+    """
     data = config.model_dump(mode="json")
     return f"# All settings, for `{COMMANDS[type(config)]}`.\n{write_yaml(data)}"
 
 
-def _load(model, path, overrides):
+def _load(model: type[S], path: PathLike, overrides: Mapping[str, Any] | None) -> S:
     path = find_file(path, os.getcwd(), "settings file", (".yaml", ".yml"))
     data, lines = read_yaml(path)
     for key, value in (overrides or {}).items():
@@ -156,7 +164,7 @@ def _load(model, path, overrides):
     return _validated(model, data, lines, {"folder": path.parent, "name": path.stem}, path.name)
 
 
-def _validated(model, data, lines, context, source):
+def _validated(model: type[S], data: Any, lines: Lines, context: Mapping[str, Any], source: str) -> S:
     """The settings in `data`; `lines` of the keys and the name of their `source` are for errors."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -170,7 +178,7 @@ def _validated(model, data, lines, context, source):
     return config
 
 
-def _override(data, lines, keys, value):
+def _override(data: Any, lines: Lines, keys: Any, value: Any) -> None:
     keys = list(keys)
     for i, key in enumerate(keys):
         if isinstance(data, list):
@@ -193,7 +201,7 @@ def _override(data, lines, keys, value):
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
-def _explain(error, model, file, lines):
+def _explain(error: ValidationError, model: type[BaseModel], file: str, lines: Lines) -> str:
     """One paragraph about the first problem in the file, and where the others are."""
     problems = []
     for problem in error.errors(include_url=False):
@@ -211,19 +219,20 @@ def _explain(error, model, file, lines):
     return text
 
 
-def _line(location, lines):
+def _line(location: tuple, lines: Lines) -> int | None:
     """The line of a setting, or of the innermost section around it that is in the file; None for an override."""
     while location and location not in lines:
         location = location[:-1]
     return lines.get(location, 1)
 
 
-def _describe(model, file, line, location, problem, cause):
+def _describe(model: type[BaseModel], file: str, line: int | None, location: tuple, problem: Any, cause: Any) -> str:
     place = f"{file} (line {line})" if line else f"{file} (overridden when it was loaded)"
     if file == COMMAND_LINE:
         place = file
     keys = [part for part in location if isinstance(part, str)]
-    section, field = model, None
+    section: type[BaseModel] | None = model
+    field: Any = None
     path = []
     for key in keys:
         field = section.model_fields.get(key) if section else None
@@ -252,18 +261,19 @@ def _describe(model, file, line, location, problem, cause):
     return f"{where}{name} is {format_setting(problem['input'])}, but must be {needed}{described}.{guess}"
 
 
-def _hint(model, owner, name):
+def _hint(model: type[BaseModel], owner: type[BaseModel], name: str) -> str:
     """Suggest the intended key: a similar one, one of another section, or one of the other kind of file."""
     homes = [path for path, section in _sections(model) if name in section.model_fields and section is not owner]
     if homes:
         return f" It belongs in section {homes[0]}." if homes[0] else " It belongs outside of any section."
-    others = [command for kind, command in COMMANDS.items() if kind is not model and name in kind.model_fields]
+    commands: Mapping[Any, str] = COMMANDS
+    others = [command for kind, command in commands.items() if kind is not model and name in kind.model_fields]
     if owner is model and others:
         return f" It belongs in a file for `{others[0]}`; this one was read for `{COMMANDS[model]}`."
     return did_you_mean(name, owner.model_fields)
 
 
-def _sections(model, path=""):
+def _sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     yield path, model
     for name, field in model.model_fields.items():
         section = _section_of(field)
@@ -271,13 +281,13 @@ def _sections(model, path=""):
             yield from _sections(section, f"{path}.{name}".lstrip("."))
 
 
-def _at(model, path):
+def _at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
     for key in path:
-        model = _section_of(model.model_fields[key])
+        model = cast(type[BaseModel], _section_of(model.model_fields[key]))
     return model
 
 
-def _section_of(field):
+def _section_of(field: Any) -> type[BaseModel] | None:
     """The section that a field holds, or None."""
     kinds = [field.annotation, *get_args(field.annotation)]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -1,6 +1,8 @@
 """YAML as settings are written in it: every value with its line, and nothing that is read as what it does not look like."""
 
 import re
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -12,6 +14,7 @@ LONGEST = 10_000  # characters of one value
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _WHOLE = re.compile(r"[-+]?[0-9][0-9_]{0,20}$")
 _TAG = "tag:yaml.org,2002:"
+Lines: TypeAlias = dict[tuple, int | None]  # path of a key in the file -> its line; None if it was overridden
 
 
 _NUMBERS = {
@@ -38,7 +41,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Lists on one line, and no anchors."""
 
-    def ignore_aliases(self, data):
+    def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
@@ -49,12 +52,12 @@ for _tag, (_pattern, _first) in _NUMBERS.items():
     _Dumper.add_implicit_resolver(_tag, _pattern, list(_first))  # text that looks like a number is quoted
 
 
-def write_yaml(data):
+def write_yaml(data: Any) -> str:
     """YAML text that `read_yaml` takes back to `data`."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def read_yaml(path):
+def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     """The content of a YAML file, a mapping, and the line of every key: {("run", "length"): 12, ...}.
 
     Raises
@@ -77,7 +80,7 @@ def read_yaml(path):
 _NO_TEXT = "{} is not a text file in UTF-8, so it cannot be YAML. Save it as UTF-8."
 
 
-def read_value(text, what):
+def read_value(text: str, what: str) -> Any:
     """The value of a setting on the command line; `what` it was given as, for errors.
 
     Raises
@@ -101,7 +104,7 @@ def read_value(text, what):
         raise GeomGNNError(f"{what} has a value that is not valid YAML: close its brackets and quotes.") from error
 
 
-def _read(text, name):
+def _read(text: str, name: str) -> tuple[dict[str, Any], Lines]:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -110,7 +113,7 @@ def _read(text, name):
         _check(node, name)
         _check_keys(node, name, set())
         data = _unshared(loader.construct_document(node))
-        lines = {}
+        lines: Lines = {}
         _find_lines(node, (), lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -133,14 +136,14 @@ def _read(text, name):
 _TOO_DEEP = f"{{}} has lists or sections within one another, more than {DEEPEST} deep, which no settings have."
 
 
-def _check(root, name):
+def _check(root: yaml.Node, name: str) -> None:
     """Refuse what would take for ever to read: anchors within themselves or used millions of times, brackets in brackets.
 
     Also characters that cannot stand in a setting or a file's name.
     """
-    sizes = {}
+    sizes: dict[int, Any] = {}
 
-    def size(node):
+    def size(node: Any) -> tuple[int, int]:
         """(values, levels) within a node."""
         where = f"{name} (line {node.start_mark.line + 1})"
         if id(node) in sizes:
@@ -167,7 +170,7 @@ def _check(root, name):
         size(root)
 
 
-def _check_text(text, where):
+def _check_text(text: str, where: str) -> None:
     if len(text) > LONGEST:
         raise GeomGNNError(f"{where} holds a value of {len(text)} characters; settings have at most {LONGEST}.")
     strange = _CONTROL.search(text)
@@ -178,12 +181,12 @@ def _check_text(text, where):
         )
 
 
-def _check_keys(node, file, seen):
+def _check_keys(node: Any, file: str, seen: set[int]) -> None:
     """Refuse a key given twice, of which YAML would silently take the last, and keys that are not text."""
     if id(node) in seen or not isinstance(node, yaml.CollectionNode):
         return
     seen.add(id(node))
-    first_lines = {}
+    first_lines: dict[Any, int] = {}
     for entry in node.value:
         if isinstance(node, yaml.SequenceNode):
             _check_keys(entry, file, seen)
@@ -202,7 +205,7 @@ def _check_keys(node, file, seen):
         _check_keys(value, file, seen)
 
 
-def _find_lines(node, location, lines):
+def _find_lines(node: Any, location: tuple, lines: Lines) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             lines[(*location, key.value)] = key.start_mark.line + 1
@@ -213,7 +216,7 @@ def _find_lines(node, location, lines):
             _find_lines(value, (*location, i), lines)
 
 
-def _unshared(data):
+def _unshared(data: Any) -> Any:
     """A copy in which what an anchor stands for is there once for each use: replacing one does not change the others."""
     if isinstance(data, dict):
         return {key: _unshared(value) for key, value in data.items()}
