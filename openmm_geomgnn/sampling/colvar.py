@@ -29,13 +29,22 @@ _FORMAT = "%.12g"
 class ColvarWriter(Closing):
     """Appends blocks of rows to a COLVAR file.
 
-    path: the file. fields: the column names, in order. append=False starts a new file (an existing one is replaced);
-    append=True continues an existing file with the same fields, or starts a new one if there is none.
     Every `write` ends with a flush, so that a run that is killed loses at most the block being written; everything before a
-    `sync` survives a power failure as well.
-    Use it as a context manager, or call `close`.
+    `sync` survives a power failure as well. Use it as a context manager, or call `close`.
 
-    Raises GeomGNNError if field names are unusable, or if the file to be continued has different fields.
+    Parameters
+    ----------
+    path : path
+    fields : sequence of str
+        The column names, in order.
+    append : bool
+        Continue an existing file with the same fields, or start a new one if there is none. Without it a new file is
+        started, and an existing one is replaced.
+
+    Raises
+    ------
+    GeomGNNError
+        If field names are unusable, or the file to be continued has different fields.
     """
 
     def __init__(self, path: PathLike, fields: Sequence[str], append: bool = False) -> None:
@@ -115,12 +124,24 @@ class ColvarWriter(Closing):
 def read_colvar(path: PathLike, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Read a COLVAR file, ours or PLUMED's: a dictionary from field name to an (n,) float64 array.
 
-    fields: the names to return, in this order; all of them by default. Rows keep the order of the file. Further
-    headers (PLUMED writes one at every restart), `#! SET` lines and comments are skipped. A truncated last line is
-    ignored with a warning; a damaged line inside the file is an error.
+    Rows keep the order of the file. Further headers (PLUMED writes one at every restart), `#! SET` lines and comments are
+    skipped. A truncated last line is ignored with a warning; a damaged line inside the file is an error.
 
-    Raises GeomGNNError if the file does not exist or has no `#! FIELDS` line, if a row does not have as many values as its
-    header has fields, if headers differ, or if a requested field does not exist.
+    Parameters
+    ----------
+    path : path
+    fields : sequence of str, optional
+        The names to return, in this order; all of them by default.
+
+    Returns
+    -------
+    dict of str to (n,) float64 ndarray
+
+    Raises
+    ------
+    GeomGNNError
+        If the file does not exist or has no `#! FIELDS` line, if a row does not have as many values as its header has
+        fields, if headers differ, or if a requested field does not exist.
 
     Examples
     --------

@@ -185,9 +185,16 @@ class Frames:
 def read_dcd(path: PathLike, count: int | None = None) -> Frames:
     """Read the `Frames` of a DCD file that OpenMM wrote.
 
-    count: number of frames to read, from a file that may be growing; by default as many as its header says.
+    Parameters
+    ----------
+    path : path
+    count : int, optional
+        Number of frames to read, from a file that may be growing; by default as many as its header says.
 
-    Raises GeomGNNError if it is not such a file, or has fewer frames.
+    Raises
+    ------
+    GeomGNNError
+        If it is not such a file, or has fewer frames.
     """
     with _open_dcd(path) as file:
         layout = _layout(file, path)

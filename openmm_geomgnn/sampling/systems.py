@@ -91,9 +91,18 @@ class SystemSettings:
 
 
 def load_structure(path: PathLike) -> tuple[app.Topology, np.ndarray]:
-    """Read a PDB or PDBx/mmCIF file: (openmm.app.Topology, positions (N, 3) float64 ndarray in nm).
+    """Read a PDB or PDBx/mmCIF file.
 
-    Raises GeomGNNError if the file is missing, of another kind or empty, or has positions that are not finite.
+    Returns
+    -------
+    topology : openmm.app.Topology
+    positions : (N, 3) float64 ndarray
+        nm
+
+    Raises
+    ------
+    GeomGNNError
+        If the file is missing, of another kind or empty, or has positions that are not finite.
     """
     path = Path(path)
     if path.suffix.lower() not in READERS:
@@ -331,11 +340,27 @@ def choose_platform(
 ) -> tuple[openmm.Platform, dict[str, str]]:
     """Get an OpenMM platform and its properties by name.
 
-    "auto" is CUDA, else HIP, if a Context can be made on them; else Reference for fewer than 60 particles and CPU for more.
-    OpenCL must be requested by name. precision: "single", "mixed" or "double", for GPU platforms. threads: for CPU; one by
-    default, since walkers run in parallel, and more threads than free cores are very slow.
+    Parameters
+    ----------
+    name : str
+        "auto" is CUDA, else HIP, if a Context can be made on them; else Reference for fewer than 60 particles and CPU for
+        more. OpenCL must be requested by name.
+    n_particles : int, optional
+        Size of the system, for "auto".
+    precision : {"single", "mixed", "double"}
+        For GPU platforms.
+    threads : int
+        For CPU; one by default, since walkers run in parallel, and more threads than free cores are very slow.
 
-    Returns (openmm.Platform, dict). Raises a GeomGNNError that lists the platforms there are if this one is not among them.
+    Returns
+    -------
+    platform : openmm.Platform
+    properties : dict of str to str
+
+    Raises
+    ------
+    GeomGNNError
+        If this platform is not there; the message lists those that are.
     """
     there = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
     if name == "auto":
