@@ -1,9 +1,18 @@
 """The read-out of CVs of an `mixers.AttentionMixer` by compiled kernels."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from openmm_geomgnn.cv.readouts.mixer import MixerReadout, padded, widened
-from openmm_geomgnn.cv.readouts.mixer_arguments import AttentionWeights, attention_kept_shapes, attention_work_shapes
+from openmm_geomgnn.cv.readouts.mixer_arguments import (
+    AttentionWeights,
+    Input,
+    Output,
+    attention_kept_shapes,
+    attention_work_shapes,
+)
 from torchmdnet_ext.compiled.arrays import to_float64
 
 
@@ -14,20 +23,21 @@ class AttentionReadout(MixerReadout):
     shapes = attention_kept_shapes, attention_work_shapes
 
     @staticmethod
-    def kernels():
+    def kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """See `CompiledReadout`."""
         from openmm_geomgnn.cv.readouts.attention_kernels import attention, attention_vjp
 
         return attention, attention_vjp
 
     @staticmethod
-    def _layer_sizes(mixer):
+    def _layer_sizes(mixer: Any) -> dict[str, int]:
         feedforward = padded(mixer.settings["feedforward"])
         return {"layers": len(mixer.encoder), "heads": mixer.settings["heads"], "feedforward": feedforward}
 
-    def _last_norm(self, mixer):
+    def _last_norm(self, mixer: Any) -> tuple[np.ndarray, np.ndarray]:
         return to_float64(mixer.norm.weight), to_float64(mixer.norm.bias)
 
-    def _make_weights(self, mixer, input, output):
+    def _make_weights(self, mixer: Any, input: Input, output: Output) -> AttentionWeights:
         sizes = self._sizes
         embed = widened(to_float64(mixer.embed.weight).T, sizes.features, sizes.width)
         bias = np.broadcast_to(to_float64(mixer.embed.bias), (sizes.tokens, sizes.channels))
@@ -53,7 +63,7 @@ class AttentionReadout(MixerReadout):
             **arrays,
         )
 
-    def _linear_maps(self, layer):
+    def _linear_maps(self, layer: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Name -> weight (inner, columns) and bias of a layer; LayerNorm's own gain and bias go into what follows it."""
         channels, width = self._sizes.channels, self._sizes.width
         weight, bias = after_norm(layer.attention_norm, layer.attention.query_key_value)
@@ -66,7 +76,7 @@ class AttentionReadout(MixerReadout):
         }
 
 
-def after_norm(norm, linear):
+def after_norm(norm: Any, linear: Any) -> tuple[np.ndarray, np.ndarray]:
     """Weight (inner, columns) and bias of a linear layer on what LayerNorm gives before its own gain and bias."""
     weight = to_float64(linear.weight)
     return (weight * to_float64(norm.weight)).T, to_float64(linear.bias) + weight @ to_float64(norm.bias)

@@ -8,7 +8,9 @@ from openmm_geomgnn.cv.readouts.cache import keep_compiled
 from openmm_geomgnn.cv.readouts.gelu_functions import gelu, gelu_slope
 from openmm_geomgnn.cv.readouts.mixer_arguments import (
     AttentionKept,
+    AttentionWeights,
     AttentionWork,
+    Sizes,
     attention_kept_shapes,
     attention_work_shapes,
 )
@@ -28,7 +30,7 @@ _kept_shapes, _work_shapes = kernel(attention_kept_shapes), kernel(attention_wor
 
 
 @summing
-def attend(qkv, heads, depth, weights, mixed):
+def attend(qkv: np.ndarray, heads: int, depth: int, weights: np.ndarray, mixed: np.ndarray) -> None:
     """Fill weights (heads, R, R) and mixed (R, W) from queries, keys and values (R, 3, W) of `depth` channels a head."""
     tokens = mixed.shape[0]
     scale = 1.0 / math.sqrt(depth)
@@ -54,7 +56,9 @@ def attend(qkv, heads, depth, weights, mixed):
 
 
 @summing
-def attend_vjp(g_mixed, qkv, heads, depth, weights, slopes, g_qkv):
+def attend_vjp(
+    g_mixed: np.ndarray, qkv: np.ndarray, heads: int, depth: int, weights: np.ndarray, slopes: np.ndarray, g_qkv: np.ndarray
+) -> None:
     """Fill g_qkv (R, 3, W); slopes (R,) is for work."""
     tokens = g_mixed.shape[0]
     scale = 1.0 / math.sqrt(depth)
@@ -79,15 +83,15 @@ def attend_vjp(g_mixed, qkv, heads, depth, weights, slopes, g_qkv):
 
 
 @kernel
-def add_rows(rows, at, step, out, count, columns):
-    """out (count, columns) += those of `rows` from `at` on, the next row `step` further."""
+def add_rows(rows: np.ndarray, at: int, step: int, out: np.ndarray, count: int, columns: int) -> None:
+    """Add to `out` (count, columns) those of `rows` from `at` on, the next row `step` further."""
     for r in range(count):
         for c in range(0, columns, PANEL):
             increase(out, r * columns + c, load16(rows, at + r * step + c))
 
 
 @kernel
-def _kept_parts(memory, sizes):
+def _kept_parts(memory: np.ndarray, sizes: Sizes) -> AttentionKept:
     shapes = _kept_shapes(sizes)
     vectors, start = part_of(memory, 0, shapes.vectors)
     norms, start = part_of(memory, start, shapes.norms)
@@ -104,7 +108,7 @@ def _kept_parts(memory, sizes):
 
 
 @kernel
-def _work_parts(memory, sizes):
+def _work_parts(memory: np.ndarray, sizes: Sizes) -> AttentionWork:
     shapes = _work_shapes(sizes)
     features, start = part_of(memory, 0, shapes.features)
     rows, start = part_of(memory, start, shapes.rows)
@@ -118,7 +122,9 @@ def _work_parts(memory, sizes):
 
 
 @kernel
-def attention(x, v, w, memory, work_memory, psi):
+def attention(
+    x: np.ndarray, v: np.ndarray, w: AttentionWeights, memory: np.ndarray, work_memory: np.ndarray, psi: np.ndarray
+) -> None:
     """Fill psi (d,), and `memory`, of the size of all `attention_kept_shapes`, with what `attention_vjp` takes."""
     sizes, zeros = w.sizes, w.output.zeros
     tokens, width, heads, wide, channels = sizes.tokens, sizes.width, sizes.heads, sizes.feedforward, sizes.channels
@@ -153,7 +159,9 @@ def attention(x, v, w, memory, work_memory, psi):
 
 
 @kernel
-def attention_vjp(weights, w, memory, work_memory, g_x, g_v):
+def attention_vjp(
+    weights: np.ndarray, w: AttentionWeights, memory: np.ndarray, work_memory: np.ndarray, g_x: np.ndarray, g_v: np.ndarray
+) -> None:
     """Fill the gradients (M, H) by x and (M, 3, H) by v of the product of weights (d,) and psi."""
     sizes, present, zeros = w.sizes, w.present, w.output.zeros
     tokens, width, heads, wide, channels = sizes.tokens, sizes.width, sizes.heads, sizes.feedforward, sizes.channels

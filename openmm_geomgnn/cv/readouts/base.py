@@ -1,9 +1,18 @@
 """What read-outs by compiled kernels have in common."""
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import numpy as np
+import torch
+
+from openmm_geomgnn.representation.tokens import Tokenizer
+
+# takes weights (d,) to the gradients (M, H) and (M, 3, H) of their product with psi
+ReadoutVJP: TypeAlias = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def own_atoms(tokenizer):
+def own_atoms(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The window atoms that count (n,), the token of each (n,), and the factor of each token's sum (R,)."""
     windows = tokenizer.windows
     own = np.flatnonzero(windows.token >= 0)
@@ -13,10 +22,19 @@ def own_atoms(tokenizer):
 
 
 class CompiledReadout:
-    """Base of read-outs by kernels; `kernels()` returns the jitted functions."""
+    """Base of read-outs by kernels."""
 
-    def __init__(self, dtype):
+    def __init__(self, dtype: torch.dtype) -> None:
         self._kernels, self._dtype = self.kernels(), np.dtype(str(dtype).removeprefix("torch."))
+
+    @staticmethod
+    def kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The jitted functions: of the read-out, and of its vector-Jacobian product."""
+        raise NotImplementedError
+
+    def __call__(self, x: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ReadoutVJP]:
+        """Evaluate psi (d,) from features x (M, H) and v (M, 3, H), with its vector-Jacobian product."""
+        raise NotImplementedError
 
     @property
     def needs_compiling(self) -> bool:

@@ -13,8 +13,18 @@ from openmm_geomgnn.cv.readouts.cache import keep_compiled
 
 
 @njit(error_model="numpy")
-def read_out(x, v, own, token, share, pooled, epsilon2, mean, projection):
-    """psi (d,), and vectors (R, 3, H) and norms (R, H) of the tokens, which `read_out_vjp` takes.
+def read_out(
+    x: np.ndarray,
+    v: np.ndarray,
+    own: np.ndarray,
+    token: np.ndarray,
+    share: np.ndarray,
+    pooled: float,
+    epsilon2: float,
+    mean: np.ndarray,
+    projection: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Evaluate psi (d,), and vectors (R, 3, H) and norms (R, H) of the tokens, which `read_out_vjp` takes.
 
     own (n,): the window atoms that count; token (n,): where; share (R,): factor of each token's sum. pooled: factor of the
     tokens' features in the chi (2H,) of all of them, or 0 for features side by side.
@@ -45,7 +55,17 @@ def read_out(x, v, own, token, share, pooled, epsilon2, mean, projection):
 
 
 @njit(error_model="numpy")
-def read_out_vjp(weights, x, own, token, share, pooled, projection, vectors, norms):
+def read_out_vjp(
+    weights: np.ndarray,
+    x: np.ndarray,
+    own: np.ndarray,
+    token: np.ndarray,
+    share: np.ndarray,
+    pooled: float,
+    projection: np.ndarray,
+    vectors: np.ndarray,
+    norms: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """Gradients by x (M, H) and v (M, 3, H) of the product of the weights (d,) and psi."""
     atoms, hidden = x.shape
     g_x, g_v = np.zeros((atoms, hidden), x.dtype), np.zeros((atoms, 3, hidden), x.dtype)

@@ -1,23 +1,27 @@
 """Read-outs of CVs whose mixer has weights, by compiled kernels: autograd through a mixer takes as long as an encoder."""
 
+from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from openmm_geomgnn.cv.mixers.features import NORM_EPSILON
-from openmm_geomgnn.cv.readouts.base import CompiledReadout, own_atoms
+from openmm_geomgnn.cv.readouts.base import CompiledReadout, ReadoutVJP, own_atoms
 from openmm_geomgnn.cv.readouts.mixer_arguments import POOLS, Input, Output, Sizes
+from openmm_geomgnn.representation.tokens import Tokenizer
 from torchmdnet_ext.compiled.arrays import aligned_zeros, to_float64
 
 PANEL = 16  # columns that the kernels multiply at once, `torchmdnet_ext.kernels.lanes.PANEL`
 
 
-def padded(size):
+def padded(size: int) -> int:
     """A number of channels as the kernels want it: whole panels."""
     return -(-size // PANEL) * PANEL
 
 
-def widened(array, *sizes):
+def widened(array: np.ndarray, *sizes: int) -> np.ndarray:
     """An array with zeros behind, to these sizes of its last axes."""
     missing = np.subtract(sizes, array.shape[-len(sizes) :])
     return np.pad(array, [(0, 0)] * (array.ndim - len(sizes)) + [(0, int(count)) for count in missing])
@@ -37,7 +41,10 @@ class MixerReadout(CompiledReadout):
     mean : (n,) tensor, projection : (n, d) tensor
     """
 
-    def __init__(self, tokenizer, mixer, mean, projection):
+    mixer: ClassVar[str]  # its name
+    shapes: ClassVar[tuple[Callable[[Sizes], Any], Callable[[Sizes], Any]]]
+
+    def __init__(self, tokenizer: Tokenizer, mixer: Any, mean: torch.Tensor, projection: torch.Tensor) -> None:
         from torchmdnet_ext.kernels.cache import FixedTypes
 
         super().__init__(mixer.standardise.mean.dtype)
@@ -61,18 +68,19 @@ class MixerReadout(CompiledReadout):
         self._components = projection.shape[1]
 
     @classmethod
-    def covers(cls, mixer):
+    def covers(cls, mixer: Any) -> bool:
         """Whether a mixer is one that this class is for."""
         return mixer.name == cls.mixer and not mixer.chirality
 
-    def __call__(self, x, v):
+    def __call__(self, x: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ReadoutVJP]:
+        """See `CompiledReadout`."""
         x, v = (np.ascontiguousarray(part, dtype=self._dtype) for part in (x, v))
         forward, backward = self._kernels
         # arrays of each call's own: several threads may be in here, and old evaluations may be asked for gradients
         kept, psi = np.empty(self._kept_size, self._dtype), np.empty(self._components)
         self._call(forward, x, v, self._weights, kept, np.empty(self._work_size, self._dtype), psi)
 
-        def vjp(weights):
+        def vjp(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             weights = np.ascontiguousarray(weights, dtype=np.float64)
             g_x, g_v, work = np.empty_like(x), np.empty_like(v), np.empty(self._work_size, self._dtype)
             self._call(backward, weights, self._weights, kept, work, g_x, g_v)
@@ -80,29 +88,37 @@ class MixerReadout(CompiledReadout):
 
         return psi, vjp
 
-    def _array(self, *blocks):
+    def _array(self, *blocks: Any) -> np.ndarray:
         """An array of one axis from a cache line on."""
         block = np.concatenate([np.reshape(block, -1) for block in blocks]) if blocks else np.zeros(0)
         out = aligned_zeros(len(block), self._dtype)
         out[:] = block
         return out
 
-    def _matrices(self, matrices):
+    def _matrices(self, matrices: Sequence[np.ndarray]) -> np.ndarray:
         """Matrices (inner, columns), whole panels both, in an array as `matmul` reads it."""
         return self._array(*(matrix.reshape(len(matrix), -1, PANEL).transpose(1, 0, 2) for matrix in matrices))
 
-    def _make_input(self, tokenizer, mixer):
+    def _make_input(self, tokenizer: Tokenizer, mixer: Any) -> Input:
         own, token, share = own_atoms(tokenizer)
         mean, std = to_float64(mixer.standardise.mean), to_float64(mixer.standardise.std)
         shape = len(share), mixer.n_features
         mean, scale = (self._array(np.broadcast_to(part, shape)) for part in (mean, 1.0 / std))
         return Input(own, token, self._array(share), mean, scale, NORM_EPSILON**2)
 
-    def _last_norm(self, mixer):
+    @staticmethod
+    def _layer_sizes(mixer: Any) -> dict[str, int]:
+        """The entries of `Sizes` that depend on the kind of mixer."""
+        raise NotImplementedError
+
+    def _make_weights(self, mixer: Any, input: Input, output: Output) -> Any:
+        raise NotImplementedError
+
+    def _last_norm(self, mixer: Any) -> tuple[np.ndarray, np.ndarray]:
         """Gain and bias (channels,) that the rows of the kernels still lack."""
         return np.ones(self._sizes.channels), np.zeros(self._sizes.channels)
 
-    def _make_output(self, mixer, mean, projection):
+    def _make_output(self, mixer: Any, mean: torch.Tensor, projection: torch.Tensor) -> Output:
         sizes, kind = self._sizes, mixer.settings["pool"]
         gain, shift = self._last_norm(mixer)
         first, _, last = mixer.readout.network

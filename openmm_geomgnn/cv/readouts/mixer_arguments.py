@@ -5,12 +5,16 @@ hidden layer and B of feed-forward networks are padded with zeros to whole panel
 are packed as `torchmdnet_ext.compiled.node_kernels.matmul` reads them.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 POOLS = ("flatten", "sum", "mean", "attention")
 FLATTEN, SUM, MEAN, ATTENTION = range(len(POOLS))
+
+
+# a part of an array, or its shape
+Part: TypeAlias = np.ndarray | tuple[int, ...]
 
 
 class Sizes(NamedTuple):
@@ -97,56 +101,57 @@ class AttentionWeights(NamedTuple):
 class MLPKept(NamedTuple):
     """Parts of the array with what the vector-Jacobian product needs of an evaluation, or their shapes."""
 
-    vectors: np.ndarray  # of the tokens
-    norms: np.ndarray
-    rows: np.ndarray  # that are pooled
-    scores: np.ndarray
-    pooled: np.ndarray
-    last: np.ndarray  # the last hidden layer before its silu
-    normed: np.ndarray  # by LayerNorm, of all layers
-    inverse: np.ndarray
+    vectors: Part  # of the tokens
+    norms: Part
+    rows: Part  # that are pooled
+    scores: Part
+    pooled: Part
+    last: Part  # the last hidden layer before its silu
+    normed: Part  # by LayerNorm, of all layers
+    inverse: Part
 
 
 class MLPWork(NamedTuple):
     """Parts of the work array, or their shapes; in the vector-Jacobian product gradients with respect to the same."""
 
-    features: np.ndarray  # of the tokens
-    product: np.ndarray  # before LayerNorm
-    rows: np.ndarray  # behind it
-    pooled: np.ndarray
-    last: np.ndarray
+    features: Part  # of the tokens
+    product: Part  # before LayerNorm
+    rows: Part  # behind it
+    pooled: Part
+    last: Part
 
 
 class AttentionKept(NamedTuple):
     """As `MLPKept`; the layers have two LayerNorms, and there is a last one."""
 
-    vectors: np.ndarray
-    norms: np.ndarray
-    rows: np.ndarray
-    scores: np.ndarray
-    pooled: np.ndarray
-    last: np.ndarray
-    normed: np.ndarray
-    inverse: np.ndarray
-    qkv: np.ndarray
-    weights: np.ndarray  # of the attention
-    feedforward: np.ndarray  # hidden layer before its gelu
+    vectors: Part
+    norms: Part
+    rows: Part
+    scores: Part
+    pooled: Part
+    last: Part
+    normed: Part
+    inverse: Part
+    qkv: Part
+    weights: Part  # of the attention
+    feedforward: Part  # hidden layer before its gelu
 
 
 class AttentionWork(NamedTuple):
     """As `MLPWork`."""
 
-    features: np.ndarray
-    rows: np.ndarray
-    mixed: np.ndarray  # by the attention
-    feedforward: np.ndarray
-    pooled: np.ndarray
-    last: np.ndarray
-    qkv: np.ndarray  # in the vector-Jacobian product only, as the following
-    slopes: np.ndarray  # of the scores of one token
+    features: Part
+    rows: Part
+    mixed: Part  # by the attention
+    feedforward: Part
+    pooled: Part
+    last: Part
+    qkv: Part  # in the vector-Jacobian product only, as the following
+    slopes: Part  # of the scores of one token
 
 
-def mlp_kept_shapes(sizes):
+def mlp_kept_shapes(sizes: Sizes) -> MLPKept:
+    """Shapes of the parts of `MLPKept`."""
     tokens, width = sizes.tokens, sizes.width
     return MLPKept(
         (tokens, 3, sizes.hidden), (tokens, sizes.hidden), (tokens, width), (tokens,), (width,), (sizes.last,),
@@ -154,12 +159,14 @@ def mlp_kept_shapes(sizes):
     )  # fmt: skip
 
 
-def mlp_work_shapes(sizes):
+def mlp_work_shapes(sizes: Sizes) -> MLPWork:
+    """Shapes of the parts of `MLPWork`."""
     tokens, width = sizes.tokens, sizes.width
     return MLPWork((tokens, sizes.features), (tokens, width), (tokens, width), (width,), (sizes.last,))
 
 
-def attention_kept_shapes(sizes):
+def attention_kept_shapes(sizes: Sizes) -> AttentionKept:
+    """Shapes of the parts of `AttentionKept`."""
     tokens, width, layers = sizes.tokens, sizes.width, sizes.layers
     return AttentionKept(
         (tokens, 3, sizes.hidden), (tokens, sizes.hidden), (tokens, width), (tokens,), (width,), (sizes.last,),
@@ -168,7 +175,8 @@ def attention_kept_shapes(sizes):
     )  # fmt: skip
 
 
-def attention_work_shapes(sizes):
+def attention_work_shapes(sizes: Sizes) -> AttentionWork:
+    """Shapes of the parts of `AttentionWork`."""
     tokens, width = sizes.tokens, sizes.width
     return AttentionWork(
         (tokens, sizes.features), (tokens, width), (tokens, width), (tokens, sizes.feedforward), (width,), (sizes.last,),

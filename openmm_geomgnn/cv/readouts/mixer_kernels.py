@@ -4,11 +4,12 @@ Sizes and arrays as in `mixer_arguments`.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-from openmm_geomgnn.cv.readouts.mixer_arguments import ATTENTION, FLATTEN, MEAN
+from openmm_geomgnn.cv.readouts.mixer_arguments import ATTENTION, FLATTEN, MEAN, Input, Output
 from torchmdnet_ext.compiled.jit import kernel
 from torchmdnet_ext.compiled.lane_functions import sigmoid
 from torchmdnet_ext.compiled.node_kernels import matmul, silu
@@ -19,7 +20,9 @@ summing = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz"}, _nr
 
 
 @summing
-def make_features(x, v, input, vectors, norms, features):
+def make_features(
+    x: np.ndarray, v: np.ndarray, input: Input, vectors: np.ndarray, norms: np.ndarray, features: np.ndarray
+) -> None:
     """Fill vectors (R, 3, H) and norms (R, H) of the tokens, and features (R, F): (those - mean) * scale."""
     own, token, share, mean, scale, epsilon2 = input
     hidden = x.shape[1]
@@ -44,7 +47,9 @@ def make_features(x, v, input, vectors, norms, features):
 
 
 @summing
-def make_features_vjp(g_features, input, vectors, norms, g_x, g_v):
+def make_features_vjp(
+    g_features: np.ndarray, input: Input, vectors: np.ndarray, norms: np.ndarray, g_x: np.ndarray, g_v: np.ndarray
+) -> None:
     """Fill g_x (M, H) and g_v (M, 3, H); g_features (R, F) is overwritten."""
     own, token, scale = input.own, input.token, input.scale
     hidden = g_x.shape[1]
@@ -66,13 +71,14 @@ def make_features_vjp(g_features, input, vectors, norms, g_x, g_v):
 
 
 @kernel
-def silu_slope(z, one):
+def silu_slope(z: Any, one: Any) -> Any:
+    """Evaluate the derivative of silu; `one` is 1 in all lanes of z."""
     s = sigmoid(z)
     return s * (one + z * (one - s))
 
 
 @summing
-def pool(rows, kind, score, scores, pooled):
+def pool(rows: np.ndarray, kind: int, score: np.ndarray, scores: np.ndarray, pooled: np.ndarray) -> None:
     """Fill pooled (W,) from rows (R, W), and for attention the weights `scores` (R,) of the rows; not for flatten."""
     tokens, width = rows.shape
     if kind == ATTENTION:
@@ -98,7 +104,9 @@ def pool(rows, kind, score, scores, pooled):
 
 
 @summing
-def pool_vjp(g_pooled, rows, kind, score, scores, g_rows):
+def pool_vjp(
+    g_pooled: np.ndarray, rows: np.ndarray, kind: int, score: np.ndarray, scores: np.ndarray, g_rows: np.ndarray
+) -> None:
     """Fill g_rows (R, W)."""
     tokens, width = rows.shape
     mean = 0.0
@@ -119,7 +127,16 @@ def pool_vjp(g_pooled, rows, kind, score, scores, g_rows):
 
 
 @kernel
-def read_rows(rows, kind, output, scores, pooled, last, active, psi):
+def read_rows(
+    rows: np.ndarray,
+    kind: int,
+    output: Output,
+    scores: np.ndarray,
+    pooled: np.ndarray,
+    last: np.ndarray,
+    active: np.ndarray,
+    psi: np.ndarray,
+) -> None:
     """Fill psi (d,) from rows (R, W): pooled, a layer with silu, and a projection in double precision.
 
     Also fills pooled (W,), which flatten does without, and last (D,), the layer before its silu; active (D,) is for work.
@@ -140,7 +157,18 @@ def read_rows(rows, kind, output, scores, pooled, last, active, psi):
 
 
 @kernel
-def read_rows_vjp(weights, rows, kind, output, scores, pooled, last, g_pooled, g_last, g_rows):
+def read_rows_vjp(
+    weights: np.ndarray,
+    rows: np.ndarray,
+    kind: int,
+    output: Output,
+    scores: np.ndarray,
+    pooled: np.ndarray,
+    last: np.ndarray,
+    g_pooled: np.ndarray,
+    g_last: np.ndarray,
+    g_rows: np.ndarray,
+) -> None:
     """Fill g_rows (R, W) from the weights (d,) of the components; g_pooled (W,) and g_last (D,) are for work."""
     columns = last.shape[0]
     for c in range(columns):
@@ -159,7 +187,7 @@ def read_rows_vjp(weights, rows, kind, output, scores, pooled, last, g_pooled, g
 
 
 @kernel
-def part_of(memory, start, shape):
+def part_of(memory: np.ndarray, start: int, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
     """The part of an array from `start` on, and where the next one begins."""
     size = 1
     for one in shape:

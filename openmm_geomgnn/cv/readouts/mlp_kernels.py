@@ -1,7 +1,9 @@
 """Numba kernels of the read-out of a CV with a `mixers.MLPMixer`; sizes and arrays as in `mixer_arguments`."""
 
+import numpy as np
+
 from openmm_geomgnn.cv.readouts.cache import keep_compiled
-from openmm_geomgnn.cv.readouts.mixer_arguments import MLPKept, MLPWork, mlp_kept_shapes, mlp_work_shapes
+from openmm_geomgnn.cv.readouts.mixer_arguments import MLPKept, MLPWeights, MLPWork, Sizes, mlp_kept_shapes, mlp_work_shapes
 from openmm_geomgnn.cv.readouts.mixer_kernels import (
     make_features,
     make_features_vjp,
@@ -18,7 +20,7 @@ _kept_shapes, _work_shapes = kernel(mlp_kept_shapes), kernel(mlp_work_shapes)
 
 
 @kernel
-def _kept_parts(memory, sizes):
+def _kept_parts(memory: np.ndarray, sizes: Sizes) -> MLPKept:
     shapes = _kept_shapes(sizes)
     vectors, start = part_of(memory, 0, shapes.vectors)
     norms, start = part_of(memory, start, shapes.norms)
@@ -32,7 +34,7 @@ def _kept_parts(memory, sizes):
 
 
 @kernel
-def _work_parts(memory, sizes):
+def _work_parts(memory: np.ndarray, sizes: Sizes) -> MLPWork:
     shapes = _work_shapes(sizes)
     features, start = part_of(memory, 0, shapes.features)
     product, start = part_of(memory, start, shapes.product)
@@ -43,7 +45,7 @@ def _work_parts(memory, sizes):
 
 
 @kernel
-def mlp(x, v, w, memory, work_memory, psi):
+def mlp(x: np.ndarray, v: np.ndarray, w: MLPWeights, memory: np.ndarray, work_memory: np.ndarray, psi: np.ndarray) -> None:
     """Fill psi (d,), and `memory`, of the size of all `mlp_kept_shapes`, with what `mlp_vjp` takes."""
     sizes, bias = w.sizes, w.bias
     tokens, width = sizes.tokens, sizes.width
@@ -66,7 +68,9 @@ def mlp(x, v, w, memory, work_memory, psi):
 
 
 @kernel
-def mlp_vjp(weights, w, memory, work_memory, g_x, g_v):
+def mlp_vjp(
+    weights: np.ndarray, w: MLPWeights, memory: np.ndarray, work_memory: np.ndarray, g_x: np.ndarray, g_v: np.ndarray
+) -> None:
     """Fill the gradients (M, H) by x and (M, 3, H) by v of the product of weights (d,) and psi."""
     sizes, gain, zeros = w.sizes, w.gain, w.output.zeros
     tokens, width = sizes.tokens, sizes.width
