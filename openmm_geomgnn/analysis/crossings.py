@@ -6,8 +6,8 @@ al., J. Chem. Phys. 134, 204105, 2011). Recrossings of the barrier's top that re
 
 import numpy as np
 
-from openmm_geomgnn.analysis.intervals import overlap, width, within
-from openmm_geomgnn.analysis.resampling import as_walkers
+from openmm_geomgnn.analysis.intervals import Interval, overlap, width, within
+from openmm_geomgnn.analysis.resampling import Series, as_walkers
 from openmm_geomgnn.errors import GeomGNNError
 
 # alanine dipeptide's two basins along phi, in radians: C5/C7eq (left) and C7ax (right)
@@ -17,7 +17,9 @@ PHI_CORE_B = (0.3, 2.0)
 PHI_DIVIDING = (0.0, 2.2)
 
 
-def core_states(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
+def core_states(
+    variable: Series, core_a: Interval = PHI_CORE_A, core_b: Interval = PHI_CORE_B, period: float | None = None
+) -> np.ndarray:
     """Find the last visited core at every frame of one trajectory: (T,) int8, 0 for A, 1 for B, -1 before either.
 
     variable: (T,). core_a, core_b: (low, high) intervals in the units of the variable, which may not overlap. period: period
@@ -40,7 +42,9 @@ def core_states(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
     return np.where(last >= 0, visited[last], -1).astype(np.int8)
 
 
-def core_crossings(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
+def core_crossings(
+    variable: Series, core_a: Interval = PHI_CORE_A, core_b: Interval = PHI_CORE_B, period: float | None = None
+) -> int:
     """Count core-to-core transitions, in either direction, summed over the walkers.
 
     variable: (T,) array, or a list of them, one per walker; walkers are never joined.
@@ -54,7 +58,13 @@ def core_crossings(variable, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
     return count
 
 
-def crossings_per_ns(variable, frame_time, core_a=PHI_CORE_A, core_b=PHI_CORE_B, period=None):
+def crossings_per_ns(
+    variable: Series,
+    frame_time: float,
+    core_a: Interval = PHI_CORE_A,
+    core_b: Interval = PHI_CORE_B,
+    period: float | None = None,
+) -> float:
     """Compute core-to-core transitions per nanosecond of simulated time, summed over all walkers.
 
     variable: (T,) array or a list of them. frame_time: ps between frames.
@@ -66,7 +76,7 @@ def crossings_per_ns(variable, frame_time, core_a=PHI_CORE_A, core_b=PHI_CORE_B,
     return core_crossings(walkers, core_a, core_b, period) / nanoseconds
 
 
-def check_cores(core_a, core_b, period=None):
+def check_cores(core_a: Interval, core_b: Interval, period: float | None = None) -> tuple[Interval, Interval]:
     """Return both cores as pairs of floats. Raises GeomGNNError if one is not an interval, or they overlap."""
     cores = []
     for name, core in (("core_a", core_a), ("core_b", core_b)):
@@ -74,6 +84,7 @@ def check_cores(core_a, core_b, period=None):
             shape = "low < high" if period is None else "two different ends"
             raise GeomGNNError(f"{name} must be an interval (low, high) with {shape}, but it is {tuple(core)}.")
         cores.append((float(core[0]), float(core[1])))
-    if overlap(*cores, period):
-        raise GeomGNNError(f"The cores {cores[0]} and {cores[1]} overlap. Leave a gap between them, at the barrier.")
-    return cores
+    first, second = cores
+    if overlap(first, second, period):
+        raise GeomGNNError(f"The cores {first} and {second} overlap. Leave a gap between them, at the barrier.")
+    return first, second

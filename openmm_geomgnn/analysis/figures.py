@@ -1,13 +1,29 @@
 """The pictures and tables of a biased run's report, from its Analysis."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 import numpy as np
 
 from openmm_geomgnn.analysis import plots
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from openmm_geomgnn.analysis.intervals import Interval
+    from openmm_geomgnn.analysis.pipeline import Analysis
+    from openmm_geomgnn.analysis.variables import Variable
+
+    # title, caption and picture; title and rows, the first being the head
+    TitledFigure: TypeAlias = tuple[str, str, Figure]
+    TitledTable: TypeAlias = tuple[str, list[Any]]
+
 _GREEK = {"phi": "φ", "psi": "ψ", "omega": "ω", "chi": "χ"}
 
 
-def standard_figures(analysis):
+def standard_figures(analysis: Analysis) -> list[TitledFigure]:
     """Draw the pictures of a biased run for which it has data: a list of (title, caption, Figure)."""
     figures = []
     walkers, times = analysis.run.walkers, analysis.run.row_times
@@ -60,7 +76,7 @@ def standard_figures(analysis):
     return figures
 
 
-def standard_tables(analysis):
+def standard_tables(analysis: Analysis) -> list[TitledTable]:
     """Make the tables of a biased run: a list of (title, rows), the first row being the head."""
     fields = analysis.run.cv_fields
     rows = [["walker", "simulated (ps)", "mean temperature (K)", *(f"{name}: least … most" for name in fields)]]
@@ -71,7 +87,7 @@ def standard_tables(analysis):
     return [("Walkers", rows), *_states_table(analysis)]
 
 
-def _states_table(analysis):
+def _states_table(analysis: Analysis) -> list[TitledTable]:
     """The states between which ΔF = F(B) − F(A) is the difference."""
     states, variable = analysis.states, analysis.crossing
     if variable is None:
@@ -83,7 +99,7 @@ def _states_table(analysis):
     return [("States: ΔF = F(B) − F(A)", rows)]
 
 
-def _interval(interval, variable):
+def _interval(interval: Interval, variable: Variable) -> str:
     low, high = np.degrees(interval) if variable.is_angle else interval
     if np.isinf(low):
         return f"below {high:.4g}"
@@ -93,7 +109,7 @@ def _interval(interval, variable):
     return f"{low:{digits}} to {high:{digits}}" + (", across 180" if low > high else "")
 
 
-def _crossings(analysis):
+def _crossings(analysis: Analysis) -> TitledFigure:
     variable, states, run = analysis.crossing, analysis.states, analysis.run
     columns = [("biased", run.row_times if variable.biased else run.frame_times, variable.values)]
     if variable.unbiased is not None:
@@ -108,7 +124,7 @@ def _crossings(analysis):
     )
 
 
-def _profile(analysis, variable):
+def _profile(analysis: Analysis, variable: Variable) -> TitledFigure:
     name = symbol(variable.name)
     if variable.biased:
         caption = (
@@ -132,7 +148,7 @@ def _profile(analysis, variable):
     return f"Free energy along {name}", caption, figure
 
 
-def _map(analysis, pair):
+def _map(analysis: Analysis, pair: tuple[str, str]) -> Iterator[TitledFigure]:
     """Draw F over two variables and, if both are angles, the mean of every component of the CV."""
     x, y = (analysis.variables[name] for name in pair)
     ramachandran = pair == ("phi", "psi")
@@ -158,19 +174,19 @@ def _map(analysis, pair):
             )
 
 
-def symbol(name):
+def symbol(name: str) -> str:
     """A variable as it is written in text: φ for phi, χ1 for chi1."""
     letters = name.rstrip("0123456789")
     return _GREEK.get(letters, letters) + name[len(letters) :]
 
 
-def _axis(variable):
+def _axis(variable: Variable) -> str:
     if variable.is_angle:
         return f"{symbol(variable.name)} (degrees)"
     return f"{symbol(variable.name)} ({variable.unit or 'no unit'})"
 
 
-def _bias_panels(walkers):
+def _bias_panels(walkers: Sequence[dict[str, np.ndarray]]) -> list[tuple[str, Any]]:
     """Make (label, values) of the columns; quantities that the walkers share are drawn once."""
     panels = []
     for suffix, label, shared in (

@@ -1,6 +1,7 @@
 """Matching of columns, rows and frames of a biased run, and the time from which on they count."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.colvar import column
 
 
-def check_times(times, walker):
+def check_times(times: np.ndarray, walker: int) -> None:
     """Raise a GeomGNNError if a walker, given by its number, has fewer than two rows or its times run backwards."""
     if len(times) < 2:
         raise GeomGNNError(f"Walker {walker} has {len(times)} rows in the COLVAR data, too few to analyse. Run longer.")
@@ -20,13 +21,13 @@ def check_times(times, walker):
         )
 
 
-def find_cv_fields(colvar):
+def find_cv_fields(colvar: dict[str, np.ndarray]) -> list[str]:
     """The names of the CV components, cv.1, cv.2, ... in this order."""
     fields = [name for name in colvar if re.fullmatch(r"cv\.\d+", name)]
     return sorted(fields, key=lambda name: int(name.split(".")[1]))
 
 
-def total_bias(walkers, bias_fields=None):
+def total_bias(walkers: Sequence[dict[str, np.ndarray]], bias_fields: str | Sequence[str] | None = None) -> list[np.ndarray]:
     """Sum the acting biases, a list of (T,) in kJ/mol. bias_fields: their columns; by default all named *.bias."""
     if bias_fields is None:
         fields = [name for name in walkers[0] if name.endswith(".bias")]
@@ -40,24 +41,24 @@ def total_bias(walkers, bias_fields=None):
     return [np.sum([column(walker, name) for name in fields], axis=0) for walker in walkers]
 
 
-def last_value(walkers, suffix):
+def last_value(walkers: Sequence[dict[str, np.ndarray]], suffix: str) -> float:
     """The largest of the walkers' last values in the column named *SUFFIX; nan if there is no such column."""
     names = [name for name in walkers[0] if name.endswith(suffix)]
     return max(float(walker[names[0]][-1]) for walker in walkers) if names else float("nan")
 
 
-def row_interval(times):
+def row_interval(times: Sequence[np.ndarray]) -> float:
     """The usual time between rows in ps, over all walkers. times: list of (T,)."""
     return float(np.median(np.concatenate([np.diff(walker) for walker in times])))
 
 
-def start_time(times):
+def start_time(times: np.ndarray) -> float:
     """Time in ps at which a walker began: 0 if its first row is at most one interval later, else one interval before it."""
     interval = row_interval([times])
     return 0.0 if times[0] <= 1.5 * interval else float(times[0]) - interval
 
 
-def transient(lengths, discard, discard_ps):
+def transient(lengths: Sequence[float], discard: float, discard_ps: float | None) -> float:
     """Compute the time in ps that free energies leave out at the start of every walker. lengths: ps of each walker."""
     if discard_ps is not None:
         if not 0 <= discard_ps < max(lengths):
@@ -71,7 +72,7 @@ def transient(lengths, discard, discard_ps):
     return float(discard) * max(lengths)
 
 
-def frame_rows(row_times, times, walker):
+def frame_rows(row_times: np.ndarray, times: np.ndarray, walker: int) -> np.ndarray:
     """Find the index (T,) of the row at the time of each frame.
 
     Raises GeomGNNError if a frame has no row within 1 % of the spacing of the rows.
@@ -90,7 +91,7 @@ def frame_rows(row_times, times, walker):
     return nearest
 
 
-def spread(values, masks):
+def spread(values: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Put the values of the chosen frames back among all frames, with -inf elsewhere: list of (T,)."""
     full = [np.full(len(mask), -np.inf) for mask in masks]
     for array, value, mask in zip(full, values, masks, strict=True):

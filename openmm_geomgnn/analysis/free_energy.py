@@ -5,13 +5,16 @@ Energies are in kJ/mol. A frame recorded under the bias V has the log-weight bet
 2020). Frames are given per walker, as lists of (T_w,) arrays, or as one array for a single walker.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from openmm_geomgnn.analysis.resampling import (
+    Blocks,
+    Series,
     as_walkers,
     check_same_lengths,
     make_blocks,
@@ -29,14 +32,14 @@ class FreeEnergy:
     0, and bins that were not visited are nan. n_blocks, block_length: the blocks of frames behind the error bars.
     """
 
-    edges: tuple
+    edges: tuple[np.ndarray, ...]
     values: np.ndarray
     error: np.ndarray
     n_blocks: int
     block_length: int
 
     @property
-    def centres(self):
+    def centres(self) -> tuple[np.ndarray, ...]:
         """The middles of the bins: one array per dimension."""
         return tuple((edges[1:] + edges[:-1]) / 2 for edges in self.edges)
 
@@ -49,7 +52,7 @@ class FreeEnergyDifference(NamedTuple):
     reason: str
 
 
-def log_weights(bias, kT):
+def log_weights(bias: Series, kT: float) -> list[np.ndarray]:
     """Compute the log-weights beta*V of the frames, the largest over all walkers being 0.
 
     bias: V in kJ/mol at the time of each frame, summed over all acting biases: (T,), or a list of (T_w,). kT in kJ/mol.
@@ -66,13 +69,23 @@ def log_weights(bias, kT):
     return [walker - values.max() for walker in scaled]
 
 
-def kish_size(logw):
+def kish_size(logw: Series) -> float:
     """Compute the effective number of frames (sum w)^2/sum w^2, from 1 to their number (Kish, Survey Sampling, 1965)."""
     weights = np.concatenate(relative_weights(logw))
     return float(weights.sum() ** 2 / np.dot(weights, weights))
 
 
-def free_energy_1d(s, logw, kT, edges=60, periodic=False, *, inefficiency=None, n_bootstrap=200, rng=0):
+def free_energy_1d(
+    s: Series,
+    logw: Series,
+    kT: float,
+    edges: Any = 60,
+    periodic: Any = False,
+    *,
+    inefficiency: float | None = None,
+    n_bootstrap: int = 200,
+    rng: int | np.random.Generator = 0,
+) -> FreeEnergy:
     """Estimate F(s) = -kT*ln p(s) on bins, with error bars.
 
     s, logw: (T,) array or a list of (T_w,) arrays. edges: bin edges, or a number of equal bins over the range of s
@@ -89,7 +102,18 @@ def free_energy_1d(s, logw, kT, edges=60, periodic=False, *, inefficiency=None, 
     return _histogram([s], logw, kT, [edges], [periodic], inefficiency, n_bootstrap, rng)
 
 
-def free_energy_2d(x, y, logw, kT, edges=50, periodic=(False, False), *, inefficiency=None, n_bootstrap=100, rng=0):
+def free_energy_2d(
+    x: Series,
+    y: Series,
+    logw: Series,
+    kT: float,
+    edges: Any = 50,
+    periodic: Any = (False, False),
+    *,
+    inefficiency: float | None = None,
+    n_bootstrap: int = 100,
+    rng: int | np.random.Generator = 0,
+) -> FreeEnergy:
     """Estimate F(x, y) on bins, as `free_energy_1d` does. edges: a number of bins, or a pair of numbers or edge arrays.
 
     The density is per bin area. Returns a FreeEnergy whose values and error have the shape (bins of x, bins of y).
@@ -106,7 +130,16 @@ def free_energy_2d(x, y, logw, kT, edges=50, periodic=(False, False), *, ineffic
     return _histogram([x, y], logw, kT, list(edges), list(periodic), inefficiency, n_bootstrap, rng)
 
 
-def delta_F(mask_A, mask_B, logw, kT, *, inefficiency=None, n_bootstrap=500, rng=0):
+def delta_F(
+    mask_A: Series,
+    mask_B: Series,
+    logw: Series,
+    kT: float,
+    *,
+    inefficiency: float | None = None,
+    n_bootstrap: int = 500,
+    rng: int | np.random.Generator = 0,
+) -> FreeEnergyDifference:
     """Estimate F(B) - F(A) = -kT*ln(sum_B w / sum_A w) and its standard error, in kJ/mol.
 
     mask_A, mask_B: boolean (T,) arrays or lists of (T_w,); no frame may be in both. The correlation time is that of
@@ -155,7 +188,7 @@ def delta_F(mask_A, mask_B, logw, kT, *, inefficiency=None, n_bootstrap=500, rng
     return FreeEnergyDifference(float(value), float(error), reason)
 
 
-def slowest_inefficiency(variables, logw, periodic=None):
+def slowest_inefficiency(variables: Sequence[Series], logw: Series, periodic: Any = None) -> float:
     """Find the largest statistical inefficiency, in frames, of the weights and of the variables under these weights.
 
     variables: a list of variables, each (T,) or a list of (T_w,); a periodic one (radians) enters by cosine and sine.
@@ -169,7 +202,16 @@ def slowest_inefficiency(variables, logw, periodic=None):
     return largest
 
 
-def _histogram(variables, logw, kT, edges, periodic, inefficiency, n_bootstrap, rng):
+def _histogram(
+    variables: Sequence[Sequence[np.ndarray]],
+    logw: Series,
+    kT: float,
+    edges: Sequence[Any],
+    periodic: Any,
+    inefficiency: float,
+    n_bootstrap: int,
+    rng: int | np.random.Generator,
+) -> FreeEnergy:
     _check_kT(kT)
     weights = relative_weights(logw)
     bins, shape, used_edges = np.zeros(sum(len(walker) for walker in weights), dtype=np.int64), [], []
@@ -206,7 +248,7 @@ def _histogram(variables, logw, kT, edges, periodic, inefficiency, n_bootstrap, 
     return FreeEnergy(tuple(used_edges), values.reshape(shape), error.reshape(shape), blocks.n_blocks, blocks.length)
 
 
-def _bin_errors(blocks, sums, kT, n_bootstrap, rng):
+def _bin_errors(blocks: Blocks, sums: np.ndarray, kT: float, n_bootstrap: int, rng: int | np.random.Generator) -> np.ndarray:
     """Standard deviation of -kT*ln p per bin over the bootstrap; nan for bins that fewer than two blocks visited."""
     error = np.full(sums.shape[1], np.nan)
     # bins that were not visited need no replicas: most of a two-dimensional map is empty
@@ -225,7 +267,7 @@ def _bin_errors(blocks, sums, kT, n_bootstrap, rng):
     return error
 
 
-def _minus_log_density(sums, kT):
+def _minus_log_density(sums: np.ndarray, kT: float) -> np.ndarray:
     """-kT*ln of sums normalised along the last axis; nan where a sum is zero."""
     with np.errstate(divide="ignore"):
         energies = -kT * np.log(sums / sums.sum(axis=-1, keepdims=True))
@@ -233,7 +275,7 @@ def _minus_log_density(sums, kT):
     return energies
 
 
-def _make_edges(edges, values, periodic):
+def _make_edges(edges: Any, values: np.ndarray, periodic: Any) -> np.ndarray:
     if np.ndim(edges) == 0:
         n_bins = int(edges)
         if n_bins < 1 or n_bins != edges:
@@ -248,6 +290,6 @@ def _make_edges(edges, values, periodic):
     return edges
 
 
-def _check_kT(kT):
+def _check_kT(kT: float) -> None:
     if not (np.isfinite(kT) and kT > 0):
         raise GeomGNNError(f"kT must be a positive energy in kJ/mol, but it is {kT}. At 300 K it is 2.494339.")

@@ -1,5 +1,7 @@
 """Notes about the numbers of a run that its reader should not overlook."""
 
+from typing import Any
+
 import numpy as np
 
 # a run whose mean temperature exceeds this multiple of its target did not sample its ensemble
@@ -8,7 +10,7 @@ HOT_MEAN = 1.1
 HOT_SHARE = 0.02
 
 
-def reading_notes(summary, delta_F_reason="", crossings_used=0):
+def reading_notes(summary: dict[str, Any], delta_F_reason: str = "", crossings_used: int = 0) -> list[str]:
     """Write sentences about the summary of `analyse_biased_run`; those that start with "Warning" need attention.
 
     delta_F_reason: why delta F or its error is unknown. crossings_used: crossings after the discarded start.
@@ -42,7 +44,7 @@ def reading_notes(summary, delta_F_reason="", crossings_used=0):
     return notes
 
 
-def _difference_notes(summary, reason, crossings_used):
+def _difference_notes(summary: dict[str, Any], reason: str, crossings_used: int) -> list[str]:
     notes = []
     if summary["crossings"] == 0:
         notes.append("Warning: the biased run never crossed from one core to the other.")

@@ -1,12 +1,14 @@
 """From the data of a biased run to the numbers and curves of its report, without files and pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from openmm_geomgnn.analysis.frames import last_value, row_interval, spread, transient
 from openmm_geomgnn.analysis.free_energy import (
+    FreeEnergy,
     FreeEnergyDifference,
     free_energy_1d,
     free_energy_2d,
@@ -49,19 +51,27 @@ class Analysis:
     """
 
     run: BiasedRun
-    variables: dict
+    variables: dict[str, Variable]
     discarded: float
-    summary: dict = field(default_factory=dict)
-    notes: list = field(default_factory=list)
-    profiles: dict = field(default_factory=dict)
-    maps: dict = field(default_factory=dict)
-    crossing: Variable | None = None
-    states: States | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    profiles: dict[str, FreeEnergy] = field(default_factory=dict)
+    maps: dict[Any, FreeEnergy] = field(default_factory=dict)
+    crossing: Any = None
+    states: Any = None
     running_delta_F: np.ndarray | None = None
 
 
 def analyse_biased_run(
-    run, variables=(), maps=(), *, discard=0.2, discard_ps=None, bins=60, n_bootstrap=200, seed=0
+    run: BiasedRun,
+    variables: Sequence[Variable] = (),
+    maps: Sequence[tuple[str, str]] = (),
+    *,
+    discard: float = 0.2,
+    discard_ps: float | None = None,
+    bins: int = 60,
+    n_bootstrap: int = 200,
+    seed: int = 0,
 ) -> Analysis:
     """Compute crossings, temperature, and free energies with error bars of a biased run.
 
@@ -132,29 +142,31 @@ class _Sample(NamedTuple):
     biased: whether these are the rows, at which the CV's components are known.
     """
 
-    times: list
-    used: list
-    logw: list
+    times: Sequence[np.ndarray]
+    used: Sequence[np.ndarray]
+    logw: Sequence[np.ndarray]
     biased: bool
 
-    def select(self, values):
+    def select(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Select the values that free energies use from values at all times, a list of (T,)."""
         return [value[used] for value, used in zip(values, self.used, strict=True)]
 
 
-def _sample(times, bias, used, kT, biased):
+def _sample(
+    times: Sequence[np.ndarray], bias: Sequence[np.ndarray], used: Sequence[np.ndarray], kT: float, biased: bool
+) -> _Sample:
     logw = log_weights([v[u] for v, u in zip(bias, used, strict=True)], kT)
     return _Sample(times, used, spread(logw, used), biased)
 
 
-def _rows(result, kT):
+def _rows(result: Analysis, kT: float) -> _Sample:
     run = result.run
     for variable in result.variables.values():
         run.check_belongs(variable)
     return _sample(run.row_times, run.bias, run.after(result.discarded, run.row_times), kT, True)
 
 
-def _frames(result, kT):
+def _frames(result: Analysis, kT: float) -> _Sample | None:
     """Make a _Sample of the frames; None if no variable needs them.
 
     Raises GeomGNNError if a frame has no row, or none is left after the transient.
@@ -171,7 +183,7 @@ def _frames(result, kT):
     return _sample(run.frame_times, bias, used, kT, False)
 
 
-def _add_profiles(result, sample, least, kT, bins, bootstrap):
+def _add_profiles(result: Analysis, sample: _Sample, least: float, kT: float, bins: int, bootstrap: dict[str, Any]) -> float:
     """Add F along the variables of a sample.
 
     Returns the statistical inefficiency behind their error bars: the largest of the variables', at least `least`.
@@ -197,23 +209,31 @@ def _add_profiles(result, sample, least, kT, bins, bootstrap):
     return inefficiency
 
 
-def _map(result, pair, sample, inefficiency, kT, bins, bootstrap):
+def _map(
+    result: Analysis,
+    pair: tuple[str, str],
+    sample: Any,
+    inefficiency: float,
+    kT: float,
+    bins: int,
+    bootstrap: dict[str, Any],
+) -> FreeEnergy:
     """Compute F over two variables."""
     variables = _pair(result.variables, pair)
-    values = [sample.select(_values(result, variable, sample)) for variable in variables]
+    first, second = (sample.select(_values(result, variable, sample)) for variable in variables)
     logw = sample.select(sample.logw)
     # a map needs a few frames per bin to be readable
     bins = max(24, min(bins, int(np.sqrt(sum(len(w) for w in logw) / 2))))
     edges, periodic = zip(*((variable.edges(bins), variable.is_periodic) for variable in variables), strict=True)
-    return free_energy_2d(*values, logw, kT, edges, periodic, inefficiency=inefficiency, **bootstrap)
+    return free_energy_2d(first, second, logw, kT, edges, periodic, inefficiency=inefficiency, **bootstrap)
 
 
-def _values(result, variable, sample):
+def _values(result: Analysis, variable: Variable, sample: _Sample) -> Sequence[np.ndarray]:
     """A variable at the rows or frames of a sample."""
     return variable.values if variable.biased == sample.biased else result.run.at_frames(variable.values)
 
 
-def _pair(variables, names):
+def _pair(variables: dict[str, Variable], names: tuple[str, str]) -> list[Variable]:
     """The two variables of a map."""
     for name in names:
         if name not in variables:
@@ -221,7 +241,7 @@ def _pair(variables, names):
     return [variables[name] for name in names]
 
 
-def _crossing(variables):
+def _crossing(variables: dict[str, Variable]) -> Variable | None:
     """The variable along which crossings are counted; None without one."""
     along = [variable for variable in variables.values() if variable.cores is not None]
     if len(along) > 1:
@@ -231,27 +251,29 @@ def _crossing(variables):
     return along[0] if along else None
 
 
-def _add_states(result, rows, frames, kT, bootstrap):
+def _add_states(
+    result: Analysis, rows: _Sample, frames: Any, kT: float, bootstrap: dict[str, Any]
+) -> tuple[FreeEnergyDifference, tuple[float, float], int]:
     """Add the two states along the variable of the crossings.
 
     Returns delta F, its values in both halves of the time, and the number of crossings after the transient.
     """
-    variable = result.crossing
+    variable: Any = result.crossing
     if variable is None:
         return FreeEnergyDifference(np.nan, np.nan, ""), (np.nan, np.nan), 0
     sample = rows if variable.biased else frames
-    used = sample.select(variable.values)
+    used, (core_a, core_b) = sample.select(variable.values), variable.cores
     if variable.dividing is not None:
-        result.states = States(*variable.cores, tuple(variable.dividing), variable.period)
+        result.states = States(core_a, core_b, tuple(variable.dividing), variable.period)
     else:
-        result.states = find_states(used, sample.select(sample.logw), *variable.cores, variable.period)
+        result.states = find_states(used, sample.select(sample.logw), core_a, core_b, variable.period)
     difference, halves, result.running_delta_F = differences(
         result.states, variable.values, sample.logw, sample.times, sample.used, kT, bootstrap
     )
     return difference, halves, result.states.crossings(used)
 
 
-def _counts(result):
+def _counts(result: Analysis) -> dict[str, Any]:
     variable, states, run = result.crossing, result.states, result.run
     biased_ns = sum(run.lengths) / 1000
     crossings = unbiased_crossings = unbiased_ns = np.nan
@@ -270,7 +292,7 @@ def _counts(result):
     )
 
 
-def _definition(result):
+def _definition(result: Analysis) -> dict[str, Any]:
     """Describe the states of delta F in words and as intervals: radians along an angle, infinite ends on a line."""
     if result.states is None:
         return {}
@@ -285,8 +307,8 @@ def _definition(result):
     )
 
 
-def _temperatures(run):
-    temperatures = run.colvar.get("temperature")
+def _temperatures(run: BiasedRun) -> dict[str, Any]:
+    temperatures: Any = run.colvar.get("temperature")
     known = temperatures is not None
     return dict(
         mean_temperature_K=float(temperatures.mean()) if known else np.nan,

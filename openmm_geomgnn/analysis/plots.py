@@ -5,9 +5,20 @@ so it can be called from threads and notebooks alike. Angles come in radians and
 in kJ/mol, times in ps. Colours are readable with every kind of colour blindness (Okabe & Ito; cividis, viridis).
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from openmm_geomgnn.analysis.free_energy import FreeEnergy
+    from openmm_geomgnn.analysis.intervals import Interval
 
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY, GREY = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6b7280",
@@ -17,8 +28,16 @@ _MOST_PANELS = 6
 
 
 def free_energy_profile(
-    profile, xlabel, *, degrees=False, others=(), label=None, ylabel="free energy F (kJ/mol)", cores=None, dividing=()
-):
+    profile: FreeEnergy,
+    xlabel: str,
+    *,
+    degrees: bool = False,
+    others: Sequence[tuple[str, FreeEnergy]] = (),
+    label: str | None = None,
+    ylabel: str = "free energy F (kJ/mol)",
+    cores: Sequence[Interval] | None = None,
+    dividing: Sequence[float] = (),
+) -> Figure:
     """Plot F of one variable with a band of one standard error. profile: FreeEnergy of one dimension.
 
     others: further (label, FreeEnergy) to compare with. cores: two intervals to shade, A and B. dividing: places of lines
@@ -48,7 +67,9 @@ def free_energy_profile(
     return _finish(figure)
 
 
-def free_energy_map(energies, xlabel, ylabel, *, degrees=False, highest=None):
+def free_energy_map(
+    energies: FreeEnergy, xlabel: str, ylabel: str, *, degrees: bool | Sequence[bool] = False, highest: float | None = None
+) -> Figure:
     """Plot F of two variables as a filled contour map. energies: FreeEnergy of two dimensions.
 
     degrees: whether both variables, or each of the pair, are angles in radians, shown in degrees and joined across the
@@ -85,7 +106,15 @@ def free_energy_map(energies, xlabel, ylabel, *, degrees=False, highest=None):
     return _finish(figure, grid=False)
 
 
-def mean_over_angles(angles, cv, label="CV", xlabel="φ (degrees)", ylabel="ψ (degrees)", *, bins=None):
+def mean_over_angles(
+    angles: Any,
+    cv: Any,
+    label: str = "CV",
+    xlabel: str = "φ (degrees)",
+    ylabel: str = "ψ (degrees)",
+    *,
+    bins: int | None = None,
+) -> Figure:
     """Plot the mean of the CV in bins of two angles.
 
     angles: (T, 2) in radians, or a list of them; cv: (T,), or a list. nan values of the CV are left out. bins: number along
@@ -98,8 +127,9 @@ def mean_over_angles(angles, cv, label="CV", xlabel="φ (degrees)", ylabel="ψ (
     torsions, cv = torsions[np.isfinite(cv)], cv[np.isfinite(cv)]
     edges = np.linspace(-180, 180, (bins or int(np.clip(np.sqrt(len(cv) / 2), 24, 60))) + 1)
     wrapped = np.mod(torsions + 180, 360) - 180
-    count, _, _ = np.histogram2d(*wrapped.T, bins=(edges, edges))
-    total, _, _ = np.histogram2d(*wrapped.T, bins=(edges, edges), weights=cv)
+    x, y = wrapped.T
+    count, _, _ = np.histogram2d(x, y, bins=[edges, edges])
+    total, _, _ = np.histogram2d(x, y, bins=[edges, edges], weights=cv)
     with np.errstate(invalid="ignore"):
         mean = total / count
     figure, (axes,) = _figure(1, 1, (6.0, 4.8))
@@ -113,7 +143,7 @@ def mean_over_angles(angles, cv, label="CV", xlabel="φ (degrees)", ylabel="ψ (
     return _finish(figure)
 
 
-def trajectories(columns, ylabel, *, degrees=False, cores=None):
+def trajectories(columns: Any, ylabel: str, *, degrees: bool = False, cores: Sequence[Interval] | None = None) -> Figure:
     """Plot one variable over time: one column of panels per kind of run, one panel per walker.
 
     columns: list of (title, times, values) with lists over walkers of (T,) arrays, e.g. a biased and an unbiased set.
@@ -154,7 +184,9 @@ def trajectories(columns, ylabel, *, degrees=False, cores=None):
     return _finish(figure)
 
 
-def temperature_trajectory(times, temperatures, target, hot=None):
+def temperature_trajectory(
+    times: Sequence[np.ndarray], temperatures: Sequence[np.ndarray], target: float, hot: float | None = None
+) -> Figure:
     """Plot the kinetic temperature over time, with the running mean of each walker, the target and the hot threshold.
 
     times, temperatures: lists over walkers of (T,) arrays, ps and K.
@@ -177,7 +209,7 @@ def temperature_trajectory(times, temperatures, target, hot=None):
     return _finish(figure)
 
 
-def bias_diagnostics(times, panels):
+def bias_diagnostics(times: Sequence[np.ndarray], panels: Any) -> Figure:
     """Plot how the bias fills in: one panel per quantity over time.
 
     times: list over walkers of (T,) in ps. panels: list of (label with unit, list over walkers of (T,)); a quantity
@@ -199,7 +231,7 @@ def bias_diagnostics(times, panels):
     return _finish(figure)
 
 
-def delta_F_convergence(running, start=0.0):
+def delta_F_convergence(running: np.ndarray, start: float = 0.0) -> Figure:
     """Plot the free-energy difference of the data up to each time, with one standard error.
 
     running: (n, 3) rows of time (ps), value and error (kJ/mol), as `Analysis.running_delta_F`. start: ps discarded.
@@ -218,7 +250,7 @@ def delta_F_convergence(running, start=0.0):
     return _finish(figure)
 
 
-def vamp_spectrum(singular_values, lagtime, *, validation=None):
+def vamp_spectrum(singular_values: np.ndarray, lagtime: float, *, validation: np.ndarray | None = None) -> Figure:
     """Plot singular values s of a Koopman model and the timescales -lagtime/ln(s). lagtime in ps.
 
     validation: singular values on held-out data, for comparison.
@@ -246,7 +278,9 @@ def vamp_spectrum(singular_values, lagtime, *, validation=None):
     return _finish(figure)
 
 
-def training_history(history, ylabel="VAMP-2 score", xlabel="epoch", best=None):
+def training_history(
+    history: dict[str, Any], ylabel: str = "VAMP-2 score", xlabel: str = "epoch", best: int | None = None
+) -> Figure:
     """Plot curves over the epochs of a training. history: dict from label to (epochs,) values; best: epoch kept."""
     figure, (axes,) = _figure(1, 1, (6.4, 3.6))
     for number, (label, values) in enumerate(history.items()):
@@ -261,7 +295,7 @@ def training_history(history, ylabel="VAMP-2 score", xlabel="epoch", best=None):
     return _finish(figure)
 
 
-def _figure(rows, columns, size, **settings):
+def _figure(rows: int, columns: int, size: Any, **settings: Any) -> tuple[Figure, Any]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -274,13 +308,13 @@ def _figure(rows, columns, size, **settings):
     return figure, figure.subplots(rows, columns, squeeze=False, **settings).ravel()
 
 
-def _finish(figure, grid=True):
+def _finish(figure: Figure, grid: bool = True) -> Figure:
     for axes in figure.axes:
         if axes.get_label() == "<colorbar>":
             continue
         axes.tick_params(labelsize=10, color="#9ca3af", labelcolor="#374151")
-        axes.xaxis.label.set_size(11)
-        axes.yaxis.label.set_size(11)
+        axes.xaxis.label.set_fontsize(11)
+        axes.yaxis.label.set_fontsize(11)
         for side, spine in axes.spines.items():
             spine.set_color("#9ca3af")
             spine.set_visible(side in ("left", "bottom"))
@@ -290,7 +324,7 @@ def _finish(figure, grid=True):
     return figure
 
 
-def _shade_cores(axes, cores, degrees, axis):
+def _shade_cores(axes: Any, cores: Sequence[Interval] | None, degrees: Any, axis: Any) -> None:
     """Shade stripes with the letters A and B across an axis, "x" or "y", whose limits are set.
 
     A core across 180 degrees is drawn in two parts.
@@ -311,23 +345,23 @@ def _shade_cores(axes, cores, degrees, axis):
         axes.text(*place, letter, transform=transform, color=GREY, fontsize=10, weight="bold", **align)
 
 
-def _degree_axis(axis, set_limits):
+def _degree_axis(axis: Any, set_limits: Any) -> None:
     set_limits(-180, 180)
     axis.set_ticks([-180, -90, 0, 90, 180])
 
 
-def _colour_bar(figure, mesh, axes, label):
+def _colour_bar(figure: Figure, mesh: Any, axes: Any, label: str) -> None:
     bar = figure.colorbar(mesh, ax=axes, pad=0.02, shrink=0.9)
     bar.set_label(label, fontsize=11)
     bar.ax.tick_params(labelsize=10)
     bar.outline.set_visible(False)
 
 
-def _legend(axes, columns=1):
+def _legend(axes: Any, columns: int = 1) -> None:
     axes.legend(fontsize=10, frameon=True, framealpha=0.9, edgecolor="none", ncols=columns)
 
 
-def _plain_log_axis(axis):
+def _plain_log_axis(axis: Any) -> None:
     """Set ticks 1, 2, 5, 10, ... in plain numbers on a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
@@ -337,7 +371,7 @@ def _plain_log_axis(axis):
     axis.set_minor_formatter(NullFormatter())
 
 
-def _smoothed(values, periodic):
+def _smoothed(values: np.ndarray, periodic: Any) -> np.ndarray:
     """Average every bin with its visited neighbours (1-2-1 along each axis); nan where most of them are nan.
 
     periodic: whether the neighbours of the first bin along each axis include the last one.
@@ -345,25 +379,25 @@ def _smoothed(values, periodic):
     visited = np.isfinite(values).astype(np.float64)
     total = np.where(visited > 0, values, 0.0)
     for axis, is_periodic in enumerate(periodic):
-        mode = "wrap" if is_periodic else "constant"
+        mode: Literal["wrap", "constant"] = "wrap" if is_periodic else "constant"
         total, visited = (_binomial(array, axis, mode) for array in (total, visited))
     with np.errstate(invalid="ignore"):
         return np.where(visited > 0.4, total / visited, np.nan)
 
 
-def _binomial(array, axis, mode):
+def _binomial(array: np.ndarray, axis: int, mode: Literal["wrap", "constant"]) -> np.ndarray:
     width = [(1, 1) if a == axis else (0, 0) for a in (0, 1)]
     padded = np.moveaxis(np.pad(array, width, mode=mode), axis, 0)
     return np.moveaxis((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4, 0, axis)
 
 
-def _round_step(step):
+def _round_step(step: float) -> float:
     """The smallest of 1, 2, 2.5, 5 times a power of ten that is not below `step`."""
     power = 10.0 ** np.floor(np.log10(step))
     return float(next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * (1 - 1e-9)))
 
 
-def _running_mean(values, half_width):
+def _running_mean(values: np.ndarray, half_width: int) -> np.ndarray:
     """Mean over a window of 2*half_width + 1 rows, shorter at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     low = np.maximum(np.arange(len(values)) - half_width, 0)
@@ -371,5 +405,5 @@ def _running_mean(values, half_width):
     return (sums[high] - sums[low]) / (high - low)
 
 
-def _joined(arrays):
+def _joined(arrays: Any) -> np.ndarray:
     return np.asarray(arrays) if isinstance(arrays, np.ndarray) else np.concatenate([np.asarray(a) for a in arrays])

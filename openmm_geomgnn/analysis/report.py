@@ -1,17 +1,25 @@
 """The report of a run as one self-contained HTML file, and its numbers as JSON."""
 
+from __future__ import annotations
+
 import base64
 import html
 import io
 import json
 import math
 import numbers
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -46,14 +54,27 @@ footer { margin-top: 2rem; font-size: .84rem; color: #6b7280; }
 """
 
 
-def write_report(path, title, summary, figures=(), notes=(), tables=()):
+def write_report(
+    path: PathLike,
+    title: str,
+    summary: dict[str, Any],
+    figures: Iterable[tuple[str, str, Figure]] = (),
+    notes: Sequence[str] = (),
+    tables: Iterable[tuple[str, Sequence[Sequence[Any]]]] = (),
+) -> None:
     """Write `report_page` to a file, atomically."""
     text = report_page(title, summary, figures, notes, tables)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def report_page(title, summary, figures=(), notes=(), tables=()):
+def report_page(
+    title: str,
+    summary: dict[str, Any],
+    figures: Iterable[tuple[str, str, Figure]] = (),
+    notes: Sequence[str] = (),
+    tables: Iterable[tuple[str, Sequence[Sequence[Any]]]] = (),
+) -> str:
     """Make the text of one self-contained HTML file: pictures are inline, and nothing is loaded from elsewhere.
 
     summary: dict of plain values; those of `analyse_biased_run` fill the cards on top, and all that are known a table at the
@@ -81,13 +102,13 @@ def report_page(title, summary, figures=(), notes=(), tables=()):
     )
 
 
-def write_summary(path, summary):
+def write_summary(path: PathLike, summary: dict[str, Any]) -> None:
     """Write `summary` as JSON with plain numbers, atomically; nan and infinite values become null."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(plain(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Convert numpy types, tuples and paths in `value` to types of JSON, and nan and inf to None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
@@ -108,11 +129,11 @@ def plain(value):
     raise GeomGNNError(f"A summary cannot hold {type(value).__name__} values ({value!r}). Give numbers, text or lists.")
 
 
-def _cards(summary):
+def _cards(summary: dict[str, Any]) -> str:
     """Make cards of the headline numbers that are known."""
     cards = []
 
-    def known(key):
+    def known(key: str) -> bool:
         return _finite(summary.get(key)) is not None
 
     if known("crossings_per_ns"):
@@ -134,7 +155,7 @@ def _cards(summary):
         details = [f"target {target:.0f} K"] if target else []
         if known("hot_frame_share"):
             details.append(f"{100 * summary['hot_frame_share']:.1f} % hot frames")
-        hot = bool(target and mean > 1.1 * target)
+        hot = bool(target and mean and mean > 1.1 * target)
         cards.append(("Mean temperature", f"{mean:.1f} <small>K</small>", ", ".join(details), hot))
     if known("biased_ns"):
         walkers = _finite(summary.get("n_walkers"))
@@ -147,7 +168,7 @@ def _cards(summary):
     return '<div class="cards">' + "".join(_card(*card) for card in cards) + "</div>"
 
 
-def _card(label, value, detail, attention):
+def _card(label: str, value: Any, detail: str, attention: bool) -> str:
     """Make a card; `value` is markup made here from numbers, everything else is escaped."""
     return (
         f'<div class="card{" attention" if attention else ""}"><div class="label">{_escape(label)}</div>'
@@ -155,7 +176,7 @@ def _card(label, value, detail, attention):
     )
 
 
-def _notes(notes):
+def _notes(notes: Sequence[str]) -> str:
     if not notes:
         return ""
     # warnings first: they change how everything below is read
@@ -164,11 +185,11 @@ def _notes(notes):
     return f'<ul class="notes">{"".join(items)}</ul>'
 
 
-def _is_warning(note):
+def _is_warning(note: str) -> bool:
     return note.lower().startswith("warning")
 
 
-def _figure(title, caption, figure):
+def _figure(title: str, caption: str, figure: Figure) -> str:
     picture = io.BytesIO()
     # no metadata: the same data give the same file
     figure.savefig(picture, format="png", dpi=144, metadata={"Software": None})
@@ -181,7 +202,7 @@ def _figure(title, caption, figure):
     )
 
 
-def _table(rows, title):
+def _table(rows: Sequence[Sequence[Any]], title: str) -> str:
     rows = [list(row) for row in rows]
     if not rows:
         return ""
@@ -197,7 +218,7 @@ def _table(rows, title):
     return f'<div class="panel"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _plain_text(value):
+def _plain_text(value: Any) -> str:
     value = plain(value)
     if value is None:
         return "unknown"
@@ -206,14 +227,14 @@ def _plain_text(value):
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _finite(value):
+def _finite(value: Any) -> float | None:
     """`value` as a float; None if it is absent or nan."""
     if value is None or isinstance(value, str):
         return None
     return float(value) if math.isfinite(value) else None
 
 
-def _number(value, significant=None, digits=None):
+def _number(value: Any, significant: int | None = None, digits: int | None = None) -> str:
     value = _finite(value)
     if value is None:
         return "unknown"
@@ -224,7 +245,7 @@ def _number(value, significant=None, digits=None):
     return text.replace("-", "−")
 
 
-def _duration(seconds):
+def _duration(seconds: float) -> str:
     seconds = float(seconds)
     if seconds < 60:
         return f"{seconds:.0f} <small>s</small>"
@@ -234,5 +255,5 @@ def _duration(seconds):
     return f"{minutes} <small>min</small> {int(seconds % 60)} <small>s</small>"
 
 
-def _escape(value):
+def _escape(value: Any) -> str:
     return html.escape(str(value), quote=True)

@@ -4,17 +4,23 @@ A series is given per walker, as a list of (T_w,) arrays (or one array for a sin
 simulations: no lag and no block ever reaches from one into the next.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from openmm_geomgnn.errors import GeomGNNError
+
+# one array (T,), or one for each walker
+Series: TypeAlias = np.ndarray | Sequence[np.ndarray]
 
 # more blocks than this do not improve error bars and cost memory in two-dimensional histograms
 _MOST_BLOCKS = 1000
 
 
-def as_walkers(series, name="series", dtype=np.float64):
+def as_walkers(series: Series, name: str = "series", dtype: npt.DTypeLike = np.float64) -> list[np.ndarray]:
     """Convert `series`, one array or one per walker, to a list of (T_w,) arrays. Raises GeomGNNError if it has no frame."""
     if isinstance(series, np.ndarray) and series.ndim == 1 and series.dtype != object:
         series = [series]
@@ -29,7 +35,7 @@ def as_walkers(series, name="series", dtype=np.float64):
     return walkers
 
 
-def statistical_inefficiency(series, logw=None):
+def statistical_inefficiency(series: Series, logw: Series | None = None) -> float:
     """Estimate the number of successive frames with the information of one independent frame, at least 1.
 
     g = 1 + 2*sum_t C(t), the integrated autocorrelation, with C(t) pooled over the walkers and the sum ended by
@@ -66,7 +72,7 @@ def statistical_inefficiency(series, logw=None):
     return float(max(1.0, 2.0 * positive.sum() - 1.0))
 
 
-def relative_weights(logw):
+def relative_weights(logw: Series) -> list[np.ndarray]:
     """Compute exp(logw) with one offset for all walkers, the largest weight being 1: a list of (T_w,) arrays."""
     logw = as_walkers(logw, "logw")
     largest = max(float(np.max(walker, initial=-np.inf)) for walker in logw)
@@ -90,7 +96,7 @@ class Blocks:
     n_blocks: int
     length: int
 
-    def sums(self, values, bins=None, n_bins=1):
+    def sums(self, values: np.ndarray, bins: np.ndarray | None = None, n_bins: int = 1) -> np.ndarray:
         """Sums of values (N,) per block and bin, (n_blocks, n_bins); frames with a negative bin are left out."""
         index = self.labels if bins is None else self.labels * n_bins + bins
         if bins is not None:
@@ -98,19 +104,19 @@ class Blocks:
             index, values = index[inside], values[inside]
         return np.bincount(index, values, minlength=self.n_blocks * n_bins).reshape(self.n_blocks, n_bins)
 
-    def bootstrap(self, n_bootstrap, rng=0):
+    def bootstrap(self, n_bootstrap: int, rng: int | np.random.Generator = 0) -> np.ndarray:
         """Draw how often each replica has each block, (n_bootstrap, n_blocks). rng: a Generator or a seed."""
         rng = np.random.default_rng(rng)
         counts = rng.multinomial(self.n_blocks, np.full(self.n_blocks, 1.0 / self.n_blocks), size=n_bootstrap)
         return counts.astype(np.float64)
 
     @property
-    def small_sample_factor(self):
+    def small_sample_factor(self) -> float:
         """sqrt(n/(n - 1)): a bootstrap over n blocks has (n - 1)/n of the variance it estimates."""
         return float(np.sqrt(self.n_blocks / (self.n_blocks - 1))) if self.n_blocks > 1 else float("nan")
 
 
-def make_blocks(lengths, inefficiency):
+def make_blocks(lengths: Iterable[int], inefficiency: float) -> Blocks:
     """Cut walkers of `lengths` frames into blocks not shorter than `inefficiency` frames.
 
     Blocks as long as the correlation time are still correlated at their edges, which makes the error bar too small by about
@@ -135,7 +141,7 @@ def make_blocks(lengths, inefficiency):
     return Blocks(np.concatenate(labels), n_blocks, length)
 
 
-def check_same_lengths(first, second, name_first, name_second):
+def check_same_lengths(first: Sequence[np.ndarray], second: Sequence[np.ndarray], name_first: str, name_second: str) -> None:
     """Raise a GeomGNNError unless two lists of walkers have the same numbers of frames."""
     a, b = [len(walker) for walker in first], [len(walker) for walker in second]
     if a != b:

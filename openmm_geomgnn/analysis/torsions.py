@@ -1,11 +1,14 @@
 """Torsions of a molecule along its trajectories, found by name or by atoms."""
 
+from collections.abc import Sequence
+
 import mdtraj
+import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
 
 
-def compute_torsion(trajectory, name, atoms="auto"):
+def compute_torsion(trajectory: mdtraj.Trajectory, name: str, atoms: str | Sequence[int] | Sequence[str] = "auto") -> np.ndarray:
     """Compute a torsion of every frame, in radians.
 
     Parameters
@@ -39,7 +42,7 @@ def compute_torsion(trajectory, name, atoms="auto"):
                 f"The torsion {name} names the atom {missing[0]}, which the molecule does not have. Its first atoms are "
                 f"{', '.join(list(names)[:8])}."
             )
-        atoms = [names[atom] for atom in atoms]
+        atoms = [names[str(atom)] for atom in atoms]
     if max(atoms) >= topology.n_atoms:
         raise GeomGNNError(
             f"The torsion {name} names the atom {max(atoms)}, but the atoms of the molecule are counted from 0 to "
