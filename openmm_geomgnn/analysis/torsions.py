@@ -8,7 +8,9 @@ import numpy as np
 from openmm_geomgnn.errors import GeomGNNError
 
 
-def compute_torsion(trajectory: mdtraj.Trajectory, name: str, atoms: str | Sequence[int] | Sequence[str] = "auto") -> np.ndarray:
+def compute_torsion(
+    trajectory: mdtraj.Trajectory, name: str, atoms: str | Sequence[int] | Sequence[str] = "auto"
+) -> np.ndarray:
     """Compute a torsion of every frame, in radians.
 
     Parameters
