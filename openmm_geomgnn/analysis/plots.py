@@ -8,10 +8,11 @@ in kJ/mol, times in ps. Colours are readable with every kind of colour blindness
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openmm_geomgnn.analysis.smoothing import smoothed
 from openmm_geomgnn.errors import GeomGNNError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def free_energy_map(
     """
     angles = (degrees, degrees) if isinstance(degrees, bool) else tuple(degrees)
     figure, (axes,) = _figure(1, 1, (6.0, 4.8))
-    values = _smoothed(energies.values, angles).T
+    values = smoothed(energies.values, angles).T
     if not np.isfinite(values).any():
         values = energies.values.T
     centres = list(energies.centres)
@@ -369,26 +370,6 @@ def _plain_log_axis(axis: Any) -> None:
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
-
-
-def _smoothed(values: np.ndarray, periodic: Any) -> np.ndarray:
-    """Average every bin with its visited neighbours (1-2-1 along each axis); nan where most of them are nan.
-
-    periodic: whether the neighbours of the first bin along each axis include the last one.
-    """
-    visited = np.isfinite(values).astype(np.float64)
-    total = np.where(visited > 0, values, 0.0)
-    for axis, is_periodic in enumerate(periodic):
-        mode: Literal["wrap", "constant"] = "wrap" if is_periodic else "constant"
-        total, visited = (_binomial(array, axis, mode) for array in (total, visited))
-    with np.errstate(invalid="ignore"):
-        return np.where(visited > 0.4, total / visited, np.nan)
-
-
-def _binomial(array: np.ndarray, axis: int, mode: Literal["wrap", "constant"]) -> np.ndarray:
-    width = [(1, 1) if a == axis else (0, 0) for a in (0, 1)]
-    padded = np.moveaxis(np.pad(array, width, mode=mode), axis, 0)
-    return np.moveaxis((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4, 0, axis)
 
 
 def _round_step(step: float) -> float:

@@ -47,6 +47,24 @@ class DistillSettings:
     hidden: units in each of its two layers. distances: at most so many; labels: conformations that the teacher labels, half
     of them frames (fewer if there are fewer), the others frames displaced by `displacement` (angstrom), turned about bonds,
     or both. The others are arguments of `students.training.train`.
+
+    Examples
+    --------
+    >>> from importlib.resources import files
+    >>> import mdtraj
+    >>> structure = mdtraj.load(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
+    >>> import numpy as np
+    >>> noise = 0.01 * np.random.default_rng(0).normal(size=(100, structure.n_atoms, 3))
+    >>> trajectory = mdtraj.Trajectory(structure.xyz + noise, structure.topology)  # in place of a simulation
+    >>> from openmm_geomgnn.cv import FitSettings, fit_cv
+    >>> settings = FitSettings(lagtime=0.2, frame_interval=0.1, softening=0.0)
+    >>> cv = fit_cv([trajectory], structure.topology, settings)
+    >>> from openmm_geomgnn.cv import distill
+    >>> from openmm_geomgnn.cv.distillation import DistillSettings
+    >>> settings = DistillSettings(hidden=8, distances=20, labels=60, epochs=2)  # far too few for a good student
+    >>> student = distill(cv, structure.topology, [trajectory], settings)
+    >>> student.bind(structure.topology, engine="eager").compute(trajectory).shape
+    (100, 1)
     """
 
     hidden: int = 128
@@ -69,7 +87,7 @@ def distill(
     progress: StageProgress | None = None,
     unfinished: Unfinished | None = None,
 ) -> StudentCV:
-    """Train a student to reproduce a collective variable and its gradient.
+    """Train a student to reproduce a collective variable and its gradient; see the example at `DistillSettings`.
 
     Parameters
     ----------
@@ -95,24 +113,6 @@ def distill(
     ------
     GeomGNNError
         If the teacher is a student itself, the molecule is another one, or there are too few frames.
-
-    Examples
-    --------
-    >>> from importlib.resources import files
-    >>> import mdtraj
-    >>> structure = mdtraj.load(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
-    >>> import numpy as np
-    >>> noise = 0.01 * np.random.default_rng(0).normal(size=(100, structure.n_atoms, 3))
-    >>> trajectory = mdtraj.Trajectory(structure.xyz + noise, structure.topology)  # in place of a simulation
-    >>> from openmm_geomgnn.cv import FitSettings, fit_cv
-    >>> settings = FitSettings(lagtime=0.2, frame_interval=0.1, softening=0.0)
-    >>> cv = fit_cv([trajectory], structure.topology, settings)
-    >>> from openmm_geomgnn.cv import distill
-    >>> from openmm_geomgnn.cv.distillation import DistillSettings
-    >>> settings = DistillSettings(hidden=8, distances=20, labels=60, epochs=2)  # far too few for a good student
-    >>> student = distill(cv, structure.topology, [trajectory], settings)
-    >>> student.bind(structure.topology, engine="eager").compute(trajectory).shape
-    (100, 1)
     """
     settings = settings or DistillSettings()
     progress = progress or (lambda stage, done, total: None)

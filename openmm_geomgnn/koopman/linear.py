@@ -41,6 +41,7 @@ def fit_linear(
 
     The features are standardised and reduced to the `pca` principal components of largest variance, to which TICA
     (reversible) or VAMP is applied. Few components limit overfitting and the noise of directions that hardly vary.
+    There is an example at `KoopmanModel`.
 
     A CV that follows every bond vibration heats the simulation that it biases. With `softening`, a time, the estimator
     maximises the autocorrelation over <psi^2> + softening^2 <(dpsi/dt)^2>: of several functions that are about equally slow
@@ -79,20 +80,6 @@ def fit_linear(
     GeomGNNError
         If trajectories are not longer than the lag time, features are not finite (the message names trajectory and frame),
         weights are not usable, or `n_components` exceeds the number of independent directions.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> rng = np.random.default_rng(0)
-    >>> slow, fast = np.zeros(5000), rng.normal(size=5000)
-    >>> for t in range(1, 5000):  # relaxes in 100 frames
-    ...     slow[t] = 0.99 * slow[t - 1] + 0.14 * rng.normal()
-    >>> features = np.stack([slow + fast, slow - fast, fast], axis=1)
-    >>> from openmm_geomgnn.koopman import fit_linear
-    >>> model = fit_linear(features, 10, 1)
-    >>> psi = model.transform(features)
-    >>> psi.shape, bool(abs(np.corrcoef(psi[:, 0], slow)[0, 1]) > 0.99)
-    ((5000, 1), True)
     """
     check_lagtime(lagtime)
     trajs = as_trajectories(features, lagtime)

@@ -35,6 +35,20 @@ class KoopmanModel:
         up to the sign.
     info : dict
         Facts about the estimation, which JSON can hold.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> slow, fast = np.zeros(5000), rng.normal(size=5000)
+    >>> for t in range(1, 5000):  # relaxes in 100 frames
+    ...     slow[t] = 0.99 * slow[t - 1] + 0.14 * rng.normal()
+    >>> features = np.stack([slow + fast, slow - fast, fast], axis=1)
+    >>> from openmm_geomgnn.koopman import fit_linear
+    >>> model = fit_linear(features, 10, 1)
+    >>> psi = model.transform(features)
+    >>> psi.shape, bool(abs(np.corrcoef(psi[:, 0], slow)[0, 1]) > 0.99)
+    ((5000, 1), True)
     """
 
     mean: np.ndarray

@@ -46,6 +46,16 @@ class VAMPNetResult:
         VAMP-2 of the same functions on blocks that had no part in the training, and its standard error (jackknife over
         parts of the blocks; None for a single short one). The best validation score overestimates that of fresh data,
         because it was selected.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from openmm_geomgnn.koopman import train_vampnet
+    >>> features = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)).cumsum(0)
+    >>> lobe = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> result = train_vampnet(lobe, features, 5, 1, epochs=2)
+    >>> result.transform(features).shape
+    (500, 1)
     """
 
     lobe: nn.Module
@@ -79,6 +89,7 @@ def train_vampnet(
     training segments in float64 and scores it on the validation blocks. Training stops when that score has not risen
     for `patience` epochs, and the best weights are restored. They are scored once on the test blocks, which had no part in
     fitting or selection. The projection that is returned is estimated once over all the data.
+    There is an example at `VAMPNetResult`.
 
     Parameters
     ----------
@@ -112,16 +123,6 @@ def train_vampnet(
 
     Mardt et al., Nat. Commun. 9, 5 (2018); Chen, Sidky & Ferguson, J. Chem. Phys. 150, 214114 (2019) for the reversible
     estimator.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from openmm_geomgnn.koopman import train_vampnet
-    >>> features = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)).cumsum(0)
-    >>> lobe = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
-    >>> result = train_vampnet(lobe, features, 5, 1, epochs=2)
-    >>> result.transform(features).shape
-    (500, 1)
     """
     how, data = VAMPNetSettings(**settings), _Data(tokens, lagtime, weights)
     like = _first_trainable(lobe)

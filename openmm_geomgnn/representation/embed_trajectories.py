@@ -50,6 +50,21 @@ class EmbedSettings:
     `frame_interval` is the time between frames in the files, in ps, for formats that do not hold it. `dtype` is that of the
     stored tokens, one of `store.DTYPES`. `chunk` is the number of frames that are embedded, written and resumed as one; by
     default as many as make `store.CHUNK_BYTES`. `allow_truncated` takes the whole frames of files that end too early.
+
+    Examples
+    --------
+    >>> from importlib.resources import files
+    >>> import mdtraj
+    >>> topology = str(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
+    >>> structure = mdtraj.load(topology)
+    >>> import numpy as np
+    >>> noise = 0.01 * np.random.default_rng(0).normal(size=(100, structure.n_atoms, 3))
+    >>> trajectory = mdtraj.Trajectory(structure.xyz + noise, structure.topology)  # in place of a simulation
+    >>> trajectory.save("a.xtc")
+    >>> from openmm_geomgnn.representation.embed_trajectories import EmbedSettings, embed_trajectories
+    >>> store = embed_trajectories(topology, ["a.xtc"], "ala2.zarr", EmbedSettings(stride=2), workers=1)
+    >>> store.tokens(0).shape
+    (50, 3, 4, 64)
     """
 
     encoder: str = "et-64"
@@ -75,7 +90,7 @@ def embed_trajectories(
     """Embed trajectory files into a store, or go on with what is missing in it.
 
     The result does not depend on how often it was interrupted, or by what: a chunk of frames that is not known to be
-    complete is embedded again.
+    complete is embedded again. There is an example at `EmbedSettings`.
 
     Parameters
     ----------
@@ -107,21 +122,6 @@ def embed_trajectories(
     GeomGNNError
         If files cannot be read or do not fit the topology, the store holds other settings, a trajectory in it has changed,
         another process is at work in it, or what is to be moved aside holds a file that is needed.
-
-    Examples
-    --------
-    >>> from importlib.resources import files
-    >>> import mdtraj
-    >>> topology = str(files("openmm_geomgnn.data") / "ala2-c7eq.pdb")
-    >>> structure = mdtraj.load(topology)
-    >>> import numpy as np
-    >>> noise = 0.01 * np.random.default_rng(0).normal(size=(100, structure.n_atoms, 3))
-    >>> trajectory = mdtraj.Trajectory(structure.xyz + noise, structure.topology)  # in place of a simulation
-    >>> trajectory.save("a.xtc")
-    >>> from openmm_geomgnn.representation.embed_trajectories import embed_trajectories
-    >>> store = embed_trajectories(topology, ["a.xtc"], "ala2.zarr", workers=1)
-    >>> store.tokens(0).shape
-    (100, 3, 4, 64)
     """
     settings = settings or EmbedSettings()
     _check(settings, trajectories, workers)

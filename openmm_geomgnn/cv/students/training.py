@@ -82,14 +82,12 @@ def train(
 
     Parameters
     ----------
-    network : StudentNetwork
-    coordinates : InternalCoordinates
+    network, coordinates : StudentNetwork, InternalCoordinates
     labels, stopping : TeacherLabels
     progress : callable, optional
         Called as progress(epoch, epochs, loss on stopping).
     keep : callable, optional
-        Called after each epoch with a function that returns the state of the training: dictionaries and lists of tensors
-        and numbers.
+        Called after each epoch with a function that returns the training's state: dicts and lists of tensors and numbers.
     resume : dict, optional
         Such a state: the training goes on from it, and ends as it would have without a break.
 
