@@ -224,7 +224,7 @@ class CompiledNetwork:
         return _Evaluate.apply(pos, self)
 
     def forward(self, pos):
-        """x (M, H), v (M, 3, H) as numpy arrays, and the ticket that `vjp` takes to reuse this evaluation."""
+        """Compute x (M, H) and v (M, 3, H) as numpy arrays, and the ticket that `vjp` takes to reuse this evaluation."""
         pos = np.ascontiguousarray(pos, dtype=np.float64)
         m, hidden = self._shape
         if pos.shape != self._positions:
@@ -238,7 +238,7 @@ class CompiledNetwork:
         return pos if self._rows is None or self.shares_pairs else pos[self._rows]
 
     def embed(self, frames):
-        """x (F, M, H), v (F, M, 3, H), as numpy arrays, at `frames` (F, M, 3), of which small ones are evaluated together.
+        """Compute x (F, M, H) and v (F, M, 3, H) at `frames` (F, M, 3), as numpy arrays; small frames go together.
 
         All of a frame with a position that is not finite is NaN.
         """

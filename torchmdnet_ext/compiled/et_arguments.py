@@ -128,10 +128,12 @@ def make_kept(zeros, keep, layers, atoms, rows, pairs, channels, groups):
 
 
 def make_forward_work(zeros, atoms, channels):
+    """The arrays that a forward pass works in."""
     return ForwardWork(zeros(atoms, channels), zeros(atoms, channels), zeros(atoms, 3, channels))
 
 
 def make_backward_work(zeros, atoms, rows, channels):
+    """The arrays that a backward pass works in."""
     return BackwardWork(
         x=zeros(atoms, channels),
         v=zeros(atoms, 3, channels),

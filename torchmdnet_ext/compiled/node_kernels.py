@@ -31,12 +31,13 @@ MOST_ROWS = 6  # of a block of `matmul`: their totals stay in registers
 
 @kernel
 def silu(value):
+    """value * sigmoid(value)."""
     return value * sigmoid(value)
 
 
 @kernel
 def matmul(a, a0, rows, inner, packed, w0, columns, bias, b0, out, out0, add, activate=False):
-    """out (rows, columns) = a (rows, inner) @ packed + bias, or += without the bias where `add` is set.
+    """`out` (rows, columns) = a (rows, inner) @ packed + bias, or += without the bias where `add` is set.
 
     With `activate`, the silu of that (not with `add`). `packed` (columns / PANEL, inner, PANEL) holds panels of columns;
     a0, w0, b0, out0 are offsets.
@@ -90,7 +91,7 @@ def layer_norm(x, x0, atoms, channels, present, features, epsilon, out, out0, in
 
 @kernel
 def layer_norm_vjp(g, atoms, channels, present, features, y, y0, inverse, row, out):
-    """out += gradient with respect to the input, from that of the output `g` (M, C) and the output `y`."""
+    """`out` += gradient with respect to the input, from that of the output `g` (M, C) and the output `y`."""
     for m in range(atoms):
         start = m * channels
         plain, projected = splat8(g, 0.0), splat8(g, 0.0)
@@ -152,11 +153,13 @@ def update_vjp(atoms, components, channels, mixed, mixed0, projected, p0, width,
 
 @kernel
 def copy_lanes(source, source0, out, out0, count):
+    """Copy whole lanes: `count` numbers."""
     for c in range(0, count, WIDTH):
         store(out, out0 + c, load8(source, source0 + c))
 
 
 @kernel
 def set_zero(out, out0, count):
+    """Set whole lanes to zero: `count` numbers."""
     for c in range(0, count, WIDTH):
         store(out, out0 + c, splat8(out, 0.0))

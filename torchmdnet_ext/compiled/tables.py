@@ -24,6 +24,7 @@ class Grid:
 
     @property
     def alpha(self) -> float:
+        """Rate of the exponential in u, 1/angstrom."""
         return 5.0 / self.cutoff
 
     @property
@@ -32,6 +33,7 @@ class Grid:
         return self.share / -np.expm1(-self.alpha * self.cutoff)
 
     def u(self, r):
+        """Place in the table, from 0 to 1, of a distance in angstrom."""
         return self.steepness * -np.expm1(-self.alpha * r) + (1 - self.share) * r / self.cutoff
 
     def slope(self, r):
@@ -46,6 +48,7 @@ class Grid:
         return r
 
     def nodes(self):
+        """Distances (intervals + 1,) in angstrom at which filters are tabulated."""
         r = self.distance(np.arange(self.intervals + 1) / self.intervals)
         r[0], r[-1] = 0.0, np.nextafter(self.cutoff, 0.0)  # filters without an envelope jump to 0 at the cutoff itself
         return r

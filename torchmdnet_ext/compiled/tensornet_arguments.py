@@ -143,10 +143,12 @@ def make_kept(zeros, keep, layers, atoms, pairs, channels):
 
 
 def make_forward_work(zeros, atoms, channels):
+    """The arrays that a forward pass works in."""
     return ForwardWork(zeros(atoms, channels), zeros(atoms, 3 * channels))
 
 
 def make_backward_work(zeros, atoms, pairs, channels):
+    """The arrays that a backward pass works in."""
     return BackwardWork(
         x=zeros(9, atoms, channels),
         update=zeros(9, atoms, channels),

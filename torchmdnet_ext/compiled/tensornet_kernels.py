@@ -37,7 +37,7 @@ from torchmdnet_ext.kernels.lanes import PANEL
 
 @kernel
 def mix(atoms, channels, x, x0, packed, number, zeros, out, out0, add):
-    """out (9, M, C) = linear maps of the channels of x, one for each part: the matrices 3 * number ... + 2 of `packed`."""
+    """`out` (9, M, C) = linear maps of the channels of x, one for each part: the matrices 3 * number ... + 2 of `packed`."""
     square, step = channels * channels, atoms * channels
     component = 0
     for part in range(3):

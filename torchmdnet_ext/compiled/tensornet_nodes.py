@@ -25,6 +25,7 @@ def load9(x, at, step):
 
 @kernel
 def store9(x, at, step, a):
+    """Store the nine components of tensors, `step` apart."""
     store(x, at, a[0])
     store(x, at + step, a[1])
     store(x, at + 2 * step, a[2])
@@ -38,6 +39,7 @@ def store9(x, at, step, a):
 
 @kernel
 def dot9(a, b):
+    """The sum of the products of all nine components."""
     return (
         (a[0] * b[0] + a[1] * b[1] + a[2] * b[2])
         + (a[3] * b[3] + a[4] * b[4] + a[5] * b[5])
@@ -47,6 +49,7 @@ def dot9(a, b):
 
 @kernel
 def sum9(a, b):
+    """The sum of two tensors."""
     return (
         a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4], a[5] + b[5], a[6] + b[6], a[7] + b[7], a[8] + b[8]
     )  # fmt: skip
@@ -63,6 +66,7 @@ def scaled9(a, unit, skew, symmetric):
 
 @kernel
 def transposed(zero, a):
+    """The transposed tensor: the antisymmetric part, components 1 to 3, changes its sign."""
     return a[0], zero - a[1], zero - a[2], zero - a[3], a[4], a[5], a[6], a[7], a[8]
 
 
@@ -107,7 +111,7 @@ def anticommutator(like, a, b):
 
 @kernel
 def damping(like, a):
-    """1 / (|A|^2 + 1)"""
+    """1 / (|A|^2 + 1)."""
     one = splat16(like, 1.0)
     return one / (dot9(a, a) + one)
 
@@ -242,5 +246,6 @@ def squared_norm_vjp(atoms, channels, x, g_squared, g):
 
 @kernel
 def multiply(count, factor, out):
+    """`out` *= `factor`, of `count` numbers."""
     for k in range(0, count, PANEL):
         store(out, k, load16(out, k) * load16(factor, k))

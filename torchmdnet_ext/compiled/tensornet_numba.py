@@ -84,7 +84,7 @@ class NumbaTensorNet(CompiledNetwork):
         return self._channels(rows.reshape(len(rows), -1, hidden)).reshape(len(rows), -1)
 
     def _bias(self, bias):
-        """(n * H,) -> (n * C,)"""
+        """(n * H,) -> (n * C,)."""
         return self._cast(self._channels(bias.reshape(-1, len(self.order))).reshape(-1))
 
     def _make_weights(self, network, z, intervals):

@@ -34,6 +34,7 @@ class Sizes(NamedTuple):
 
 
 def make_sizes(groups, depth, channels, lmax, layers, vertex, max_min, features):
+    """The `Sizes` of a network with these settings."""
     edge_maps, vector_maps = (4, 7) if vertex else (3, 5)
     return Sizes(
         groups, depth, channels, (lmax + 1) ** 2 - 1, layers, edge_maps, vector_maps, bool(vertex), bool(max_min), features
@@ -225,6 +226,7 @@ def make_kept(zeros, keep, sizes, atoms, pairs, itemsize):
 
 
 def make_forward_work(zeros, sizes, atoms, pairs):
+    """The arrays that a forward pass works in."""
     c = sizes.channels
     return ForwardWork(
         x=zeros(atoms, c),

@@ -78,7 +78,7 @@ def collect(e0, count, graph, layer, sizes, message, factors, vec, total_x, tota
 
 @kernel
 def rejected_product(projected, a, b, step, edge, line, components):
-    """w . w' and w . d and w' . d of the vectors w and w' at a and b, `step` apart, and of the direction d."""
+    """The products w . w' and w . d and w' . d of the vectors w and w' at a and b, `step` apart, and of the direction d."""
     dot, da, db = splat16(projected, 0.0), splat16(projected, 0.0), splat16(projected, 0.0)
     for component in range(components):
         wa, wb = load16(projected, a + component * step), load16(projected, b + component * step)

@@ -68,7 +68,7 @@ def direct(n, atoms, graph, components):
 
 @kernel
 def gather_neighbours(n, near, table, channels, neighbour, total):
-    """total (M, C) += the neighbour embedding's messages; `neighbour` (M, C) is the embedding of every atom's element."""
+    """`total` (M, C) += the neighbour embedding's messages; `neighbour` (M, C) is the embedding of every atom's element."""
     blocks = channels // PANEL
     near_i, near_j, node, geometry = near.i, near.j, near.node, near.geometry
     for p in range(n):
