@@ -31,7 +31,7 @@ MOST_ROWS = 6  # of a block of `matmul`: their totals stay in registers
 
 @kernel
 def silu(value):
-    """value * sigmoid(value)."""
+    """The product of a value and its sigmoid."""
     return value * sigmoid(value)
 
 
