@@ -10,6 +10,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # notebooks run `!geomgnn`, also where sphinx-build was started from an environment that is not activated
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+# ... and of this source tree
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
 
 project = "openmm-geomgnn"
 author = "the openmm-geomgnn developers"

@@ -9,8 +9,11 @@ import doc_pages as pages
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# the README is added when it is short
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
+    if "_build" not in path.parts
+)
 FIT = """
 topology: topology.pdb
 trajectories: [a.xtc, b.xtc]
