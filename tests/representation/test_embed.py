@@ -156,9 +156,9 @@ class TestGoingOn:
         ("change", "message"),
         [
             ({"encoder": "two"}, r"encoder \(parameters\): one with hash \w+ there, two with hash"),
-            ({"tokens": {"pooling": "mean"}}, "pooling: sum there, mean now"),
-            ({"stride": 2, "dtype": "float16"}, "stride: 1 there, 2 now; dtype: float32 there, float16 now"),
-            ({"tokens": {"window": "all"}}, "window: sequence there, all now; residues in each window"),
+            ({"tokens": {"pooling": "mean"}}, "pooling: 'sum' there, 'mean' now"),
+            ({"stride": 2, "dtype": "float16"}, "stride: 1 there, 2 now; dtype: 'float32' there, 'float16' now"),
+            ({"tokens": {"window": "all"}}, "window: 'sequence' there, 'all' now; residues in each window"),
             ({"tokens": {"context": 1}}, r"residues in each window: \[\[0\], \[1\], \[2\]\] there, \[\[0, 1\]"),
             ({"frame_interval": 3.0}, "frame_interval: null there, 3.0 now"),
             ({"tokens": {"selection": "protein and not element H O"}}, "not that of the store a.zarr"),

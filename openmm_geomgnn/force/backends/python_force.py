@@ -29,7 +29,7 @@ def why_not() -> str | None:
     return 'This OpenMM has no PythonForce that can be given its particles. Update it: pip install "openmm>=8.6"'
 
 
-def make_force(evaluation: Evaluation) -> openmm.PythonForce:
+def make_force(evaluation: Evaluation) -> openmm.Force:
     """Make an `openmm.PythonForce` on the CV's atoms for an evaluation."""
     force = openmm.PythonForce(Callback(evaluation))
     force.setParticles([int(index) for index in evaluation.bound.atoms])
