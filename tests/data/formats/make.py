@@ -7,6 +7,7 @@ README.md says how a new version gets its files.
 
 import argparse
 import json
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -129,7 +130,8 @@ def conformer_index(folder):
     path = folder / "store"
     with tempfile.TemporaryDirectory() as temporary:
         trajectory(6, 5).save(f"{temporary}/a.xtc")
-        source = SOURCES["trajectory"](topology=str(PDB), file=f"{temporary}/a.xtc")
+        shutil.copy(PDB, temporary)  # files hold the path
+        source = SOURCES["trajectory"](topology=f"{temporary}/{PDB.name}", file=f"{temporary}/a.xtc")
         build(Build(path, (LabelledSource(source, "ala2"),)), processes=1)
     dataset = Conformers(path)
     _note(path, sources=dataset.sources, conformers=_conformers(dataset))
@@ -142,7 +144,8 @@ def embeddings(folder):
         random_encoder().save(source)
         trajectory(5, 6, interval=2.0).save(f"{temporary}/b.xtc")
         settings = EmbedSettings(encoder=source, tokens=TokenSpec(window="sequence", context=0), chunk=3)
-        store = embed_trajectories(PDB, [f"{temporary}/b.xtc"], path, settings, workers=1)
+        shutil.copy(PDB, temporary)
+        store = embed_trajectories(f"{temporary}/{PDB.name}", [f"{temporary}/b.xtc"], path, settings, workers=1)
     arrays = {"tokens": store.tokens(0)[:], "positions": store.positions(0)[:], "times": store.times(0)}
     entry = store.trajectories[0]
     _note(path, name=entry["name"], sha256=entry["sha256"], **{name: _numbers(array) for name, array in arrays.items()})
