@@ -1,4 +1,4 @@
-"""How values are written in messages."""
+"""How values and numbers of things are written in messages."""
 
 from pathlib import Path
 from typing import Any
@@ -21,3 +21,8 @@ def format_setting(value: object, absent: str = "null", limit: int | None = None
     else:
         text = str(list(value) if isinstance(value, tuple) else value)
     return text if limit is None or len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def count_of(number: int, noun: str, plural: str | None = None) -> str:
+    """A number of things, "1 walker" or "2 walkers"; `plural` is for nouns that do not just take an s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

@@ -14,6 +14,7 @@ from openmm_geomgnn.cli.run import check_folder, examined
 from openmm_geomgnn.cli.run_folder import input_files
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.formatting import count_of
 from openmm_geomgnn.locks import check_outside
 from openmm_geomgnn.processes import cores
 from openmm_geomgnn.sampling.systems import degrees_of_freedom
@@ -43,7 +44,7 @@ def describe(plan: Plan) -> Iterator[str]:
     yield f"structures     {paths}: {len(plan.starts[0])} atoms, {len(names)} residues ({shown})"
     spec = plan.specs[0]
     system = openmm.XmlSerializer.deserialize(spec.system)
-    threads = f" with {_many(spec.threads, 'thread')}" if spec.platform == "CPU" else ""
+    threads = f" with {count_of(spec.threads, 'thread')}" if spec.platform == "CPU" else ""
     box = "periodic" if system.usesPeriodicBoundaryConditions() else "not periodic"
     yield (
         f"system         {' + '.join(protocol.system.forcefield)}, {box}, {degrees_of_freedom(system)} degrees of freedom, "
@@ -52,12 +53,12 @@ def describe(plan: Plan) -> Iterator[str]:
     residues = len(plan.cv.molecule)
     yield f"CV             {len(bound.atoms)} atoms of {residues} residues, {_network(plan)}, engine {bound.engine_name}"
     if plan.settings is not None:
-        lag = plan.settings.lag_frames()
-        yield f"training data  {_many(len(plan.specs), 'run')} of {training_frames(protocol)} frames, a lag of {lag} frames"
+        runs, lag = count_of(len(plan.specs), "run"), plan.settings.lag_frames()
+        yield f"training data  {runs} of {training_frames(protocol)} frames, a lag of {lag} frames"
     schedule = protocol.schedule
     yield (
-        f"biased run     {_many(protocol.run.walkers, 'walker')} of {schedule.length * schedule.bias_step:g} ps, a kernel "
-        f"each {schedule.pace * schedule.bias_step:g} ps, the bias every {protocol.run.every} steps"
+        f"biased run     {count_of(protocol.run.walkers, 'walker')} of {schedule.length * schedule.bias_step:g} ps, a "
+        f"kernel each {schedule.pace * schedule.bias_step:g} ps, the bias every {protocol.run.every} steps"
     )
     folder = protocol.output
     while not folder.is_dir():
@@ -82,12 +83,8 @@ def _time(plan: Plan) -> str:
         return f"not known, as the first steps failed: {error}"
     parts = ", ".join(f"{_NAMES[name]} {_duration(seconds)}" for name, seconds in stages.items())
     training = " and the training" if plan.settings is not None and plan.settings.estimator == "vampnet" else ""
-    walkers = f"{_many(plan.protocol.run.walkers, 'walker')} on {_many(cores(), 'core')}"
+    walkers = f"{count_of(plan.protocol.run.walkers, 'walker')} on {count_of(cores(), 'core')}"
     return f"about {_duration(sum(stages.values()))}{training} from the beginning, with {walkers}: {parts}"
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 from openmm_geomgnn.cv import file as cv_file
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.formatting import count_of
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.store import Embeddings
 from openmm_geomgnn.sampling.checkpoint import find_checkpoint, load_checkpoint
@@ -84,7 +85,7 @@ def _show_cv(path: Path) -> None:
     metadata, _ = cv_file.read(path)
     facts = cv.training_information
     student = metadata["kind"] == "student"
-    _line("kind", f"collective variable, {'a student' if student else 'a network'}, {_count(cv.dimension, 'component')}")
+    _line("kind", f"collective variable, {'a student' if student else 'a network'}, {count_of(cv.dimension, 'component')}")
     if student:
         teacher = facts.get("teacher", {})
         made = (f"{name.replace('_', ' ')} {teacher.get(name)}" for name in ("encoder", "mixer", "content_hash"))
@@ -96,11 +97,13 @@ def _show_cv(path: Path) -> None:
         extent = {"sequence": f", context {spec.context}", "space": f", radius {spec.radius:g} nm"}.get(spec.window, "")
         _line("windows", f"{spec.window}{extent}; pooling {spec.pooling}")
     atoms = sum(sum(elements.values()) for _, _, elements, *_ in cv.molecule)
-    _line("selection", f"{cv.selection or 'the default'}: {atoms} atoms of {_count(len(cv.molecule), 'residue')}")
+    _line("selection", f"{cv.selection or 'the default'}: {atoms} atoms of {count_of(len(cv.molecule), 'residue')}")
     _line("molecule", _residues(cv.molecule))
     _line("lag", "unknown" if math.isnan(cv.lagtime) else f"{cv.lagtime:g} ps")
     if "frames" in facts:
-        _line("trained on", f"{sum(facts['frames'])} frames of {_count(len(facts['frames']), 'trajectory', 'trajectories')}")
+        _line(
+            "trained on", f"{sum(facts['frames'])} frames of {count_of(len(facts['frames']), 'trajectory', 'trajectories')}"
+        )
     if all(name in facts for name in NEEDED_TO_BIAS):
         for line in describe(cv):
             echo(line)
@@ -132,7 +135,9 @@ def _encoder(encoder: Encoder) -> str:
 def _show_embeddings(path: Path) -> None:
     store = Embeddings.open(path)
     settings = store.settings
-    _line("kind", f"store of embeddings: {sum(store.lengths)} frames of {_count(len(store), 'trajectory', 'trajectories')}")
+    _line(
+        "kind", f"store of embeddings: {sum(store.lengths)} frames of {count_of(len(store), 'trajectory', 'trajectories')}"
+    )
     _line("encoder", f"{settings.get('encoder')}, hash {settings.get('encoder_hash')}")
     _line("selection", f"{settings['selection'] or 'the default'}: {len(settings['atoms'])} atoms")
     _line("molecule", _residues(settings["molecule"]))
@@ -148,7 +153,7 @@ def _show_embeddings(path: Path) -> None:
 
 def _show_checkpoint(path: Path) -> None:
     checkpoint = load_checkpoint(path)
-    _line("kind", f"checkpoint of a run of {_count(len(checkpoint.walkers), 'walker')}, at outer step {checkpoint.step}")
+    _line("kind", f"checkpoint of a run of {count_of(len(checkpoint.walkers), 'walker')}, at outer step {checkpoint.step}")
     for name, value in checkpoint.fingerprint.items():
         echo(f"  {name}: {value}")
 
@@ -163,7 +168,7 @@ def _show_run(path: Path) -> None:
     _line("system", f"{' + '.join(system.forcefield)}, {system.temperature:g} K, steps of {1000 * system.timestep:g} fs")
     if protocol.cv.file is None:
         made = len(list((path / UNBIASED).glob("trajectory.*.dcd")))
-        _line("unbiased", f"{made} of {_count(len(system.structures), 'run')} of {protocol.unbiased.length:g} ps are done")
+        _line("unbiased", f"{made} of {count_of(len(system.structures), 'run')} of {protocol.unbiased.length:g} ps are done")
     if (path / CV_FILE).is_file():
         _line("CV", path / CV_FILE)
         for line in describe(CollectiveVariable.load(path / CV_FILE)):
@@ -172,7 +177,7 @@ def _show_run(path: Path) -> None:
         _line("CV", "not yet")
     checkpoint = find_checkpoint(path)
     done = 0.0 if checkpoint is None else load_checkpoint(checkpoint).step * protocol.schedule.bias_step
-    _line("biased", f"{done:g} of {run.length:g} ps of each of {_count(run.walkers, 'walker')}")
+    _line("biased", f"{done:g} of {run.length:g} ps of each of {count_of(run.walkers, 'walker')}")
     frames = sum(len(read_dcd(trajectory)) for trajectory in comparison_runs(path))
     _line(COMPARISON, f"{frames} frames without a bias")
     seconds = wall_time(path)
@@ -195,10 +200,6 @@ def _residues(table: Any) -> str:
     names = [row[1] for row in table]
     more = f" and {len(names) - _MOST_RESIDUES} more" if len(names) > _MOST_RESIDUES else ""
     return " ".join(names[:_MOST_RESIDUES]) + more
-
-
-def _count(number: int, name: str, plural: str | None = None) -> str:
-    return f"{number} {name if number == 1 else plural or name + 's'}"
 
 
 def _megabytes(path: Path) -> str:

@@ -25,7 +25,7 @@ from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.verdict import GRADES, in_words
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
-from openmm_geomgnn.formatting import format_values
+from openmm_geomgnn.formatting import count_of, format_values
 from openmm_geomgnn.locks import set_aside
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.sampling.opes import OPES
@@ -222,7 +222,7 @@ def _timescales(facts: Mapping[str, Any]) -> str:
     values = facts["timescales_ps"]
     notes, counts = facts.get("timescale_notes", [""] * len(values)), facts.get("transitions", [None] * len(values))
     shown = [
-        note or f"timescale {value:.3g} ps" + ("" if count is None else f" ({count} transition{'s' * (count != 1)})")
+        note or f"timescale {value:.3g} ps" + ("" if count is None else f" ({count_of(count, 'transition')})")
         for value, note, count in zip(values, notes, counts, strict=True)
     ]
     return shown[0] if len(shown) == 1 else "; ".join(f"cv.{k}: {text}" for k, text in enumerate(shown, start=1))

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from openmm_geomgnn.cv.kernel_widths import is_too_stiff, narrowest_width
+from openmm_geomgnn.formatting import count_of
 
 # a grade and why
 Reason: TypeAlias = tuple[str, str]
@@ -120,7 +121,7 @@ def _timescales(facts: Mapping[str, Any]) -> Iterator[Reason]:
             yield (
                 "weak",
                 (
-                    f"{name} has {count} transition{'s' * (count != 1)} between its extremes in the data, so its timescale "
+                    f"{name} has {count_of(count, 'transition')} between its extremes in the data, so its timescale "
                     "is a guess"
                 ),
             )

@@ -11,9 +11,14 @@ ENCODER_ENDINGS = (".safetensors", ".ckpt", ".pth")  # of files of encoders
 _NO_ENCODERS = ("conformers",)  # other tensors that are shipped
 
 
+def file_names(folder: Path, endings: tuple[str, ...]) -> list[str]:
+    """Names of the files in a folder that have one of these endings, sorted."""
+    return sorted(file.name for file in folder.glob("*") if file.suffix in endings and file.is_file())
+
+
 def shipped_files(endings: tuple[str, ...]) -> list[str]:
     """Names of the files that come with the package and have one of these endings, sorted."""
-    return sorted(file.name for file in DATA.glob("*") if file.suffix in endings and file.is_file())
+    return file_names(DATA, endings)
 
 
 def shipped_encoders() -> list[str]:

@@ -14,8 +14,10 @@ from finished_run import COMMAND
 from protocol_texts import MINIMAL
 from toy_bias import ToyBias
 
+from openmm_geomgnn.cli.settings.fields import OUR_BIASES
 from openmm_geomgnn.cli.settings.yaml_files import dump
 from openmm_geomgnn.plugins import GROUPS
+from openmm_geomgnn.sampling.bias import BIASES
 from openmm_geomgnn.sampling.colvar import read_colvar
 
 TOY = MINIMAL + "bias: {method: toy, pace: 3 ps, settings: {height: 2.0}}\nrun: {every: 1}\n"
@@ -37,6 +39,11 @@ def packages(tmp_path, monkeypatch):
     shutil.copy(toy_bias.__file__, folder)
     monkeypatch.syspath_prepend(folder)
     return folder
+
+
+def test_ours_are_known_where_settings_are_read():
+    """The names are written out there, so that nothing heavy is imported."""
+    assert list(OUR_BIASES) == list(BIASES)
 
 
 def test_settings(load_text, packages, shipped_files):

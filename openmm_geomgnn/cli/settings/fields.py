@@ -181,7 +181,7 @@ def find_file(name: PathLike, folder: PathLike = ".", what: str = "file", ending
         ours = shipped.shipped_files((path.suffix,))
         message = f"There is no {what} '{name}' in {where}"
         message += ", nor among the files that come with openmm-geomgnn." if path.name == str(path) else "."
-        message += did_you_mean(path.name, _names(where, (path.suffix,)) + ours)
+        message += did_you_mean(path.name, shipped.file_names(where, (path.suffix,)) + ours)
         raise GeomGNNError(message + (f" Shipped: {', '.join(ours)}." if ours else ""))
     return Path(os.path.abspath(found))
 
@@ -226,7 +226,7 @@ def find_cv(name: PathLike, folder: PathLike = ".") -> Path:
     """Find the absolute path of a CV file, named relative to `folder`."""
     path = Path(os.path.abspath(Path(folder) / _path(name, "CV file")))
     if not path.is_file():
-        near = did_you_mean(path.name, _names(path.parent, (".safetensors",)))
+        near = did_you_mean(path.name, shipped.file_names(path.parent, (".safetensors",)))
         raise GeomGNNError(f"There is no CV file '{name}' in {path.parent}.{near} `geomgnn fit` and `geomgnn run` make one.")
     return path
 
@@ -276,11 +276,6 @@ def find_encoder(name: PathLike, folder: PathLike = ".") -> str:
     if name not in shipped.known_encoders():
         raise shipped.unknown_encoder(name)
     return name
-
-
-def _names(folder: Path, endings: tuple[str, ...]) -> list[str]:
-    """Names of the files in a folder that have one of these endings."""
-    return sorted(file.name for file in folder.glob("*") if file.suffix in endings and file.is_file())
 
 
 def _path(value: Any, what: str) -> Path:
