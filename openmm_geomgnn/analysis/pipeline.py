@@ -69,6 +69,7 @@ def analyse_biased_run(
     *,
     discard: float = 0.2,
     discard_ps: float | None = None,
+    settling: float = 0.0,
     bins: int = 60,
     n_bootstrap: int = 200,
     seed: int = 0,
@@ -89,6 +90,8 @@ def analyse_biased_run(
         use all data.
     discard_ps : float, optional
         That time itself.
+    settling : float, optional
+        Time in ps from the start, while the bias sets in, that mean temperatures leave out, and free energies at least.
     bins : int, optional
         Largest number of bins of a free energy along a variable; there are fewer if frames are too few for a curve or map.
     n_bootstrap, seed : int, optional
@@ -100,7 +103,7 @@ def analyse_biased_run(
         If data do not belong together, a frame has no row, or more than one variable has cores.
     """
     named = {one.name: one for one in [*run.components(), *variables]}
-    result = Analysis(run, named, transient(run.lengths, discard, discard_ps))
+    result = Analysis(run, named, max(settling, transient(run.lengths, discard, discard_ps)))
     kT, bootstrap = BOLTZMANN * run.temperature, dict(n_bootstrap=n_bootstrap, rng=seed)
     rows = _rows(result, kT)
     inefficiency = in_frames = _add_profiles(result, rows, 0.0, kT, bins, bootstrap)
@@ -121,7 +124,7 @@ def analyse_biased_run(
         delta_F_first_half=halves[0],
         delta_F_second_half=halves[1],
         **_definition(result),
-        **_temperatures(run),
+        **_temperatures(run, settling),
         effective_sample_size=kish_size(kept),
         frames_used=sum(map(len, kept)),
         correlation_time_ps=inefficiency * row_interval(run.row_times),
@@ -307,9 +310,12 @@ def _definition(result: Analysis) -> dict[str, Any]:
     )
 
 
-def _temperatures(run: BiasedRun) -> dict[str, Any]:
+def _temperatures(run: BiasedRun, settling: float) -> dict[str, Any]:
     temperatures: Any = run.colvar.get("temperature")
     known = temperatures is not None
+    if known and settling:
+        start = min(times[0] for times in run.row_times)
+        temperatures = temperatures[run.colvar["time"] >= start + settling]
     return dict(
         mean_temperature_K=float(temperatures.mean()) if known else np.nan,
         hot_frame_share=float(np.mean(temperatures > run.hot_threshold)) if known else np.nan,

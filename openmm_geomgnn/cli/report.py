@@ -73,6 +73,7 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
         _variables(protocol, results, run, torsions),
         maps=[_RAMACHANDRAN] if set(_RAMACHANDRAN) <= set(torsions) else [],
         discard=protocol.analysis.discard,
+        settling=protocol.settling,
         seed=protocol.seed,
     )
     analysis.notes = [*notes, *analysis.notes, *_cv_notes(results.cv)]

@@ -186,6 +186,9 @@ def fit_settings(section: Any, frame_interval: float, seed: int) -> FitSettings:
         pca=section.pca,
         softening=section.softening if section.reversible else 0.0,
         reversible=section.reversible,
+        bounded=section.bounded,
+        margin=section.margin,
+        even=section.even,
         training=training if section.estimator == "vampnet" else {},
         seed=seed,
     )

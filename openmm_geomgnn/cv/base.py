@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from openmm_geomgnn.aliases import TopologyLike
+from openmm_geomgnn.cv.output_map import OutputMap
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.bond_graph import centres, inverted
 from openmm_geomgnn.representation.featurization import SelectedAtoms
@@ -36,11 +37,14 @@ class Bound(nn.Module):
         The atoms it depends on.
     engine_name : str
         What evaluates one frame at a time.
+    output : output_map.OutputMap
+        What is done to the slow functions before they are the CV.
     """
 
     molecule: SelectedMolecule
     atoms: np.ndarray
     engine_name: str
+    output: OutputMap
 
     @property
     def dimension(self) -> int:
@@ -60,6 +64,13 @@ class Bound(nn.Module):
     def value_and_vjp(self, pos: Any) -> ValueAndVJP:
         """Values psi (d,) of one whole molecule (n, 3) in angstrom and their vector-Jacobian product, see `cv.BoundCV`."""
         raise NotImplementedError
+
+    def _mapped(self, psi: np.ndarray, vjp: Callable[[np.ndarray], Any]) -> ValueAndVJP:
+        """The CV (d,) and its vector-Jacobian product, from those of psi."""
+        if self.output.is_identity:
+            return psi, vjp
+        values, slope = self.output.value_and_slope(psi)
+        return values, lambda weights: vjp(weights * slope)
 
     def _select(self, cv: Any, topology: TopologyLike | SelectedMolecule) -> SelectedAtoms:
         """The `SelectedAtoms` of a CV in a topology.

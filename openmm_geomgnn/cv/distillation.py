@@ -13,6 +13,7 @@ import torch
 from openmm_geomgnn.aliases import StageProgress, TopologyLike
 from openmm_geomgnn.cv.base import Bound
 from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.cv.output_map import OutputMap
 from openmm_geomgnn.cv.stiffness import stiffness
 from openmm_geomgnn.cv.students.augmentation import Moves
 from openmm_geomgnn.cv.students.coordinates import InternalCoordinates, nearest_pairs, proper_torsions
@@ -121,6 +122,7 @@ def distill(
         raise GeomGNNError("This collective variable is a student already. Distil the one that it was made from.")
     topology = as_topology(topology)
     teacher = cv.bind(topology)
+    teacher.output = OutputMap.identity(cv.dimension)  # the student learns the slow functions, and gets the map as it is
     atoms = named_atoms(topology, teacher.atoms)
     whole = [teacher.molecule.positions(trajectory) for trajectory in trajectories]
     table = residue_table(topology, teacher.atoms)
@@ -143,6 +145,7 @@ def distill(
         near=teacher.tokenizer.windows.contacts,
         lagtime=cv.lagtime,
         training={name: facts[name] for name in _INHERITED if name in facts},
+        output=cv.output,
     )
     distillation = {
         **_quality(network, coordinates, labels),

@@ -13,6 +13,7 @@ from torch import nn
 
 from openmm_geomgnn.aliases import PathLike, TopologyLike
 from openmm_geomgnn.cv.base import Bound
+from openmm_geomgnn.cv.output_map import OutputMap
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.representation.periodic import SelectedMolecule
@@ -27,7 +28,7 @@ from torchmdnet_ext.tensor_files import (
 )
 
 FORMAT = "openmm-geomgnn collective variable"
-VERSION = 5
+VERSION = 6
 RADIUS_BEFORE_2 = 0.45  # nm; that of all windows by space then
 # of version 4 only the first files have none; in files of later versions nothing can change unseen, training included
 LAST_WITHOUT_CHECKSUM = 4
@@ -65,6 +66,11 @@ def _bonds_in_the_file(metadata: dict[str, Any]) -> dict[str, Any]:
     return {**metadata, "version": 5}
 
 
+def _output_map_in_the_file(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Version 6 can hold tensors of an output map; before, every CV was its slow functions themselves."""
+    return {**metadata, "version": 6}
+
+
 def _has_a_trained_mixer(metadata: dict[str, Any], training: dict[str, Any]) -> bool:
     """Whether a CV, or the teacher of a student, is a VAMPnet."""
     teacher = training.get("teacher")
@@ -73,7 +79,13 @@ def _has_a_trained_mixer(metadata: dict[str, Any], training: dict[str, Any]) -> 
 
 
 # metadata of version k -> metadata of version k + 1; a step for every change of the format
-MIGRATIONS = {1: _windows_in_the_file, 2: _kind_in_the_file, 3: _scores_that_chose_the_epoch, 4: _bonds_in_the_file}
+MIGRATIONS = {
+    1: _windows_in_the_file,
+    2: _kind_in_the_file,
+    3: _scores_that_chose_the_epoch,
+    4: _bonds_in_the_file,
+    5: _output_map_in_the_file,
+}
 
 
 class SavedCV(nn.Module):
@@ -85,6 +97,7 @@ class SavedCV(nn.Module):
     selection: Any
     molecule: ResidueTable
     lagtime: float
+    output: OutputMap
     training_information: dict[str, Any]
 
     @property

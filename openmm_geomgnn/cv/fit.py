@@ -5,6 +5,7 @@ from typing import Any
 
 import mdtraj
 import numpy as np
+import torch
 
 from openmm_geomgnn.aliases import StageProgress, TopologyLike
 from openmm_geomgnn.cv.estimators import ESTIMATORS, FOLDS
@@ -13,8 +14,9 @@ from openmm_geomgnn.cv.fit_settings import FitSettings
 from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.cv.output_map import OutputMap, check_margin, range_of
 from openmm_geomgnn.cv.rules import check_parts
-from openmm_geomgnn.cv.stiffness import stiffness
+from openmm_geomgnn.cv.stiffness import atomic_masses, even_slopes, frames_along, stiffness, thermal_rates
 from openmm_geomgnn.cv.verdict import judge, timescale_notes
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import check_folds, hold_out, timescales, transitions
@@ -24,6 +26,9 @@ from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.representation.store import Embeddings
 from openmm_geomgnn.unfinished import Unfinished
 from openmm_geomgnn.units import did_you_mean
+
+
+EVEN_FRAMES = 1000  # at which the steepness is taken for an even map
 
 
 def fit_cv(
@@ -101,7 +106,9 @@ def fit_cv(
     }
     koopman = model.mean, model.projection, model.singular_values
     cv = make_cv(settings, featurization, estimate.mixer, koopman, information)
-    _judge(cv, frames, topology, lag, settings, progress)
+    psi = _psi(cv, frames)
+    cv.output = _output_map(cv, frames, topology, psi, settings)
+    _judge(cv, frames, topology, lag, settings, psi, progress)
     return cv
 
 
@@ -136,8 +143,32 @@ def _check_estimator(settings: FitSettings) -> None:
             f"Unknown estimator '{settings.estimator}'; the choices are {', '.join(ESTIMATORS)}."
             f"{did_you_mean(settings.estimator, ESTIMATORS)}"
         )
+    check_margin(settings.margin)
     names = ("estimator", "mixer", "n_components", "pca", "softening", "reversible")
     check_parts(**{name: getattr(settings, name) for name in names})
+
+
+def _psi(cv: CollectiveVariable, frames: TrainingFrames) -> list[np.ndarray]:
+    """The slow functions (F, d) along each trajectory, before the output map."""
+    features = [Features(cv.mixer, tokens) for tokens in frames.tokens]
+    return [np.concatenate([cv.project(chi).numpy() for chi in part.pieces()]) for part in features]
+
+
+def _output_map(
+    cv: CollectiveVariable, frames: TrainingFrames, topology: TopologyLike, psi: Sequence[np.ndarray], settings: FitSettings
+) -> OutputMap:
+    """The OutputMap of a CV, by the range of its slow functions and by how steep they are along it."""
+    low, high = range_of(psi)
+    if not settings.even:
+        return OutputMap.bounded(low, high, settings.margin) if settings.bounded else OutputMap.identity(cv.dimension)
+    bound = cv.bind(topology, engine="eager")
+    sample = frames_along(psi, EVEN_FRAMES)
+    positions = torch.cat([part[here] for part, here in zip(frames.positions, sample, strict=True) if len(here)])
+    rates = thermal_rates(bound, positions, atomic_masses(as_topology(topology), bound.atoms)).numpy()
+    there = np.concatenate([value[here.numpy()] for value, here in zip(psi, sample, strict=True)])
+    slopes = [even_slopes(*columns) for columns in zip(there.T, rates.T, low, high, strict=True)]
+    bounds = OutputMap.bounded(low, high, settings.margin) if settings.bounded else OutputMap.identity(cv.dimension)
+    return OutputMap(bounds.low, bounds.high, bounds.width, low, high, slopes)
 
 
 def _judge(
@@ -146,19 +177,18 @@ def _judge(
     topology: TopologyLike,
     lag: int,
     settings: FitSettings,
+    psi: Sequence[np.ndarray],
     progress: StageProgress,
 ) -> None:
     """Add to a CV's training information what its values along the training data, and its gradients there, say of it."""
-    features = [Features(cv.mixer, tokens) for tokens in frames.tokens]
-    values = [np.concatenate([cv.project(chi).numpy() for chi in part.pieces()]) for part in features]
     facts = cv.training_information
-    facts |= _slow_motions(values, lag, cv.singular_values.numpy(), settings.lagtime)
+    facts |= _slow_motions(psi, lag, cv.singular_values.numpy(), settings.lagtime)
     facts |= stiffness(
         cv,
         topology,
         frames.positions,
         settings.frame_interval,
-        values,
+        [cv.output.compute(part) for part in psi],
         lambda done, total: progress("stiffness", done, total),
     )
     facts["verdict"] = judge(facts)

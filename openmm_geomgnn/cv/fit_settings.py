@@ -12,7 +12,8 @@ class FitSettings:
     """How a CV is fitted; see `mixers` and `koopman` for what each setting means.
 
     `encoder` is what `Encoder.load` takes; `tokens` says how atoms become tokens. `lagtime`, `frame_interval` and
-    `softening` are in picoseconds. `training` has arguments of `koopman.train_vampnet`.
+    `softening` are in picoseconds. `training` has arguments of `koopman.train_vampnet`. `bounded`, `margin` and `even` make
+    the CV's `output_map.OutputMap`.
 
     Examples
     --------
@@ -34,6 +35,9 @@ class FitSettings:
     softening: float = 0.02
     reversible: bool = True
     training: dict[str, Any] = field(default_factory=dict)
+    bounded: bool = True
+    margin: float = 0.15
+    even: bool = False
     seed: int = 1
 
     def lag_frames(self) -> int:

@@ -1,5 +1,6 @@
 """A collective variable: encoder, token mixer and Koopman projection, frozen, in one file."""
 
+import copy
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
@@ -15,6 +16,7 @@ from openmm_geomgnn.cv.cuda_graph import EagerFunction, GraphedFunction
 from openmm_geomgnn.cv.engines import choose_device, make_engine
 from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.mixers.base import Mixer
+from openmm_geomgnn.cv.output_map import OutputMap
 from openmm_geomgnn.cv.readouts import make_readout
 from openmm_geomgnn.cv.students.cv import StudentCV
 from openmm_geomgnn.errors import GeomGNNError
@@ -58,6 +60,8 @@ class CollectiveVariable(cv_file.SavedCV):
         Picoseconds.
     training : dict
         Scores and how it was trained: anything that JSON can hold.
+    output : output_map.OutputMap, optional
+        What is done to the slow functions before they are the CV; nothing by default.
 
     Examples
     --------
@@ -93,6 +97,7 @@ class CollectiveVariable(cv_file.SavedCV):
         spec: TokenSpec | None = None,
         lagtime: float = float("nan"),
         training: dict[str, Any] | None = None,
+        output: OutputMap | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False).eval()
@@ -100,6 +105,7 @@ class CollectiveVariable(cv_file.SavedCV):
         self.register_buffer("mean", torch.as_tensor(np.array(mean, dtype=np.float64)))
         self.register_buffer("projection", torch.as_tensor(np.array(projection, dtype=np.float64)))
         self.register_buffer("singular_values", torch.as_tensor(np.array(singular_values, dtype=np.float64)))
+        self.output = output or OutputMap.identity(self.projection.shape[1])
         self.molecule = molecule
         self.spec = spec or TokenSpec()
         self.lagtime = float(lagtime)
@@ -116,7 +122,7 @@ class CollectiveVariable(cv_file.SavedCV):
         return self.spec.selection
 
     def project(self, chi: torch.Tensor) -> torch.Tensor:
-        """Project chi (F, n) to psi (F, d), in float64."""
+        """Project chi (F, n) to psi (F, d), in float64, before the output map."""
         return (chi.double() - self.mean) @ self.projection
 
     def _metadata(self) -> dict[str, Any]:
@@ -139,6 +145,7 @@ class CollectiveVariable(cv_file.SavedCV):
         tensors.update({f"mixer.{name}": tensor for name, tensor in self.mixer.state_dict().items()})
         for name in ("mean", "projection", "singular_values"):
             tensors[f"koopman.{name}"] = getattr(self, name)
+        tensors.update({f"output.{name}": tensor for name, tensor in self.output.tensors().items()})
         return tensors
 
     @staticmethod
@@ -170,7 +177,7 @@ class CollectiveVariable(cv_file.SavedCV):
         """The CV of what `file.read` returned."""
         cv_file.check_fields(path, metadata, FIELDS)
         try:
-            parts = cv_file.parts(tensors, ("encoder", "mixer", "koopman"))
+            parts = cv_file.parts(tensors, ("encoder", "mixer", "koopman", "output"))
             described = metadata["encoder"]
             network = build_network(described["settings"], parts["encoder"], str(path))
             encoder = Encoder(network, described["settings"], described["training"], described["name"])
@@ -179,6 +186,7 @@ class CollectiveVariable(cv_file.SavedCV):
             mean, projection, values = (parts["koopman"][name] for name in ("mean", "projection", "singular_values"))
             if projection.shape != (mixer.out_features, len(values)) or mean.shape != (mixer.out_features,):
                 raise ValueError(f"its projection has shape {tuple(projection.shape)} for {mixer.out_features} features.")
+            output = OutputMap.from_tensors(parts["output"], len(values))
         except PluginError as error:
             raise GeomGNNError(
                 f"{path} cannot be read: {error} Its mixer comes from another package, or from a newer openmm-geomgnn: "
@@ -196,6 +204,7 @@ class CollectiveVariable(cv_file.SavedCV):
             spec=TokenSpec.from_metadata(metadata),
             lagtime=metadata["lag_time_ps"],
             training=metadata["training"],
+            output=output,
         )
 
     def bind(
@@ -270,13 +279,14 @@ class BoundCV(Bound):
         self.mixer.requires_grad_(False).eval().to(dtype)
         self.register_buffer("mean", cv.mean.clone())
         self.register_buffer("projection", cv.projection.clone())
+        self.output = copy.deepcopy(cv.output)
         self.dtype = dtype
         self.atoms = self.molecule.atoms
         self.to(choose_device(device, engine))
         self._engine = make_engine(engine, self.tokenizer, precision)
         self.engine_name = self._engine.name
         parts = self.tokenizer, self.mixer, self.mean, self.projection
-        self._readout = make_readout(*parts, self._project, compiled=self.engine_name == "numba")
+        self._readout = make_readout(*parts, self._psi, compiled=self.engine_name == "numba")
         self._function: EagerFunction | GraphedFunction | None = None
         if self.device.type != "cpu":
             if self.engine_name == "cuda":
@@ -304,8 +314,11 @@ class BoundCV(Bound):
         """Frames that `forward` takes at once without using much memory."""
         return self.tokenizer.frames_per_pass
 
-    def _project(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _psi(self, tokens: torch.Tensor) -> torch.Tensor:
         return (self.mixer(tokens).double() - self.mean) @ self.projection
+
+    def _project(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.output(self._psi(tokens))
 
     def forward(self, pos: torch.Tensor) -> torch.Tensor:
         """Evaluate psi (F, d), float64, on whole molecules `pos` (F, n, 3) in angstrom; differentiable."""
@@ -335,7 +348,7 @@ class BoundCV(Bound):
             return self._tensor_value_and_vjp(self._function, pos)
         x, v, features_vjp = self._engine.features_and_vjp(pos)
         psi, readout_vjp = self._readout(x, v)
-        return psi, lambda weights: features_vjp(*readout_vjp(weights))
+        return self._mapped(psi, lambda weights: features_vjp(*readout_vjp(weights)))
 
     def warm_up(self, announce: Callable[[], None]) -> None:
         """Compile the engine's kernels if no process has done so yet; `announce` is called before, as it takes long."""

@@ -8,12 +8,15 @@ import numpy as np
 import torch
 
 from openmm_geomgnn.aliases import TopologyLike
+from openmm_geomgnn.cv.base import Bound
 from openmm_geomgnn.cv.file import SavedCV
-from openmm_geomgnn.cv.fit_data import evenly
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM
 
-GRADIENT_FRAMES = 200  # at which the gradient of a CV is taken
+GRADIENT_FRAMES = 400  # at which the gradient of a CV is taken
+PROFILE_BINS = 20  # parts of a CV's range in which its stiffness is looked at
+EVEN_KNOTS = 17  # of an even map
+LARGEST_RATIO = 30.0  # of the slopes of an even map
 SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one basin
 
 
@@ -28,7 +31,8 @@ def stiffness(
     """How hard a CV pulls on the atoms, and how much it fluctuates within a basin.
 
     A bias of width sigma on a CV drives motions of angular frequency Omega = rate / sigma; a simulation whose outer step
-    dt does not resolve them heats: Omega * dt of 0.5 or less is safe.
+    dt does not resolve them heats: Omega * dt of 0.5 or less is safe. The frames are those of all values of the CV alike, so
+    that a CV that is soft in its basins and steep between them is seen to be steep, if the data have frames there.
 
     Parameters
     ----------
@@ -43,36 +47,115 @@ def stiffness(
     -------
     dict
         `rate_300K_per_ps`, for each component sqrt(kT * p99(sum_i |ds/dx_i|^2 / m_i)) at 300 K in (CV unit)/ps;
-        `in_basin_spread`, for each component the median standard deviation within pieces of 10 ps; `range`, the 1st and
-        99th percentile of each component.
+        `rate_profile`, for each component that rate in PROFILE_BINS equal parts of its range, None where there are no
+        frames; `in_basin_spread`, for each component the median standard deviation within pieces of 10 ps; `range`, the 1st
+        and 99th percentile of each component.
     """
     bound = cv.bind(topology, engine="eager")
     masses = atomic_masses(as_topology(topology), bound.atoms)
-    sample = evenly(positions, GRADIENT_FRAMES)
-    squared_rates = []
-    for frames in sample.split(bound.frames_per_pass):
-        frames = frames.clone().requires_grad_(True)
-        psi = bound(frames)
-        rows = []
-        for component in range(cv.dimension):
-            (gradient,) = torch.autograd.grad(psi[:, component].sum(), frames, retain_graph=True)
-            rows.append(((NM_TO_ANGSTROM * gradient).square().sum(2) / masses).sum(1))  # 1/nm^2/amu
-        squared_rates.append(BOLTZMANN * 300.0 * torch.stack(rows, 1))
-        if progress is not None:
-            progress(sum(map(len, squared_rates)), len(sample))
-    rates = torch.quantile(torch.cat(squared_rates), 0.99, dim=0).sqrt()
     if values is None:
         values = [bound.compute_whole(pos) for pos in positions]
+    sample = frames_along(values, GRADIENT_FRAMES)
+    frames = torch.cat([part[here] for part, here in zip(positions, sample, strict=True) if len(here)])
+    rates = thermal_rates(bound, frames, masses, progress).numpy()
     piece = max(2, round(SPREAD_WINDOW / frame_interval))
     spreads = [
         part.std(axis=0) for value in values for part in np.array_split(value, max(1, len(value) // piece)) if len(part) > 1
     ]
     low, high = np.percentile(np.concatenate(values), [1, 99], axis=0)
+    there = np.concatenate([value[here.numpy()] for value, here in zip(values, sample, strict=True)])
     return {
-        "rate_300K_per_ps": rates.tolist(),
+        "rate_300K_per_ps": np.quantile(rates, 0.99, axis=0).tolist(),
+        "rate_profile": [_profile(*columns) for columns in zip(there.T, rates.T, low, high, strict=True)],
         "in_basin_spread": np.median(spreads, axis=0).tolist(),
         "range": [[float(a), float(b)] for a, b in zip(low, high, strict=True)],
     }
+
+
+def thermal_rates(
+    bound: Bound, positions: torch.Tensor, masses: torch.Tensor, progress: Callable[[int, int], None] | None = None
+) -> torch.Tensor:
+    """How fast thermal motion changes each component: sqrt(kT * sum_i |ds/dx_i|^2 / m_i) at 300 K, (F, d), per ps.
+
+    Parameters
+    ----------
+    bound : Bound
+    positions : (F, n, 3) float64 tensor
+        Whole molecules in angstrom.
+    masses : (n,) tensor
+        amu.
+    progress : callable, optional
+        Called as progress(done, total).
+    """
+    squared: list[torch.Tensor] = []
+    for frames in positions.split(bound.frames_per_pass):
+        frames = frames.clone().requires_grad_(True)
+        psi = bound(frames)
+        rows = []
+        for component in range(bound.dimension):
+            (gradient,) = torch.autograd.grad(psi[:, component].sum(), frames, retain_graph=True)
+            rows.append(((NM_TO_ANGSTROM * gradient).square().sum(2) / masses).sum(1))  # 1/nm^2/amu
+        squared.append(BOLTZMANN * 300.0 * torch.stack(rows, 1))
+        if progress is not None:
+            progress(sum(map(len, squared)), len(positions))
+    return torch.cat(squared).sqrt()
+
+
+def frames_along(values: Sequence[np.ndarray], number: int) -> list[torch.Tensor]:
+    """Numbers of about `number` frames, spread over the values (F, d) of the CV and over time: a tensor for each part.
+
+    Half of them are evenly spaced in time; of the others each component has the same share, spread over its range.
+    """
+    together = np.concatenate(values)
+    chosen = [np.linspace(0, len(together) - 1, min(number // 2, len(together))).astype(int)]
+    per_bin = max(1, number // 2 // together.shape[1] // PROFILE_BINS)
+    for column in together.T:
+        order = np.argsort(column, kind="stable")
+        edges = np.linspace(column[order[0]], column[order[-1]], PROFILE_BINS + 1)
+        for part in np.split(order, np.searchsorted(column[order], edges[1:-1])):
+            if len(part):
+                chosen.append(part[np.linspace(0, len(part) - 1, min(per_bin, len(part))).astype(int)])
+    numbers = torch.from_numpy(np.unique(np.concatenate(chosen)))
+    ends = np.cumsum([len(value) for value in values])
+    return [
+        numbers[(numbers >= end - len(value)) & (numbers < end)] - (end - len(value))
+        for value, end in zip(values, ends, strict=True)
+    ]
+
+
+def even_slopes(values: np.ndarray, rates: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Slopes (K,) at equidistant knots from `low` to `high` of the map that evens the mean rate along a component.
+
+    Parameters
+    ----------
+    values, rates : (F,) array
+        A component at some frames, and its `thermal_rates` there.
+    low, high : float
+
+    Notes
+    -----
+    The slope is one over the mean rate near a knot. Where there are no frames, the rate is taken to change exponentially
+    from one knot with frames to the next; the ratio of the largest slope to the smallest is at most LARGEST_RATIO.
+    """
+    knots = np.linspace(low, high, EVEN_KNOTS)
+    distance = (values[None] - knots[:, None]) / (knots[1] - knots[0])
+    weights = np.maximum(1 - np.abs(distance), 0.0)  # a hat around each knot
+    total = weights.sum(axis=1)
+    known = total > 0.5
+    if not known.any():
+        return np.ones(EVEN_KNOTS)
+    log_rate = np.log(np.maximum((weights @ rates)[known] / total[known], np.finfo(float).tiny))
+    log_rate = np.interp(np.arange(EVEN_KNOTS), np.flatnonzero(known), log_rate)
+    middle = np.median(log_rate)
+    half = 0.5 * np.log(LARGEST_RATIO)
+    return np.exp(-np.clip(log_rate - middle, -half, half))
+
+
+def _profile(values: np.ndarray, rates: np.ndarray, low: float, high: float) -> list[float | None]:
+    """The 99th percentile of the rate in equal parts of the range; None where there are no frames."""
+    number = np.clip((values - low) / max(high - low, np.finfo(float).tiny) * PROFILE_BINS, 0, PROFILE_BINS - 1).astype(int)
+    parts = [rates[number == k] for k in range(PROFILE_BINS)]
+    return [float(np.quantile(part, 0.99)) if len(part) else None for part in parts]
 
 
 def atomic_masses(topology: mdtraj.Topology, atoms: np.ndarray) -> torch.Tensor:

@@ -1,17 +1,19 @@
 """Slow functions of time series: covariances, VAMP and TICA, VAMPnets and held-out scores, from arrays to arrays."""
 
-from .covariance import Covariances, covariances, static_weights
+from .covariance import Covariances, Pairs, covariances
 from .linear import fit_linear
 from .loss import vamp2
 from .transitions import Transitions, transitions
 from .validation import Segment, check_folds, cross_validate, held_out_score, hold_out
 from .vamp import EPSILON, KoopmanModel, fix_sign, skewness, timescales, vamp, vamp_score
 from .vampnet import VAMPNetResult, VAMPNetSettings, train_vampnet
+from .weights import koopman_weights, normalised_biases, rescaled_time_pairs, static_weights
 
 __all__ = [
     "EPSILON",
     "Covariances",
     "KoopmanModel",
+    "Pairs",
     "Segment",
     "Transitions",
     "VAMPNetResult",
@@ -23,6 +25,9 @@ __all__ = [
     "fix_sign",
     "held_out_score",
     "hold_out",
+    "koopman_weights",
+    "normalised_biases",
+    "rescaled_time_pairs",
     "skewness",
     "static_weights",
     "timescales",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,24 @@ from ..errors import GeomGNNError
 Trajectories: TypeAlias = npt.ArrayLike | Sequence[npt.ArrayLike]
 # one array (T,), or one for each trajectory
 Weights: TypeAlias = np.ndarray | Sequence[np.ndarray]
+
+
+class Pairs(NamedTuple):
+    """Pairs of frames of one trajectory, with weights; see `weights.rescaled_time_pairs`.
+
+    first, second : (P,) int ndarray
+        Numbers of frames.
+    weights : (P,) ndarray
+        On a scale that all trajectories share.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    weights: np.ndarray
+
+
+# Pairs for each trajectory; None is all pairs a lag time apart
+PairsLike: TypeAlias = Sequence[Pairs] | None
 
 _CHUNK = 16384  # frames converted to float64 at a time, at most
 _CHUNK_NUMBERS = 1 << 24  # features of all these frames, at most
@@ -144,20 +162,6 @@ def check_finite(arrays: Sequence[np.ndarray]) -> None:
                 )
 
 
-def static_weights(log_weights: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Compute weights exp(l) from log-weights l (T,) of each trajectory, such as beta*V, with one common offset.
-
-    The offset is the largest log-weight over all trajectories: a separate offset for each trajectory would corrupt their
-    relative weights. Weights correct the distribution of biased data, not the propagator, so treat the singular values as
-    an ordering, not as timescales.
-    """
-    log_weights = [np.asarray(w, dtype=np.float64) for w in log_weights]
-    top = max((float(w.max()) for w in log_weights if w.size), default=np.nan)
-    if not all(np.isfinite(w).all() for w in log_weights) or not np.isfinite(top):
-        raise GeomGNNError("Log-weights must be finite, and there must be at least one.")
-    return [np.exp(w - top) for w in log_weights]
-
-
 def pair_weights(lengths: Sequence[int], lagtime: int, weights: Weights | None) -> list[np.ndarray]:
     """Weights of the pairs, (T - lagtime,) for each trajectory: those of their first frames, normalised over all pairs."""
     if weights is None:
@@ -183,7 +187,58 @@ def pair_weights(lengths: Sequence[int], lagtime: int, weights: Weights | None) 
     return [w[: len(w) - lagtime] / total for w in weights]
 
 
-def covariances(trajs: Trajectories, lagtime: int, weights: Weights | None = None, reversible: bool = True) -> Covariances:
+def frame_weights(lengths: Sequence[int], lagtime: int, weights: Weights | None, pairs: PairsLike = None) -> list[np.ndarray]:
+    """Weight of each frame, (T,) for each trajectory, summing to one over all: half of each pair that it is part of."""
+    result = []
+    for length, part in zip(lengths, all_pairs(lengths, lagtime, weights, pairs), strict=True):
+        frame = np.zeros(length)
+        if isinstance(part, Pairs):
+            np.add.at(frame, part.first, 0.5 * part.weights)
+            np.add.at(frame, part.second, 0.5 * part.weights)
+        else:
+            frame[: length - lagtime] += 0.5 * part
+            frame[lagtime:] += 0.5 * part
+        result.append(frame)
+    return result
+
+
+def all_pairs(
+    lengths: Sequence[int], lagtime: int, weights: Weights | None = None, pairs: PairsLike = None
+) -> list[np.ndarray] | list[Pairs]:
+    """The pairs of each trajectory, with weights that sum to one: `Pairs` as they are given, else `pair_weights`.
+
+    Raises
+    ------
+    GeomGNNError
+        If both are given, or pairs do not fit the trajectories.
+    """
+    if pairs is None:
+        return pair_weights(lengths, lagtime, weights)
+    if weights is not None:
+        raise GeomGNNError("Give weights of frames or pairs with their own weights, not both.")
+    pairs = [Pairs(*(np.asarray(part) for part in one)) for one in pairs]
+    if len(pairs) != len(lengths):
+        raise GeomGNNError(f"There are pairs of {len(pairs)} trajectories, but {len(lengths)} trajectories.")
+    for k, (length, (first, second, w)) in enumerate(zip(lengths, pairs, strict=True)):
+        if not len(first) == len(second) == len(w):
+            raise GeomGNNError(f"The pairs of trajectory {k} have {len(first)} first and {len(second)} second frames.")
+        if len(first) and not (min(first.min(), second.min()) >= 0 and max(first.max(), second.max()) < length):
+            raise GeomGNNError(f"Pairs of trajectory {k} are of frames that it does not have: it has {length}.")
+        if not (np.isfinite(w).all() and (w >= 0).all()):
+            raise GeomGNNError(f"Weights of the pairs of trajectory {k} are negative or not finite.")
+    total = sum(float(one.weights.sum()) for one in pairs)
+    if not total > 0:
+        raise GeomGNNError("There are no pairs, or all their weights are zero: nothing is left to estimate from.")
+    return [Pairs(one.first, one.second, one.weights / total) for one in pairs]
+
+
+def covariances(
+    trajs: Trajectories,
+    lagtime: int,
+    weights: Weights | None = None,
+    reversible: bool = True,
+    pairs: PairsLike = None,
+) -> Covariances:
     """Estimate means and covariances from all pairs of frames `lagtime` apart within a trajectory, never across two.
 
     Parameters
@@ -195,6 +250,8 @@ def covariances(trajs: Trajectories, lagtime: int, weights: Weights | None = Non
     weights
         (T,) array for each trajectory, on any common scale: a pair has the weight of its first frame in all three
         covariances. A weight of 2 is equivalent to having the pair twice.
+    pairs
+        `Pairs` for each trajectory in place of all pairs `lagtime` apart, as of `rescaled_time_pairs`.
     reversible
         Count each pair in both directions: one common mean, C = (C00 + Ctt)/2, C0t symmetrised. Its singular values
         are at most 1 by construction.
@@ -217,17 +274,17 @@ def covariances(trajs: Trajectories, lagtime: int, weights: Weights | None = Non
     90
     """
     check_lagtime(lagtime)
-    trajs = as_trajectories(trajs, lagtime)
-    pairs = pair_weights([len(x) for x in trajs], lagtime, weights)
+    trajs = as_trajectories(trajs, 0 if pairs is not None else lagtime)
+    chosen = all_pairs([len(x) for x in trajs], lagtime, weights, pairs)
     n = trajs[0].shape[1]
     mean_0, mean_t = np.zeros(n), np.zeros(n)
-    for w, first, second in _chunks(trajs, pairs, lagtime):
+    for w, first, second in _chunks(trajs, chosen, lagtime):
         mean_0 += w @ first
         mean_t += w @ second
     if reversible:
         mean_0 = mean_t = 0.5 * (mean_0 + mean_t)
     c00, c0t, ctt = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n))
-    for w, first, second in _chunks(trajs, pairs, lagtime):
+    for w, first, second in _chunks(trajs, chosen, lagtime):
         first, second = first - mean_0, second - mean_t
         weighted_first = w[:, None] * first
         c00 += weighted_first.T @ first
@@ -238,8 +295,9 @@ def covariances(trajs: Trajectories, lagtime: int, weights: Weights | None = Non
         c0t = 0.5 * (c0t + c0t.T)
     else:
         c00, ctt = 0.5 * (c00 + c00.T), 0.5 * (ctt + ctt.T)
-    n_pairs = sum(map(len, pairs))
-    kish = float(n_pairs) if weights is None else 1.0 / sum(float(w @ w) for w in pairs)
+    each = [one.weights if isinstance(one, Pairs) else one for one in chosen]
+    n_pairs = sum(map(len, each))
+    kish = float(n_pairs) if weights is None and pairs is None else 1.0 / sum(float(w @ w) for w in each)
     return Covariances(mean_0, mean_t, c00, c0t, ctt, n_pairs, kish, lagtime, reversible)
 
 
@@ -249,15 +307,34 @@ def check_lagtime(lagtime: int) -> None:
         raise GeomGNNError(f"The lag must be a whole number of at least one frame but was {lagtime!r}.")
 
 
+def pair_means(
+    trajs: Sequence[np.ndarray], lagtime: int, weights: Weights | None, pairs: PairsLike = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means (n,) of the first and of the second frames of all pairs."""
+    chosen = all_pairs([len(x) for x in trajs], lagtime, weights, pairs)
+    means = np.zeros((2, trajs[0].shape[1]))
+    for w, first, second in _chunks(trajs, chosen, lagtime):
+        means[0] += w @ first
+        means[1] += w @ second
+    return means[0], means[1]
+
+
 def _chunks(
-    trajs: Sequence[np.ndarray], pairs: Sequence[np.ndarray], lagtime: int
+    trajs: Sequence[np.ndarray], pairs: Sequence[np.ndarray] | Sequence[Pairs], lagtime: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield pieces of (weights, first frames, second frames) in float64."""
-    for x, w in zip(trajs, pairs, strict=True):
+    for x, part in zip(trajs, pairs, strict=True):
+        w = part.weights if isinstance(part, Pairs) else part
         for start in range(0, len(w), _CHUNK):
             stop = min(start + _CHUNK, len(w))
-            yield (
-                w[start:stop],
-                np.asarray(x[start:stop], np.float64),
-                np.asarray(x[start + lagtime : stop + lagtime], np.float64),
-            )
+            if isinstance(part, Pairs):
+                first, second = part.first[start:stop], part.second[start:stop]
+                low, high = min(first.min(), second.min()), max(first.max(), second.max()) + 1
+                frames = np.asarray(x[low:high], np.float64)
+                yield w[start:stop], frames[first - low], frames[second - low]
+            else:
+                yield (
+                    w[start:stop],
+                    np.asarray(x[start:stop], np.float64),
+                    np.asarray(x[start + lagtime : stop + lagtime], np.float64),
+                )

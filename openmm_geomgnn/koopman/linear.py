@@ -11,13 +11,15 @@ import scipy.linalg
 from ..errors import GeomGNNError
 from .covariance import (
     Covariances,
+    PairsLike,
     Trajectories,
     Weights,
     as_trajectories,
     check_lagtime,
     covariances,
+    frame_weights,
     frames_at_once,
-    pair_weights,
+    pair_means,
 )
 from .vamp import EPSILON, KoopmanModel, check_n_components, fix_sign, project, vamp
 
@@ -36,6 +38,7 @@ def fit_linear(
     epsilon: float = EPSILON,
     rates: npt.ArrayLike | None = None,
     softening: float = 0.0,
+    pairs: PairsLike = None,
 ) -> KoopmanModel:
     """Find the slowest linear combinations of features, as one map from the raw features.
 
@@ -67,6 +70,9 @@ def fit_linear(
         (K, n) time derivatives of the features at thermal velocities, drawn at frames of the data; needed for `softening`.
     softening
         In the time unit of `rates`; 0 switches it off. Requires the reversible estimator.
+    pairs
+        `Pairs` of frames for each trajectory, in place of all that are `lagtime` apart: those of `rescaled_time_pairs`,
+        for data of a biased simulation.
 
     Returns
     -------
@@ -82,17 +88,17 @@ def fit_linear(
         weights are not usable, or `n_components` exceeds the number of independent directions.
     """
     check_lagtime(lagtime)
-    trajs = as_trajectories(features, lagtime)
-    frames = _frame_weights([len(x) for x in trajs], lagtime, weights)
+    trajs = as_trajectories(features, lagtime if pairs is None else 0)
+    frames = frame_weights([len(x) for x in trajs], lagtime, weights, pairs)
     whitened = _whiten(trajs, frames, pca, epsilon)
     mean, to_components = whitened.mean, whitened.projection
     check_n_components(n_components, to_components.shape[1], len(mean))
     reduced = [project(x, mean, to_components) for x in trajs]
-    cov = covariances(reduced, lagtime, weights, reversible)
+    cov = covariances(reduced, lagtime, weights, reversible, pairs)
     if softening > 0:
         soft = _soft_directions(cov, rates, to_components, softening, n_components)
         to_components = to_components @ soft
-        cov = covariances([x @ soft for x in reduced], lagtime, weights, reversible)
+        cov = covariances([x @ soft for x in reduced], lagtime, weights, reversible, pairs)
     inner = vamp(cov, n_components, epsilon)
     model = KoopmanModel(
         mean,
@@ -104,22 +110,20 @@ def fit_linear(
         info=inner.info | whitened.info,
     )
     if not reversible:
-        model = _two_sided(model, to_components @ inner.right_projection, trajs, weights)
+        model = _two_sided(model, to_components @ inner.right_projection, trajs, weights, pairs)
     return fix_sign(model, trajs)
 
 
 def _two_sided(
-    model: KoopmanModel, right_projection: np.ndarray, trajs: Sequence[np.ndarray], weights: Weights | None
+    model: KoopmanModel,
+    right_projection: np.ndarray,
+    trajs: Sequence[np.ndarray],
+    weights: Weights | None,
+    pairs: PairsLike,
 ) -> KoopmanModel:
     """Complete a VAMP model with the means of the first and of the second frames of all pairs."""
-    lagtime = model.lagtime
-    pairs = pair_weights([len(x) for x in trajs], lagtime, weights)
-    return replace(
-        model,
-        mean=_mean([x[:-lagtime] for x in trajs], pairs),
-        right_mean=_mean([x[lagtime:] for x in trajs], pairs),
-        right_projection=right_projection,
-    )
+    mean, right_mean = pair_means(trajs, model.lagtime, weights, pairs)
+    return replace(model, mean=mean, right_mean=right_mean, right_projection=right_projection)
 
 
 @dataclass(frozen=True)
@@ -170,17 +174,6 @@ def _soft_directions(
     penalised = cov.c00 + softening**2 * (changes.T @ changes) / len(changes)
     _, directions = scipy.linalg.eigh(0.5 * (cov.c0t + cov.c0t.T), penalised)
     return directions[:, ::-1][:, :n_components]
-
-
-def _frame_weights(lengths: Sequence[int], lagtime: int, weights: Weights | None) -> list[np.ndarray]:
-    """Weight of each frame, summing to one: half of each pair that it is part of."""
-    result = []
-    for length, w in zip(lengths, pair_weights(lengths, lagtime, weights), strict=True):
-        frame = np.zeros(length)
-        frame[: length - lagtime] += 0.5 * w
-        frame[lagtime:] += 0.5 * w
-        result.append(frame)
-    return result
 
 
 def _pieces(trajs: Sequence[np.ndarray], frames: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -154,7 +154,7 @@ def bias_settings(bias: Any) -> dict[str, Any]:
     entries: dict[str, Any] = {"bias": type(bias).__name__}
     if is_dataclass(bias):
         for entry in fields(bias):
-            if entry.init:
+            if entry.init and entry.metadata.get("fingerprint", True):
                 value = getattr(bias, entry.name)
                 entries[f"bias setting {entry.name}"] = list(value) if isinstance(value, tuple) else value
     return entries

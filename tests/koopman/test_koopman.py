@@ -107,11 +107,11 @@ def test_weights_are_replicated_samples(reversible):
 
 
 def test_static_weights_share_one_offset_and_cannot_overflow():
-    log_weights = [np.array([870.0, 871.0]), np.array([872.0])]
-    weights = static_weights(log_weights)
+    biases = [np.array([2175.0, 2177.5]), np.array([2180.0])]
+    weights = static_weights(biases, 2.5)
     np.testing.assert_allclose(np.concatenate(weights), np.exp([-2.0, -1.0, 0.0]))
     with pytest.raises(GeomGNNError, match="finite"):
-        static_weights([np.array([0.0, np.nan])])
+        static_weights([np.array([0.0, np.nan])], 2.5)
 
 
 def test_float32_trajectories_are_summed_in_float64():

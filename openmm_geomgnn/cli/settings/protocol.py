@@ -90,6 +90,11 @@ class Protocol(Section):
         )
 
     @property
+    def settling(self) -> float:
+        """The start of the biased run in ps that no average includes, while the bias sets in: at most half of the run."""
+        return min(self.bias.ramp if self.bias.method == "opes" else 0.0, 0.5 * self.run.length)
+
+    @property
     def comparison_length(self) -> float:
         """Total length in ps of the unbiased simulations with which crossings are compared."""
         length = self.unbiased.comparison_length
@@ -115,6 +120,7 @@ class Protocol(Section):
         settings = {name: getattr(self.bias, name) for name in names}
         schedule = self.schedule
         settings |= {"temperature": self.system.temperature, "pace": schedule.pace}
+        settings["ramp"] = round(self.bias.ramp / self.bias.pace)
         if self.bias.adaptive_stride is not None:
             settings["adaptive_stride"] = _whole(self.bias.adaptive_stride, schedule.bias_step)
         return kind(**(settings | changes))
@@ -329,6 +335,12 @@ def _check_run(protocol: Protocol) -> None:
             f"length is {run.length:g} ps, time for fewer than {FEWEST_DEPOSITIONS} depositions of the bias, one every "
             f"{bias.pace:g} ps (bias.pace). Use at least {FEWEST_DEPOSITIONS * bias.pace:g} ps, or a shorter pace.",
             *("run", "length"),
+        )
+    if bias.method == "opes" and "ramp" in bias.model_fields_set and bias.ramp > run.length:
+        raise SettingError(
+            f"ramp is {bias.ramp:g} ps, longer than the run of {run.length:g} ps (run.length): the bias would never act to its "
+            "full depth. Use a shorter ramp or a longer run.",
+            *("bias", "ramp"),
         )
     if run.frame_interval < run.colvar_interval * (1 - 1e-9):
         raise SettingError(

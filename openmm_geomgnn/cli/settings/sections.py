@@ -199,6 +199,19 @@ class CVSection(TokenSection):
         description="time over which the linear estimator averages out fast motion, ps: longer makes a CV that moves less "
         "with every vibration, 0 is off",
     )
+    bounded: bool = Field(
+        True,
+        description="let the CV saturate smoothly beyond the range of its training data, so that a bias cannot drive it on "
+        "and on; within the range it is unchanged",
+    )
+    margin: Number = Field(
+        0.15, gt=0, le=10, description="how far a bounded CV can leave that range on either side, in units of its length"
+    )
+    even: bool = Field(
+        False,
+        description="stretch the CV where it is steep and compress it where it is flat, by a monotone map, so that a CV like a "
+        "step is no wall of stiffness",
+    )
     reversible: bool = Field(True, description="estimate reversible dynamics (TICA, SRV) instead of VAMP")
     training: TrainingSection = Field(default_factory=TrainingSection, description="how a vampnet is trained")
 
@@ -261,6 +274,12 @@ class BiasSection(Section):
     )
     explore: bool = Field(
         False, description="use OPES_EXPLORE, which escapes faster, and whose free energies converge later"
+    )
+    ramp: Picoseconds = Field(
+        20.0,
+        ge=0,
+        description="time over which the bias sets in, ps, from a depth of 2 kT to that of the barrier; averages leave it out, "
+        "0 is off",
     )
     compression_threshold: Number = Field(
         1.0, ge=0, description="kernels closer than this are merged, in units of sigma; 0 keeps all"

@@ -1,5 +1,6 @@
 """A student as a collective variable: in a file of its own, and bound to a topology."""
 
+import copy
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from openmm_geomgnn.aliases import PathLike, TopologyLike
 from openmm_geomgnn.cv import file as cv_file
 from openmm_geomgnn.cv.base import Bound, ValueAndVJP, check_precision
 from openmm_geomgnn.cv.engines import ENGINES, choose_device
+from openmm_geomgnn.cv.output_map import OutputMap
 from openmm_geomgnn.cv.students.coordinates import InternalCoordinates
 from openmm_geomgnn.cv.students.network import StudentNetwork
 from openmm_geomgnn.errors import GeomGNNError
@@ -45,6 +47,8 @@ class StudentCV(cv_file.SavedCV):
         Of the teacher, picoseconds.
     training : dict
         The teacher and its scores, the errors of the student, its stiffness: anything that JSON can hold.
+    output : output_map.OutputMap, optional
+        That of the teacher.
     """
 
     def __init__(
@@ -58,10 +62,12 @@ class StudentCV(cv_file.SavedCV):
         near: Iterable[Sequence[int]] = (),
         lagtime: float = float("nan"),
         training: dict[str, Any] | None = None,
+        output: OutputMap | None = None,
     ) -> None:
         super().__init__()
         self.network = network.double().requires_grad_(False).eval()
         self.coordinates = coordinates
+        self.output = output or OutputMap.identity(self.dimension)
         self.atoms: list[list[Any]] = [[int(residue), str(name)] for residue, name in atoms]
         self.molecule = molecule
         self.selection = selection
@@ -87,18 +93,20 @@ class StudentCV(cv_file.SavedCV):
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         modules = {"network": self.network, "coordinates": self.coordinates}
-        return {f"{part}.{name}": tensor for part in modules for name, tensor in modules[part].state_dict().items()}
+        tensors = {f"{part}.{name}": tensor for part in modules for name, tensor in modules[part].state_dict().items()}
+        return tensors | {f"output.{name}": tensor for name, tensor in self.output.tensors().items()}
 
     @classmethod
     def from_file(cls, path: PathLike, metadata: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> "StudentCV":
         """The CV of what `file.read` returned."""
         cv_file.check_fields(path, metadata, {"atoms": list, "near": list})
         try:
-            parts = cv_file.parts(tensors, ("network", "coordinates"))
+            parts = cv_file.parts(tensors, ("network", "coordinates", "output"))
             weights = parts["network"]
             network = StudentNetwork(len(weights["mean"]), len(weights["first.bias"]), len(weights["last.bias"])).double()
             network.load_state_dict(weights)
             coordinates = InternalCoordinates(**parts["coordinates"])
+            output = OutputMap.from_tensors(parts["output"], network.last.out_features)
         except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, AssertionError) as error:
             raise GeomGNNError(f"{path} does not hold a usable student: {error}. Distil it again.") from error
         return cls(
@@ -110,6 +118,7 @@ class StudentCV(cv_file.SavedCV):
             near=metadata["near"],
             lagtime=metadata["lag_time_ps"],
             training=metadata["training"],
+            output=output,
         )
 
     def bind(
@@ -184,6 +193,7 @@ class BoundStudent(Bound):
         self.network = StudentNetwork(len(self.coordinates), cv.network.first.out_features, cv.dimension).double()
         self.network.load_state_dict(cv.network.state_dict())
         self.network.requires_grad_(False).eval()
+        self.output = copy.deepcopy(cv.output)
         near = [(int(rows[a]), int(rows[b])) for a, b in cv.near]
         self.molecule = selected.molecule or SelectedMolecule(selected.topology, selected.atoms, near)
         self.atoms = self.molecule.atoms
@@ -202,7 +212,7 @@ class BoundStudent(Bound):
 
     def forward(self, pos: torch.Tensor) -> torch.Tensor:
         """Evaluate psi (F, d), float64, on whole molecules `pos` (F, n, 3) in angstrom; differentiable."""
-        return self.network(self.coordinates(pos.double()))
+        return self.output(self.network(self.coordinates(pos.double())))
 
     def single(self, pos: torch.Tensor) -> torch.Tensor:
         """Evaluate psi (d,), float64, on one whole molecule `pos` (n, 3) in angstrom; differentiable."""
@@ -211,7 +221,7 @@ class BoundStudent(Bound):
     def value_and_vjp(self, pos: np.ndarray) -> ValueAndVJP:
         """Evaluate psi (d,) on one whole molecule, and its vector-Jacobian product, as `cv.BoundCV` does."""
         if self._compiled is not None:
-            return self._compiled(np.ascontiguousarray(pos, dtype=np.float64))
+            return self._mapped(*self._compiled(np.ascontiguousarray(pos, dtype=np.float64)))
         there = torch.tensor(pos, dtype=torch.float64, requires_grad=True)
         psi = self.single(there)
 

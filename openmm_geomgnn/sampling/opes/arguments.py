@@ -29,16 +29,16 @@ def read_number(value: Any, name: str, unit: str | None = None, zero: bool = Fal
     return number
 
 
-def read_count(value: Any, name: str) -> int:
-    """Read an int >= 1 from a whole number."""
+def read_count(value: Any, name: str, zero: bool = False) -> int:
+    """Read an int >= 1 from a whole number; zero: it may be 0."""
     if hasattr(value, "value_in_unit"):
         raise GeomGNNError(f"{name} is {value}, but it is a bare count: divide a time by the time step.")
     try:
         number = operator.index(int(value) if isinstance(value, float) and value.is_integer() else value)
     except TypeError as error:
         raise GeomGNNError(f"{name} is {value!r} but must be a whole number, at least 1.") from error
-    if number < 1:
-        raise GeomGNNError(f"{name} is {number} but must be at least 1.")
+    if number < (0 if zero else 1):
+        raise GeomGNNError(f"{name} is {number} but must be at least {0 if zero else 1}.")
     return number
 
 

@@ -28,6 +28,7 @@ from openmm_geomgnn.sampling.opes.arguments import (
     warn,
 )
 from openmm_geomgnn.sampling.opes.kernel_sum import KernelSum, add_kernel, minimum_image, wrap
+from openmm_geomgnn.sampling.opes.ramp import check_ramp, depth, log_epsilon, ramp_arrays
 from openmm_geomgnn.sampling.opes.state import (
     OPESState,
     check_same_settings,
@@ -79,6 +80,10 @@ class OPES:
     kernel_cutoff : float, optional
         Where kernels end, in units of sigma; by default where they fall below exp(-barrier/(p*kT)) (EXPLORE:
         exp(-barrier/kT)).
+    ramp : int, optional
+        Depositions of each walker over which the bias sets in: the depth to which it acts grows from 2 kT to `barrier`. The
+        first kernel is else a hole as deep as the barrier, which throws the system out of its basin and heats it. What is
+        sampled meanwhile is not for averages.
 
     Attributes
     ----------
@@ -127,6 +132,8 @@ class OPES:
     periods: Sequence[tuple[float, float] | None] | None = None
     adaptive_stride: int | None = None
     kernel_cutoff: float | None = None
+    # not part of a run's fingerprint: a saved state says whether it still matters
+    ramp: int = field(default=0, metadata={"fingerprint": False})
     kT: float = field(init=False, repr=False)
     p: float = field(init=False, repr=False)
     epsilon: float = field(init=False, repr=False)
@@ -143,6 +150,7 @@ class OPES:
         kT = put("kT", BOLTZMANN * put("temperature", read_number(self.temperature, "temperature", "K")))
         put("pace", read_count(self.pace, "pace"))
         put("explore", bool(self.explore))
+        put("ramp", read_count(self.ramp, "ramp", zero=True))
         ratio = barrier / kT
         if ratio > 200:
             warn(
@@ -305,7 +313,7 @@ class OPES:
         """The bias energy and its exact gradient at s, from the kernels in `state`.
 
         s: (d,) -> V in kJ/mol (float) and dV/ds (d,); or (F, d) -> V (F,) and dV/ds (F, d). Where nothing was deposited
-        V is -barrier, without a force. Values of s that are not finite are not refused here: they give NaN.
+        V is -barrier (or as deep as the ramp is), without a force. Values of s that are not finite are not refused here: they give NaN.
         """
         s = np.asarray(s, dtype=np.float64)
         if s.ndim == 2:
@@ -313,8 +321,8 @@ class OPES:
         s = s.reshape(-1)
         kernels = self._kernels(state, len(s))
         if kernels is None:
-            return -self.barrier, np.zeros(len(s))
-        return kernels.log_density_at(s, self.log_epsilon, self.p * self.kT)
+            return -depth(self, state), np.zeros(len(s))
+        return kernels.log_density_at(s, log_epsilon(self, state), self.p * self.kT)
 
     def diagnostics(self, state: OPESState) -> dict[str, float]:
         """rct: c(t) = kT*ln(W/n) in kJ/mol; zed: Z; neff: (1 + W)^2/(1 + W2); nker: number of kernels."""
@@ -327,7 +335,7 @@ class OPES:
 
     def to_arrays(self, state: OPESState) -> dict[str, np.ndarray]:
         """The state and the settings it depends on, as a dict of float64 and int64 ndarrays, for a checkpoint."""
-        return state_arrays(state) | self._settings(state.dimension)
+        return state_arrays(state) | self._settings(state.dimension) | ramp_arrays(self)
 
     def from_arrays(self, arrays: Mapping[str, np.ndarray]) -> OPESState:
         """The state that `to_arrays` wrote, bit for bit.
@@ -338,6 +346,7 @@ class OPES:
         d = values["centres"].shape[-1] if values["centres"].ndim == 2 else 0
         check_same_settings(arrays, self._settings(self._check_dimension(d or None)), _SETTINGS)
         state = state_from_arrays(values, self.adaptive)
+        check_ramp(self, arrays, state)
         if not self.adaptive and d:
             check_same_settings({"sigma": state.sigma0}, {"sigma": given_sigma(self, d)}, _SETTINGS)
         return state
@@ -346,8 +355,8 @@ class OPES:
         """As `bias`, at s (F, d)."""
         kernels = self._kernels(state, s.shape[1])
         if kernels is None:
-            return np.full(len(s), -self.barrier), np.zeros(s.shape)
-        log_density, gradient = kernels.log_density(s, self.log_epsilon)
+            return np.full(len(s), -depth(self, state)), np.zeros(s.shape)
+        log_density, gradient = kernels.log_density(s, log_epsilon(self, state))
         return self.p * self.kT * log_density, self.p * self.kT * gradient
 
     def _kernels(self, state: OPESState, dimension: int) -> KernelSum | None:
