@@ -13,6 +13,7 @@ from openmm_geomgnn.cv.fit_settings import FitSettings
 from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.cv.stiffness import atomic_masses
 from openmm_geomgnn.koopman import KoopmanModel, Segment, cross_validate, fit_linear, train_vampnet
+from openmm_geomgnn.koopman.covariance import PairsLike
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.featurization import Featurization
 from openmm_geomgnn.unfinished import Unfinished, fingerprint
@@ -31,13 +32,19 @@ class Estimate(NamedTuple):
 
 
 def estimate_linear(
-    mixer: Mixer, frames: TrainingFrames, lag: int, settings: FitSettings, progress: StageProgress, unfinished: Unfinished
+    mixer: Mixer,
+    frames: TrainingFrames,
+    lag: int,
+    settings: FitSettings,
+    progress: StageProgress,
+    unfinished: Unfinished,
+    pairs: PairsLike = None,
 ) -> Estimate:
     """Principal components and TICA or VAMP of the features, with the softening of `koopman.fit_linear`."""
     rates = None
     if settings.softening:
         rates = feature_rates(frames.featurization, mixer, frames.positions, settings, progress)
-    return softened_linear(mixer, frames.tokens, rates, lag, settings)
+    return softened_linear(mixer, frames.tokens, rates, lag, settings, pairs)
 
 
 def feature_rates(
@@ -64,13 +71,18 @@ def feature_rates(
 
 
 def softened_linear(
-    mixer: Mixer, tokens: Sequence[Any], rates: np.ndarray | None, lag: int, settings: FitSettings
+    mixer: Mixer,
+    tokens: Sequence[Any],
+    rates: np.ndarray | None,
+    lag: int,
+    settings: FitSettings,
+    pairs: PairsLike = None,
 ) -> Estimate:
     """The `Estimate` of a linear CV; rates (K, n): those of `feature_rates`, or None."""
     features = features_of(mixer, tokens)
     where = even_frames([len(part) for part in features], RATE_FRAMES)  # the frames that `rates` were taken at
 
-    def fit(training: Sequence[Any], rates: np.ndarray | None = rates) -> KoopmanModel:
+    def fit(training: Sequence[Any], rates: np.ndarray | None = rates, pairs: PairsLike = pairs) -> KoopmanModel:
         return fit_linear(
             training,
             lag,
@@ -79,6 +91,7 @@ def softened_linear(
             settings.reversible,
             rates=rates,
             softening=settings.softening,
+            pairs=pairs,
         )
 
     def training_rates(segments: Sequence[Segment]) -> dict[str, Any]:
@@ -91,7 +104,9 @@ def softened_linear(
         return {"rates": rates[torch.cat(inside).numpy()]}
 
     model = fit(features)
-    folds = cross_validate(fit, features, lag, folds=FOLDS, reversible=settings.reversible, options=training_rates)
+    folds = cross_validate(
+        fit, features, lag, folds=FOLDS, reversible=settings.reversible, options=training_rates, pairs=pairs
+    )
     scores = {
         "vamp2_training": 1.0 + float(np.sum(np.square(model.singular_values))),
         "vamp2_held_out": float(np.mean(folds)),
@@ -104,7 +119,13 @@ def softened_linear(
 
 
 def estimate_vampnet(
-    mixer: Mixer, frames: TrainingFrames, lag: int, settings: FitSettings, progress: StageProgress, unfinished: Unfinished
+    mixer: Mixer,
+    frames: TrainingFrames,
+    lag: int,
+    settings: FitSettings,
+    progress: StageProgress,
+    unfinished: Unfinished,
+    pairs: PairsLike = None,
 ) -> Estimate:
     """A mixer trained by `koopman.train_vampnet`."""
     tokens = frames.tokens
@@ -112,7 +133,7 @@ def estimate_vampnet(
     def report(epoch: int, epochs: int, train_score: float, validation_score: float | None) -> None:
         progress("train", epoch + 1, epochs)
 
-    name, made_from = "vampnet", fingerprint(*tokens, *mixer.state_dict().values(), asdict(settings))
+    name, made_from = "vampnet", fingerprint(*tokens, *mixer.state_dict().values(), asdict(settings), *_flat(pairs))
     result = train_vampnet(
         mixer,
         tokens,
@@ -120,6 +141,7 @@ def estimate_vampnet(
         settings.n_components,
         reversible=settings.reversible,
         seed=settings.seed,
+        pairs=pairs,
         progress=report,
         resume=unfinished.load(name, made_from),
         keep=lambda state: unfinished.save_now_and_then(name, made_from, state),
@@ -134,6 +156,10 @@ def estimate_vampnet(
         "best_epoch": int(result.best_epoch),
     }
     return Estimate(cast(Mixer, result.lobe), result.model, scores)
+
+
+def _flat(pairs: PairsLike) -> list[np.ndarray]:
+    return [] if pairs is None else [array for one in pairs for array in one]
 
 
 def _best(history: dict[str, list[float]]) -> float | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import mdtraj
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from openmm_geomgnn.aliases import StageProgress, TopologyLike
@@ -15,9 +16,10 @@ from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.output_map import OutputMap, check_margin, range_of
+from openmm_geomgnn.cv.reweighting import Weighting, weighting
 from openmm_geomgnn.cv.rules import check_parts
 from openmm_geomgnn.cv.stiffness import atomic_masses, even_slopes, frames_along, stiffness, thermal_rates
-from openmm_geomgnn.cv.verdict import judge, timescale_notes
+from openmm_geomgnn.cv.verdict import ORDER_ONLY, judge, timescale_notes
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import check_folds, hold_out, timescales, transitions
 from openmm_geomgnn.koopman.vampnet_settings import TEST_FRACTION, VALIDATION_FRACTION
@@ -26,7 +28,6 @@ from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.representation.store import Embeddings
 from openmm_geomgnn.unfinished import Unfinished
 from openmm_geomgnn.units import did_you_mean
-
 
 EVEN_FRAMES = 1000  # at which the steepness is taken for an even map
 
@@ -37,6 +38,8 @@ def fit_cv(
     settings: FitSettings,
     progress: StageProgress | None = None,
     unfinished: Unfinished | None = None,
+    biases: Sequence[npt.ArrayLike | None] | None = None,
+    frame_intervals: Sequence[float] | None = None,
 ) -> CollectiveVariable:
     """Fit a collective variable to trajectories of one molecule.
 
@@ -52,6 +55,11 @@ def fit_cv(
     unfinished : unfinished.Unfinished, optional
         Where tokens and the state of a VAMPnet's training are kept. A fit that was stopped goes on from what is there, and
         ends as it would have without a break.
+    biases : list of (F,) array or None, optional
+        kJ/mol that acted on every frame of each trajectory, None where there was no bias; comparable between runs, see
+        `koopman.normalised_biases`. How these frames count says `settings.reweighting`.
+    frame_intervals : list of float, optional
+        ps between the frames of each trajectory, where they differ; all are `settings.frame_interval` by default.
 
     Returns
     -------
@@ -87,12 +95,13 @@ def fit_cv(
     if not trajectories:
         raise GeomGNNError("There are no trajectories to fit to: give one or more.")
     lengths = lengths_of(trajectories)
+    weights = weighting(lengths, settings, biases, frame_intervals)
     lag = check_data(lengths, settings)
     topology = as_topology(topology)
     featurization = featurize(trajectories, topology, settings)
     mixer = make_fit_mixer(settings, featurization)
     frames = read_frames(trajectories, featurization, settings.estimator == "vampnet", progress, unfinished)
-    estimate = ESTIMATORS[settings.estimator](mixer, frames, lag, settings, progress, unfinished)
+    estimate = ESTIMATORS[settings.estimator](mixer, frames, lag, settings, progress, unfinished, weights.pairs)
     model = estimate.model
     information = {
         **estimate.scores,
@@ -104,11 +113,13 @@ def fit_cv(
         "frame_interval_ps": settings.frame_interval,
         "seed": settings.seed,
     }
+    if weights.any_biased:
+        information |= {"reweighting": settings.reweighting, "biased": weights.biased}
     koopman = model.mean, model.projection, model.singular_values
     cv = make_cv(settings, featurization, estimate.mixer, koopman, information)
     psi = _psi(cv, frames)
     cv.output = _output_map(cv, frames, topology, psi, settings)
-    _judge(cv, frames, topology, lag, settings, psi, progress)
+    _judge(cv, frames, topology, lag, settings, psi, weights, progress)
     return cv
 
 
@@ -178,26 +189,33 @@ def _judge(
     lag: int,
     settings: FitSettings,
     psi: Sequence[np.ndarray],
+    weights: Weighting,
     progress: StageProgress,
 ) -> None:
     """Add to a CV's training information what its values along the training data, and its gradients there, say of it."""
     facts = cv.training_information
-    facts |= _slow_motions(psi, lag, cv.singular_values.numpy(), settings.lagtime)
+    facts |= _slow_motions(psi, lag, cv.singular_values.numpy(), settings, weights)
     facts |= stiffness(
         cv,
         topology,
         frames.positions,
-        settings.frame_interval,
+        weights.intervals,
         [cv.output.compute(part) for part in psi],
         lambda done, total: progress("stiffness", done, total),
+        biased=weights.biased,
     )
     facts["verdict"] = judge(facts)
 
 
-def _slow_motions(values: Sequence[np.ndarray], lag: int, singular_values: np.ndarray, lagtime: float) -> dict[str, Any]:
+def _slow_motions(
+    psi: Sequence[np.ndarray], lag: int, singular_values: np.ndarray, settings: FitSettings, weights: Weighting
+) -> dict[str, Any]:
     """Timescales in ps, where the data show any, and how often the components went from one extreme to the other."""
-    found = transitions(values, lag, singular_values)
-    known, notes = timescale_notes(timescales(singular_values, lagtime), lagtime, found.separates_runs)
+    found = transitions(psi, lag, singular_values)
+    separates = found.separates_runs & (not weights.any_biased)  # under a bias the averages of runs say nothing
+    known, notes = timescale_notes(timescales(singular_values, settings.lagtime), settings.lagtime, separates)
+    if weights.any_biased and settings.reweighting != "rescaled-time":
+        known, notes = [None] * len(known), [note or ORDER_ONLY for note in notes]
     return {"timescales_ps": known, "timescale_notes": notes, "transitions": found.counts.tolist()}
 
 

@@ -13,7 +13,8 @@ class FitSettings:
 
     `encoder` is what `Encoder.load` takes; `tokens` says how atoms become tokens. `lagtime`, `frame_interval` and
     `softening` are in picoseconds. `training` has arguments of `koopman.train_vampnet`. `bounded`, `margin` and `even` make
-    the CV's `output_map.OutputMap`.
+    the CV's `output_map.OutputMap`. `reweighting` says how frames under a bias count (`reweighting.REWEIGHTINGS`), at
+    `temperature` in K.
 
     Examples
     --------
@@ -38,6 +39,8 @@ class FitSettings:
     bounded: bool = True
     margin: float = 0.15
     even: bool = False
+    reweighting: str = "rescaled-time"
+    temperature: float = 300.0
     seed: int = 1
 
     def lag_frames(self) -> int:

@@ -24,9 +24,11 @@ def stiffness(
     cv: SavedCV,
     topology: TopologyLike,
     positions: Sequence[Any],
-    frame_interval: float,
+    frame_interval: float | Sequence[float],
     values: Sequence[np.ndarray] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    biased: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
     """How hard a CV pulls on the atoms, and how much it fluctuates within a basin.
 
@@ -37,11 +39,13 @@ def stiffness(
     Parameters
     ----------
     positions : list of (F, n, 3) tensors
-        Whole molecules in angstrom, frames `frame_interval` ps apart.
+        Whole molecules in angstrom, frames `frame_interval` ps apart, or those of each trajectory its own number.
     values : list of (F, d) arrays, optional
         The CV at these frames, where it is known already.
     progress : callable, optional
         Called as progress(done, total).
+    biased : list of bool, optional
+        Which trajectories had a bias: the fluctuation within a basin is that of the others, where there are any.
 
     Returns
     -------
@@ -58,9 +62,14 @@ def stiffness(
     sample = frames_along(values, GRADIENT_FRAMES)
     frames = torch.cat([part[here] for part, here in zip(positions, sample, strict=True) if len(here)])
     rates = thermal_rates(bound, frames, masses, progress).numpy()
-    piece = max(2, round(SPREAD_WINDOW / frame_interval))
+    intervals = np.broadcast_to(frame_interval, len(values))
+    free = [not one for one in biased or []]
+    resting = [k for k in range(len(values)) if not any(free) or free[k]]
     spreads = [
-        part.std(axis=0) for value in values for part in np.array_split(value, max(1, len(value) // piece)) if len(part) > 1
+        part.std(axis=0)
+        for k in resting
+        for part in np.array_split(values[k], max(1, len(values[k]) // max(2, round(SPREAD_WINDOW / intervals[k]))))
+        if len(part) > 1
     ]
     low, high = np.percentile(np.concatenate(values), [1, 99], axis=0)
     there = np.concatenate([value[here.numpy()] for value, here in zip(values, sample, strict=True)])

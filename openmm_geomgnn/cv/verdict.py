@@ -13,6 +13,7 @@ Verdict: TypeAlias = dict[str, Any]
 
 GRADES = ("usable", "weak", "not usable")
 SEPARATES = "separates runs; no timescale"
+ORDER_ONLY = "from biased frames; an order, no timescale"
 # A constant scores 1, and a component adds its squared autocorrelation at the lag. With less than this on held-out data, an
 # autocorrelation of 0.22, nothing slow was learned.
 LEAST_ABOVE_CONSTANT = 0.05
@@ -114,6 +115,8 @@ def _timescales(facts: Mapping[str, Any]) -> Iterator[Reason]:
                     "no timescale"
                 ),
             )
+        elif note == ORDER_ONLY:
+            yield "usable", f"{name} was fitted to biased frames, so its singular value is an order, not a timescale"
         elif note:
             advice = "; nothing slow was found. Use a shorter lag or more data" if number == 1 else ""
             yield "not usable" if number == 1 else "weak", f"{name} relaxes within the lag{advice}"

@@ -187,7 +187,9 @@ def pair_weights(lengths: Sequence[int], lagtime: int, weights: Weights | None) 
     return [w[: len(w) - lagtime] / total for w in weights]
 
 
-def frame_weights(lengths: Sequence[int], lagtime: int, weights: Weights | None, pairs: PairsLike = None) -> list[np.ndarray]:
+def frame_weights(
+    lengths: Sequence[int], lagtime: int, weights: Weights | None, pairs: PairsLike = None
+) -> list[np.ndarray]:
     """Weight of each frame, (T,) for each trajectory, summing to one over all: half of each pair that it is part of."""
     result = []
     for length, part in zip(lengths, all_pairs(lengths, lagtime, weights, pairs), strict=True):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import GeomGNNError
-from .covariance import Weights, as_list, check_lagtime, check_lengths, covariances
+from .covariance import Pairs, PairsLike, Weights, as_list, check_lagtime, check_lengths, covariances
 from .vamp import EPSILON, subspace_score
 
 
@@ -20,6 +20,12 @@ class Segment(NamedTuple):
     def take(self, arrays: Sequence[Any]) -> Any:
         """Take the segment's frames from `arrays`, one for each trajectory."""
         return arrays[self.trajectory][self.start : self.stop]
+
+    def take_pairs(self, pairs: Sequence[Pairs]) -> Pairs:
+        """Take the pairs of which both frames are in the segment, from those of each trajectory; numbered from its start."""
+        first, second, weights = pairs[self.trajectory]
+        inside = (np.minimum(first, second) >= self.start) & (np.maximum(first, second) < self.stop)
+        return Pairs(first[inside] - self.start, second[inside] - self.start, weights[inside])
 
 
 def hold_out(
@@ -126,7 +132,13 @@ def _place(length: int, sizes: dict[int, int], count: int, gap: int, rng: np.ran
 
 
 def held_out_score(
-    model: Any, trajs: Sequence[Any], lagtime: int, r: float = 2, reversible: bool = True, weights: Weights | None = None
+    model: Any,
+    trajs: Sequence[Any],
+    lagtime: int,
+    r: float = 2,
+    reversible: bool = True,
+    weights: Weights | None = None,
+    pairs: PairsLike = None,
 ) -> float:
     """Compute the VAMP-r score of a fitted model's functions on `trajs`, which the fit has not seen.
 
@@ -141,7 +153,7 @@ def held_out_score(
         One array for each held-out trajectory.
     """
     transform = getattr(model, "transform", model)
-    return subspace_score(covariances([transform(x) for x in trajs], lagtime, weights, reversible), r, EPSILON)
+    return subspace_score(covariances([transform(x) for x in trajs], lagtime, weights, reversible, pairs), r, EPSILON)
 
 
 def cross_validate(
@@ -154,6 +166,7 @@ def cross_validate(
     weights: Weights | None = None,
     blocks: int = 4,
     options: Callable[[list[Segment]], dict] | None = None,
+    pairs: PairsLike = None,
 ) -> np.ndarray:
     """Compute the held-out VAMP-r score of each fold, (folds,).
 
@@ -172,6 +185,8 @@ def cross_validate(
     options
         Function from the training segments of a fold to further keyword arguments of `fit`, such as measurements at their
         frames.
+    pairs
+        `Pairs` for each trajectory; `fit` then gets those of its training data as `pairs=`.
 
     Examples
     --------
@@ -192,9 +207,13 @@ def cross_validate(
         more = {} if options is None else options(training)
         if frame_weights is not None:
             more["weights"] = [s.take(frame_weights) for s in training]
+        if pairs is not None:
+            more["pairs"] = [s.take_pairs(pairs) for s in training]
         model = fit([s.take(trajs) for s in training], **more)
         held_weights = None if frame_weights is None else [s.take(frame_weights) for s in validation]
-        scores.append(held_out_score(model, [s.take(trajs) for s in validation], lagtime, r, reversible, held_weights))
+        held_pairs = None if pairs is None else [s.take_pairs(pairs) for s in validation]
+        held_out = [s.take(trajs) for s in validation]
+        scores.append(held_out_score(model, held_out, lagtime, r, reversible, held_weights, held_pairs))
     return np.array(scores)
 
 

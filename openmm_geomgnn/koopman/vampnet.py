@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GeomGNNError
-from .covariance import Weights, as_list, check_finite, check_lagtime, check_lengths, covariances, pair_weights
+from .covariance import (
+    Pairs,
+    PairsLike,
+    Weights,
+    all_pairs,
+    as_list,
+    check_finite,
+    check_lagtime,
+    check_lengths,
+    covariances,
+    pair_weights,
+)
 from .loss import vamp2, whitened_probe
 from .training import Trainer
 from .validation import Segment, hold_out
@@ -78,6 +89,7 @@ def train_vampnet(
     n_components: int,
     *,
     weights: Weights | None = None,
+    pairs: PairsLike = None,
     progress: Callable[[int, int, float, float | None], None] | None = None,
     resume: dict | None = None,
     keep: Callable[[Callable[[], dict]], None] | None = None,
@@ -104,6 +116,8 @@ def train_vampnet(
         Number of components of psi.
     weights
         (T,) for each trajectory; see `covariances`.
+    pairs
+        `Pairs` for each trajectory, in place of all that are `lagtime` apart; see `rescaled_time_pairs`.
     progress
         Called after each epoch as progress(epoch, epochs, train_score, validation_score or None), epoch from 0.
     keep
@@ -124,7 +138,7 @@ def train_vampnet(
     Mardt et al., Nat. Commun. 9, 5 (2018); Chen, Sidky & Ferguson, J. Chem. Phys. 150, 214114 (2019) for the reversible
     estimator.
     """
-    how, data = VAMPNetSettings(**settings), _Data(tokens, lagtime, weights)
+    how, data = VAMPNetSettings(**settings), _Data(tokens, lagtime, weights, pairs)
     like = _first_trainable(lobe)
     training, validation, test = hold_out(data.lengths, lagtime, (how.validation_fraction, how.test_fraction), seed=how.seed)
     lobe = _prepared_copy(lobe, data, training, n_components, like)
@@ -133,7 +147,7 @@ def train_vampnet(
     scores_of = partial(_Scores, lobe, data, training, n_components, how)
     trainer = Trainer(
         lobe,
-        data.first_frames(training),
+        data.starts(training),
         loss_of,
         batch_size=how.batch_size,
         lr=how.lr,
@@ -155,7 +169,7 @@ def train_vampnet(
 class _Data:
     """Checked trajectories of tokens, joined in one tensor."""
 
-    def __init__(self, tokens: Tokens, lagtime: int, weights: Weights | None):
+    def __init__(self, tokens: Tokens, lagtime: int, weights: Weights | None, pairs: PairsLike):
         check_lagtime(lagtime)
         self.lagtime = lagtime
         self.tokens = [torch.as_tensor(t).detach() for t in as_list(tokens)]
@@ -171,7 +185,7 @@ class _Data:
                     f"0: {tuple(self.tokens[0].shape)})."
                 )
         self.lengths = [len(t) for t in self.tokens]
-        check_lengths(self.lengths, lagtime)
+        check_lengths(self.lengths, 0 if pairs is not None else lagtime)
         check_finite([t.cpu().numpy() for t in self.tokens])
         self.offsets = [0, *np.cumsum(self.lengths).tolist()]
         self.joined = _joined(self.tokens)
@@ -182,19 +196,37 @@ class _Data:
             pair_weights(self.lengths, lagtime, weights)  # raises when they do not fit
             self.frame_weights = [np.asarray(w, dtype=np.float64) for w in as_list(weights)]
             self.weights = torch.as_tensor(np.concatenate(self.frame_weights))
+        self.given = None if pairs is None else cast(list[Pairs], all_pairs(self.lengths, lagtime, weights, pairs))
+        if self.given is not None:
+            moved = zip(self.given, self.offsets[:-1], strict=True)
+            ends = [(first + offset, second + offset) for (first, second, _), offset in moved]
+            self.first, self.second = (torch.as_tensor(np.concatenate(side)) for side in zip(*ends, strict=True))
+            self.weights = torch.as_tensor(np.concatenate([one.weights for one in self.given]) * len(self.first))
 
-    def first_frames(self, segments: Sequence[Segment]) -> Tensor:
-        """Indices in the joined tensor of the first frames of all pairs in these segments."""
+    def starts(self, segments: Sequence[Segment]) -> Tensor:
+        """Numbers of all pairs in these segments: of the first frame in the joined tensor, or of the pair where given."""
+        if self.given is not None:
+            inside = torch.zeros(len(self.first), dtype=torch.bool)
+            for s in segments:
+                start, stop = (edge + self.offsets[s.trajectory] for edge in (s.start, s.stop))
+                both = torch.stack([self.first, self.second])
+                inside |= ((both >= start) & (both < stop)).all(0)
+            return torch.nonzero(inside)[:, 0]
         return torch.cat([torch.arange(s.start, s.stop - self.lagtime) + self.offsets[s.trajectory] for s in segments])
 
     def pairs(self, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """First and second frames (B, ...) of the pairs that begin at `index`, cast to `like`, and their weights (B,)."""
-        first, second = (self.joined[i].to(like) for i in (index, index + self.lagtime))
+        """First and second frames (B, ...) of the pairs of these numbers, cast to `like`, and their weights (B,)."""
+        ends = (index, index + self.lagtime) if self.given is None else (self.first[index], self.second[index])
+        first, second = (self.joined[i].to(like) for i in ends)
         return first, second, None if self.weights is None else self.weights[index].to(like.device)
 
     def segment_weights(self, segments: Sequence[Segment]) -> list[np.ndarray] | None:
         """Weights of the frames of each segment; None where all weigh the same."""
         return None if self.frame_weights is None else [s.take(self.frame_weights) for s in segments]
+
+    def segment_pairs(self, segments: Sequence[Segment]) -> PairsLike:
+        """The given pairs in each segment; None where there are none."""
+        return None if self.given is None else [s.take_pairs(self.given) for s in segments]
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -302,7 +334,11 @@ class _Scores:
             )
         self._lagtime = data.lagtime
         self._moments = lambda segments: covariances(
-            [s.take(chi) for s in segments], data.lagtime, data.segment_weights(segments), settings.reversible
+            [s.take(chi) for s in segments],
+            data.lagtime,
+            data.segment_weights(segments),
+            settings.reversible,
+            data.segment_pairs(segments),
         )
         self._model = vamp(self._moments(training), epsilon=settings.epsilon).truncate(n_components)
         self.training = vamp_score(self._model)
@@ -344,5 +380,6 @@ def _cut(segment: Segment, count: int) -> list[Segment]:
 def _final_model(lobe: nn.Module, data: _Data, n_components: int, settings: VAMPNetSettings) -> KoopmanModel:
     double = copy.deepcopy(lobe).double()
     chi = [_evaluate(double, x) for x in data.tokens]
-    model = vamp(covariances(chi, data.lagtime, data.frame_weights, settings.reversible), n_components, settings.epsilon)
+    moments = covariances(chi, data.lagtime, data.frame_weights, settings.reversible, data.given)
+    model = vamp(moments, n_components, settings.epsilon)
     return with_sign(model, np.concatenate([model.transform(x) for x in chi]))

@@ -55,9 +55,7 @@ def static_weights(biases: npt.ArrayLike | Sequence[npt.ArrayLike], kT: float) -
     return [np.exp(v - top) for v in energies]
 
 
-def normalised_biases(
-    biases: Sequence[npt.ArrayLike], kT: float, groups: Sequence[int] | None = None
-) -> list[np.ndarray]:
+def normalised_biases(biases: Sequence[npt.ArrayLike], kT: float, groups: Sequence[int] | None = None) -> list[np.ndarray]:
     """Shift biases such that frames of different runs, and of unbiased ones, have the same weight on average.
 
     A bias is known up to a constant, which differs from run to run. Of each group of trajectories (the walkers that share
@@ -88,7 +86,7 @@ def normalised_biases(
 
 
 def rescaled_time_pairs(
-    biases: npt.ArrayLike | Sequence[npt.ArrayLike], kT: float, dt: float, lag: float
+    biases: npt.ArrayLike | Sequence[npt.ArrayLike], kT: float, dt: float | Sequence[float], lag: float
 ) -> list[Pairs]:
     """Pairs of frames a lag time apart in the time that an unbiased simulation would have taken.
 
@@ -104,8 +102,8 @@ def rescaled_time_pairs(
         long as the simulated one; see `normalised_biases` for runs under different biases.
     kT : float
         In the unit of the biases.
-    dt : float
-        Time between frames.
+    dt : float, or a list of them
+        Time between frames, of all or of each trajectory.
     lag : float
         In the unit of `dt`.
 
@@ -129,12 +127,17 @@ def rescaled_time_pairs(
     >>> pairs.first.tolist(), pairs.second.tolist(), pairs.weights.tolist()
     ([0, 1], [2, 3], [1.0, 1.0])
     """
-    if not (np.isfinite(dt) and dt > 0 and np.isfinite(lag) and lag > 0):
-        raise GeomGNNError(f"dt and lag must be positive times, but they are {dt} and {lag}.")
-    energies = [v / kT for v in normalised_biases(_as_arrays(biases), kT)]
-    found = [_overlaps(dt * np.exp(v), lag) for v in energies]
+    energies = _energies(biases, kT)
+    steps = np.full(len(energies), dt) if np.ndim(dt) == 0 else np.asarray(dt, dtype=np.float64)
+    if not (steps.shape == (len(energies),) and (steps > 0).all() and np.isfinite(steps).all() and 0 < lag < np.inf):
+        raise GeomGNNError(f"dt and lag must be positive times, dt one for each trajectory, but they are {dt} and {lag}.")
+    # so that the whole of the rescaled time is as long as the simulated one
+    total = logsumexp(np.concatenate([v + np.log(step) for v, step in zip(energies, steps, strict=True)]))
+    offset = total - np.log(sum(len(v) * step for v, step in zip(energies, steps, strict=True)))
+    durations = [step * np.exp(v - offset) for v, step in zip(energies, steps, strict=True)]
+    found = [_overlaps(part, lag) for part in durations]
     if not any(len(pairs.first) for pairs in found):
-        longest = max(float(dt * np.exp(v).sum()) for v in energies)
+        longest = max(float(part.sum()) for part in durations)
         raise GeomGNNError(
             f"No two frames are {lag:g} apart in rescaled time, of which the longest trajectory has {longest:g}. Use a "
             "shorter lag, or longer runs."

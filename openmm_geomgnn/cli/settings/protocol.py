@@ -338,8 +338,8 @@ def _check_run(protocol: Protocol) -> None:
         )
     if bias.method == "opes" and "ramp" in bias.model_fields_set and bias.ramp > run.length:
         raise SettingError(
-            f"ramp is {bias.ramp:g} ps, longer than the run of {run.length:g} ps (run.length): the bias would never act to its "
-            "full depth. Use a shorter ramp or a longer run.",
+            f"ramp is {bias.ramp:g} ps, longer than the run of {run.length:g} ps (run.length): the bias would never "
+            "act to its full depth. Use a shorter ramp or a longer run.",
             *("bias", "ramp"),
         )
     if run.frame_interval < run.colvar_interval * (1 - 1e-9):

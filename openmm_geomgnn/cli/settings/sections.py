@@ -209,8 +209,8 @@ class CVSection(TokenSection):
     )
     even: bool = Field(
         False,
-        description="stretch the CV where it is steep and compress it where it is flat, by a monotone map, so that a CV like a "
-        "step is no wall of stiffness",
+        description="stretch the CV where it is steep and compress it where it is flat, by a monotone map, so that a CV like "
+        "a step is no wall of stiffness",
     )
     reversible: bool = Field(True, description="estimate reversible dynamics (TICA, SRV) instead of VAMP")
     training: TrainingSection = Field(default_factory=TrainingSection, description="how a vampnet is trained")
@@ -278,8 +278,8 @@ class BiasSection(Section):
     ramp: Picoseconds = Field(
         20.0,
         ge=0,
-        description="time over which the bias sets in, ps, from a depth of 2 kT to that of the barrier; averages leave it out, "
-        "0 is off",
+        description="time over which the bias sets in, ps, from a depth of 2 kT to that of the barrier; averages leave it "
+        "out, 0 is off",
     )
     compression_threshold: Number = Field(
         1.0, ge=0, description="kernels closer than this are merged, in units of sigma; 0 keeps all"

@@ -313,7 +313,7 @@ class OPES:
         """The bias energy and its exact gradient at s, from the kernels in `state`.
 
         s: (d,) -> V in kJ/mol (float) and dV/ds (d,); or (F, d) -> V (F,) and dV/ds (F, d). Where nothing was deposited
-        V is -barrier (or as deep as the ramp is), without a force. Values of s that are not finite are not refused here: they give NaN.
+        V is -barrier (in the ramp less deep), without a force. Values of s that are not finite give NaN.
         """
         s = np.asarray(s, dtype=np.float64)
         if s.ndim == 2:

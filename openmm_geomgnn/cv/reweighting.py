@@ -1,0 +1,102 @@
+"""How frames of biased simulations count in a fit, and frames of trajectories that were saved at different intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from openmm_geomgnn.cv.fit_settings import FitSettings
+from openmm_geomgnn.cv.rules import lag_in_frames
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.koopman import Pairs, rescaled_time_pairs, static_weights
+from openmm_geomgnn.koopman.weights import refuse_girsanov
+from openmm_geomgnn.units import BOLTZMANN, did_you_mean
+
+REWEIGHTINGS = ("rescaled-time", "static", "none")
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """Pairs of frames that a fit is made from.
+
+    pairs: `Pairs` for each trajectory; None where all pairs a lag time apart count alike. biased: whether each trajectory had
+    a bias. intervals: ps between the frames of each.
+    """
+
+    pairs: list[Pairs] | None
+    biased: list[bool]
+    intervals: list[float]
+
+    @property
+    def any_biased(self) -> bool:
+        """Whether any trajectory had a bias."""
+        return any(self.biased)
+
+
+def check_reweighting(name: str) -> None:
+    """Raise a GeomGNNError unless there is such a reweighting."""
+    if name == "girsanov":
+        refuse_girsanov()
+    if name not in REWEIGHTINGS:
+        raise GeomGNNError(
+            f"Unknown reweighting '{name}'; the choices are {', '.join(REWEIGHTINGS)}.{did_you_mean(name, REWEIGHTINGS)}"
+        )
+
+
+def weighting(
+    lengths: Sequence[int],
+    settings: FitSettings,
+    biases: Sequence[npt.ArrayLike | None] | None = None,
+    frame_intervals: Sequence[float] | None = None,
+) -> Weighting:
+    """The `Weighting` of trajectories of these lengths.
+
+    Parameters
+    ----------
+    lengths : list of int
+        Frames of each trajectory.
+    settings : FitSettings
+        Its `reweighting`, `temperature` and `lagtime`.
+    biases : list of (F,) array or None, optional
+        kJ/mol in every frame of each trajectory, None where there was no bias; comparable, see
+        `koopman.normalised_biases`.
+    frame_intervals : list of float, optional
+        ps between the frames of each trajectory; `settings.frame_interval` for all by default.
+
+    Raises
+    ------
+    GeomGNNError
+        If biases do not fit the trajectories, or there are no pairs.
+    """
+    check_reweighting(settings.reweighting)
+    n = len(lengths)
+    given = [None] * n if biases is None else list(biases)
+    intervals = [settings.frame_interval] * n if frame_intervals is None else [float(value) for value in frame_intervals]
+    if not len(given) == len(intervals) == n:
+        raise GeomGNNError(f"There are {n} trajectories, but biases of {len(given)} and intervals of {len(intervals)}.")
+    energies = [
+        np.zeros(length) if v is None else np.asarray(v, dtype=np.float64) for v, length in zip(given, lengths, strict=True)
+    ]
+    wrong = [k for k, (v, length) in enumerate(zip(energies, lengths, strict=True)) if v.shape != (length,)]
+    if wrong:
+        raise GeomGNNError(
+            f"Trajectory {wrong[0]} has {lengths[wrong[0]]} frames, but a bias of the shape {energies[wrong[0]].shape}: give "
+            "one number for each frame."
+        )
+    biased = [v is not None for v in given]
+    alike = all(abs(value - settings.frame_interval) < 1e-9 for value in intervals)
+    method = settings.reweighting if any(biased) else "none"
+    if method == "none" and alike:
+        return Weighting(None, biased, intervals)
+    kT = BOLTZMANN * settings.temperature
+    if method == "rescaled-time":
+        return Weighting(rescaled_time_pairs(energies, kT, intervals, settings.lagtime), biased, intervals)
+    weights = static_weights(energies if method == "static" else [np.zeros(length) for length in lengths], kT)
+    pairs = []
+    for w, interval in zip(weights, intervals, strict=True):
+        lag = lag_in_frames(settings.lagtime, interval)
+        first = np.arange(max(0, len(w) - lag))
+        # a frame stands for the time until the next one
+        pairs.append(Pairs(first, first + lag, interval * w[: len(first)]))
+    return Weighting(pairs, biased, intervals)
