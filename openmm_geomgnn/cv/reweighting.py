@@ -20,8 +20,8 @@ REWEIGHTINGS = ("rescaled-time", "static", "none")
 class Weighting:
     """Pairs of frames that a fit is made from.
 
-    pairs: `Pairs` for each trajectory; None where all pairs a lag time apart count alike. biased: whether each trajectory had
-    a bias. intervals: ps between the frames of each.
+    pairs: `Pairs` for each trajectory; None where all pairs a lag time apart count alike. biased: whether each trajectory
+    had a bias. intervals: ps between the frames of each.
     """
 
     pairs: list[Pairs] | None
@@ -81,8 +81,8 @@ def weighting(
     wrong = [k for k, (v, length) in enumerate(zip(energies, lengths, strict=True)) if v.shape != (length,)]
     if wrong:
         raise GeomGNNError(
-            f"Trajectory {wrong[0]} has {lengths[wrong[0]]} frames, but a bias of the shape {energies[wrong[0]].shape}: give "
-            "one number for each frame."
+            f"Trajectory {wrong[0]} has {lengths[wrong[0]]} frames, but a bias of the shape {energies[wrong[0]].shape}: "
+            "give one number for each frame."
         )
     biased = [v is not None for v in given]
     alike = all(abs(value - settings.frame_interval) < 1e-9 for value in intervals)

@@ -204,9 +204,7 @@ def frame_weights(
     return result
 
 
-def all_pairs(
-    lengths: Sequence[int], lagtime: int, weights: Weights | None = None, pairs: PairsLike = None
-) -> list[np.ndarray] | list[Pairs]:
+def all_pairs(lengths: Sequence[int], lagtime: int, weights: Weights | None = None, pairs: PairsLike = None) -> list[Any]:
     """The pairs of each trajectory, with weights that sum to one: `Pairs` as they are given, else `pair_weights`.
 
     Raises
@@ -322,7 +320,7 @@ def pair_means(
 
 
 def _chunks(
-    trajs: Sequence[np.ndarray], pairs: Sequence[np.ndarray] | Sequence[Pairs], lagtime: int
+    trajs: Sequence[np.ndarray], pairs: Sequence[Any], lagtime: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield pieces of (weights, first frames, second frames) in float64."""
     for x, part in zip(trajs, pairs, strict=True):

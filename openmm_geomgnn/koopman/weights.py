@@ -1,4 +1,4 @@
-"""Weights that make biased or short trajectories speak of the unbiased equilibrium: static, by rescaled time, and Koopman's."""
+"""Weights with which biased or short trajectories speak of the unbiased equilibrium: static, rescaled time, Koopman's."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from .covariance import Pairs, Trajectories, as_list, as_trajectories, check_lag
 _RANK_CUTOFF = 1e-8
 _GIRSANOV = (
     "Girsanov reweighting needs the probability of the noise that was drawn under the other force, which does not exist for "
-    "LangevinMiddleIntegrator: it adds its noise between two half steps of the positions, so that paths with and without the "
-    "bias have no common density. Use rescaled-time, or static."
+    "LangevinMiddleIntegrator: it adds its noise between two half steps of the positions, so that paths with and without "
+    "the bias have no common density. Use rescaled-time, or static."
 )
 
 

@@ -209,8 +209,8 @@ class CVSection(TokenSection):
     )
     even: bool = Field(
         False,
-        description="stretch the CV where it is steep and compress it where it is flat, by a monotone map, so that a CV like "
-        "a step is no wall of stiffness",
+        description="stretch the CV where it is steep and compress it where it is flat, by a monotone map, so that a step "
+        "is no wall of stiffness",
     )
     reversible: bool = Field(True, description="estimate reversible dynamics (TICA, SRV) instead of VAMP")
     training: TrainingSection = Field(default_factory=TrainingSection, description="how a vampnet is trained")

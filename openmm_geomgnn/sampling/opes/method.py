@@ -30,9 +30,11 @@ from openmm_geomgnn.sampling.opes.arguments import (
 from openmm_geomgnn.sampling.opes.kernel_sum import KernelSum, add_kernel, minimum_image, wrap
 from openmm_geomgnn.sampling.opes.ramp import check_ramp, depth, log_epsilon, ramp_arrays
 from openmm_geomgnn.sampling.opes.state import (
+    SETTINGS,
     OPESState,
     check_same_settings,
     checked_arrays,
+    settings_arrays,
     state_arrays,
     state_from_arrays,
 )
@@ -42,9 +44,6 @@ from openmm_geomgnn.units import BOLTZMANN
 __all__ = ["OPES", "OPESState"]
 
 T = TypeVar("T")
-
-# what else the kernels of a state depend on
-_SETTINGS = ("barrier", "biasfactor", "temperature", "explore", "kernel_cutoff", "adaptive")
 
 
 @pickled_as("OPES")
@@ -81,9 +80,7 @@ class OPES:
         Where kernels end, in units of sigma; by default where they fall below exp(-barrier/(p*kT)) (EXPLORE:
         exp(-barrier/kT)).
     ramp : int, optional
-        Depositions of each walker over which the bias sets in: the depth to which it acts grows from 2 kT to `barrier`. The
-        first kernel is else a hole as deep as the barrier, which throws the system out of its basin and heats it. What is
-        sampled meanwhile is not for averages.
+        Depositions of each walker over which the bias sets in, see `ramp`; what is sampled meanwhile is not for averages.
 
     Attributes
     ----------
@@ -335,7 +332,7 @@ class OPES:
 
     def to_arrays(self, state: OPESState) -> dict[str, np.ndarray]:
         """The state and the settings it depends on, as a dict of float64 and int64 ndarrays, for a checkpoint."""
-        return state_arrays(state) | self._settings(state.dimension) | ramp_arrays(self)
+        return state_arrays(state) | settings_arrays(self, state.dimension) | ramp_arrays(self)
 
     def from_arrays(self, arrays: Mapping[str, np.ndarray]) -> OPESState:
         """The state that `to_arrays` wrote, bit for bit.
@@ -344,11 +341,11 @@ class OPES:
         """
         values = checked_arrays(arrays, extra=("settings", "periods"))
         d = values["centres"].shape[-1] if values["centres"].ndim == 2 else 0
-        check_same_settings(arrays, self._settings(self._check_dimension(d or None)), _SETTINGS)
+        check_same_settings(arrays, settings_arrays(self, self._check_dimension(d or None)), SETTINGS)
         state = state_from_arrays(values, self.adaptive)
         check_ramp(self, arrays, state)
         if not self.adaptive and d:
-            check_same_settings({"sigma": state.sigma0}, {"sigma": given_sigma(self, d)}, _SETTINGS)
+            check_same_settings({"sigma": state.sigma0}, {"sigma": given_sigma(self, d)}, SETTINGS)
         return state
 
     def _evaluate(self, state: OPESState, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -400,8 +397,3 @@ class OPES:
     @property
     def _box(self) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
         return box_of(cast(Periods | None, self.periods))
-
-    def _settings(self, d: int | None) -> dict[str, np.ndarray]:
-        lows, lengths = self._box
-        periods = np.zeros((d or 0, 2)) if lows is None else np.stack([lows, lows + lengths], axis=1)
-        return {"settings": np.array([float(getattr(self, name)) for name in _SETTINGS]), "periods": periods}

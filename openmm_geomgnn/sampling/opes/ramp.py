@@ -1,4 +1,9 @@
-"""How the bias of OPES sets in: its depth is a function of how many kernels were deposited. `opes` is an `OPES` everywhere."""
+"""How the bias of OPES sets in: its depth follows from the number of depositions. `opes` is an `OPES` in all functions.
+
+The first kernel is a hole as deep as the barrier, which throws the system out of its basin and heats it. With a ramp the
+depth to which the bias acts grows from SHALLOWEST to the barrier while kernels are deposited. The bias of a state is a
+function of that state all the same, and its force the exact gradient.
+"""
 
 from collections.abc import Mapping
 from typing import Any

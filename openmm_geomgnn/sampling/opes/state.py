@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.sampling.opes.arguments import box_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,8 @@ class OPESState:
         return len(self.a)
 
 
+# of an `OPES`, on which its kernels depend
+SETTINGS = ("barrier", "biasfactor", "temperature", "explore", "kernel_cutoff", "adaptive")
 _STORED = tuple(entry.name for entry in fields(OPESState) if entry.init)
 _ARRAYS = ("centres", "sigmas", "log_heights", "sigma0", "a", "m", "M2")
 _SCALARS = ("log_W", "log_W2", "n", "Z")
@@ -78,6 +81,13 @@ _INTEGERS = ("n", "a")
 def state_arrays(state: OPESState) -> dict[str, np.ndarray]:
     """Convert the state to a dict of float64 and int64 ndarrays."""
     return _as_arrays({name: getattr(state, name) for name in _STORED})
+
+
+def settings_arrays(opes: Any, d: int | None) -> dict[str, np.ndarray]:
+    """What else the kernels of a state depend on: settings of an `OPES`, and the periods of d components."""
+    lows, lengths = box_of(opes.periods)
+    periods = np.zeros((d or 0, 2)) if lows is None else np.stack([lows, lows + lengths], axis=1)
+    return {"settings": np.array([float(getattr(opes, name)) for name in SETTINGS]), "periods": periods}
 
 
 def checked_arrays(arrays: Mapping[str, Any], extra: Iterable[str] = ()) -> dict[str, np.ndarray]:
