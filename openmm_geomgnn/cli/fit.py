@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from openmm_geomgnn.cli.biased_runs import BiasedTrajectory, read_biased
 from openmm_geomgnn.cli.first_frames import load_trajectories
 from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.run import describe, fit_settings, fit_with_progress
@@ -12,6 +13,7 @@ from openmm_geomgnn.cli.run_folder import input_files
 from openmm_geomgnn.cli.settings.protocol import Fit
 from openmm_geomgnn.cv.fit import FitSettings
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.formatting import count_of
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.representation.store import Embeddings
@@ -33,6 +35,7 @@ def run_fit(fit: Fit) -> Any:
 
 def _fit(fit: Fit) -> Any:
     topology = as_topology(fit.topology)
+    biased = read_biased(fit.biased, topology, fit.cv.selection)
     if fit.embeddings is None:
         files = fit.trajectories or ()
         trajectories: Any = load_trajectories(files, topology, fit.cv.selection, fit.stride, fit.allow_truncated)
@@ -43,20 +46,41 @@ def _fit(fit: Fit) -> Any:
         trajectories = Embeddings.open(fit.embeddings)
         lengths = trajectories.lengths
         times = {entry["name"]: trajectories.times(k) for k, entry in enumerate(trajectories.trajectories)}
-    interval = common_frame_interval(times, None if fit.frame_interval is None else fit.frame_interval * fit.stride)
-    settings = fit_settings(fit.cv, interval, fit.seed)
+    if lengths or not biased:
+        interval = common_frame_interval(times, None if fit.frame_interval is None else fit.frame_interval * fit.stride)
+        echo(f"{sum(lengths)} frames, {interval:g} ps apart, in {count_of(len(lengths), 'trajectory', 'trajectories')}")
+    else:
+        interval = biased[0].frame_interval
+    settings = _with_biased(fit_settings(fit.cv, interval, fit.seed), fit, biased)
     settings.lag_frames()  # raises an error unless it is a whole number of them
-    echo(f"{sum(lengths)} frames, {interval:g} ps apart, in {len(lengths)} trajectories")
     if fit.embeddings is not None:
         settings = _with_stored(settings, trajectories, fit.cv.model_fields_set)
     unfinished = Unfinished(fit.output)
-    cv = fit_with_progress(trajectories, topology, settings, unfinished)
+    more: dict[str, Any] = {}
+    if biased:
+        trajectories = [*trajectories, *(one.trajectory for one in biased)]
+        more["biases"] = [*([None] * len(lengths)), *(one.bias for one in biased)]
+        more["frame_intervals"] = [*([interval] * len(lengths)), *(one.frame_interval for one in biased)]
+    cv = fit_with_progress(trajectories, topology, settings, unfinished, **more)
     cv.save(fit.output)
     unfinished.remove()
     for line in describe(cv):
         echo(line)
     echo(f"written to {fit.output}")
     return cv
+
+
+def _with_biased(settings: FitSettings, fit: Fit, biased: list[BiasedTrajectory]) -> FitSettings:
+    """Say what biased simulations there are; returns the FitSettings with their temperature and reweighting."""
+    for one in biased:
+        echo(f"{len(one.trajectory)} frames under a bias, {one.frame_interval:g} ps apart: {one.name}")
+    temperatures = {round(one.temperature, 6) for one in biased}
+    if len(temperatures) > 1:
+        raise GeomGNNError(
+            f"The biased simulations ran at {' and '.join(f'{value:g}' for value in sorted(temperatures))} K: their frames "
+            "cannot be weighted together. Fit to those of one temperature."
+        )
+    return replace(settings, reweighting=fit.reweighting, temperature=biased[0].temperature if biased else 300.0)
 
 
 def _with_stored(settings: FitSettings, store: Embeddings, given: Iterable[str]) -> FitSettings:

@@ -194,10 +194,10 @@ def fit_settings(section: Any, frame_interval: float, seed: int) -> FitSettings:
     )
 
 
-def fit_with_progress(trajectories: Any, topology: Any, settings: FitSettings, unfinished: Unfinished) -> Any:
-    """Call `fit_cv` with progress bars."""
+def fit_with_progress(trajectories: Any, topology: Any, settings: FitSettings, unfinished: Unfinished, **more: Any) -> Any:
+    """Call `fit_cv` with progress bars; more: its `biases` and `frame_intervals`."""
     with progress_bars(STAGES) as progress:
-        return fit_cv(trajectories, topology, settings, progress, unfinished)
+        return fit_cv(trajectories, topology, settings, progress, unfinished, **more)
 
 
 def describe(cv: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ class FitSettings:
 
     `encoder` is what `Encoder.load` takes; `tokens` says how atoms become tokens. `lagtime`, `frame_interval` and
     `softening` are in picoseconds. `training` has arguments of `koopman.train_vampnet`. `bounded`, `margin` and `even` make
-    the CV's `output_map.OutputMap`. `reweighting` says how frames under a bias count (`reweighting.REWEIGHTINGS`), at
+    the CV's `output_map.OutputMap`. `reweighting` says how frames under a bias count (`rules.REWEIGHTINGS`), at
     `temperature` in K.
 
     Examples

@@ -7,13 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_geomgnn.cv.fit_settings import FitSettings
-from openmm_geomgnn.cv.rules import lag_in_frames
+from openmm_geomgnn.cv.rules import check_reweighting, lag_in_frames
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import Pairs, rescaled_time_pairs, static_weights
-from openmm_geomgnn.koopman.weights import refuse_girsanov
-from openmm_geomgnn.units import BOLTZMANN, did_you_mean
-
-REWEIGHTINGS = ("rescaled-time", "static", "none")
+from openmm_geomgnn.units import BOLTZMANN
 
 
 @dataclass(frozen=True)
@@ -32,16 +29,6 @@ class Weighting:
     def any_biased(self) -> bool:
         """Whether any trajectory had a bias."""
         return any(self.biased)
-
-
-def check_reweighting(name: str) -> None:
-    """Raise a GeomGNNError unless there is such a reweighting."""
-    if name == "girsanov":
-        refuse_girsanov()
-    if name not in REWEIGHTINGS:
-        raise GeomGNNError(
-            f"Unknown reweighting '{name}'; the choices are {', '.join(REWEIGHTINGS)}.{did_you_mean(name, REWEIGHTINGS)}"
-        )
 
 
 def weighting(

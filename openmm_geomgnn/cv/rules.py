@@ -1,7 +1,9 @@
 """What settings of a fit must fit together, for the fit and for the files of settings; nothing heavy is imported."""
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import did_you_mean
 
+REWEIGHTINGS = ("rescaled-time", "static", "none")
 # by how much a lag time may miss a whole number of frames: trajectory files keep times in float32
 _LAG_TOLERANCE = 1e-3
 
@@ -31,6 +33,23 @@ def lag_in_frames(lagtime: float, frame_interval: float) -> int:
             f"time is {frames * frame_interval:g} ps."
         )
     return frames
+
+
+GIRSANOV = (
+    "Girsanov reweighting needs the probability of the noise that was drawn under the other force, which does not exist for "
+    "LangevinMiddleIntegrator: it adds its noise between two half steps of the positions, so that paths with and without "
+    "the bias have no common density. Use rescaled-time, or static."
+)
+
+
+def check_reweighting(name: str) -> None:
+    """Raise a GeomGNNError unless there is such a way of counting biased frames."""
+    if name.lower() == "girsanov":
+        raise GeomGNNError(GIRSANOV)
+    if name not in REWEIGHTINGS:
+        raise GeomGNNError(
+            f"Unknown reweighting '{name}'; the choices are {', '.join(REWEIGHTINGS)}.{did_you_mean(name, REWEIGHTINGS)}"
+        )
 
 
 def check_parts(

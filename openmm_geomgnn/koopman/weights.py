@@ -12,11 +12,6 @@ from .covariance import Pairs, Trajectories, as_list, as_trajectories, check_lag
 
 # share of the largest eigenvalue below which a direction of the features is noise, for Koopman weights
 _RANK_CUTOFF = 1e-8
-_GIRSANOV = (
-    "Girsanov reweighting needs the probability of the noise that was drawn under the other force, which does not exist for "
-    "LangevinMiddleIntegrator: it adds its noise between two half steps of the positions, so that paths with and without "
-    "the bias have no common density. Use rescaled-time, or static."
-)
 
 
 def static_weights(biases: npt.ArrayLike | Sequence[npt.ArrayLike], kT: float) -> list[np.ndarray]:
@@ -214,11 +209,6 @@ def koopman_weights(features: Trajectories, lagtime: int, epsilon: float = _RANK
     weights = [np.maximum(x @ (u / u[-1]), 0.0) for x in chi]
     scale = sum(w[:-lagtime].sum() for w in weights) / pairs
     return [w / scale for w in weights]
-
-
-def refuse_girsanov() -> None:
-    """Raise the GeomGNNError that says why there is no Girsanov reweighting."""
-    raise GeomGNNError(_GIRSANOV)
 
 
 def _as_arrays(biases: npt.ArrayLike | Sequence[npt.ArrayLike]) -> list[np.ndarray]:

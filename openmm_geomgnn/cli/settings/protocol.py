@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from openmm_geomgnn.cli.settings.analysis import AnalysisSection
+from openmm_geomgnn.cli.settings.biased import BiasedRuns
 from openmm_geomgnn.cli.settings.fields import (
     OutputCV,
     OutputFolder,
@@ -30,7 +31,7 @@ from openmm_geomgnn.cli.settings.sections import (
     TokenSection,
     UnbiasedSection,
 )
-from openmm_geomgnn.cv.rules import lag_in_frames
+from openmm_geomgnn.cv.rules import GIRSANOV, lag_in_frames
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.trajectory_files import holds_times
 
@@ -149,7 +150,18 @@ class Fit(Section):
     seed: Whole = Field(1, ge=0, lt=2**31, description="seed of everything random in training")
     topology: Topology = Field(description="structure file of the molecule, with the atoms of the trajectories")
     trajectories: Trajectories | None = Field(
-        None, min_length=1, description="files that mdtraj reads, or glob patterns; each file is a trajectory of its own"
+        None,
+        min_length=1,
+        description="files that mdtraj reads, or glob patterns; each file is a trajectory of its own; among them biased "
+        "simulations, as in {run: runs/demo} or {files: a.xtc, colvar: COLVAR, bias: opes.bias}",
+    )
+    biased: tuple[BiasedRuns, ...] = Field(
+        (), description="biased simulations; entries of trajectories that are no names are put here"
+    )
+    reweighting: Literal["rescaled-time", "static", "none"] = Field(
+        "rescaled-time",
+        description="how frames of biased simulations count: rescaled-time lets time pass faster by exp(V/kT), static weighs "
+        "them by that, none takes them as they are",
     )
     embeddings: Store | None = Field(
         None,
@@ -172,9 +184,37 @@ class Fit(Section):
     )
     cv: CVSection = Field(default_factory=CVSection, description="the collective variable")
 
+    @field_validator("reweighting", mode="before")
+    @classmethod
+    def _not_girsanov(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.lower() == "girsanov":
+            raise GeomGNNError(GIRSANOV)
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _biased_among_trajectories(cls, data: Any) -> Any:
+        """Put entries of trajectories that are mappings under `biased`."""
+        given = data.get("trajectories") if isinstance(data, dict) else None
+        entries = given if isinstance(given, (list, tuple)) else [given]
+        runs = [entry for entry in entries if isinstance(entry, dict)]
+        if not runs:
+            return data
+        files = [entry for entry in entries if not isinstance(entry, dict)]
+        others = {name: value for name, value in data.items() if name != "trajectories"}
+        return others | {"biased": [*data.get("biased", ()), *runs]} | ({"trajectories": files} if files else {})
+
     @model_validator(mode="after")
     def _has_data(self) -> Self:
-        if self.trajectories is None and self.embeddings is None:
+        if self.embeddings is not None and self.biased:
+            raise SettingError(
+                "biased simulations are given beside a store of embeddings. Remove one of them.", "embeddings"
+            )
+        if self.biased and self.stride != 1:
+            raise SettingError(
+                "stride is not for biased simulations, whose frames are weighted by time. Remove it.", "stride"
+            )
+        if self.trajectories is None and self.embeddings is None and not self.biased:
             raise SettingError("trajectories is missing: give them, or embeddings, a store of `geomgnn embed`.")
         if self.trajectories is not None and self.embeddings is not None:
             raise SettingError("trajectories and embeddings are both given. Remove one of them.", "embeddings")
@@ -197,7 +237,7 @@ class Fit(Section):
                 "time between its frames, as in frame_interval: 1 ps.",
                 "trajectories",
             )
-        if self.frame_interval is not None:
+        if self.frame_interval is not None and self.trajectories is not None:
             _check_lag(self.cv.lag, self.frame_interval * self.stride)
         return self
 
