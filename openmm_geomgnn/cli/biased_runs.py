@@ -84,8 +84,8 @@ def _of_a_run(entry: BiasedRuns, topology: Any) -> list[BiasedTrajectory]:
     results = read_results(protocol)
     if results.biased[0].n_atoms != topology.n_atoms:
         raise GeomGNNError(
-            f"The run in {folder} is of {results.biased[0].n_atoms} atoms, but topology has {topology.n_atoms}: they are not "
-            "the same system."
+            f"The run in {folder} is of {results.biased[0].n_atoms} atoms, but topology has {topology.n_atoms}: they are "
+            "not the same system."
         )
     bias = total_bias(split_walkers(results.colvar))
     times = [walker["time"] for walker in split_walkers(results.colvar)]
@@ -112,8 +112,8 @@ def _of_files(entry: BiasedRuns, topology: Any, selection: str | None) -> list[B
         rows = rows * len(files)
     if len(rows) != len(files):
         raise GeomGNNError(
-            f"{(entry.colvar or ('COLVAR',))[0]} has rows of {len(rows)} walkers, but there are {len(files)} trajectories: give "
-            "one of each."
+            f"{(entry.colvar or ('COLVAR',))[0]} has rows of {len(rows)} walkers, but there are {len(files)} trajectories: "
+            "give one of each."
         )
     found = []
     for number, (path, trajectory, colvar) in enumerate(zip(files, trajectories, rows, strict=True)):
@@ -125,7 +125,8 @@ def _of_files(entry: BiasedRuns, topology: Any, selection: str | None) -> list[B
         if not there.any():
             raise GeomGNNError(
                 f"The frames of {path} are from {times[0]:g} to {times[-1]:g} ps, but COLVAR has rows from "
-                f"{colvar['time'][0]:g} to {colvar['time'][-1]:g} ps: they do not belong together, or start says the wrong time."
+                f"{colvar['time'][0]:g} to {colvar['time'][-1]:g} ps: they do not belong together, or start says "
+                "the wrong time."
             )
         chosen = np.flatnonzero(there)
         at = frame_rows(colvar["time"], times[chosen], number)

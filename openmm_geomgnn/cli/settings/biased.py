@@ -22,8 +22,8 @@ def _folder_of_a_run(value: Any, info: ValidationInfo) -> Path:
     path = Path(os.path.abspath(Path((info.context or {}).get("folder", ".")) / Path(value).expanduser()))
     if not (path / PROTOCOL).is_file():
         raise GeomGNNError(
-            f"{path} is not a folder of `geomgnn run`: it has no {PROTOCOL}. Give the output folder of a run, or the files of "
-            "another simulation by files, colvar and bias."
+            f"{path} is not a folder of `geomgnn run`: it has no {PROTOCOL}. Give the output folder of a run, or the files "
+            "of another simulation by files, colvar and bias."
         )
     return path
 

@@ -160,8 +160,8 @@ class Fit(Section):
     )
     reweighting: Literal["rescaled-time", "static", "none"] = Field(
         "rescaled-time",
-        description="how frames of biased simulations count: rescaled-time lets time pass faster by exp(V/kT), static weighs "
-        "them by that, none takes them as they are",
+        description="how frames of biased simulations count: rescaled-time lets time pass faster by exp(V/kT), static "
+        "weighs them by that, none takes them as they are",
     )
     embeddings: Store | None = Field(
         None,
@@ -207,13 +207,9 @@ class Fit(Section):
     @model_validator(mode="after")
     def _has_data(self) -> Self:
         if self.embeddings is not None and self.biased:
-            raise SettingError(
-                "biased simulations are given beside a store of embeddings. Remove one of them.", "embeddings"
-            )
+            raise SettingError("biased simulations and a store of embeddings are both given. Remove one.", "embeddings")
         if self.biased and self.stride != 1:
-            raise SettingError(
-                "stride is not for biased simulations, whose frames are weighted by time. Remove it.", "stride"
-            )
+            raise SettingError("stride is not for biased simulations, which are weighted by time. Remove it.", "stride")
         if self.trajectories is None and self.embeddings is None and not self.biased:
             raise SettingError("trajectories is missing: give them, or embeddings, a store of `geomgnn embed`.")
         if self.trajectories is not None and self.embeddings is not None:
