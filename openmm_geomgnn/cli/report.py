@@ -76,6 +76,11 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
         settling=protocol.settling,
         seed=protocol.seed,
     )
+    if protocol.bias.method == "opes" and results.done < protocol.bias.ramp:
+        notes.append(
+            f"Warning: after {results.done:g} ps the bias does not act to its full depth yet: it sets in over "
+            f"{protocol.bias.ramp:g} ps (bias.ramp)."
+        )
     analysis.notes = [*notes, *analysis.notes, *_cv_notes(results.cv)]
     progress: dict[str, Any] = {"complete": results.complete, "done_ps": results.done, "planned_ps": results.planned}
     if not results.complete:

@@ -372,12 +372,6 @@ def _check_run(protocol: Protocol) -> None:
             f"{bias.pace:g} ps (bias.pace). Use at least {FEWEST_DEPOSITIONS * bias.pace:g} ps, or a shorter pace.",
             *("run", "length"),
         )
-    if bias.method == "opes" and "ramp" in bias.model_fields_set and bias.ramp > run.length:
-        raise SettingError(
-            f"ramp is {bias.ramp:g} ps, longer than the run of {run.length:g} ps (run.length): the bias would never "
-            "act to its full depth. Use a shorter ramp or a longer run.",
-            *("bias", "ramp"),
-        )
     if run.frame_interval < run.colvar_interval * (1 - 1e-9):
         raise SettingError(
             f"frame_interval is {run.frame_interval:g} ps, shorter than colvar_interval, {run.colvar_interval:g} ps. "
