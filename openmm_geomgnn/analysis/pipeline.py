@@ -119,6 +119,7 @@ def analyse_biased_run(
     kept = rows.select(rows.logw)
     result.summary = dict(
         **_counts(result),
+        crossings_used=crossings_used,
         delta_F_kJ_per_mol=difference.value,
         delta_F_error=difference.error,
         delta_F_first_half=halves[0],

@@ -38,6 +38,9 @@ Check = Annotated[
 ]
 
 
+NOT_CONVERGED = 3  # exit status of a run that ended, but whose free energy is not to be relied on
+
+
 @app.callback()
 def common(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False) -> None:
     """Set what concerns all commands."""
@@ -241,7 +244,8 @@ def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The ou
     from openmm_geomgnn.cli.run_folder import wall_time
 
     with locked(folder):  # while a run is at work there, nothing reports on half of it
-        _show(folder, reporting.report(protocol, wall_time(folder)))
+        summary = reporting.report(protocol, wall_time(folder))
+    _conclude(folder, summary)
 
 
 @app.command()
@@ -264,7 +268,8 @@ def _run(path: str | Path, overrides: Mapping[str, Any], overwrite: bool, check:
     with _interruptible("The same command continues from the last checkpoint."):
         from openmm_geomgnn.cli import run as workflow
 
-        _show(protocol.output, workflow.run_protocol(protocol, overwrite, path))
+        summary = workflow.run_protocol(protocol, overwrite, path)
+    _conclude(protocol.output, summary)
 
 
 def _check_there(path: Path) -> None:
@@ -300,6 +305,13 @@ def _overrides(settings: list[str] | None) -> dict[str, str]:
     return pairs
 
 
+def _conclude(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Print the headline numbers of a run, and end with status 3 if they are not to be relied on."""
+    _show(folder, summary)
+    if summary.get("converged") is False:
+        raise typer.Exit(NOT_CONVERGED)
+
+
 def _show(folder: Path, summary: Mapping[str, Any]) -> None:
     """Print the headline numbers of a run that are known."""
     from openmm_geomgnn.cli.progress import echo
@@ -329,6 +341,8 @@ def _show(folder: Path, summary: Mapping[str, Any]) -> None:
         error = f" +- {number('delta_F_error', 2)}" if known("delta_F_error") else ""
         definition = f" = {summary['delta_F_definition']}" if "delta_F_definition" in summary else ""
         lines.append(f"free energy    delta F = {number('delta_F_kJ_per_mol')}{error} kJ/mol{definition}")
+    if "verdict" in summary:
+        lines.append(f"verdict        {summary['verdict']}")
     for line in (*lines, f"report         {folder / 'report.html'}"):
         echo(line)
 

@@ -9,6 +9,7 @@ from openmm_geomgnn.analysis.pipeline import analyse_biased_run
 from openmm_geomgnn.analysis.report import report_page, write_summary
 from openmm_geomgnn.analysis.torsions import compute_torsion
 from openmm_geomgnn.analysis.variables import BiasedRun, Variable
+from openmm_geomgnn.analysis.verdict import judge_run, sentences
 from openmm_geomgnn.cli.molecule import check_torsions, kinetic_degrees
 from openmm_geomgnn.cli.results import Results, read_results
 from openmm_geomgnn.cli.settings.protocol import Protocol
@@ -82,10 +83,13 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
             f"{protocol.bias.ramp:g} ps (bias.ramp)."
         )
     analysis.notes = [*notes, *analysis.notes, *_cv_notes(results.cv)]
+    verdict = judge_run(analysis.summary, results.missing, results.cv.training_information.get("verdict"))
+    analysis.notes = [*sentences(verdict), *analysis.notes]
     progress: dict[str, Any] = {"complete": results.complete, "done_ps": results.done, "planned_ps": results.planned}
     if not results.complete:
         progress["missing"] = results.missing
-    return analysis, {**progress, **analysis.summary, **cv_summary(results.cv)}
+    judged = {"converged": verdict.converged, "verdict": verdict.in_words()}
+    return analysis, {**progress, **judged, **analysis.summary, **cv_summary(results.cv)}
 
 
 def cv_summary(cv: Any) -> dict[str, Any]:

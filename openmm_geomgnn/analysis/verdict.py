@@ -1,0 +1,134 @@
+"""What the numbers of a biased run are worth: whether its free energy has converged, why not, and what to try."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from openmm_geomgnn.units import BOLTZMANN
+
+FEWEST_CROSSINGS = 10  # after the discarded start; with fewer, the populations of two states are a matter of luck
+LARGEST_ERROR = 1.0  # kT, of the free-energy difference
+LARGEST_DRIFT = 4.0  # errors, between the two halves of the data: each has about 1.4 of the error of the whole
+LARGEST_HEATING = 0.02  # of the temperature, see `heating`
+
+
+class Reason(NamedTuple):
+    """Why a run has not converged, and what to try; two sentences without their full stops."""
+
+    problem: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class RunVerdict:
+    """Whether a run has converged.
+
+    Attributes
+    ----------
+    converged : bool or None
+        None where it cannot be judged, for want of states.
+    reasons : tuple of Reason
+        What speaks against it.
+    """
+
+    converged: bool | None
+    reasons: tuple[Reason, ...] = ()
+
+    def in_words(self) -> str:
+        """One paragraph."""
+        if self.converged:
+            return "converged: it crossed often, and the halves of the data agree"
+        grade = "not judged" if self.converged is None else "not converged"
+        problems = "; ".join(reason.problem for reason in self.reasons)
+        advice = ". ".join(dict.fromkeys(reason.advice for reason in self.reasons))
+        return f"{grade}: {problems}. {advice}"
+
+
+def judge_run(summary: Mapping[str, Any], missing: str = "", cv_verdict: Mapping[str, Any] | None = None) -> RunVerdict:
+    """Judge a biased run by the summary of `pipeline.analyse_biased_run`.
+
+    A run has converged if it crossed between its states at least FEWEST_CROSSINGS times after the start that is left out,
+    its free-energy difference has an error of at most LARGEST_ERROR kT, the two halves of the data agree within
+    LARGEST_DRIFT errors, and the bias did not heat it. The states are those of the variable with cores, which should not
+    be the CV: crossings of the CV alone may be of something that the CV was fooled by.
+
+    Parameters
+    ----------
+    summary : dict
+    missing : str, optional
+        What of the run is not done yet.
+    cv_verdict : dict, optional
+        That on its CV, see `cv.verdict.judge`.
+    """
+    reasons = [*_progress(missing), *_heat(summary)]
+    if cv_verdict is not None and cv_verdict["grade"] == "not usable":
+        reasons.append(Reason("its CV is not usable", "Look at the verdict on the CV"))
+    if summary["crossing_variable"] == "none":
+        reasons.append(
+            Reason(
+                "no states are given, so it is not known whether it crossed between any",
+                "Give analysis.cores along a torsion or another variable that tells the states apart",
+            )
+        )
+        return RunVerdict(None if len(reasons) == 1 else False, tuple(reasons))
+    reasons += [*_crossings(summary), *_difference(summary)]
+    return RunVerdict(not reasons, tuple(reasons))
+
+
+def _progress(missing: str) -> Iterator[Reason]:
+    if missing:
+        yield Reason(f"it is not finished: {missing}", "Go on with it by `geomgnn run`")
+
+
+def _heat(summary: Mapping[str, Any]) -> Iterator[Reason]:
+    mean, target = summary["mean_temperature_K"], summary["target_temperature_K"]
+    if math.isfinite(mean) and abs(mean / target - 1) > LARGEST_HEATING:
+        yield Reason(
+            f"its mean temperature is {mean:.0f} K at a target of {target:.0f} K, and heat fakes crossings",
+            "Evaluate the bias more often (run.every), use wider kernels (bias.sigma) or a softer CV (cv.softening, cv.even)",
+        )
+
+
+def _crossings(summary: Mapping[str, Any]) -> Iterator[Reason]:
+    variable, count, used = summary["crossing_variable"], summary["crossings"], summary["crossings_used"]
+    if count == 0:
+        yield Reason(
+            f"it never crossed between its states along {variable}",
+            "If the CV covered its range all the same, it is fooled by something else: fit it again with the frames of this "
+            "run (trajectories: [..., {run: ...}] of `geomgnn fit`), which show it what it must not follow, and look at the "
+            "barrier, which may be higher than bias.barrier",
+        )
+    elif used < FEWEST_CROSSINGS:
+        yield Reason(
+            f"it crossed {used} times along {variable} after the start that is left out, and {FEWEST_CROSSINGS} are the least "
+            "that populations can be judged by",
+            "Run longer (run.length)",
+        )
+
+
+def _difference(summary: Mapping[str, Any]) -> Iterator[Reason]:
+    kT = BOLTZMANN * summary["target_temperature_K"]
+    error, value = summary["delta_F_error"], summary["delta_F_kJ_per_mol"]
+    if summary["crossings"] == 0:
+        return
+    if not (math.isfinite(value) and math.isfinite(error)):
+        yield Reason("its free-energy difference has no error bar", "Run longer (run.length)")
+        return
+    if error > LARGEST_ERROR * kT:
+        yield Reason(
+            f"the error of its free-energy difference is {error:.1f} kJ/mol, more than {LARGEST_ERROR:g} kT",
+            "Run longer (run.length)",
+        )
+    first, second = summary["delta_F_first_half"], summary["delta_F_second_half"]
+    if not abs(first - second) <= LARGEST_DRIFT * error:
+        yield Reason(
+            f"its free-energy difference is {first:.1f} kJ/mol in the first half of the data and {second:.1f} in the second",
+            "Run longer (run.length), or discard more of the start (analysis.discard)",
+        )
+
+
+def sentences(verdict: RunVerdict) -> Sequence[str]:
+    """The verdict as notes of a report, of which those that begin with "Warning" need attention."""
+    prefix = "" if verdict.converged else "Warning: "
+    return [f"{prefix}the run has {verdict.in_words()}." if verdict.converged else f"{prefix}{verdict.in_words()}."]

@@ -1,0 +1,59 @@
+"""Whether a run has converged, in words, by the numbers of its summary."""
+
+import math
+
+import pytest
+
+from openmm_geomgnn.analysis.verdict import judge_run, sentences
+
+GOOD = {
+    "crossing_variable": "phi",
+    "crossings": 43,
+    "crossings_used": 34,
+    "delta_F_kJ_per_mol": 9.1,
+    "delta_F_error": 0.9,
+    "delta_F_first_half": 8.6,
+    "delta_F_second_half": 9.8,
+    "mean_temperature_K": 300.8,
+    "target_temperature_K": 300.0,
+}
+
+
+def test_a_run_that_crossed_often_and_agrees_with_itself_has_converged():
+    verdict = judge_run(GOOD)
+    assert verdict.converged is True and not verdict.reasons
+    assert sentences(verdict) == ["the run has converged: it crossed often, and the halves of the data agree."]
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "advice"),
+    [
+        ({"crossings": 0, "crossings_used": 0, "delta_F_error": math.nan}, "never crossed", "geomgnn fit"),
+        ({"crossings_used": 9}, "crossed 9 times", "Run longer"),
+        ({"delta_F_error": 2.6}, "more than 1 kT", "Run longer"),
+        ({"delta_F_error": math.nan}, "no error bar", "Run longer"),
+        ({"delta_F_second_half": 13.0}, "8.6 kJ/mol in the first half of the data and 13.0", "analysis.discard"),
+        ({"mean_temperature_K": 307.0}, "307 K", "run.every"),
+        ({"mean_temperature_K": 292.0}, "292 K", "run.every"),
+    ],
+)
+def test_what_speaks_against_a_run(change, words, advice):
+    verdict = judge_run(GOOD | change)
+    assert verdict.converged is False
+    (sentence,) = sentences(verdict)
+    assert sentence.startswith("Warning: not converged") and words in sentence and advice in sentence
+    assert len(verdict.reasons) == 1
+
+
+def test_unfinished_runs_and_useless_cvs():
+    verdict = judge_run(GOOD, "10 of 20 ps are done", {"grade": "not usable", "reasons": []})
+    assert verdict.converged is False
+    assert "10 of 20 ps" in verdict.in_words() and "its CV is not usable" in verdict.in_words()
+
+
+def test_without_states_nothing_is_judged():
+    unknown = GOOD | {"crossing_variable": "none", "crossings": math.nan, "delta_F_error": math.nan}
+    verdict = judge_run(unknown)
+    assert verdict.converged is None and "analysis.cores" in verdict.in_words()
+    assert judge_run(unknown | {"mean_temperature_K": 330.0}).converged is False
+    assert judge_run(GOOD | {"mean_temperature_K": math.nan}).converged is True
