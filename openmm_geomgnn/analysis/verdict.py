@@ -86,7 +86,7 @@ def _heat(summary: Mapping[str, Any]) -> Iterator[Reason]:
     if math.isfinite(mean) and abs(mean / target - 1) > LARGEST_HEATING:
         yield Reason(
             f"its mean temperature is {mean:.0f} K at a target of {target:.0f} K, and heat fakes crossings",
-            "Evaluate the bias more often (run.every), use wider kernels (bias.sigma) or a softer CV (cv.softening, cv.even)",
+            "Evaluate the bias more often (run.every), use wider kernels (bias.sigma) or a softer CV (cv.softening)",
         )
 
 
@@ -101,8 +101,8 @@ def _crossings(summary: Mapping[str, Any]) -> Iterator[Reason]:
         )
     elif used < FEWEST_CROSSINGS:
         yield Reason(
-            f"it crossed {used} times along {variable} after the start that is left out, and {FEWEST_CROSSINGS} are the least "
-            "that populations can be judged by",
+            f"it crossed {used} times along {variable} after the start that is left out, and {FEWEST_CROSSINGS} are the "
+            "least that populations can be judged by",
             "Run longer (run.length)",
         )
 

@@ -43,7 +43,7 @@ class TestRun:
         assert stages[:2] == ["Unbiased runs", "CV"] and stages[-2:] == ["Biased run", "Unbiased comparison"]
         assert sum(line.startswith("Biased run:") for line in lines) <= 11
         assert next(line for line in reversed(lines) if line.startswith("Biased run:")).startswith("Biased run: 12/12 ps")
-        for name in ("crossings", "temperature", "free energy", "report"):
+        for name in ("crossings", "temperature", "free energy", "verdict", "report"):
             assert sum(line.startswith(name) for line in lines) == 1
         assert lines[-1].split()[-1] == str(folder / "report.html")
 

@@ -167,7 +167,7 @@ class TestFile:
             CollectiveVariable.load(tmp_path / "missing.cv")
         with pytest.raises(GeomGNNError, match="cannot be read as a collective variable"):
             CollectiveVariable.load(tmp_path)
-        with pytest.raises(GeomGNNError, match="version 7 of the format and this code reads up to version 5"):
+        with pytest.raises(GeomGNNError, match="version 7 of the format and this code reads up to version 6"):
             CollectiveVariable.load(changed(written, lambda metadata, tensors: metadata.update(version=7)))
         save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
         with pytest.raises(GeomGNNError, match="not a collective variable"):
