@@ -115,6 +115,8 @@ def fit_cv(
     }
     if weights.any_biased:
         information |= {"reweighting": settings.reweighting, "biased": weights.biased}
+        if settings.reweighting != "none":
+            information["effective_pairs"] = weights.effective_pairs
     koopman = model.mean, model.projection, model.singular_values
     cv = make_cv(settings, featurization, estimate.mixer, koopman, information)
     psi = _psi(cv, frames)

@@ -39,7 +39,7 @@ class FitSettings:
     bounded: bool = True
     margin: float = 0.15
     even: bool = False
-    reweighting: str = "rescaled-time"
+    reweighting: str = "none"
     temperature: float = 300.0
     seed: int = 1
 

@@ -30,6 +30,14 @@ class Weighting:
         """Whether any trajectory had a bias."""
         return any(self.biased)
 
+    @property
+    def effective_pairs(self) -> float:
+        """Kish's effective number of pairs, (sum w)^2 / sum w^2; nan where all count alike."""
+        if self.pairs is None:
+            return float("nan")
+        weights = np.concatenate([one.weights for one in self.pairs])
+        return float(weights.sum() ** 2 / np.square(weights).sum())
+
 
 def weighting(
     lengths: Sequence[int],

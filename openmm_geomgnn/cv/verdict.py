@@ -21,6 +21,8 @@ LEAST_ABOVE_CONSTANT = 0.05
 OVERFITTED = 0.5
 # transitions below which a rate is known to no better than about half of it
 FEW_TRANSITIONS = 5
+# effective pairs of weighted frames, below which noise of the weights is all that is learned
+FEW_PAIRS = 500
 STIFF_STEP = 0.002  # ps; a CV that is too stiff even when the bias is evaluated this often is only weakly usable
 GOOD_R2, LEAST_R2 = 0.98, 0.5  # of a student
 
@@ -47,7 +49,7 @@ def timescale_notes(
 
 def judge(facts: Mapping[str, Any]) -> Verdict:
     """The verdict on a fitted CV: {"grade": one of GRADES, "reasons": sentences}, by its `training_information`."""
-    return _verdict([*_scores(facts), *_timescales(facts), *_stiffness(facts)])
+    return _verdict([*_scores(facts), *_weights(facts), *_timescales(facts), *_stiffness(facts)])
 
 
 def judge_student(facts: Mapping[str, Any], r2: Sequence[float]) -> Verdict:
@@ -97,6 +99,19 @@ def _scores(facts: Mapping[str, Any]) -> Iterator[Reason]:
         yield "weak", f"{score}, within two errors of a constant's 1: the data are too few, or show a slow event once"
     elif held_out - 1 < OVERFITTED * (training - 1):
         yield "weak", f"{score} and {training:.3f} in training: it is over-fitted. Use more data or a smaller pca"
+
+
+def _weights(facts: Mapping[str, Any]) -> Iterator[Reason]:
+    """(grade, reason) pairs by how many pairs of frames the weights of biased data leave."""
+    effective = facts.get("effective_pairs")
+    if effective is not None and effective < FEW_PAIRS:
+        yield (
+            "weak",
+            (
+                f"the weights of its biased frames leave an effective {effective:.0f} pairs of frames, so a few of them "
+                "made it. Use longer runs, or reweighting: none"
+            ),
+        )
 
 
 def _timescales(facts: Mapping[str, Any]) -> Iterator[Reason]:

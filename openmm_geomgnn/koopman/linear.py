@@ -42,8 +42,9 @@ def fit_linear(
 ) -> KoopmanModel:
     """Find the slowest linear combinations of features, as one map from the raw features.
 
-    The features are standardised and reduced to the `pca` principal components of largest variance, to which TICA
-    (reversible) or VAMP is applied. Few components limit overfitting and the noise of directions that hardly vary.
+    The features are standardised and reduced to the `pca` principal components of largest variance (of all frames alike,
+    also where they have weights), to which TICA (reversible) or VAMP is applied. Few components limit overfitting and the
+    noise of directions that hardly vary.
     There is an example at `KoopmanModel`.
 
     A CV that follows every bond vibration heats the simulation that it biases. With `softening`, a time, the estimator
@@ -89,9 +90,12 @@ def fit_linear(
     """
     check_lagtime(lagtime)
     trajs = as_trajectories(features, lagtime if pairs is None else 0)
-    frames = frame_weights([len(x) for x in trajs], lagtime, weights, pairs)
-    whitened = _whiten(trajs, frames, pca, epsilon)
-    mean, to_components = whitened.mean, whitened.projection
+    lengths = [len(x) for x in trajs]
+    frames = frame_weights(lengths, lagtime, weights, pairs)
+    weighted = weights is not None or pairs is not None
+    # principal components only choose a basis, in which a state of little weight must have its place as well
+    whitened = _whiten(trajs, frame_weights(lengths, 1, None) if weighted else frames, pca, epsilon)
+    mean, to_components = _mean(trajs, frames) if weighted else whitened.mean, whitened.projection
     check_n_components(n_components, to_components.shape[1], len(mean))
     reduced = [project(x, mean, to_components) for x in trajs]
     cov = covariances(reduced, lagtime, weights, reversible, pairs)

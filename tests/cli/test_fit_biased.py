@@ -63,7 +63,7 @@ def test_a_run_and_its_files_give_the_same_cv(run, tmp_path, monkeypatch):
     from_files = fitted(tmp_path / "b", monkeypatch, run, f"[{entry}]", lag="0.48 ps")
     np.testing.assert_allclose(from_run.projection, from_files.projection, rtol=1e-4, atol=1e-5)
     assert from_run.training_information["biased"] == [True, True]
-    assert from_run.training_information["reweighting"] == "rescaled-time"
+    assert from_run.training_information["reweighting"] == "none"
 
 
 def test_mixed_with_unbiased_frames_at_another_interval(run, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
+import scipy.sparse.linalg
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import (
@@ -258,3 +260,93 @@ def test_cross_validation_with_pairs():
 
     scores = cross_validate(fit, x, 5, folds=3, pairs=pairs)
     assert all(seen) and scores.shape == (3,) and (scores > 1).all()
+
+
+# ------------------------------------------------------------------------------------------------------------ Mueller-Brown
+
+MUELLER = [
+    (-200, -1, 0, -10, 1, 0),
+    (-100, -1, 0, -10, 0, 0.5),
+    (-170, -6.5, 11, -6.5, -0.5, 1.5),
+    (15, 0.7, 0.6, 0.7, -1, 1),
+]
+SCALE = 0.07  # kT: the barrier is 7.5 kT
+
+
+def surface(x, y):
+    """Mueller-Brown's surface in kT and its gradient; Mueller & Brown, Theor. Chim. Acta 53, 75 (1979)."""
+    energy, along_x, along_y = 0.0, 0.0, 0.0
+    for height, a, b, c, x0, y0 in MUELLER:
+        u, v = x - x0, y - y0
+        term = SCALE * height * np.exp(a * u * u + b * u * v + c * v * v)
+        energy, along_x, along_y = energy + term, along_x + term * (2 * a * u + b * v), along_y + term * (b * u + 2 * c * v)
+    return energy, along_x, along_y
+
+
+def exact_on_grid(x, y):
+    """The second eigenfunction of the generator on a grid, and the equilibrium there."""
+    energy = surface(*np.meshgrid(x, y, indexing="ij"))[0]
+    number = np.arange(energy.size).reshape(energy.shape)
+    rows, columns, rates = [], [], []
+    for axis, step in ((0, x[1] - x[0]), (1, y[1] - y[0])):
+        first, second = np.moveaxis(number, axis, 0)[:-1].ravel(), np.moveaxis(number, axis, 0)[1:].ravel()
+        difference = energy.ravel()[second] - energy.ravel()[first]
+        rows += [first, second]
+        columns += [second, first]
+        rates += [np.exp(-difference / 2) / step**2, np.exp(difference / 2) / step**2]
+    rows, columns, rates = map(np.concatenate, (rows, columns, rates))
+    generator = scipy.sparse.csr_matrix((rates, (rows, columns)), shape=(energy.size,) * 2)
+    generator -= scipy.sparse.diags(np.asarray(generator.sum(axis=1)).ravel())
+    values, vectors = scipy.sparse.linalg.eigs(generator.tocsc(), k=2, sigma=1e-3)
+    slow = np.real(vectors[:, np.argsort(-np.real(values))[1]])
+    return slow, np.exp(-(energy - energy.min())).ravel()
+
+
+def mueller_features(x, y):
+    centres = [(a, b) for a in np.linspace(-1.4, 1.0, 11) for b in np.linspace(-0.2, 1.8, 9) if surface(a, b)[0] < 8]
+    return np.stack([np.exp(-0.5 * ((x - a) ** 2 + (y - b) ** 2) / 0.2**2) for a, b in centres], axis=-1)
+
+
+@pytest.mark.parametrize("with_opes", [False, True], ids=["static", "opes"])
+def test_mueller_brown(with_opes):
+    """A static bias of minus 0.7 of the surface, or OPES along x and y: the leading function is that of the generator.
+
+    Time that is rescaled where the bias is as deep between the wells as in them is as if diffusion were slower there, which
+    bends the function between the wells: static weights at a short lag come nearer.
+    """
+    path, biases, interval = biased_walkers(with_opes)
+    x = [mueller_features(*walker.T) for walker in np.moveaxis(path, 1, 0)]
+    grid = np.linspace(-1.7, 1.2, 70), np.linspace(-0.5, 2.1, 70)
+    exact, equilibrium = exact_on_grid(*grid)
+    columns = mueller_features(*(part.ravel() for part in np.meshgrid(*grid, indexing="ij")))
+    pairs = rescaled_time_pairs(list(biases.T), 1.0, interval, 20 * interval)
+    for model, least in (
+        (fit_linear(x, 5, 1, pca=None, weights=static_weights(list(biases.T), 1.0)), 0.99),
+        (fit_linear(x, 20, 1, pca=None, pairs=pairs), 0.95 if with_opes else 0.99),
+    ):
+        found = model.transform(columns)[:, 0]
+        a, b = (y - np.average(y, weights=equilibrium) for y in (found, exact))
+        assert abs(np.sum(equilibrium * a * b)) > least * np.sqrt(np.sum(equilibrium * a * a) * np.sum(equilibrium * b * b))
+
+
+def biased_walkers(with_opes):
+    """Positions (F, 30, 2), biases (F, 30) in kT, and the time between the frames."""
+    noise, dt, frame = np.random.default_rng(5), 2e-4, 20
+    at = np.tile([[-0.55, 1.45], [0.6, 0.03]], (15, 1))
+    opes = OPES(barrier=8 * KT, temperature=KT / 0.00831446, pace=1, sigma=0.15)
+    state = opes.initial_state(dimension=2, n_walkers=len(at))
+    path, biases = [], []
+    for step in range(20_000 if with_opes else 25_000):
+        energy, *slope = surface(*at.T)
+        if with_opes:
+            bias, gradient = (value / opes.kT for value in opes.bias(state, at))
+        else:
+            share = 0.7 * (energy < 0)  # the walls stay
+            bias, gradient = -share * energy, -share[:, None] * np.stack(slope, axis=1)
+        if step % frame == 0 and step >= 3000:
+            path.append(at)
+            biases.append(bias)
+        at = at - dt * (np.stack(slope, axis=1) + gradient) + np.sqrt(2 * dt) * noise.normal(size=at.shape)
+        if with_opes and step % 200 == 199:
+            state = opes.update(state, at)
+    return np.array(path), np.array(biases), frame * dt

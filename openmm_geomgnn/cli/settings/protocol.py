@@ -159,9 +159,9 @@ class Fit(Section):
         (), description="biased simulations; entries of trajectories that are no names are put here"
     )
     reweighting: Literal["rescaled-time", "static", "none"] = Field(
-        "rescaled-time",
-        description="how frames of biased simulations count: rescaled-time lets time pass faster by exp(V/kT), static "
-        "weighs them by that, none takes them as they are",
+        "none",
+        description="how frames of biased simulations count: none takes them as they are, which shows the CV what a bias "
+        "does; static weighs them by exp(V/kT), rescaled-time lets time pass faster by that, which needs long runs",
     )
     embeddings: Store | None = Field(
         None,
