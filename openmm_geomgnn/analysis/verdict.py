@@ -10,7 +10,8 @@ from openmm_geomgnn.units import BOLTZMANN
 FEWEST_CROSSINGS = 10  # after the discarded start; with fewer, the populations of two states are a matter of luck
 LARGEST_ERROR = 1.0  # kT, of the free-energy difference
 LARGEST_DRIFT = 4.0  # errors, between the two halves of the data: each has about 1.4 of the error of the whole
-LARGEST_HEATING = 0.02  # of the temperature, see `heating`
+LARGEST_HEATING = 0.02  # of the temperature
+SHORTEST = 0.1  # ns of all walkers, for a judgement of the temperature
 
 
 class Reason(NamedTuple):
@@ -83,7 +84,8 @@ def _progress(missing: str) -> Iterator[Reason]:
 
 def _heat(summary: Mapping[str, Any]) -> Iterator[Reason]:
     mean, target = summary["mean_temperature_K"], summary["target_temperature_K"]
-    if math.isfinite(mean) and abs(mean / target - 1) > LARGEST_HEATING:
+    long_enough = summary["biased_ns"] >= SHORTEST  # else it is the chance of a few fluctuations
+    if math.isfinite(mean) and long_enough and abs(mean / target - 1) > LARGEST_HEATING:
         yield Reason(
             f"its mean temperature is {mean:.0f} K at a target of {target:.0f} K, and heat fakes crossings",
             "Evaluate the bias more often (run.every), use wider kernels (bias.sigma) or a softer CV (cv.softening)",

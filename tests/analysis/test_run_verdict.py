@@ -16,6 +16,7 @@ GOOD = {
     "delta_F_second_half": 9.8,
     "mean_temperature_K": 300.8,
     "target_temperature_K": 300.0,
+    "biased_ns": 2.0,
 }
 
 

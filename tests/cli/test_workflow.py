@@ -148,7 +148,7 @@ class TestAgain:
         monkeypatch.setattr(sys, "argv", ["geomgnn", "report", str(copied)])
         with pytest.raises(SystemExit) as end:
             main()
-        assert end.value.code == 0
+        assert end.value.code == 3 and first["converged"] is False and first["verdict"].startswith("not converged")
         assert json.loads((copied / "summary.json").read_text()) == first
         assert "report.html" in capsys.readouterr().out
 

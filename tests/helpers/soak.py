@@ -133,7 +133,7 @@ def _start(protocol, folder):
 
 
 def _check_end(process, output):
-    if process.returncode:
+    if process.returncode not in (0, 3):  # 3: finished, but too short to have converged
         raise AssertionError(f"The run ended with code {process.returncode}:\n{output}")
 
 
