@@ -1,5 +1,6 @@
 """Slow functions of time series: covariances, VAMP and TICA, VAMPnets and held-out scores, from arrays to arrays."""
 
+from .alignment import Alignment, align
 from .covariance import Covariances, Pairs, covariances
 from .linear import fit_linear
 from .loss import vamp2
@@ -11,6 +12,7 @@ from .weights import koopman_weights, normalised_biases, rescaled_time_pairs, st
 
 __all__ = [
     "EPSILON",
+    "Alignment",
     "Covariances",
     "KoopmanModel",
     "Pairs",
@@ -18,6 +20,7 @@ __all__ = [
     "Transitions",
     "VAMPNetResult",
     "VAMPNetSettings",
+    "align",
     "check_folds",
     "covariances",
     "cross_validate",

@@ -12,6 +12,7 @@ EXAMPLES = {
     "openmm_geomgnn.representation.embed_trajectories": ("EmbedSettings",),
     "openmm_geomgnn.representation.store": ("Embeddings",),
     "openmm_geomgnn.koopman": ("KoopmanModel", "VAMPNetResult", "covariances", "cross_validate", "timescales", "vamp"),
+    "openmm_geomgnn.koopman.alignment": ("align",),
     "openmm_geomgnn.cv.mixers": ("LearnedMixer", "get_mixer", "make_mixer"),
     "openmm_geomgnn.cv.distillation": ("DistillSettings",),
     "openmm_geomgnn.cv": ("CollectiveVariable", "FitSettings", "fit_cv"),
