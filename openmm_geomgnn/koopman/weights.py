@@ -12,6 +12,8 @@ from .covariance import Pairs, Trajectories, as_list, as_trajectories, check_lag
 
 # share of the largest eigenvalue below which a direction of the features is noise, for Koopman weights
 _RANK_CUTOFF = 1e-8
+# share of the shorter of two intervals below which their overlap is rounding: long runs have long sums of intervals
+_ROUNDING = 1e-8
 
 
 def static_weights(biases: npt.ArrayLike | Sequence[npt.ArrayLike], kT: float) -> list[np.ndarray]:
@@ -87,8 +89,11 @@ def rescaled_time_pairs(
 
     Under a bias V that is zero at barriers, or changes slowly, time passes faster by exp(V/kT): each frame stands for
     dt' = dt*exp(V/kT), and frames i and j are a pair as far as the interval of i, shifted by the lag, overlaps that of j;
-    the weight is the length of the overlap. With no bias these are the usual pairs. Pairs never reach from one trajectory
-    into another, which of a run that was cut into files is not the same as the run as a whole: join such pieces before.
+    the weight is the length of the overlap. With no bias these are the usual pairs. A frame that stands for more than the
+    lag is a pair with itself, which looks slow: if many do, take a longer lag.
+
+    Pairs never reach from one trajectory into another. A run that is cut into trajectories keeps the pairs within them, with
+    the same weights, and loses those across the cuts: join the pieces of one run before.
 
     Parameters
     ----------
@@ -154,7 +159,10 @@ def _overlaps(durations: np.ndarray, lag: float) -> Pairs:
     first, second = of_shifted[:-1], of_plain[:-1]
     n = len(durations)
     inside = (lengths > 1e-12 * lag) & (first >= 0) & (first < n) & (second >= 0) & (second < n)
-    return Pairs(first[inside], second[inside], lengths[inside])
+    first, second, lengths = first[inside], second[inside], lengths[inside]
+    # edges that meet are rounded: what is left between them is no overlap
+    true = lengths > _ROUNDING * np.minimum(durations[first], durations[second])
+    return Pairs(first[true], second[true], lengths[true])
 
 
 def koopman_weights(features: Trajectories, lagtime: int, epsilon: float = _RANK_CUTOFF) -> list[np.ndarray]:

@@ -55,6 +55,20 @@ def test_without_bias_these_are_the_usual_pairs():
     np.testing.assert_allclose(one.singular_values, other.singular_values, rtol=1e-9)
 
 
+def test_rounding_makes_no_pairs():
+    """0.2 is no binary fraction: in a long run the edges of intervals meet up to rounding only."""
+    (pairs,) = rescaled_time_pairs([np.zeros(300_000)], KT, 0.2, 1.0)
+    np.testing.assert_array_equal(pairs.first, np.arange(299_995))
+    np.testing.assert_array_equal(pairs.second - pairs.first, 5)
+    np.testing.assert_allclose(pairs.weights, 0.2, rtol=1e-8)
+
+
+def test_a_frame_that_stands_for_more_than_the_lag_is_a_pair_with_itself():
+    (pairs,) = rescaled_time_pairs([KT * np.log([2.0, 8.0, 2.0])], KT, 1.0, 1.0)  # scaled to 0.5, 2 and 0.5
+    np.testing.assert_allclose(pairs.weights, [0.5, 1.0, 0.5])
+    assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == [(0, 1), (1, 1), (1, 2)]
+
+
 def test_pairs_are_as_many_as_repeated_frames():
     """Two frames twice as long are four frames: whole numbers of repetitions, and covariances by hand."""
     x = RNG.normal(size=(30, 2))
@@ -102,6 +116,20 @@ def test_pieces_of_the_data_change_nothing_but_pairs_across_the_cut():
     one, other = covariances([x], 6, pairs=[kept]), covariances([x[:150], x[150:]], 6, pairs=halves)
     for name in ("mean_0", "c00", "c0t"):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("cuts", [(150,), (40, 41, 260)])
+def test_trajectories_that_were_cut_lose_the_pairs_across_the_cuts_only(cuts):
+    biases = [3 * RNG.normal(size=300), 5 * RNG.normal(size=80)]
+    whole, other = rescaled_time_pairs(biases, KT, 0.7, 6.0)
+    edges = [0, *cuts, 300]
+    *pieces, other_again = rescaled_time_pairs([*np.split(biases[0], cuts), biases[1]], KT, 0.7, 6.0)
+    for start, stop, piece in zip(edges[:-1], edges[1:], pieces, strict=True):
+        kept = (whole.first >= start) & (whole.second < stop)
+        np.testing.assert_array_equal(piece.first + start, whole.first[kept])
+        np.testing.assert_array_equal(piece.second + start, whole.second[kept])
+        np.testing.assert_allclose(piece.weights, whole.weights[kept], atol=1e-10)
+    np.testing.assert_allclose(other_again.weights, other.weights, atol=1e-10)  # one offset over all, however cut
 
 
 def _part(pairs, start, stop):
