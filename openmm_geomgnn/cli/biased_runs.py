@@ -9,7 +9,7 @@ from typing import Any
 import mdtraj
 import numpy as np
 
-from openmm_geomgnn.analysis.frames import frame_rows, row_interval, total_bias, transient
+from openmm_geomgnn.analysis.frames import check_times, frame_rows, row_interval, total_bias, transient
 from openmm_geomgnn.cli.first_frames import load_trajectories
 from openmm_geomgnn.cli.names import PROTOCOL
 from openmm_geomgnn.cli.results import read_results
@@ -18,7 +18,8 @@ from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import normalised_biases
 from openmm_geomgnn.representation.trajectory_files import holds_times
-from openmm_geomgnn.sampling.colvar import read_colvar, split_walkers
+from openmm_geomgnn.representation.trajectory_times import common_frame_interval
+from openmm_geomgnn.sampling.colvar import column, read_colvar, split_walkers
 from openmm_geomgnn.units import BOLTZMANN
 
 _KCAL = 4.184
@@ -106,9 +107,20 @@ def _of_files(entry: BiasedRuns, topology: Any, selection: str | None) -> list[B
     files: Any = entry.files
     colvars = [read_colvar(path) for path in entry.colvar or ()]
     trajectories = load_trajectories(files, topology, selection)
-    walkers = [split_walkers(colvar) if "walker" in colvar else [colvar] for colvar in colvars]
-    rows = walkers[0] if len(colvars) == 1 else [one[0] for one in walkers]
-    if len(rows) == 1:
+    walkers = [split_walkers(colvar) for colvar in colvars]
+    rows = [walker for one in walkers for walker in one]
+    for path, one in zip(entry.colvar or (), walkers, strict=True):
+        for number, walker in enumerate(one):
+            column(walker, "time", path)
+            check_times(walker["time"], number)
+    if len(rows) == 1 < len(files):
+        timeless = [path for path in files if not holds_times(path)]
+        if timeless:
+            raise GeomGNNError(
+                f"There are {len(files)} trajectories for the rows of one walker, and {Path(timeless[0]).name} may not hold "
+                "the times of its frames, so it is not known which rows are its own. Join the pieces of the walker first "
+                "(mdconvert -o joined.dcd), or convert them to XTC with their times."
+            )
         rows = rows * len(files)
     if len(rows) != len(files):
         raise GeomGNNError(
@@ -139,9 +151,8 @@ def _of_files(entry: BiasedRuns, topology: Any, selection: str | None) -> list[B
 def _times(entry: BiasedRuns, path: Any, trajectory: mdtraj.Trajectory) -> tuple[np.ndarray, float]:
     """Times of the frames and the time between them, ps."""
     if holds_times(path):
-        if len(trajectory) < 2:
-            raise GeomGNNError(f"{path} has {len(trajectory)} frame, too few to fit to.")
-        return trajectory.time.astype(np.float64), float(np.median(np.diff(trajectory.time)))
+        times = trajectory.time.astype(np.float64)
+        return times, common_frame_interval({Path(path).name: times}, entry.frame_interval)
     if entry.frame_interval is None:
         raise GeomGNNError(
             f"{Path(path).name} may not hold the times of its frames: give frame_interval, and start, the time of the first "

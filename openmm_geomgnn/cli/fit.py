@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from openmm_geomgnn.cli.biased_runs import BiasedTrajectory, read_biased
@@ -29,6 +30,12 @@ def run_fit(fit: Fit) -> Any:
     """
     if os.path.realpath(fit.output) in map(os.path.realpath, input_files(fit)):
         raise GeomGNNError(f"output is {fit.output}, which the fit itself needs. Give the CV a file of its own.")
+    for folder in (entry.run for entry in fit.biased if entry.run is not None):
+        if Path(os.path.realpath(folder)) in Path(os.path.realpath(fit.output)).parents:
+            raise GeomGNNError(
+                f"output is {fit.output}, in the folder of the run {folder.name}, which must stay as it is. Put the CV "
+                "elsewhere."
+            )
     with locked(fit.output, folder=False):
         return _fit(fit)
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_geomgnn.cv.fit_settings import FitSettings
-from openmm_geomgnn.cv.rules import check_reweighting, lag_in_frames
+from openmm_geomgnn.cv.rules import check_reweighting, is_whole, lag_in_frames
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import Pairs, rescaled_time_pairs, static_weights
 from openmm_geomgnn.units import BOLTZMANN
@@ -88,10 +88,44 @@ def weighting(
     if method == "rescaled-time":
         return Weighting(rescaled_time_pairs(energies, kT, intervals, settings.lagtime), biased, intervals)
     weights = static_weights(energies if method == "static" else [np.zeros(length) for length in lengths], kT)
-    pairs = []
-    for w, interval in zip(weights, intervals, strict=True):
-        lag = lag_in_frames(settings.lagtime, interval)
-        first = np.arange(max(0, len(w) - lag))
-        # a frame stands for the time until the next one
-        pairs.append(Pairs(first, first + lag, interval * w[: len(first)]))
+    pairs = [pairs_apart(w, interval, settings.lagtime) for w, interval in zip(weights, intervals, strict=True)]
     return Weighting(pairs, biased, intervals)
+
+
+def pairs_apart(weights: npt.ArrayLike, frame_interval: float, lagtime: float) -> Pairs:
+    """Pairs of frames of one trajectory a lag time apart, which need not be a whole number of frames.
+
+    A frame stands for the time until the next one. Between two whole numbers of frames, each frame is paired with both of
+    its later partners, weighted by how far its interval, shifted by the lag, overlaps theirs: on average the pairs are
+    exactly a lag time apart.
+
+    Parameters
+    ----------
+    weights : (F,) array
+        Of the frames.
+    frame_interval, lagtime : float
+        ps.
+
+    Returns
+    -------
+    Pairs
+        Weights are the frame's, times the overlap in ps.
+
+    Raises
+    ------
+    GeomGNNError
+        If the lag time is shorter than the time between frames.
+    """
+    w = frame_interval * np.asarray(weights, dtype=np.float64)
+    ratio = lagtime / frame_interval
+    whole, rest = int(ratio), ratio % 1.0
+    if whole == 0 or is_whole(ratio):
+        whole, rest = lag_in_frames(lagtime, frame_interval), 0.0
+    near, far = (np.arange(max(0, len(w) - lag)) for lag in (whole, whole + 1))
+    if rest == 0.0:
+        return Pairs(near, near + whole, w[near])
+    first = np.concatenate([near, far])
+    second = np.concatenate([near + whole, far + whole + 1])
+    order = np.argsort(first, kind="stable")
+    overlaps = np.concatenate([(1.0 - rest) * w[near], rest * w[far]])
+    return Pairs(first[order], second[order], overlaps[order])

@@ -16,6 +16,11 @@ class SettingMismatch(GeomGNNError):
         self.setting = setting
 
 
+def is_whole(frames: float) -> bool:
+    """Whether a lag time of so many frames is a whole number of them, to 0.1 %."""
+    return abs(frames - max(1, round(frames))) <= _LAG_TOLERANCE * max(1, round(frames))
+
+
 def lag_in_frames(lagtime: float, frame_interval: float) -> int:
     """The lag time as a whole number of frames; both in ps.
 
@@ -26,7 +31,7 @@ def lag_in_frames(lagtime: float, frame_interval: float) -> int:
     """
     ratio = lagtime / frame_interval
     frames = max(1, round(ratio))
-    if abs(ratio - frames) > _LAG_TOLERANCE * frames:
+    if not is_whole(ratio):
         problem = "shorter than" if ratio < 1 else "not a multiple of"
         raise GeomGNNError(
             f"The lag time is {lagtime:g} ps, {problem} the {frame_interval:g} ps between frames. The nearest possible lag "

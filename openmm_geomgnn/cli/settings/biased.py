@@ -73,7 +73,7 @@ class BiasedRuns(Section):
         if (self.run is None) == (self.files is None):
             raise SettingError("give either run, a folder of `geomgnn run`, or files with colvar and bias.")
         if self.run is not None:
-            others = [name for name in ("colvar", "bias", "frame_interval", "start") if name in self.model_fields_set]
+            others = [name for name in type(self).model_fields if name in self.model_fields_set - {"run", "discard"}]
             if others:
                 raise SettingError(f"{others[0]} is known for a run. Remove it.", others[0])
             return self
