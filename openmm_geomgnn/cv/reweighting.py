@@ -32,11 +32,11 @@ class Weighting:
 
     @property
     def effective_pairs(self) -> float:
-        """Kish's effective number of pairs, (sum w)^2 / sum w^2; nan where all count alike."""
+        """Kish's effective number of pairs of the biased trajectories, (sum w)^2 / sum w^2; nan where all count alike."""
         if self.pairs is None:
             return float("nan")
-        weights = np.concatenate([one.weights for one in self.pairs])
-        return float(weights.sum() ** 2 / np.square(weights).sum())
+        weights = np.concatenate([one.weights for one, biased in zip(self.pairs, self.biased, strict=True) if biased])
+        return float(weights.sum() ** 2 / np.square(weights).sum()) if len(weights) else 0.0
 
 
 def weighting(
