@@ -6,6 +6,7 @@ from molecules import ALA2
 from turning_phi import INTERVAL, encoder, trajectory  # noqa: F401
 
 from openmm_geomgnn.cv.fit import FitSettings, fit_cv
+from openmm_geomgnn.cv.reweighting import weighting
 
 pytestmark = pytest.mark.slow
 HOW = {
@@ -38,3 +39,12 @@ def test_a_bias_of_zero_is_no_bias(encoder, data, how, reweighting):  # noqa: F8
     assert facts["reweighting"] == reweighting and facts["biased"] == [True, True, True]
     assert "reweighting" not in plain.training_information
     assert (facts["timescales_ps"] == [None]) == (reweighting == "static")
+
+
+def test_effective_pairs_are_those_of_the_biased_trajectories():
+    """Many unbiased frames do not hide that a few biased ones carry all the weight."""
+    settings = FitSettings(lagtime=1.0, frame_interval=0.2, reweighting="static")
+    peaked = np.where(np.arange(200) == 100, 40.0, 0.0)
+    found = weighting([5000, 200], settings, [None, peaked])
+    assert found.any_biased and found.effective_pairs == pytest.approx(1.0, abs=0.01)
+    assert np.isnan(weighting([5000], settings).effective_pairs)
