@@ -3,6 +3,7 @@
 PROTOCOL = "protocol.yaml"
 TOPOLOGY = "topology.pdb"
 CV_FILE = "cv.safetensors"
+NETWORK_FILE = "network.cv.safetensors"  # of which CV_FILE is a student
 WALL_TIME = "wall_time.json"
 UNBIASED = "unbiased"
 COMPARISON = "comparison"

@@ -20,10 +20,11 @@ _RECORDED_AS = {"lagtime": "lag_time", "n_components": "components"}
 _INCIDENTAL = ("platform",)
 
 
-def made_from(settings: Any, runs: Any) -> dict[str, Any]:
+def made_from(settings: Any, runs: Any, student: bool = False) -> dict[str, Any]:
     """Record everything that determines a CV that is fitted to unbiased runs, in types of JSON.
 
-    settings : FitSettings. runs : the fingerprint of each unbiased run, see `sampling.unbiased.fingerprints`.
+    settings : FitSettings. runs : the fingerprint of each unbiased run, see `sampling.unbiased.fingerprints`. student :
+    whether the CV is distilled.
     """
     others = {_RECORDED_AS.get(name, name): value for name, value in asdict(settings).items()}
     tokens = others.pop("tokens")
@@ -33,6 +34,7 @@ def made_from(settings: Any, runs: Any) -> dict[str, Any]:
     fit["encoder"] = Encoder.load(settings.encoder).content_hash()
     fit["reference"] = None if settings.tokens.reference is None else sha256(settings.tokens.reference)
     runs = [{name: value for name, value in run.items() if name not in _INCIDENTAL} for run in runs]
+    fit["student"] = student
     return json.loads(json.dumps({"fit": fit, "unbiased runs": runs}))
 
 

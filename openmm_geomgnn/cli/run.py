@@ -19,6 +19,7 @@ from openmm_geomgnn.cli.report import check_analysis, report
 from openmm_geomgnn.cli.results import comparison_frame
 from openmm_geomgnn.cli.run_folder import add_wall_time, first_structure, has_biased_steps, prepare_output_folder, settle
 from openmm_geomgnn.cli.settings.protocol import Protocol
+from openmm_geomgnn.cli.student import student_or_network
 from openmm_geomgnn.cv.fit import FitSettings, fit_cv
 from openmm_geomgnn.cv.kernel_widths import is_too_stiff, kernel_widths, narrowest_width
 from openmm_geomgnn.cv.network import CollectiveVariable
@@ -116,7 +117,7 @@ def examined(protocol: Protocol) -> "Beginning":
     given = record = settings = None
     if protocol.cv.file is None:
         settings = _protocol_fit_settings(protocol)
-        record = made_from(settings, runs)
+        record = made_from(settings, runs, protocol.cv.student)
     else:
         given = _given(protocol, topology)
         make_bias(given, protocol)
@@ -249,6 +250,9 @@ def _fit(protocol: Protocol, trajectories: Any, record: Mapping[str, Any] | None
     path = protocol.output / CV_FILE
     cv = fit_with_progress(trajectories, trajectories[0].topology, _protocol_fit_settings(protocol), Unfinished(path))
     cv.training_information[MADE_FROM] = record
+    if protocol.cv.student:
+        cv = student_or_network(protocol, cv, trajectories)
+        cv.training_information[MADE_FROM] = record
     if path.exists():
         set_aside(path)
     cv.save(path)

@@ -1,0 +1,54 @@
+"""A student of the CV of a run: a small network that costs a hundredth, biased in its place where it reproduces it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mdtraj
+
+from openmm_geomgnn.cli.names import NETWORK_FILE
+from openmm_geomgnn.cli.progress import echo, progress_bars
+from openmm_geomgnn.cli.settings.protocol import Protocol
+from openmm_geomgnn.cv.distillation import DistillSettings, distill
+from openmm_geomgnn.cv.verdict import GOOD_R2
+from openmm_geomgnn.formatting import format_values
+from openmm_geomgnn.unfinished import Unfinished
+
+# stage of a distillation -> description and unit of its progress bar
+STAGES = {
+    "labels": ("Asking the network", "conformations"),
+    "train": ("Training the student", "epochs"),
+    "stiffness": ("Stiffness", "frames"),
+}
+LABELS, EPOCHS = 8000, 40
+# sets of held-out conformations, and the R2 that a student needs there to be biased in place of its network
+LEAST_R2 = {"held_out": GOOD_R2, "displaced": 0.9}
+
+
+def student_or_network(protocol: Protocol, network: Any, trajectories: Sequence[mdtraj.Trajectory]) -> Any:
+    """Distil a fitted CV, which is kept in its own file; returns the student, or the network where that is no good.
+
+    Why it is no good is said, and stands in the training information as `student_refused`. A distillation that was stopped
+    goes on where it was.
+    """
+    path = protocol.output / NETWORK_FILE
+    network.save(path)
+    settings = DistillSettings(labels=LABELS, epochs=EPOCHS, seed=protocol.seed)
+    unfinished = Unfinished(path)
+    with progress_bars(STAGES) as progress:
+        student = distill(network, trajectories[0].topology, trajectories, settings, progress, unfinished)
+    unfinished.remove()
+    refused = why_not(student)
+    if refused:
+        echo(f"The student is not used: {refused}. The network itself is biased.")
+        network.training_information["student_refused"] = refused
+        return network
+    return student
+
+
+def why_not(student: Any) -> str:
+    """Why a student is not to be biased in place of its network; "" if it is."""
+    found = student.training_information["distillation"]
+    for name, least in LEAST_R2.items():
+        if name in found and min(found[name]["r2"]) < least:
+            return f"its R2 on {name.replace('_', '-')} frames is {format_values(found[name]['r2'])}, below {least:g}"
+    return ""

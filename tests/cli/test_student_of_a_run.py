@@ -1,0 +1,53 @@
+"""`cv.student: true`: a run distils its CV and biases the student, or the network where the student is no good."""
+
+import json
+
+import pytest
+from protocol_texts import TINY
+
+from openmm_geomgnn.cli import student as students
+from openmm_geomgnn.cli.names import CV_FILE, NETWORK_FILE
+from openmm_geomgnn.cli.run import run_protocol
+from openmm_geomgnn.cli.settings.yaml_files import load_protocol
+from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.cv.students.cv import StudentCV
+from openmm_geomgnn.sampling.colvar import read_colvar
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture
+def protocol(tmp_path, monkeypatch):
+    monkeypatch.setattr(students, "LABELS", 1500)
+    monkeypatch.setattr(students, "EPOCHS", 10)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("pca: 20", "pca: 20, student: true"))
+    return load_protocol(tmp_path / "tiny.yaml", {"unbiased.comparison_length": "0 ps"})
+
+
+def test_student_is_biased_and_the_network_kept(protocol, monkeypatch):
+    run_protocol(protocol)
+    student = CollectiveVariable.load(protocol.output / CV_FILE)
+    network = CollectiveVariable.load(protocol.output / NETWORK_FILE)
+    assert isinstance(student, StudentCV) and not isinstance(network, StudentCV)
+    assert student.output.limits.tolist() == network.output.limits.tolist()
+    rows = read_colvar(protocol.output / "COLVAR")["cv.1"]
+    assert (rows >= student.output.limits[0, 0]).all() and (rows <= student.output.limits[0, 1]).all()
+    summary = json.loads((protocol.output / "summary.json").read_text())
+    assert summary["cv_r2_of_teacher"][0] > 0.98
+
+    def again(*arguments, **options):
+        raise AssertionError("it was fitted again")
+
+    monkeypatch.setattr("openmm_geomgnn.cli.run.fit_cv", again)
+    before = (protocol.output / CV_FILE).read_bytes()
+    run_protocol(protocol)  # everything is there
+    assert (protocol.output / CV_FILE).read_bytes() == before
+
+
+def test_network_is_biased_where_the_student_is_no_good(protocol, monkeypatch, capsys):
+    monkeypatch.setattr(students, "LEAST_R2", {"held_out": 1.1})
+    run_protocol(protocol)
+    cv = CollectiveVariable.load(protocol.output / CV_FILE)
+    assert not isinstance(cv, StudentCV) and "below 1.1" in cv.training_information["student_refused"]
+    assert "The network itself is biased." in capsys.readouterr().out
