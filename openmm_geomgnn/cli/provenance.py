@@ -64,7 +64,12 @@ def current_cv(protocol: Protocol, record: Mapping[str, Any] | None) -> Any:
 
 def _differing(old: Any, new: Any) -> list[str]:
     """List the differences between two records in words. Entries in only one, from another version, are ignored."""
-    names = [f"{name} of the fit" for name in new["fit"] if name in old["fit"] and old["fit"][name] != new["fit"][name]]
+    before_students = {"student": False, **old["fit"]}
+    names = [
+        f"{name} of the fit"
+        for name, value in new["fit"].items()
+        if name in before_students and before_students[name] != value
+    ]
     if len(old["unbiased runs"]) != len(new["unbiased runs"]):
         names.append("the number of unbiased runs")
     for before, now in zip(old["unbiased runs"], new["unbiased runs"], strict=False):

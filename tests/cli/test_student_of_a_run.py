@@ -7,6 +7,7 @@ from protocol_texts import TINY
 
 from openmm_geomgnn.cli import student as students
 from openmm_geomgnn.cli.names import CV_FILE, NETWORK_FILE
+from openmm_geomgnn.cli.provenance import _differing
 from openmm_geomgnn.cli.run import run_protocol
 from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 from openmm_geomgnn.cv.network import CollectiveVariable
@@ -43,6 +44,13 @@ def test_student_is_biased_and_the_network_kept(protocol, monkeypatch):
     before = (protocol.output / CV_FILE).read_bytes()
     run_protocol(protocol)  # everything is there
     assert (protocol.output / CV_FILE).read_bytes() == before
+
+
+def test_runs_from_before_there_were_students(protocol):
+    """A record without a word of students is of a network, which is fitted again where a student is wanted."""
+    old = {"fit": {"pca": 20}, "unbiased runs": []}
+    assert _differing(old, {"fit": {"pca": 20, "student": True}, "unbiased runs": []}) == ["student of the fit"]
+    assert _differing(old, {"fit": {"pca": 20, "student": False}, "unbiased runs": []}) == []
 
 
 def test_network_is_biased_where_the_student_is_no_good(protocol, monkeypatch, capsys):
