@@ -10,10 +10,10 @@ HOT_MEAN = 1.1
 HOT_SHARE = 0.02
 
 
-def reading_notes(summary: dict[str, Any], delta_F_reason: str = "", crossings_used: int = 0) -> list[str]:
+def reading_notes(summary: dict[str, Any], delta_F_reason: str = "") -> list[str]:
     """Write sentences about the summary of `analyse_biased_run`; those that start with "Warning" need attention.
 
-    delta_F_reason: why delta F or its error is unknown. crossings_used: crossings after the discarded start.
+    delta_F_reason: why delta F or its error is unknown.
     """
     notes = []
     target, mean = summary["target_temperature_K"], summary["mean_temperature_K"]
@@ -40,19 +40,19 @@ def reading_notes(summary: dict[str, Any], delta_F_reason: str = "", crossings_u
             f"{summary['frames_used']}. The free energies rest on few frames."
         )
     if summary["crossing_variable"] != "none":
-        notes += _difference_notes(summary, delta_F_reason, crossings_used)
+        notes += _difference_notes(summary, delta_F_reason)
     return notes
 
 
-def _difference_notes(summary: dict[str, Any], reason: str, crossings_used: int) -> list[str]:
+def _difference_notes(summary: dict[str, Any], reason: str) -> list[str]:
     notes = []
     if summary["crossings"] == 0:
         notes.append("Warning: the biased run never crossed from one core to the other.")
     if reason:
         notes.append(f"Warning: about the free-energy difference: {reason}")
-    elif crossings_used < 5:
+    elif summary["crossings_used"] < 5:
         notes.append(
-            f"Warning: only {crossings_used} crossings lie after the discarded start, so the error bar of the "
+            f"Warning: only {summary['crossings_used']} crossings lie after the discarded start, so the error bar of the "
             "free-energy difference is itself uncertain."
         )
     first, second, error = (summary[f"delta_F_{key}"] for key in ("first_half", "second_half", "error"))

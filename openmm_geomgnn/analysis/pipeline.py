@@ -135,7 +135,7 @@ def analyse_biased_run(
         crossing_variable="none" if result.crossing is None else result.crossing.name,
         wall_seconds=float(run.wall_seconds),
     )
-    result.notes += reading_notes(result.summary, difference.reason, crossings_used)
+    result.notes += reading_notes(result.summary, difference.reason)
     return result
 
 

@@ -132,5 +132,5 @@ def _difference(summary: Mapping[str, Any]) -> Iterator[Reason]:
 
 def sentences(verdict: RunVerdict) -> Sequence[str]:
     """The verdict as notes of a report, of which those that begin with "Warning" need attention."""
-    prefix = "" if verdict.converged else "Warning: "
-    return [f"{prefix}the run has {verdict.in_words()}." if verdict.converged else f"{prefix}{verdict.in_words()}."]
+    words = f"{verdict.in_words()}."
+    return [f"the run has {words}" if verdict.converged else f"Warning: {words}"]

@@ -32,19 +32,13 @@ class Estimate(NamedTuple):
 
 
 def estimate_linear(
-    mixer: Mixer,
-    frames: TrainingFrames,
-    lag: int,
-    settings: FitSettings,
-    progress: StageProgress,
-    unfinished: Unfinished,
-    pairs: PairsLike = None,
+    mixer: Mixer, frames: TrainingFrames, lag: int, settings: FitSettings, progress: StageProgress, unfinished: Unfinished
 ) -> Estimate:
     """Principal components and TICA or VAMP of the features, with the softening of `koopman.fit_linear`."""
     rates = None
     if settings.softening:
         rates = feature_rates(frames.featurization, mixer, frames.positions, settings, progress)
-    return softened_linear(mixer, frames.tokens, rates, lag, settings, pairs)
+    return softened_linear(mixer, frames.tokens, rates, lag, settings, frames.pairs)
 
 
 def feature_rates(
@@ -119,16 +113,10 @@ def softened_linear(
 
 
 def estimate_vampnet(
-    mixer: Mixer,
-    frames: TrainingFrames,
-    lag: int,
-    settings: FitSettings,
-    progress: StageProgress,
-    unfinished: Unfinished,
-    pairs: PairsLike = None,
+    mixer: Mixer, frames: TrainingFrames, lag: int, settings: FitSettings, progress: StageProgress, unfinished: Unfinished
 ) -> Estimate:
     """A mixer trained by `koopman.train_vampnet`."""
-    tokens = frames.tokens
+    tokens, pairs = frames.tokens, frames.pairs
 
     def report(epoch: int, epochs: int, train_score: float, validation_score: float | None) -> None:
         progress("train", epoch + 1, epochs)

@@ -1,12 +1,12 @@
 """From trajectories to a collective variable: featurize, estimate, freeze, judge."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import mdtraj
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from openmm_geomgnn.aliases import StageProgress, TopologyLike
 from openmm_geomgnn.cv.estimators import ESTIMATORS, FOLDS
@@ -18,7 +18,7 @@ from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.output_map import OutputMap, check_margin, range_of
 from openmm_geomgnn.cv.reweighting import Weighting, weighting
 from openmm_geomgnn.cv.rules import check_parts
-from openmm_geomgnn.cv.stiffness import atomic_masses, even_slopes, frames_along, stiffness, thermal_rates
+from openmm_geomgnn.cv.stiffness import atomic_masses, even_slopes, rates_along, stiffness
 from openmm_geomgnn.cv.verdict import ORDER_ONLY, judge, timescale_notes
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import check_folds, hold_out, timescales, transitions
@@ -101,7 +101,8 @@ def fit_cv(
     featurization = featurize(trajectories, topology, settings)
     mixer = make_fit_mixer(settings, featurization)
     frames = read_frames(trajectories, featurization, settings.estimator == "vampnet", progress, unfinished)
-    estimate = ESTIMATORS[settings.estimator](mixer, frames, lag, settings, progress, unfinished, weights.pairs)
+    frames = replace(frames, pairs=weights.pairs)
+    estimate = ESTIMATORS[settings.estimator](mixer, frames, lag, settings, progress, unfinished)
     model = estimate.model
     information = {
         **estimate.scores,
@@ -172,15 +173,13 @@ def _output_map(
 ) -> OutputMap:
     """The OutputMap of a CV, by the range of its slow functions and by how steep they are along it."""
     low, high = range_of(psi)
-    if not settings.even:
-        return OutputMap.bounded(low, high, settings.margin) if settings.bounded else OutputMap.identity(cv.dimension)
-    bound = cv.bind(topology, engine="eager")
-    sample = frames_along(psi, EVEN_FRAMES)
-    positions = torch.cat([part[here] for part, here in zip(frames.positions, sample, strict=True) if len(here)])
-    rates = thermal_rates(bound, positions, atomic_masses(as_topology(topology), bound.atoms)).numpy()
-    there = np.concatenate([value[here.numpy()] for value, here in zip(psi, sample, strict=True)])
-    slopes = [even_slopes(*columns) for columns in zip(there.T, rates.T, low, high, strict=True)]
     bounds = OutputMap.bounded(low, high, settings.margin) if settings.bounded else OutputMap.identity(cv.dimension)
+    if not settings.even:
+        return bounds
+    bound = cv.bind(topology, engine="eager")
+    masses = atomic_masses(as_topology(topology), bound.atoms)
+    there, rates = rates_along(bound, masses, frames.positions, psi, EVEN_FRAMES)
+    slopes = [even_slopes(*columns) for columns in zip(there.T, rates.T, low, high, strict=True)]
     return OutputMap(bounds.low, bounds.high, bounds.width, low, high, slopes)
 
 

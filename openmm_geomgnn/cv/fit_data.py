@@ -12,6 +12,7 @@ import torch
 from openmm_geomgnn.aliases import StageProgress
 from openmm_geomgnn.cv.fit_settings import FitSettings
 from openmm_geomgnn.cv.mixers.base import Mixer
+from openmm_geomgnn.koopman.covariance import PairsLike
 from openmm_geomgnn.representation.bond_graph import record_centres
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.featurization import Featurization, SelectedAtoms
@@ -97,7 +98,11 @@ class StoredPositions:
 
 def even_frames(lengths: Sequence[int], number: int) -> list[torch.Tensor]:
     """Numbers of at most `number` frames, evenly spaced over all parts together: a tensor for each part."""
-    chosen = torch.linspace(0, sum(lengths) - 1, min(number, sum(lengths))).long()
+    return by_part(torch.linspace(0, sum(lengths) - 1, min(number, sum(lengths))).long(), lengths)
+
+
+def by_part(chosen: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
+    """Numbers of frames of all parts together, (K,), as numbers in each part: a tensor for each."""
     found, first = [], 0
     for length in lengths:
         found.append(chosen[(chosen >= first) & (chosen < first + length)] - first)
@@ -107,7 +112,11 @@ def even_frames(lengths: Sequence[int], number: int) -> list[torch.Tensor]:
 
 def evenly(parts: Sequence[Any], number: int) -> torch.Tensor:
     """The frames of `even_frames` of all parts together: (K, n, 3)."""
-    frames = even_frames([len(part) for part in parts], number)
+    return taken(parts, even_frames([len(part) for part in parts], number))
+
+
+def taken(parts: Sequence[Any], frames: Sequence[torch.Tensor]) -> torch.Tensor:
+    """These frames of each part, all together: (K, n, 3)."""
     return torch.cat([part[here] for part, here in zip(parts, frames, strict=True) if len(here)])
 
 
@@ -134,11 +143,14 @@ class TrainingFrames:
     positions : list of (F, n, 3) tensors or StoredPositions
         Whole molecules in angstrom, of each trajectory.
     tokens : list of (F, R, 4, H) tensors or Zarr arrays
+    pairs : list of koopman.Pairs, optional
+        Of each trajectory; all frames a lag time apart where there are none.
     """
 
     featurization: Featurization
     positions: list[Any]
     tokens: list[Any]
+    pairs: PairsLike = None
 
 
 def lengths_of(trajectories: Sequence[mdtraj.Trajectory] | Embeddings) -> list[int]:

@@ -87,7 +87,7 @@ def weighting(
     kT = BOLTZMANN * settings.temperature
     if method == "rescaled-time":
         return Weighting(rescaled_time_pairs(energies, kT, intervals, settings.lagtime), biased, intervals)
-    weights = static_weights(energies if method == "static" else [np.zeros(length) for length in lengths], kT)
+    weights = static_weights(energies, kT) if method == "static" else [np.ones(length) for length in lengths]
     pairs = [pairs_apart(w, interval, settings.lagtime) for w, interval in zip(weights, intervals, strict=True)]
     return Weighting(pairs, biased, intervals)
 

@@ -10,6 +10,7 @@ import torch
 from openmm_geomgnn.aliases import TopologyLike
 from openmm_geomgnn.cv.base import Bound
 from openmm_geomgnn.cv.file import SavedCV
+from openmm_geomgnn.cv.fit_data import by_part, taken
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM
 
@@ -59,9 +60,7 @@ def stiffness(
     masses = atomic_masses(as_topology(topology), bound.atoms)
     if values is None:
         values = [bound.compute_whole(pos) for pos in positions]
-    sample = frames_along(values, GRADIENT_FRAMES)
-    frames = torch.cat([part[here] for part, here in zip(positions, sample, strict=True) if len(here)])
-    rates = thermal_rates(bound, frames, masses, progress).numpy()
+    there, rates = rates_along(bound, masses, positions, values, GRADIENT_FRAMES, progress)
     intervals = np.broadcast_to(frame_interval, len(values))
     free = [not one for one in biased or []]
     resting = [k for k in range(len(values)) if not any(free) or free[k]]
@@ -72,7 +71,6 @@ def stiffness(
         if len(part) > 1
     ]
     low, high = np.percentile(np.concatenate(values), [1, 99], axis=0)
-    there = np.concatenate([value[here.numpy()] for value, here in zip(values, sample, strict=True)])
     return {
         "rate_300K_per_ps": np.quantile(rates, 0.99, axis=0).tolist(),
         "rate_profile": [_profile(*columns) for columns in zip(there.T, rates.T, low, high, strict=True)],
@@ -110,6 +108,24 @@ def thermal_rates(
     return torch.cat(squared).sqrt()
 
 
+def rates_along(
+    bound: Bound,
+    masses: torch.Tensor,
+    positions: Sequence[Any],
+    values: Sequence[np.ndarray],
+    number: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values, (K, d), and the `thermal_rates` there, (K, d), at about `number` frames of `frames_along`.
+
+    positions: list of (F, n, 3) tensors, whole molecules in angstrom. values: list of (F, d) arrays, along which the frames
+    are chosen.
+    """
+    sample = frames_along(values, number)
+    rates = thermal_rates(bound, taken(positions, sample), masses, progress).numpy()
+    return np.concatenate([value[here.numpy()] for value, here in zip(values, sample, strict=True)]), rates
+
+
 def frames_along(values: Sequence[np.ndarray], number: int) -> list[torch.Tensor]:
     """Numbers of about `number` frames, spread over the values (F, d) of the CV and over time: a tensor for each part.
 
@@ -124,12 +140,7 @@ def frames_along(values: Sequence[np.ndarray], number: int) -> list[torch.Tensor
         for part in np.split(order, np.searchsorted(column[order], edges[1:-1])):
             if len(part):
                 chosen.append(part[np.linspace(0, len(part) - 1, min(per_bin, len(part))).astype(int)])
-    numbers = torch.from_numpy(np.unique(np.concatenate(chosen)))
-    ends = np.cumsum([len(value) for value in values])
-    return [
-        numbers[(numbers >= end - len(value)) & (numbers < end)] - (end - len(value))
-        for value, end in zip(values, ends, strict=True)
-    ]
+    return by_part(torch.from_numpy(np.unique(np.concatenate(chosen))), [len(value) for value in values])
 
 
 def even_slopes(values: np.ndarray, rates: np.ndarray, low: float, high: float) -> np.ndarray:

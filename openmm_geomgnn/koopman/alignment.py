@@ -110,12 +110,13 @@ def align(
         raise GeomGNNError(
             f"There are {d} new functions: give as many singular values, and errors that are not negative, one or {d}."
         )
-    correlation = _standardised(new, share).T @ _standardised(old, share)
+    unit_old = _standardised(old, share)
+    correlation = _standardised(new, share).T @ unit_old
     blocks = _blocks(s, spread)
     rotation, partners = _rotation(correlation, blocks)
     aligned = _standardised(new @ rotation, share)
     matched = np.full(d, np.nan)
-    matched[: len(partners)] = np.sum(aligned[:, : len(partners)] * _standardised(old, share)[:, partners], axis=0)
+    matched[: len(partners)] = np.sum(aligned[:, : len(partners)] * unit_old[:, partners], axis=0)
     return Alignment(
         rotation,
         _overlap(new, old, share),

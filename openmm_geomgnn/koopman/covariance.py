@@ -277,10 +277,7 @@ def covariances(
     trajs = as_trajectories(trajs, 0 if pairs is not None else lagtime)
     chosen = all_pairs([len(x) for x in trajs], lagtime, weights, pairs)
     n = trajs[0].shape[1]
-    mean_0, mean_t = np.zeros(n), np.zeros(n)
-    for w, first, second in _chunks(trajs, chosen, lagtime):
-        mean_0 += w @ first
-        mean_t += w @ second
+    mean_0, mean_t = _means(trajs, chosen, lagtime)
     if reversible:
         mean_0 = mean_t = 0.5 * (mean_0 + mean_t)
     c00, c0t, ctt = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n))
@@ -311,12 +308,17 @@ def pair_means(
     trajs: Sequence[np.ndarray], lagtime: int, weights: Weights | None, pairs: PairsLike = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Means (n,) of the first and of the second frames of all pairs."""
-    chosen = all_pairs([len(x) for x in trajs], lagtime, weights, pairs)
-    means = np.zeros((2, trajs[0].shape[1]))
-    for w, first, second in _chunks(trajs, chosen, lagtime):
-        means[0] += w @ first
-        means[1] += w @ second
-    return means[0], means[1]
+    return _means(trajs, all_pairs([len(x) for x in trajs], lagtime, weights, pairs), lagtime)
+
+
+def _means(trajs: Sequence[np.ndarray], pairs: Sequence[Any], lagtime: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `pair_means`, of the pairs of `all_pairs`."""
+    n = trajs[0].shape[1]
+    mean_0, mean_t = np.zeros(n), np.zeros(n)
+    for w, first, second in _chunks(trajs, pairs, lagtime):
+        mean_0 += w @ first
+        mean_t += w @ second
+    return mean_0, mean_t
 
 
 def _chunks(

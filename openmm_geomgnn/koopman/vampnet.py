@@ -207,9 +207,9 @@ class _Data:
         """Numbers of all pairs in these segments: of the first frame in the joined tensor, or of the pair where given."""
         if self.given is not None:
             inside = torch.zeros(len(self.first), dtype=torch.bool)
+            both = torch.stack([self.first, self.second])
             for s in segments:
                 start, stop = (edge + self.offsets[s.trajectory] for edge in (s.start, s.stop))
-                both = torch.stack([self.first, self.second])
                 inside |= ((both >= start) & (both < stop)).all(0)
             return torch.nonzero(inside)[:, 0]
         return torch.cat([torch.arange(s.start, s.stop - self.lagtime) + self.offsets[s.trajectory] for s in segments])
