@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,7 @@ def read_biased(entries: Sequence[BiasedRuns], topology: Any, selection: str | N
     for entry in entries:
         walkers = _of_a_run(entry, topology) if entry.run is not None else _of_files(entry, topology, selection)
         biases = normalised_biases([one.bias for one in walkers], BOLTZMANN * walkers[0].temperature)
-        found += [
-            BiasedTrajectory(one.name, one.trajectory, bias, one.frame_interval, one.temperature)
-            for one, bias in zip(walkers, biases, strict=True)
-        ]
+        found += [replace(one, bias=bias) for one, bias in zip(walkers, biases, strict=True)]
     return found
 
 
@@ -88,15 +85,15 @@ def _of_a_run(entry: BiasedRuns, topology: Any) -> list[BiasedTrajectory]:
             f"The run in {folder} is of {results.biased[0].n_atoms} atoms, but topology has {topology.n_atoms}: they are "
             "not the same system."
         )
-    bias = total_bias(split_walkers(results.colvar))
-    times = [walker["time"] for walker in split_walkers(results.colvar)]
+    walkers = split_walkers(results.colvar)
+    bias = total_bias(walkers)
     discard = entry.discard
     if discard is None:
-        discard = max(protocol.settling, transient([results.done], protocol.analysis.discard, None))
+        discard = max(protocol.settling(results.done), transient([results.done], protocol.analysis.discard, None))
     schedule = protocol.schedule
     found = []
     for number, (frames, run) in enumerate(zip(results.frame_times, results.biased, strict=True)):
-        rows = frame_rows(times[number], frames, number)
+        rows = frame_rows(walkers[number]["time"], frames, number)
         name = f"{folder.name}, walker {number}"
         interval = schedule.frame_interval * schedule.bias_step
         found.append(_kept(name, run, frames, bias[number][rows], interval, protocol.system.temperature, discard))

@@ -74,7 +74,7 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
         _variables(protocol, results, run, torsions),
         maps=[_RAMACHANDRAN] if set(_RAMACHANDRAN) <= set(torsions) else [],
         discard=protocol.analysis.discard,
-        settling=min(protocol.settling, 0.5 * results.done),
+        settling=protocol.settling(results.done),
         seed=protocol.seed,
     )
     if protocol.bias.method == "opes" and results.done < protocol.bias.ramp:

@@ -5,6 +5,7 @@ from typing import Any
 
 import mdtraj
 
+from openmm_geomgnn.cli.distill import STAGES
 from openmm_geomgnn.cli.names import NETWORK_FILE
 from openmm_geomgnn.cli.progress import echo, progress_bars
 from openmm_geomgnn.cli.settings.protocol import Protocol
@@ -13,12 +14,6 @@ from openmm_geomgnn.cv.verdict import GOOD_R2
 from openmm_geomgnn.formatting import format_values
 from openmm_geomgnn.unfinished import Unfinished
 
-# stage of a distillation -> description and unit of its progress bar
-STAGES = {
-    "labels": ("Asking the network", "conformations"),
-    "train": ("Training the student", "epochs"),
-    "stiffness": ("Stiffness", "frames"),
-}
 LABELS, EPOCHS = 8000, 40
 # sets of held-out conformations, and the R2 that a student needs there to be biased in place of its network
 LEAST_R2 = {"held_out": GOOD_R2, "displaced": 0.9}

@@ -44,6 +44,12 @@ def fitted(tmp_path, monkeypatch, run, trajectories, **more):
     return run_fit(loaded(tmp_path, trajectories, topology=run / "topology.pdb", **more))
 
 
+def mixed(tmp_path, monkeypatch, run, **more):
+    """The CV of the unbiased trajectories of a run, with frames 0.2 ps apart, and of the run itself."""
+    trajectories = f"[{run}/unbiased/*.dcd, {{run: {run}, discard: 3 ps}}]"
+    return fitted(tmp_path, monkeypatch, run, trajectories, frame_interval="0.2 ps", **more)
+
+
 def test_bias_of_every_frame_is_that_of_its_row(run, tmp_path):
     entries = loaded(tmp_path, f"[{{run: {run}, discard: 0 ps}}]", topology=run / "topology.pdb").biased
     walkers = read_biased(entries, as_topology(run / "topology.pdb"))
@@ -70,14 +76,7 @@ def test_a_run_and_its_files_give_the_same_cv(run, tmp_path, monkeypatch):
 
 
 def test_mixed_with_unbiased_frames_at_another_interval(run, tmp_path, monkeypatch):
-    cv = fitted(
-        tmp_path,
-        monkeypatch,
-        run,
-        f"[{run}/unbiased/*.dcd, {{run: {run}, discard: 3 ps}}]",
-        frame_interval="0.2 ps",
-        reweighting="static",
-    )
+    cv = mixed(tmp_path, monkeypatch, run, reweighting="static")
     facts = cv.training_information
     assert facts["biased"] == [False, False, True, True] and facts["reweighting"] == "static"
     assert facts["timescales_ps"] == [None]
@@ -185,14 +184,7 @@ def test_plumeds_colvar_with_several_biases_in_kcal(run, tmp_path):
 
 
 def test_lag_that_is_no_whole_number_of_biased_frames(run, tmp_path, monkeypatch):
-    cv = fitted(
-        tmp_path,
-        monkeypatch,
-        run,
-        f"[{run}/unbiased/*.dcd, {{run: {run}, discard: 3 ps}}]",
-        frame_interval="0.2 ps",
-        lag="1 ps",  # 4.17 frames of the biased run
-    )
+    cv = mixed(tmp_path, monkeypatch, run, lag="1 ps")  # 4.17 frames of the biased run
     assert cv.training_information["biased"] == [False, False, True, True]
 
 

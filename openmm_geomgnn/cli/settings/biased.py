@@ -1,56 +1,32 @@
 """Entries of `trajectories` that are biased simulations: folders of `geomgnn run`, or files with a COLVAR."""
 
-import os
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
 
-from openmm_geomgnn.cli.names import PROTOCOL
 from openmm_geomgnn.cli.settings.fields import (
+    ColvarFiles,
     Kelvin,
+    Names,
     Picoseconds,
+    RunFolder,
     Section,
     SettingError,
     Trajectories,
-    find_file,
 )
-from openmm_geomgnn.errors import GeomGNNError
-
-
-def _folder_of_a_run(value: Any, info: ValidationInfo) -> Path:
-    path = Path(os.path.abspath(Path((info.context or {}).get("folder", ".")) / Path(value).expanduser()))
-    if not (path / PROTOCOL).is_file():
-        raise GeomGNNError(
-            f"{path} is not a folder of `geomgnn run`: it has no {PROTOCOL}. Give the output folder of a run, or the files "
-            "of another simulation by files, colvar and bias."
-        )
-    return path
-
-
-def _listed(value: Any, info: ValidationInfo) -> Any:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    folder = (info.context or {}).get("folder", ".")
-    return tuple(find_file(one, folder, "COLVAR file", ()) for one in values)
-
-
-def _names(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 class BiasedRuns(Section):
     """A biased simulation: the folder of a run, or trajectory files with the bias in a COLVAR file."""
 
-    run: Annotated[Path, BeforeValidator(_folder_of_a_run)] | None = Field(
+    run: RunFolder | None = Field(
         None, description="output folder of `geomgnn run`, finished or not; nothing else has to be said of it"
     )
     files: Trajectories | None = Field(None, min_length=1, description="trajectory files of another simulation")
-    colvar: Annotated[tuple[Path, ...], BeforeValidator(_listed)] | None = Field(
+    colvar: ColvarFiles | None = Field(
         None, description="COLVAR file with the bias, ours or PLUMED's; one for all files, or one for each"
     )
-    bias: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
-        (), description="columns of COLVAR that are biases, as opes.bias; of several the sum"
-    )
+    bias: Names = Field((), description="columns of COLVAR that are biases, as opes.bias; of several the sum")
     energy_unit: Literal["kJ/mol", "kcal/mol"] = Field("kJ/mol", description="unit of these columns")
     temperature: Kelvin | None = Field(
         None, gt=0, description="temperature of the simulation, K; null is that of the run, or 300 K"

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Pla
 from pydantic_core import PydanticCustomError
 
 from openmm_geomgnn.aliases import PathLike
+from openmm_geomgnn.cli.names import PROTOCOL
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import known_names, plugin_names
 from openmm_geomgnn.representation import shipped
@@ -222,6 +223,17 @@ def find_store(name: PathLike, folder: PathLike = ".") -> Path:
     return path
 
 
+def find_run(name: PathLike, folder: PathLike = ".") -> Path:
+    """Find the absolute path of an output folder of `geomgnn run`, named relative to `folder`."""
+    path = Path(os.path.abspath(Path(folder) / _path(name, "folder of a run")))
+    if not (path / PROTOCOL).is_file():
+        raise GeomGNNError(
+            f"{path} is not a folder of `geomgnn run`: it has no {PROTOCOL}. Give the output folder of a run, or the files "
+            "of another simulation by files, colvar and bias."
+        )
+    return path
+
+
 def find_cv(name: PathLike, folder: PathLike = ".") -> Path:
     """Find the absolute path of a CV file, named relative to `folder`."""
     path = Path(os.path.abspath(Path(folder) / _path(name, "CV file")))
@@ -330,12 +342,16 @@ OutputFile = _output("{name}.colvar")
 OutputStore = _output("{name}.zarr", ".zarr", "embeddings are a .zarr folder")
 if TYPE_CHECKING:
     Structures = tuple[Path, ...]
+    ColvarFiles = tuple[Path, ...]
 else:
+    ColvarFiles = Annotated[tuple[_file("COLVAR file", ()), ...], BeforeValidator(_listed)]
     Structures = Annotated[tuple[_file("structure", STRUCTURES), ...], BeforeValidator(_listed)]
 Structure = _file("structure", (*STRUCTURES, ".gro", ".h5"))
 Topology = _file("topology", TOPOLOGIES)
 Trajectories = Annotated[tuple[Path, ...], BeforeValidator(_trajectories)]
 CVFile = Annotated[Path, BeforeValidator(lambda value, info: find_cv(value, _folder(info)))]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+RunFolder = Annotated[Path, BeforeValidator(lambda value, info: find_run(value, _folder(info)))]
 Store = Annotated[Path, BeforeValidator(lambda value, info: find_store(value, _folder(info)))]
 ForceFieldFile = Annotated[str, BeforeValidator(lambda value, info: find_forcefield(value, _folder(info)))]
 ForceField = Annotated[tuple[ForceFieldFile, ...], BeforeValidator(_listed)]

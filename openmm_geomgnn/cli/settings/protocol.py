@@ -90,10 +90,9 @@ class Protocol(Section):
             checkpoint_interval=_whole(run.checkpoint_interval, pace * step) * pace,
         )
 
-    @property
-    def settling(self) -> float:
-        """The start of the biased run in ps that no average includes, while the bias sets in: at most half of the run."""
-        return min(self.bias.ramp if self.bias.method == "opes" else 0.0, 0.5 * self.run.length)
+    def settling(self, done: float) -> float:
+        """The start in ps, of `done` ps of the biased run, that no average includes while the bias sets in: at most half."""
+        return min(self.bias.ramp if self.bias.method == "opes" else 0.0, 0.5 * done)
 
     @property
     def comparison_length(self) -> float:
@@ -121,7 +120,7 @@ class Protocol(Section):
         settings = {name: getattr(self.bias, name) for name in names}
         schedule = self.schedule
         settings |= {"temperature": self.system.temperature, "pace": schedule.pace}
-        settings["ramp"] = round(self.bias.ramp / self.bias.pace)
+        settings |= {"ramp": round(self.bias.ramp / self.bias.pace)}
         if self.bias.adaptive_stride is not None:
             settings["adaptive_stride"] = _whole(self.bias.adaptive_stride, schedule.bias_step)
         return kind(**(settings | changes))
