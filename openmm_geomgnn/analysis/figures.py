@@ -12,6 +12,7 @@ from openmm_geomgnn.analysis import plots
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from openmm_geomgnn.analysis.found_states import FoundStates
     from openmm_geomgnn.analysis.intervals import Interval
     from openmm_geomgnn.analysis.pipeline import Analysis
     from openmm_geomgnn.analysis.variables import Variable
@@ -29,6 +30,15 @@ def standard_figures(analysis: Analysis) -> list[TitledFigure]:
     walkers, times = analysis.run.walkers, analysis.run.row_times
     if analysis.crossing is not None:
         figures.append(_crossings(analysis))
+    if analysis.found is not None and len(analysis.found) > 1:
+        figures.append(
+            (
+                "States over time",
+                "The number of the state, as in the table of the states, in which each walker is; frames that are not well "
+                "inside one are left out. Every state should be entered and left many times.",
+                plots.trajectories([("biased", analysis.run.frame_times, _numbers(analysis.found))], "state"),
+            )
+        )
     figures += [_profile(analysis, variable) for variable in analysis.variables.values()]
     for pair in analysis.maps:
         figures += _map(analysis, pair)
@@ -87,8 +97,27 @@ def standard_tables(analysis: Analysis) -> list[TitledTable]:
     return [("Walkers", rows), *_states_table(analysis)]
 
 
+def _numbers(found: FoundStates) -> list[np.ndarray]:
+    return [np.where(run >= 0, run + 1.0, np.nan) for run in found.cores]
+
+
+def _found_table(analysis: Analysis) -> list[TitledTable]:
+    """The states that were found, and how often each was entered from another."""
+    rows = [["state", "torsions", "population", "frames", "arrivals", "group", "example"]]
+    arrivals = analysis.found.crossings.sum(0)
+    for number, state in enumerate(analysis.summary["states"], start=1):
+        error = f" ± {100 * state['error']:.2g}" if np.isfinite(state["error"]) else ""
+        population = f"{100 * state['population']:.3g}{error} %"
+        example = state.get("example", "")
+        counts = [str(state["frames"]), str(arrivals[number - 1])]
+        rows.append([str(number), state["name"], population, *counts, state["group"] or "too rare to count", example])
+    return [("States that were found: ΔF = F(B) − F(A) between groups of them", rows)]
+
+
 def _states_table(analysis: Analysis) -> list[TitledTable]:
     """The states between which ΔF = F(B) − F(A) is the difference."""
+    if analysis.found is not None:
+        return _found_table(analysis)
     states, variable = analysis.states, analysis.crossing
     if variable is None:
         return []

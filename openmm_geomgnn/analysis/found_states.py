@@ -94,9 +94,12 @@ class FoundStates:
         crossings, _, a, b = min(cuts)
         return Cut(a, b, crossings)
 
-    def names(self, group: Sequence[int]) -> str:
-        """A group of states in words."""
-        return " or ".join(self.states[k].name for k in group)
+    def in_words(self, group: Sequence[int]) -> str:
+        """A group of states, by the name of a single one, else by their numbers counted from 1."""
+        if len(group) == 1:
+            return self.states[group[0]].name
+        numbers = [str(k + 1) for k in group]
+        return f"states {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
 def core_arrivals(cores: Sequence[np.ndarray], n: int) -> np.ndarray:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from openmm_geomgnn.analysis.cv_motion import cv_crossings
+from openmm_geomgnn.analysis.division import Division, describe_found, divide_by_cores, divide_found
 from openmm_geomgnn.analysis.frames import last_value, row_interval, spread, transient
 from openmm_geomgnn.analysis.free_energy import (
     FreeEnergy,
@@ -16,6 +18,7 @@ from openmm_geomgnn.analysis.free_energy import (
     log_weights,
     slowest_inefficiency,
 )
+from openmm_geomgnn.analysis.metastable import find_metastable_states
 from openmm_geomgnn.analysis.notes import reading_notes
 from openmm_geomgnn.analysis.states import States, differences, find_states
 from openmm_geomgnn.analysis.variables import BiasedRun, Variable
@@ -46,6 +49,8 @@ class Analysis:
         The variable along which crossings were counted.
     states : States or None
         The states A and B along it.
+    found : FoundStates or None
+        The states that were found, where no variable has cores.
     running_delta_F : (20, 3) array or None
         Rows of time, F(B) - F(A) of the data up to then, and its error.
     """
@@ -59,6 +64,7 @@ class Analysis:
     maps: dict[Any, FreeEnergy] = field(default_factory=dict)
     crossing: Any = None
     states: Any = None
+    found: Any = None
     running_delta_F: np.ndarray | None = None
 
 
@@ -67,6 +73,8 @@ def analyse_biased_run(
     variables: Sequence[Variable] = (),
     maps: Sequence[tuple[str, str]] = (),
     *,
+    torsions: tuple[Sequence[str], Sequence[np.ndarray]] | None = None,
+    cv_range: tuple[float, float] | None = None,
     discard: float = 0.2,
     discard_ps: float | None = None,
     settling: float = 0.0,
@@ -85,6 +93,11 @@ def analyse_biased_run(
         has cores.
     maps : sequence of (str, str), optional
         Pairs of variables, by name, for a free energy over both.
+    torsions : (names, list of (F, T) array), optional
+        All torsions of the molecule in every frame, radians, in which states are found where no variable has cores. Then
+        crossings and the difference refer to the two groups of these between which there were the fewest.
+    cv_range : (float, float), optional
+        Least and greatest value of the CV's first component in its training data.
     discard : float, optional
         Fraction of the run's time, from its start, that free energies leave out as transient. Crossings and temperatures
         use all data.
@@ -105,26 +118,23 @@ def analyse_biased_run(
     named = {one.name: one for one in [*run.components(), *variables]}
     result = Analysis(run, named, max(settling, transient(run.lengths, discard, discard_ps)))
     kT, bootstrap = BOLTZMANN * run.temperature, dict(n_bootstrap=n_bootstrap, rng=seed)
+    result.crossing = _crossing(named)
     rows = _rows(result, kT)
     inefficiency = in_frames = _add_profiles(result, rows, 0.0, kT, bins, bootstrap)
-    frames = _frames(result, kT)
+    frames = _frames(result, kT, torsions is not None)
     if frames is not None:
         in_frames = _add_profiles(result, frames, run.in_frames(inefficiency), kT, bins, bootstrap)
     for pair in maps:
         biased = all(variable.biased for variable in _pair(named, pair))
         sample, slowest = (rows, inefficiency) if biased else (frames, in_frames)
         result.maps[tuple(pair)] = _map(result, pair, sample, slowest, kT, bins, bootstrap)
-    result.crossing = _crossing(named)
-    difference, halves, crossings_used = _add_states(result, rows, frames, kT, bootstrap)
+    division, divided = _divide(result, rows, frames, torsions, seed)
+    result.summary = _counts(result, division, divided, cv_range)
+    difference = _add_difference(result, division, divided, kT, bootstrap)
     kept = rows.select(rows.logw)
-    result.summary = dict(
-        **_counts(result),
-        crossings_used=crossings_used,
-        delta_F_kJ_per_mol=difference.value,
-        delta_F_error=difference.error,
-        delta_F_first_half=halves[0],
-        delta_F_second_half=halves[1],
-        **_definition(result),
+    result.summary |= dict(
+        **(division.definition if division else {}),
+        **({"states": describe_found(result.found)} if result.found else {}),
         **_temperatures(run, settling),
         effective_sample_size=kish_size(kept),
         frames_used=sum(map(len, kept)),
@@ -132,7 +142,6 @@ def analyse_biased_run(
         n_kernels=last_value(run.walkers, ".nker"),
         n_walkers=len(run.walkers),
         discarded_ps=result.discarded,
-        crossing_variable="none" if result.crossing is None else result.crossing.name,
         wall_seconds=float(run.wall_seconds),
     )
     result.notes += reading_notes(result.summary, difference.reason)
@@ -170,16 +179,19 @@ def _rows(result: Analysis, kT: float) -> _Sample:
     return _sample(run.row_times, run.bias, run.after(result.discarded, run.row_times), kT, True)
 
 
-def _frames(result: Analysis, kT: float) -> _Sample | None:
-    """Make a _Sample of the frames; None if no variable needs them.
+def _frames(result: Analysis, kT: float, for_states: bool) -> _Sample | None:
+    """Make a _Sample of the frames; None if no variable needs them, nor states that are to be found.
 
-    Raises GeomGNNError if a frame has no row, or none is left after the transient.
+    Raises GeomGNNError if a frame has no row, or none is left for a variable after the transient.
     """
     run = result.run
-    if all(variable.biased for variable in result.variables.values()):
+    for_variables = not all(variable.biased for variable in result.variables.values())
+    if not (for_variables or (for_states and result.crossing is None)):
         return None
     bias, used = run.at_frames(run.bias), run.after(result.discarded, run.frame_times)
     if not any(u.any() for u in used):
+        if not for_variables:
+            return None
         raise GeomGNNError(
             f"No frame of the trajectory is later than the first {result.discarded:g} ps, which are left out as transient. "
             "Discard less, or run longer."
@@ -255,59 +267,71 @@ def _crossing(variables: dict[str, Variable]) -> Variable | None:
     return along[0] if along else None
 
 
-def _add_states(
-    result: Analysis, rows: _Sample, frames: Any, kT: float, bootstrap: dict[str, Any]
-) -> tuple[FreeEnergyDifference, tuple[float, float], int]:
-    """Add the two states along the variable of the crossings.
-
-    Returns delta F, its values in both halves of the time, and the number of crossings after the transient.
-    """
+def _divide(result: Analysis, rows: _Sample, frames: Any, torsions: Any, seed: int) -> tuple[Division | None, Any]:
+    """The states A and B, around the cores of a variable or found in torsions, and the sample that they divide."""
     variable: Any = result.crossing
-    if variable is None:
-        return FreeEnergyDifference(np.nan, np.nan, ""), (np.nan, np.nan), 0
-    sample = rows if variable.biased else frames
-    used, (core_a, core_b) = sample.select(variable.values), variable.cores
-    if variable.dividing is not None:
-        result.states = States(core_a, core_b, tuple(variable.dividing), variable.period)
-    else:
-        result.states = find_states(used, sample.select(sample.logw), core_a, core_b, variable.period)
-    difference, halves, result.running_delta_F = differences(
-        result.states, variable.values, sample.logw, sample.times, sample.used, kT, bootstrap
-    )
-    return difference, halves, result.states.crossings(used)
-
-
-def _counts(result: Analysis) -> dict[str, Any]:
-    variable, states, run = result.crossing, result.states, result.run
-    biased_ns = sum(run.lengths) / 1000
-    crossings = unbiased_crossings = unbiased_ns = np.nan
     if variable is not None:
-        crossings = states.crossings(variable.values)
-        if variable.unbiased is not None:
-            unbiased_crossings = states.crossings(variable.unbiased)
-            unbiased_ns = sum(map(len, variable.unbiased)) * run.unbiased_frame_time / 1000
+        sample = rows if variable.biased else frames
+        core_a, core_b = variable.cores
+        if variable.dividing is not None:
+            result.states = States(core_a, core_b, tuple(variable.dividing), variable.period)
+        else:
+            used = sample.select(variable.values)
+            result.states = find_states(used, sample.select(sample.logw), core_a, core_b, variable.period)
+        return divide_by_cores(variable, result.states, sample.used), sample
+    if torsions is None or frames is None:
+        return None, None
+    names, angles = torsions
+    if [len(run) for run in angles] != [len(times) for times in frames.times]:
+        raise GeomGNNError(
+            f"There are torsions of {[len(run) for run in angles]} frames and times of {[len(t) for t in frames.times]}. "
+            "Give the time in ps of every frame as frame_times, and its torsions."
+        )
+    interval = row_interval(result.run.frame_times)
+    result.found = find_metastable_states(angles, interval, names, weights=frames.logw, seed=seed)
+    return divide_found(result.found, frames.used), frames
+
+
+def _add_difference(
+    result: Analysis, division: Division | None, sample: Any, kT: float, bootstrap: dict[str, Any]
+) -> FreeEnergyDifference:
+    """Add delta F, in all and in both halves of the time, to the summary."""
+    difference, halves = FreeEnergyDifference(np.nan, np.nan, ""), (np.nan, np.nan)
+    if division is not None and division.definition:
+        difference, halves, result.running_delta_F = differences(
+            division.members, sample.logw, sample.times, sample.used, kT, bootstrap
+        )
+    result.summary |= dict(
+        delta_F_kJ_per_mol=difference.value,
+        delta_F_error=difference.error,
+        delta_F_first_half=halves[0],
+        delta_F_second_half=halves[1],
+    )
+    return difference
+
+
+def _counts(result: Analysis, division: Division | None, sample: Any, cv_range: Any) -> dict[str, Any]:
+    run, variable = result.run, result.crossing
+    biased_ns = sum(run.lengths) / 1000
+    unbiased_ns = np.nan
+    if variable is not None and variable.unbiased is not None:
+        unbiased_ns = sum(map(len, variable.unbiased)) * run.unbiased_frame_time / 1000
+    crossings, unbiased_crossings = (np.nan, np.nan) if division is None else (division.crossings, division.unbiased)
+    moved = np.nan
+    if division is not None and run.cv_fields:
+        component = result.variables[run.cv_fields[0]]
+        moved = cv_crossings(_values(result, component, sample), division.states, cv_range)
     return dict(
         crossings=crossings,
+        crossings_used=0 if division is None else division.used,
         unbiased_crossings=unbiased_crossings,
         crossings_per_ns=crossings / biased_ns,
         unbiased_crossings_per_ns=unbiased_crossings / unbiased_ns,
         biased_ns=float(biased_ns),
         unbiased_ns=float(unbiased_ns),
-    )
-
-
-def _definition(result: Analysis) -> dict[str, Any]:
-    """Describe the states of delta F in words and as intervals: radians along an angle, infinite ends on a line."""
-    if result.states is None:
-        return {}
-    states = result.states
-    (core_a, core_b), (state_a, state_b) = (states.core_a, states.core_b), states.intervals
-    return dict(
-        delta_F_definition=f"F(B) - F(A), {states.in_words(result.crossing.name)}",
-        core_A=core_a,
-        core_B=core_b,
-        state_A=state_a,
-        state_B=state_b,
+        state_changes=np.nan if division is None else division.changes,
+        cv_crossings=moved,
+        crossing_variable="none" if division is None else division.along,
     )
 
 

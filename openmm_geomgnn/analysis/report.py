@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openmm_geomgnn.aliases import PathLike
+from openmm_geomgnn.analysis.verdict import is_hot
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 
@@ -155,8 +156,7 @@ def _cards(summary: dict[str, Any]) -> str:
         details = [f"target {target:.0f} K"] if target else []
         if known("hot_frame_share"):
             details.append(f"{100 * summary['hot_frame_share']:.1f} % hot frames")
-        hot = bool(target and mean and mean > 1.1 * target)
-        cards.append(("Mean temperature", f"{mean:.1f} <small>K</small>", ", ".join(details), hot))
+        cards.append(("Mean temperature", f"{mean:.1f} <small>K</small>", ", ".join(details), is_hot(summary)))
     if known("biased_ns"):
         walkers = _finite(summary.get("n_walkers"))
         detail = f"{walkers:.0f} walker{'s' if walkers != 1 else ''}" if walkers else ""

@@ -112,8 +112,7 @@ def _longest_run(flags: np.ndarray) -> tuple[int, int]:
 
 
 def differences(
-    states: States,
-    values: Sequence[np.ndarray],
+    membership: tuple[Sequence[np.ndarray], Sequence[np.ndarray]],
     logw: Series,
     times: Sequence[np.ndarray],
     used: Sequence[np.ndarray],
@@ -122,9 +121,9 @@ def differences(
 ) -> tuple[FreeEnergyDifference, tuple[float, float], np.ndarray]:
     """Compute delta F of all used frames, in the two halves of the time, and up to 20 times: rows of time, value, error.
 
-    values, logw, times, used: lists of (T,); `used` says which frames count. bootstrap: settings of `delta_F`.
+    membership: which frames are in A, and in B. These, logw, times, used: lists of (T,); `used` says which frames count.
+    bootstrap: settings of `delta_F`.
     """
-    membership = states.members(values)
     start = min(float(t[u][0]) for t, u in zip(times, used, strict=True) if u.any())
     end = max(float(t[u][-1]) for t, u in zip(times, used, strict=True) if u.any())
 

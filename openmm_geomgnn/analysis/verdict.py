@@ -1,16 +1,26 @@
-"""What the numbers of a biased run are worth: whether its free energy has converged, why not, and what to try."""
+"""What the numbers of a biased run are worth: whether its free energy has converged, why not, and what to try.
+
+All limits of what is good enough are here; `notes` has what its reader should know besides.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from openmm_geomgnn.analysis.division import FOUND
+from openmm_geomgnn.formatting import count_of
 from openmm_geomgnn.units import BOLTZMANN
 
 FEWEST_CROSSINGS = 10  # after the discarded start; with fewer, the populations of two states are a matter of luck
 LARGEST_ERROR = 1.0  # kT, of the free-energy difference
 LARGEST_DRIFT = 4.0  # errors, between the two halves of the data: each has about 1.4 of the error of the whole
 LARGEST_HEATING = 0.02  # of the temperature
+FOOLED = 0.2  # changes of the states per crossing of the CV, below which it is something else that the CV follows
+_REFIT = (
+    "fit it again with the frames of this run (trajectories: [..., {run: ...}] of `geomgnn fit`), which show it what it "
+    "must not follow"
+)
 SHORTEST = 0.1  # ns of all walkers, for a judgement of the temperature
 
 
@@ -51,8 +61,8 @@ def judge_run(summary: Mapping[str, Any], missing: str = "", cv_verdict: Mapping
 
     A run has converged if it crossed between its states at least FEWEST_CROSSINGS times after the start that is left out,
     its free-energy difference has an error of at most LARGEST_ERROR kT, the two halves of the data agree within
-    LARGEST_DRIFT errors, and the bias did not heat it. The states are those of the variable with cores, which should not
-    be the CV: crossings of the CV alone may be of something that the CV was fooled by.
+    LARGEST_DRIFT errors, and the bias did not heat it. The states are those of the variable with cores, or those that were
+    found. They should not be along the CV: its crossings alone may be of something that the CV was fooled by.
 
     Parameters
     ----------
@@ -68,12 +78,12 @@ def judge_run(summary: Mapping[str, Any], missing: str = "", cv_verdict: Mapping
     if summary["crossing_variable"] == "none":
         reasons.append(
             Reason(
-                "no states are given, so it is not known whether it crossed between any",
+                "no states are known, so it is not known whether it crossed between any",
                 "Give analysis.cores along a torsion or another variable that tells the states apart",
             )
         )
         return RunVerdict(None if len(reasons) == 1 else False, tuple(reasons))
-    reasons += [*_crossings(summary), *_difference(summary)]
+    reasons += [*_crossings(summary), *_fooled(summary), *_difference(summary)]
     return RunVerdict(not reasons, tuple(reasons))
 
 
@@ -83,9 +93,8 @@ def _progress(missing: str) -> Iterator[Reason]:
 
 
 def _heat(summary: Mapping[str, Any]) -> Iterator[Reason]:
-    mean, target = summary["mean_temperature_K"], summary["target_temperature_K"]
-    long_enough = summary["biased_ns"] >= SHORTEST  # else it is the chance of a few fluctuations
-    if math.isfinite(mean) and long_enough and abs(mean / target - 1) > LARGEST_HEATING:
+    if is_hot(summary):
+        mean, target = summary["mean_temperature_K"], summary["target_temperature_K"]
         yield Reason(
             f"its mean temperature is {mean:.0f} K at a target of {target:.0f} K, and heat fakes crossings",
             "Evaluate the bias more often (run.every), use wider kernels (bias.sigma) or a softer CV (cv.softening)",
@@ -93,19 +102,39 @@ def _heat(summary: Mapping[str, Any]) -> Iterator[Reason]:
 
 
 def _crossings(summary: Mapping[str, Any]) -> Iterator[Reason]:
-    variable, count, used = summary["crossing_variable"], summary["crossings"], summary["crossings_used"]
-    if count == 0:
+    along, count, used = summary["crossing_variable"], summary["crossings"], summary["crossings_used"]
+    found = along == FOUND
+    if found and len(summary["states"]) == 1:
         yield Reason(
-            f"it never crossed between its states along {variable}",
-            "If the CV covered its range all the same, it is fooled by something else: fit it again with the frames of this "
-            "run (trajectories: [..., {run: ...}] of `geomgnn fit`), which show it what it must not follow, and look at the "
-            "barrier, which may be higher than bias.barrier",
+            "one state was found, and there is no free energy between states in that",
+            "Give a structure of another state as well (system.structures), run longer, or raise bias.barrier; where you "
+            "know states that no torsion tells apart, give analysis.cores",
+        )
+    elif count == 0:
+        moved = summary.get("cv_crossings", math.nan)
+        neither = ", and neither did the CV between its ends" if moved == 0 else ""
+        yield Reason(
+            f"it never crossed between its states{'' if found else f' along {along}'}{neither}",
+            # where it is known that the CV covered its range, `_fooled` says what to do about that
+            (f"If the CV covered its range all the same, it is fooled: {_REFIT}. " if math.isnan(moved) else "")
+            + "Look at the barrier, which may be higher than bias.barrier",
         )
     elif used < FEWEST_CROSSINGS:
+        where = "between its states" if found else f"along {along}"
         yield Reason(
-            f"it crossed {used} times along {variable} after the start that is left out, and {FEWEST_CROSSINGS} are the "
+            f"it crossed {count_of(used, 'time')} {where} after the start that is left out, and {FEWEST_CROSSINGS} are the "
             "least that populations can be judged by",
             "Run longer (run.length)",
+        )
+
+
+def _fooled(summary: Mapping[str, Any]) -> Iterator[Reason]:
+    moved, changes = summary.get("cv_crossings", math.nan), summary.get("state_changes", math.nan)
+    if moved >= FEWEST_CROSSINGS and changes < FOOLED * moved:
+        states = "never changed" if changes == 0 else f"changed {count_of(changes, 'time')}"
+        yield Reason(
+            f"the CV moved between its ends {moved:.0f} times while the states {states}: it is fooled",
+            _REFIT[0].upper() + _REFIT[1:],
         )
 
 
@@ -128,6 +157,14 @@ def _difference(summary: Mapping[str, Any]) -> Iterator[Reason]:
             f"its free-energy difference is {first:.1f} kJ/mol in the first half of the data and {second:.1f} in the second",
             "Run longer (run.length), or discard more of the start (analysis.discard)",
         )
+
+
+def is_hot(summary: Mapping[str, Any]) -> bool:
+    """Whether the mean temperature is further from the target than the bias may heat, and known well enough."""
+    mean, target, length = (summary.get(key) for key in ("mean_temperature_K", "target_temperature_K", "biased_ns"))
+    if not (mean and target and length) or length < SHORTEST:  # else it is the chance of a few fluctuations
+        return False
+    return math.isfinite(mean) and abs(mean / target - 1) > LARGEST_HEATING
 
 
 def sentences(verdict: RunVerdict) -> Sequence[str]:

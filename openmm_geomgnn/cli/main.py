@@ -341,6 +341,8 @@ def _show(folder: Path, summary: Mapping[str, Any]) -> None:
         error = f" +- {number('delta_F_error', 2)}" if known("delta_F_error") else ""
         definition = f" = {summary['delta_F_definition']}" if "delta_F_definition" in summary else ""
         lines.append(f"free energy    delta F = {number('delta_F_kJ_per_mol')}{error} kJ/mol{definition}")
+    for place, state in enumerate(summary.get("states", []), start=1):
+        lines.append(f"{f'state {place}':14} {100 * state['population']:.3g} %, {state['name']}")
     if "verdict" in summary:
         lines.append(f"verdict        {summary['verdict']}")
     for line in (*lines, f"report         {folder / 'report.html'}"):

@@ -8,3 +8,4 @@ WALL_TIME = "wall_time.json"
 UNBIASED = "unbiased"
 COMPARISON = "comparison"
 SUMMARY = "summary.json"
+STATES = "states"  # of PDB files, one for each state that was found

@@ -1,6 +1,9 @@
 """The report of a run: checks of its analysis, and the way from the results to summary.json and report.html."""
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from openmm_geomgnn.analysis.crossings import PHI_CORE_A, PHI_CORE_B, PHI_DIVIDING
 from openmm_geomgnn.analysis.figures import standard_figures, standard_tables
@@ -13,9 +16,11 @@ from openmm_geomgnn.analysis.verdict import judge_run, sentences
 from openmm_geomgnn.cli.molecule import check_torsions, kinetic_degrees
 from openmm_geomgnn.cli.results import Results, read_results
 from openmm_geomgnn.cli.settings.protocol import Protocol
+from openmm_geomgnn.cli.state_examples import example_names, write_examples
 from openmm_geomgnn.cv.verdict import GRADES, in_words
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.representation.rotatable import rotatable_torsions
 
 _FEWEST_FRAMES = 2  # of each walker, for torsions
 _RAMACHANDRAN = ("phi", "psi")
@@ -49,6 +54,7 @@ def report(protocol: Protocol, seconds: float = float("nan")) -> dict[str, Any]:
         notes = [f"Warning: this report is partial: {results.missing}. Go on with the run by `geomgnn run`.", *notes]
     tables = [*standard_tables(analysis), _cv_table(results.cv)]
     page = report_page(title, summary, standard_figures(analysis), notes, tables)
+    write_examples(folder, analysis.found, results.biased)
     write_summary(folder / "summary.json", summary)
     with atomic_write(folder / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -61,10 +67,11 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
     if torsions and min(len(run) for run in results.biased) < _FEWEST_FRAMES:
         torsions = {}
         notes = ["Warning: there are fewer than two frames of each walker yet, too few for torsions."]
+    every_torsion = _all_torsions(protocol, results)
     run = BiasedRun(
         results.colvar,
         protocol.system.temperature,
-        frame_times=results.frame_times if torsions else None,
+        frame_times=results.frame_times if torsions or every_torsion else None,
         degrees_of_freedom=kinetic_degrees(protocol),
         unbiased_frame_time=results.comparison_step,
         wall_seconds=seconds,
@@ -74,9 +81,13 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
         _variables(protocol, results, run, torsions),
         maps=[_RAMACHANDRAN] if set(_RAMACHANDRAN) <= set(torsions) else [],
         discard=protocol.analysis.discard,
+        torsions=every_torsion,
+        cv_range=_training_range(results.cv),
         settling=protocol.settling(results.done),
         seed=protocol.seed,
     )
+    for state, example in zip(analysis.summary.get("states", []), example_names(analysis.found), strict=True):
+        state["example"] = example
     if protocol.bias.method == "opes" and results.done < protocol.bias.ramp:
         notes.append(
             f"Warning: after {results.done:g} ps the bias does not act to its full depth yet: it sets in over "
@@ -90,6 +101,20 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
         progress["missing"] = results.missing
     judged = {"converged": verdict.converged, "verdict": verdict.in_words()}
     return analysis, {**progress, **judged, **analysis.summary, **cv_summary(results.cv)}
+
+
+def _all_torsions(protocol: Protocol, results: Results) -> tuple[Sequence[str], list[np.ndarray]] | None:
+    """Names and values of all torsions in every frame, in which states are found; None where they are given, or too few."""
+    if _crossings(protocol.analysis)[0] is not None or min(len(run) for run in results.biased) < _FEWEST_FRAMES:
+        return None
+    torsions = rotatable_torsions(results.biased[0].topology)
+    return torsions.names, [torsions.compute(walker) for walker in results.biased]
+
+
+def _training_range(cv: Any) -> tuple[float, float] | None:
+    """The range of a CV's first component in its training data, where its file says it."""
+    low, high = float(cv.output.low[0]), float(cv.output.high[0])
+    return (low, high) if np.isfinite([low, high]).all() else None
 
 
 def cv_summary(cv: Any) -> dict[str, Any]:

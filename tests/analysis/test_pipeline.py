@@ -6,6 +6,7 @@ from openmm_geomgnn.analysis.crossings import PHI_CORE_A, PHI_CORE_B, PHI_DIVIDI
 from openmm_geomgnn.analysis.intervals import TURN
 from openmm_geomgnn.analysis.pipeline import analyse_biased_run
 from openmm_geomgnn.analysis.variables import BiasedRun, Variable
+from openmm_geomgnn.analysis.verdict import judge_run
 from openmm_geomgnn.errors import GeomGNNError
 
 # the basins of alanine dipeptide, along phi
@@ -113,6 +114,55 @@ def test_a_system_without_torsions():
     assert abs(result.states.dividing[0]) < 0.4
     with pytest.raises(GeomGNNError, match=r"divided at \[0\.9\].*gaps between the cores.* are \(-0\.5, 0\.5\)"):
         analyse_biased_run(run, [run.component("cv.1", cores=WELLS, dividing=[0.9])])
+
+
+def test_states_are_found_where_no_variable_has_cores():
+    colvar, torsions, _ = biased_run(4000)
+    run = BiasedRun(colvar, 300)
+    rng = np.random.default_rng(0)
+    every = [np.column_stack([phi, 2.8 + 0.3 * rng.normal(size=4000)]) for phi in torsions["phi"]]
+    names = ["phi ALA2", "psi ALA2"]
+    result = analyse_biased_run(run, torsions=(names, every), n_bootstrap=50)
+    summary, (first, second) = result.summary, result.found.states
+    assert [state["group"] for state in summary["states"]] == ["A", "B"] and first.population > 0.6
+    assert first.name.startswith("phi ALA2 -") and second.name.startswith("phi ALA2 ") and "psi" not in first.name
+    assert summary["crossing_variable"] == "found states" and "phi ALA2" in summary["delta_F_definition"]
+    assert abs(summary["delta_F_kJ_per_mol"] - EXACT_DELTA_F) < 3 * summary["delta_F_error"] < 3
+    counted = core_crossings(torsions["phi"])
+    assert abs(summary["crossings"] - counted) < 0.3 * counted and summary["crossings_used"] < summary["crossings"]
+    # the CV is what hops
+    assert 0.5 * counted < summary["cv_crossings"] < 1.3 * counted and judge_run(summary).converged
+    assert result.running_delta_F.shape == (20, 3)
+    # cores win
+    given = analyse_biased_run(run, angles(torsions, phi=PHI), torsions=(names, every))
+    assert given.found is None and given.summary["crossings"] == counted
+    with pytest.raises(GeomGNNError, match=r"torsions of \[10, 4000\] frames and times of \[4000, 4000\]"):
+        analyse_biased_run(run, torsions=(names, [every[0][:10], every[1]]))
+
+
+def test_a_cv_that_is_fooled():
+    """Two walkers in two states that neither leaves, while the CV goes back and forth; and one state."""
+    rng = np.random.default_rng(0)
+    colvar = {
+        "time": np.repeat(np.arange(1.0, 1001), 2),
+        "walker": np.tile([0.0, 1.0], 1000),
+        "cv.1": np.column_stack([np.sin(np.arange(1000) / 8), 0.1 + np.sin(np.arange(1000) / 8)]).ravel(),
+        "opes.bias": np.zeros(2000),
+    }
+    basins = [0.3 * rng.normal(size=(1000, 2)) + centre for centre in ([np.pi, 2.5], [0.0, 2.5])]
+    run, torsions = BiasedRun(colvar, 300), ["omega", "psi"]
+    one = [basins[0], basins[0][::-1]]
+    summary = analyse_biased_run(run, torsions=(torsions, one), cv_range=(-1.0, 1.0), n_bootstrap=2).summary
+    assert summary["cv_crossings"] == pytest.approx(2 * 1000 / 8 / np.pi, abs=4) and summary["state_changes"] == 0
+    words = judge_run(summary).in_words()
+    assert "one state was found" in words and "while the states never changed: it is fooled" in words
+    # it has covered a small part of its range, or nobody knows which
+    for known in (None, (-10.0, 10.0)):
+        summary = analyse_biased_run(run, torsions=(torsions, one), cv_range=known, n_bootstrap=2).summary
+        assert np.isnan(summary["cv_crossings"]) and "fooled" not in judge_run(summary).in_words()
+    summary = analyse_biased_run(run, torsions=(torsions, basins), n_bootstrap=2).summary
+    assert summary["crossings"] == 0 and len(summary["states"]) == 2
+    assert "never crossed" in judge_run(summary).in_words() and "it is fooled" in judge_run(summary).in_words()
 
 
 def test_any_number_of_variables_and_maps():
@@ -235,12 +285,14 @@ def test_warnings_of_a_bad_run():
     variables = angles(torsions, phi=PHI)
     hot = dict(colvar, temperature=colvar["temperature"] + 370, **{"opes.nker": np.ones(3000)})
     notes = " ".join(analyse_biased_run(BiasedRun(hot, 300, degrees_of_freedom=51), variables).notes)
-    assert "mean temperature is 6" in notes and "heat fakes crossings" in notes
+    assert (
+        judge_run(analyse_biased_run(BiasedRun(hot, 300), variables).summary).in_words().count("heat fakes crossings") == 1
+    )
     assert "% of the frames are hotter than" in notes and "1 kernels only" in notes
     stuck = {"phi": [-1.2 - 0.2 * np.abs(t) for t in torsions["phi"]], "psi": torsions["psi"]}
     result = analyse_biased_run(BiasedRun(colvar, 300), angles(stuck, phi={"unbiased": free, **PHI}))
     assert result.summary["crossings"] == 0 and np.isnan(result.summary["delta_F_kJ_per_mol"])
-    assert "never crossed" in " ".join(result.notes) and "state B was never visited" in " ".join(result.notes)
+    assert "never crossed" in judge_run(result.summary).in_words() and "state B was never visited" in " ".join(result.notes)
     cold = {name: values for name, values in colvar.items() if name != "temperature"}
     unknown = analyse_biased_run(BiasedRun(cold, 300), variables)
     assert np.isnan(unknown.summary["mean_temperature_K"]) and "have no temperature" in " ".join(unknown.notes)

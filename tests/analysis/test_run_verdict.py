@@ -46,6 +46,34 @@ def test_what_speaks_against_a_run(change, words, advice):
     assert len(verdict.reasons) == 1
 
 
+FOUND = {"crossing_variable": "found states", "states": [{"name": "omega 0 deg"}, {"name": "omega 180 deg"}]}
+
+
+def test_states_that_were_found():
+    assert judge_run(GOOD | FOUND).converged is True
+    few = judge_run(GOOD | FOUND | {"crossings_used": 1})
+    assert few.converged is False and "it crossed 1 time between its states after" in few.in_words()
+    one = judge_run(GOOD | FOUND | {"states": FOUND["states"][:1], "crossings": 0, "crossings_used": 0})
+    assert one.converged is False and "one state was found" in one.in_words() and "system.structures" in one.in_words()
+    assert len(one.reasons) == 1
+
+
+@pytest.mark.parametrize(("changes", "words"), [(0, "never changed"), (1, "changed 1 time:"), (9, "changed 9 times")])
+def test_a_cv_that_moves_without_the_states_is_fooled(changes, words):
+    moved = GOOD | {"cv_crossings": 50.0, "state_changes": changes}
+    verdict = judge_run(moved)
+    assert verdict.converged is False and "moved between its ends 50 times" in verdict.in_words()
+    assert words in verdict.in_words() and "geomgnn fit" in verdict.in_words()
+    # it is said once what to do about it
+    stuck = judge_run(moved | {"crossings": 0, "crossings_used": 0})
+    assert stuck.in_words().count("geomgnn fit") == 1 and "never crossed" in stuck.in_words()
+
+
+@pytest.mark.parametrize("moved", [math.nan, 9.0, 60.0])
+def test_a_cv_that_moves_with_the_states_is_not_fooled(moved):
+    assert judge_run(GOOD | {"cv_crossings": moved, "state_changes": 43 if moved == 60 else 0}).converged is True
+
+
 def test_unfinished_runs_and_useless_cvs():
     verdict = judge_run(GOOD, "10 of 20 ps are done", {"grade": "not usable", "reasons": []})
     assert verdict.converged is False

@@ -146,6 +146,56 @@ class TestStates:
         assert list(analysis.maps) == [("phi", "psi")]
 
 
+class TestStatesThatAreFound:
+    """A protocol without cores is judged by the states in the torsions of its run."""
+
+    TEXT = changed(("length: 12 ps", "length: 48 ps"), ("{phi: auto, psi: auto}", "{psi: auto}"), text=PROTOCOL)
+
+    def test_with_an_example_of_each(self, tmp_path):
+        at_b = np.arange(4 * ROWS)[:, None] % [200, 160] >= [140, 80]
+        phi = np.where(at_b, PLACE_B, PLACE_A) + 0.1 * np.random.default_rng(0).normal(size=(4 * ROWS, 2))
+        folder = tmp_path / "run"
+        make_run(folder, self.TEXT, phi)
+        (folder / "states").mkdir()
+        (folder / "states" / "state.7.pdb").write_text("of an earlier report")
+        summary = reporting.report(protocol_of(folder))
+        written = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
+        used = at_b[1::2][np.arange(1, 4 * FRAMES + 1) * 0.24 > 0.2 * 48]
+        expected = -KT * np.log(used.mean() / (1 - used.mean())) - BIAS
+        first, second = written["states"]
+        assert first["name"].startswith("phi ALA2 ") and float(first["name"].split()[2]) == pytest.approx(57, abs=3)
+        assert float(second["name"].split()[2]) == pytest.approx(-155, abs=3) and second["frames"] == (~at_b[1::2]).sum()
+        ratio = second["population"] / first["population"]
+        assert KT * np.log(ratio) == pytest.approx(expected, abs=1e-6) and 0 < first["error"] < 0.5
+        # A is what is there more often
+        assert (first["group"], second["group"]) == ("A", "B")
+        assert written["delta_F_kJ_per_mol"] == pytest.approx(-expected, abs=1e-6)
+        assert written["crossings"] == written["state_changes"] == 3 + 4 and written["crossing_variable"] == "found states"
+        assert written["delta_F_definition"] == f"F(B) - F(A), A: {first['name']}; B: {second['name']}"
+        assert sorted(path.name for path in (folder / "states").iterdir()) == ["state.1.pdb", "state.2.pdb"]
+        for state, place in ((first, PLACE_B), (second, PLACE_A)):
+            example = mdtraj.load(str(folder / state["example"]))
+            assert mdtraj.compute_dihedrals(example, [PHI])[0, 0] == pytest.approx(place, abs=0.1)
+        page = (folder / "report.html").read_text()
+        assert "States over time" in page and first["name"] in page and "states/state.2.pdb" in page
+        assert (
+            summary["verdict"] in page and page.count(summary["verdict"].split(". ")[0]) == 2
+        )  # in the notes and the table
+
+    def test_one_state_is_not_enough(self, tmp_path):
+        phi = PLACE_A + 0.2 * np.random.default_rng(0).normal(size=(4 * ROWS, 2))
+        make_run(tmp_path / "run", self.TEXT, phi)
+        summary = reporting.report(protocol_of(tmp_path / "run"))
+        assert summary["converged"] is False and "one state was found" in summary["verdict"]
+        assert "system.structures" in summary["verdict"] and np.isnan(summary["delta_F_kJ_per_mol"])
+        assert [state["name"] for state in summary["states"]] == ["all frames"]
+        assert (tmp_path / "run" / "states" / "state.1.pdb").exists()
+
+    def test_cores_that_are_given_win(self, made):
+        analysis, summary = reporting.analyse(protocol_of(made[0]), results.read_results(protocol_of(made[0])))
+        assert analysis.found is None and "states" not in summary and summary["crossing_variable"] == "phi"
+
+
 def half_a_file(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -295,7 +345,7 @@ class TestPartial:
 
 
 def test_the_least_there_can_be(tmp_path, monkeypatch, capsys):
-    """2 ps of one walker, without torsions, cores and comparison: what is not known is left out."""
+    """2 ps of one walker in one state, without torsions, cores and comparison: what is not known is left out."""
     from openmm_geomgnn.cli.main import main
 
     changes = ("length: 12 ps", "length: 2 ps, walkers: 1"), ("pace: 0.6", "pace: 0.2"), ("8 ps", "0 ps")
@@ -306,8 +356,9 @@ def test_the_least_there_can_be(tmp_path, monkeypatch, capsys):
         main()
     output, page = capsys.readouterr().out, (tmp_path / "run" / "report.html").read_text()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail)
-    assert end.value.code == 0 and summary["complete"] is True and summary["n_walkers"] == 1
-    assert summary["crossings_per_ns"] is None and summary["delta_F_kJ_per_mol"] is None
-    assert [line.split()[0] for line in output.splitlines()] == ["temperature", "verdict", "report"]
+    assert end.value.code == 3 and summary["complete"] is True and summary["n_walkers"] == 1
+    assert summary["crossings"] == 0 and summary["delta_F_kJ_per_mol"] is None
+    assert summary["converged"] is False and summary["verdict"].startswith("not converged: one state was found")
+    assert [line.split()[0] for line in output.splitlines()] == ["crossings", "temperature", "state", "verdict", "report"]
     for text in (output, page):
         assert "unknown" not in text and "nan " not in text and "None" not in text
