@@ -19,7 +19,7 @@ from openmm_geomgnn.cv.output_map import OutputMap, check_margin, range_of
 from openmm_geomgnn.cv.reweighting import Weighting, weighting
 from openmm_geomgnn.cv.rules import check_parts
 from openmm_geomgnn.cv.stiffness import atomic_masses, even_slopes, rates_along, stiffness
-from openmm_geomgnn.cv.verdict import ORDER_ONLY, judge, timescale_notes
+from openmm_geomgnn.cv.verdict import ORDER_ONLY, estimate_note, judge, timescale_notes
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import check_folds, hold_out, timescales, transitions
 from openmm_geomgnn.koopman.vampnet_settings import TEST_FRACTION, VALIDATION_FRACTION
@@ -65,8 +65,8 @@ def fit_cv(
     -------
     CollectiveVariable
         Its `training_information` holds scores, the figures of `stiffness`, `timescales_ps` (None where a component has
-        none, and `timescale_notes` why), the `transitions` of each component between its extremes in the data, and the
-        `verdict` of `verdict.judge`.
+        none, and `timescale_notes` why), the `transitions` of each component between its extremes in the data and the
+        `frames_between` these, and the `verdict` of `verdict.judge`.
 
     Raises
     ------
@@ -211,13 +211,20 @@ def _judge(
 def _slow_motions(
     psi: Sequence[np.ndarray], lag: int, singular_values: np.ndarray, settings: FitSettings, weights: Weighting
 ) -> dict[str, Any]:
-    """Timescales in ps, where the data show any, and how often the components went from one extreme to the other."""
+    """Timescales in ps, where the data show any; transitions between the extremes of the components; frames between."""
     found = transitions(psi, lag, singular_values)
     separates = found.separates_runs & (not weights.any_biased)  # under a bias the averages of runs say nothing
     known, notes = timescale_notes(timescales(singular_values, settings.lagtime), settings.lagtime, separates)
-    if weights.any_biased and settings.reweighting != "rescaled-time":
+    if weights.any_biased and settings.reweighting == "rescaled-time":
+        notes = [note or estimate_note(value) for value, note in zip(known, notes, strict=True)]
+    elif weights.any_biased:
         known, notes = [None] * len(known), [note or ORDER_ONLY for note in notes]
-    return {"timescales_ps": known, "timescale_notes": notes, "transitions": found.counts.tolist()}
+    return {
+        "timescales_ps": known,
+        "timescale_notes": notes,
+        "transitions": found.counts.tolist(),
+        "frames_between": found.between.tolist(),
+    }
 
 
 def check_data(lengths: Sequence[int], settings: FitSettings) -> int:

@@ -14,6 +14,7 @@ Verdict: TypeAlias = dict[str, Any]
 GRADES = ("usable", "weak", "not usable")
 SEPARATES = "separates runs; no timescale"
 ORDER_ONLY = "from biased frames; an order, no timescale"
+_ESTIMATE = "; an estimate, from biased frames in rescaled time"
 # A constant scores 1, and a component adds its squared autocorrelation at the lag. With less than this on held-out data, an
 # autocorrelation of 0.22, nothing slow was learned.
 LEAST_ABOVE_CONSTANT = 0.05
@@ -21,6 +22,8 @@ LEAST_ABOVE_CONSTANT = 0.05
 OVERFITTED = 0.5
 # transitions below which a rate is known to no better than about half of it
 FEW_TRANSITIONS = 5
+# frames between the basins of the training data, below which nobody knows what a CV does there
+FEW_BETWEEN = 5
 # effective pairs of weighted frames, below which noise of the weights is all that is learned
 FEW_PAIRS = 500
 STIFF_STEP = 0.002  # ps; a CV that is too stiff even when the bias is evaluated this often is only weakly usable
@@ -47,9 +50,14 @@ def timescale_notes(
     return known, notes
 
 
+def estimate_note(timescale: float | None) -> str:
+    """The note on a timescale in ps that comes from biased frames in rescaled time; "" where there is none."""
+    return "" if timescale is None else f"about {timescale:.2g} ps{_ESTIMATE}"
+
+
 def judge(facts: Mapping[str, Any]) -> Verdict:
     """The verdict on a fitted CV: {"grade": one of GRADES, "reasons": sentences}, by its `training_information`."""
-    return _verdict([*_scores(facts), *_weights(facts), *_timescales(facts), *_stiffness(facts)])
+    return _verdict([*_scores(facts), *_weights(facts), *_timescales(facts), *_between(facts), *_stiffness(facts)])
 
 
 def judge_student(facts: Mapping[str, Any], r2: Sequence[float]) -> Verdict:
@@ -130,6 +138,8 @@ def _timescales(facts: Mapping[str, Any]) -> Iterator[Reason]:
                     "no timescale"
                 ),
             )
+        elif note.endswith(_ESTIMATE):
+            yield "usable", f"{name} was fitted to biased frames in rescaled time, so its timescale is an estimate"
         elif note == ORDER_ONLY:
             yield "usable", f"{name} was fitted to biased frames, so its singular value is an order, not a timescale"
         elif note:
@@ -143,6 +153,23 @@ def _timescales(facts: Mapping[str, Any]) -> Iterator[Reason]:
                     "is a guess"
                 ),
             )
+
+
+def _between(facts: Mapping[str, Any]) -> Iterator[Reason]:
+    """(grade, reason) pairs by the training data between the basins; files of before lack the count."""
+    counts = facts.get("frames_between", ())
+    for number, (count, note) in enumerate(zip(counts, facts["timescale_notes"], strict=False), start=1):
+        if count >= FEW_BETWEEN or note.startswith("unresolved"):
+            continue
+        name = f" of cv.{number}" if len(counts) > 1 else ""
+        lie = "no frame lies" if count == 0 else "1 frame lies" if count == 1 else f"{count} frames lie"
+        yield (
+            "weak",
+            (
+                f"{lie} between the basins{name}, so what it does there is a guess. If it moves without the states, fit it "
+                "again with the frames of the biased run"
+            ),
+        )
 
 
 def _stiffness(facts: Mapping[str, Any]) -> Iterator[Reason]:

@@ -23,10 +23,13 @@ class Transitions:
         Number of transitions between the extremes, within trajectories.
     separates_runs : (m,) ndarray of bool
         Whether a component distinguishes trajectories, so that its singular value describes a separation, not a relaxation.
+    between : (m,) ndarray of int
+        Number of frames in the middle third between the means of the two groups of values.
     """
 
     counts: np.ndarray
     separates_runs: np.ndarray
+    between: np.ndarray
 
 
 def transitions(psi: Sequence[np.ndarray], lagtime: int, singular_values: npt.ArrayLike) -> Transitions:
@@ -55,14 +58,16 @@ def transitions(psi: Sequence[np.ndarray], lagtime: int, singular_values: npt.Ar
     """
     singular_values = np.atleast_1d(singular_values)
     smooth = [_running_mean(np.asarray(x, np.float64), min(lagtime, len(x))) for x in psi]
-    counts, separated = [], []
+    counts, separated, between = [], [], []
     for component, relaxation in enumerate(timescales(singular_values, lagtime)):
         low, high = _groups(np.concatenate([x[:, component] for x in smooth]))
         count = sum(_passages(x[:, component], low, high) for x in smooth)
         apart = _means_are_apart([np.asarray(x, np.float64)[:, component] for x in psi], relaxation)
         counts.append(count)
+        every, third = np.concatenate([np.asarray(x, np.float64)[:, component] for x in psi]), (high - low) / 3
+        between.append(np.count_nonzero((every > low + third) & (every < high - third)))
         separated.append(len(psi) > 1 and (count == 0 or apart))
-    return Transitions(np.array(counts, int), np.array(separated, bool))
+    return Transitions(np.array(counts, int), np.array(separated, bool), np.array(between, int))
 
 
 def _running_mean(x: np.ndarray, window: int) -> np.ndarray:

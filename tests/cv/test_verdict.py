@@ -8,7 +8,7 @@ from molecules import ala2, random_cv
 from openmm_geomgnn.cli import run as workflow
 from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 from openmm_geomgnn.cv.network import CollectiveVariable
-from openmm_geomgnn.cv.verdict import SEPARATES, in_words, judge, judge_student, timescale_notes
+from openmm_geomgnn.cv.verdict import SEPARATES, estimate_note, in_words, judge, judge_student, timescale_notes
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import fit_linear, timescales, transitions
 
@@ -60,6 +60,17 @@ class TestTransitions:
         runs = [np.column_stack([s, 0 * s]) + 0.15 * rng.normal(size=(len(s), 2)) for s in states]
         assert found(runs, 5)[2] == 5
 
+    @pytest.mark.parametrize(("on_the_way", "expected"), [(0, 0), (12, 12)])
+    def test_frames_between_two_basins(self, on_the_way, expected):
+        rng = np.random.default_rng(4)
+        states = np.concatenate([np.zeros(500), np.linspace(0.4, 0.6, on_the_way), np.ones(500)])
+        result = transitions([states[:, None] + 0.02 * rng.normal(size=(len(states), 1))], 5, [0.9])
+        assert result.between.tolist() == [expected]
+
+    def test_one_basin_has_frames_in_its_middle(self):
+        noise = np.random.default_rng(5).normal(size=(1000, 1))
+        assert transitions([noise], 1, [0.3]).between[0] > 100
+
     def test_faster_than_the_lag_is_unresolved(self):
         value, note, _ = found([relaxing(2000, 4, np.random.default_rng(3))], 10)
         assert value is None and note == "unresolved, below the lag of 10 ps"
@@ -76,6 +87,15 @@ class TestVerdict:
         "in_basin_spread": [0.2],
     }
 
+    def test_frames_between_are_enough(self):
+        assert judge({**self.GOOD, "frames_between": [5]})["reasons"] == []
+        fast = judge({**self.GOOD, "frames_between": [0], "timescale_notes": ["unresolved, below the lag"]})
+        assert len(fast["reasons"]) == 1  # where nothing slow was found there are no basins
+        assert (
+            estimate_note(None) == ""
+            and estimate_note(23.04) == "about 23 ps; an estimate, from biased frames in rescaled time"
+        )
+
     def test_usable(self):
         assert judge(self.GOOD) == {"grade": "usable", "reasons": []} and in_words(judge(self.GOOD)) == "usable"
 
@@ -90,6 +110,9 @@ class TestVerdict:
             ({"timescale_notes": [SEPARATES], "transitions": [0]}, "weak", "no trajectory crosses"),
             ({"timescale_notes": [SEPARATES], "transitions": [40]}, "weak", "averages are further apart"),
             ({"transitions": [1]}, "weak", "it has 1 transition between"),
+            ({"frames_between": [0]}, "weak", "no frame lies between the basins, so .* fit it again"),
+            ({"frames_between": [3]}, "weak", "3 frames lie between the basins"),
+            ({"timescale_notes": [estimate_note(23.0)]}, "usable", "rescaled time, so its timescale is an estimate"),
             ({"in_basin_spread": [0.01]}, "weak", "stiff: .* 0.032 wide"),
         ],
     )
