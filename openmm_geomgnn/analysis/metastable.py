@@ -23,6 +23,7 @@ MOST_STATES = 8
 LARGEST_OVERLAP = 0.3
 _SHORTEST_LAG = 1.0  # ps: what happens within it is vibration
 _MOST_FITTED = 20000  # frames that microstates are made of; all are assigned to them
+_MOST_TORSIONS = 100  # the slowest, that microstates are made by
 _WEAKEST = -25.0  # log-weight below which a frame counts as if it had this one: it still connects
 _BINS = 18  # of a torsion
 
@@ -142,6 +143,8 @@ def _microstates(runs: Sequence[np.ndarray], steps: Sequence[int], seed: int) ->
     """The microstate of every frame, a list of (F,), and their centres."""
     circles = [np.exp(1j * run) for run in runs]
     slowness = _slowness(circles, [10 * step for step in steps])
+    slowest = np.sort(np.argsort(-slowness, kind="stable")[:_MOST_TORSIONS])
+    circles, slowness = [circle[:, slowest] for circle in circles], slowness[slowest]
     features = [np.hstack([slowness * circle.real, slowness * circle.imag]) for circle in circles]
     every = np.concatenate(features)
     fitted = every[:: -(-len(every) // _MOST_FITTED)]
@@ -254,26 +257,33 @@ def _inside(memberships: np.ndarray, labels: Sequence[np.ndarray], logw: Sequenc
 
 
 def _names(states: np.ndarray, angles: np.ndarray, names: Sequence[str], n: int) -> tuple[list[str], np.ndarray]:
-    """Names of n states by the fewest torsions that tell them apart, and their circular means (n, T)."""
+    """Names of n states by the fewest torsions that tell each from the others, and their circular means (n, T)."""
     means = np.array([np.angle(np.exp(1j * angles[states == k]).sum(0)) for k in range(n)]).reshape(n, -1)
     overlaps = _overlaps(states, angles, n)
-    pairs = list(combinations(range(n), 2))
-    told: dict[int, list[tuple[int, int]]] = {}
-    left = list(pairs)
-    while left:
-        tells = [sum(overlaps[i, j, t] <= LARGEST_OVERLAP for i, j in left) for t in range(angles.shape[1])]
-        alike = [sum(overlaps[i, j, t] for i, j in left) for t in range(angles.shape[1])]
-        best = min(range(len(tells)), key=lambda t: (-tells[t], alike[t]))
-        told[best] = [(i, j) for i, j in pairs if overlaps[i, j, best] <= LARGEST_OVERLAP]
-        remaining = [pair for pair in left if pair not in told[best]]
-        if len(remaining) == len(left):
-            break
-        left = remaining
+    # of few torsions that tell all apart, those that this one needs
+    few = _telling(overlaps, list(combinations(range(n), 2)), range(angles.shape[1]))
     called = []
     for k in range(n):
-        mine = [t for t in sorted(told) if any(k in pair for pair in told[t])]
+        mine = sorted(_telling(overlaps, [(k, other) for other in range(n) if other != k], few))
         called.append(", ".join(f"{names[t]} {np.degrees(means[k, t]):.0f} deg" for t in mine) or "all frames")
     return called, means
+
+
+def _telling(overlaps: np.ndarray, pairs: Sequence[tuple[int, int]], among: Sequence[int]) -> list[int]:
+    """Few torsions, each the one that tells the most of the remaining pairs of states apart."""
+    chosen: list[int] = []
+    while pairs and len(chosen) < len(among):
+        best = min(among, key=lambda t: (-_told(overlaps, pairs, t), sum(overlaps[i, j, t] for i, j in pairs)))
+        left = [(i, j) for i, j in pairs if overlaps[i, j, best] > LARGEST_OVERLAP]
+        if len(left) == len(pairs):
+            break
+        chosen.append(best)
+        pairs = left
+    return chosen
+
+
+def _told(overlaps: np.ndarray, pairs: Sequence[tuple[int, int]], torsion: int) -> int:
+    return sum(overlaps[i, j, torsion] <= LARGEST_OVERLAP for i, j in pairs)
 
 
 def _nearest(

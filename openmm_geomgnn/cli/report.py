@@ -107,6 +107,8 @@ def _all_torsions(protocol: Protocol, results: Results) -> tuple[Sequence[str], 
     """Names and values of all torsions in every frame, in which states are found; None where they are given, or too few."""
     if _crossings(protocol.analysis)[0] is not None or min(len(run) for run in results.biased) < _FEWEST_FRAMES:
         return None
+    if not results.biased[0].topology.n_bonds:  # of beads, for example
+        return None
     torsions = rotatable_torsions(results.biased[0].topology)
     return torsions.names, [torsions.compute(walker) for walker in results.biased]
 
