@@ -160,7 +160,9 @@ class TestAgain:
     def test_without_comparison_and_cores(self, load, copied, no_simulation):
         shutil.rmtree(copied / "comparison")
         summary = workflow.run_protocol(load(unbiased__comparison_length="0.5 ps", analysis={}))
-        assert math.isnan(summary["unbiased_ns"]) and math.isnan(summary["crossings"])
+        assert math.isnan(summary["unbiased_ns"]) and math.isnan(summary["unbiased_crossings"])
+        assert summary["crossing_variable"] == "found states" and len(summary["states"]) >= 2  # each walker began in another
+        assert all((copied / state["example"]).exists() for state in summary["states"])
         assert not (copied / "comparison").exists()
 
     def test_a_comparison_that_was_stopped_keeps_its_length(self, load, copied, monkeypatch):
