@@ -5,14 +5,12 @@ Classif. 7, 147, 2013) tells which microstates relax together where the spectrum
 looked at in the same way, so that a slow event does not hide the less slow ones.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from deeptime.markov import pcca
 from deeptime.markov.tools.estimation import connected_sets
 
-# ratio of successive timescales that makes a gap: diffusion in a box has 4 and in a harmonic well 2, but soft sets
-LEAST_GAP = 2.5
+# ratio of successive timescales that makes a gap: diffusion in a harmonic well has 2 and in a box 4, but soft sets
+LEAST_GAP = 3.0
 # mean membership of the sets' own microstates, over all sets and in each: 0.82 in the halves of a box
 LEAST_CRISPNESS, LEAST_OF_EACH = 0.9, 0.75
 # lag times that a set has to live for: what is left sooner is not metastable
@@ -115,8 +113,3 @@ def attach(memberships: np.ndarray, centres: np.ndarray) -> np.ndarray:
     full = memberships.copy()
     full[nowhere] = memberships[known[distances.argmin(1)]]
     return full
-
-
-def joined(memberships: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
-    """Memberships (k, n) in unions of sets."""
-    return np.stack([memberships[:, list(group)].sum(1) for group in groups], axis=1)

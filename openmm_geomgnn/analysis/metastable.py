@@ -2,30 +2,27 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from deeptime.clustering import KMeans
 
 from openmm_geomgnn.analysis.found_states import FoundState, FoundStates, core_arrivals, populations
-from openmm_geomgnn.analysis.kinetic_sets import attach, joined, metastable_sets
+from openmm_geomgnn.analysis.kinetic_sets import attach, metastable_sets
 from openmm_geomgnn.analysis.resampling import relative_weights
 from openmm_geomgnn.errors import GeomGNNError
 
-CORE = 0.8  # least membership of the microstates of a core
+CORE = 0.8  # least membership of the bins of a core
 CORE_SHARE = (
-    0.9  # of a state's population that its core has: what is rarest may be the slope of a barrier that a bias has filled
+    0.9  # of a well's population that its core has: the rarest bins may be the slope of a barrier that a bias has filled
 )
 FEWEST_FRAMES = 20  # of a state
+HIGHEST_SADDLE = 0.6  # density between two wells, by that at the bottom of the shallower one, for them to be two
 MOST_STATES = 8
-# largest overlap of the distributions of a torsion that tells two states apart
-LARGEST_OVERLAP = 0.3
+_MOST_WELLS = 4  # of a torsion
+_BINS = 36
 _SHORTEST_LAG = 1.0  # ps: what happens within it is vibration
-_MOST_FITTED = 20000  # frames that microstates are made of; all are assigned to them
-_MOST_TORSIONS = 100  # the slowest, that microstates are made by
 _WEAKEST = -25.0  # log-weight below which a frame counts as if it had this one: it still connects
-_BINS = 18  # of a torsion
 
 
 def find_metastable_states(
@@ -40,10 +37,10 @@ def find_metastable_states(
 ) -> FoundStates:
     """Find the metastable states in simulations of one molecule, biased or not.
 
-    The cosines and sines of its torsions are clustered into microstates, in which slow torsions count more than fast ones;
-    transitions between these within a lag time are counted, forwards and backwards; and sets of microstates that are left
-    rarely are the states (`kinetic_sets`). Sets between which there were no transitions are states of their own. States
-    that no torsion tells apart are one.
+    Each torsion is divided into bins, transitions between these within a lag time are counted, forwards and backwards, and
+    sets of bins that are left rarely are its wells (`kinetic_sets`); sets between which there were no transitions are wells
+    of their own. The states are the combinations of the wells that were visited, of the torsions with the highest barriers
+    first, as long as there are no more than `most`. One torsion at a time takes far fewer frames than all of them together.
 
     A biased simulation has biased kinetics. Only the sets are taken from it, not their rates, and where there are weights, a
     transition counts by the geometric mean of the weights of its two frames: a barrier that the bias has filled is a barrier
@@ -89,14 +86,13 @@ def find_metastable_states(
     runs, names = _check_runs(torsions, names)
     logw = _check_weights(weights, runs)
     steps = _steps(runs, frame_interval, lag)
-    labels, centres = _microstates(runs, steps, seed)
-    visits = np.bincount(np.concatenate(labels), minlength=len(centres))
-    memberships = metastable_sets(_transitions(labels, logw, steps, len(centres)), visits, FEWEST_FRAMES, most)
-    if not memberships.shape[1]:
-        memberships = np.ones((len(centres), 1))
-    memberships = attach(memberships, centres)
-    memberships = _distinct(memberships, labels, np.concatenate(runs), most)
-    return _described(memberships, labels, runs, names, logw, seed)
+    equal = [np.zeros(len(run)) for run in runs]
+    wells = [_wells([run[:, k] for run in runs], equal if logw is None else logw, steps, k) for k in range(len(names))]
+    chosen, labels = _combinations([one for one in wells if one is not None], sum(map(len, runs)), most)
+    own = _nearest_kept(chosen, labels)
+    inside = np.all([one.inside for one in chosen] or [np.ones(len(own), bool)], axis=0)
+    inside &= own == labels  # not of a combination that is too rare to be a state
+    return _described(own, inside, chosen, runs, names, logw, seed)
 
 
 def _check_runs(torsions: Sequence[npt.ArrayLike], names: Sequence[str] | None) -> tuple[list[np.ndarray], list[str]]:
@@ -139,98 +135,128 @@ def _steps(runs: Sequence[np.ndarray], frame_interval: float | Sequence[float], 
     return steps
 
 
-def _microstates(runs: Sequence[np.ndarray], steps: Sequence[int], seed: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """The microstate of every frame, a list of (F,), and their centres."""
-    circles = [np.exp(1j * run) for run in runs]
-    slowness = _slowness(circles, [10 * step for step in steps])
-    slowest = np.sort(np.argsort(-slowness, kind="stable")[:_MOST_TORSIONS])
-    circles, slowness = [circle[:, slowest] for circle in circles], slowness[slowest]
-    features = [np.hstack([slowness * circle.real, slowness * circle.imag]) for circle in circles]
-    every = np.concatenate(features)
-    fitted = every[:: -(-len(every) // _MOST_FITTED)]
-    number = int(np.clip(np.sqrt(len(fitted)), 10, 150))
-    different = len(np.unique(fitted.round(6), axis=0))
-    if min(number, different) < 2:
-        return [np.zeros(len(run), int) for run in runs], every[:1]
-    # a seed of 0 would be none
-    estimator = KMeans(min(number, different), max_iter=200, tolerance=1e-4, fixed_seed=seed + 1, n_jobs=1)
-    model = estimator.fit(fitted).fetch_model()
-    return [np.asarray(model.transform(part, n_jobs=1)) for part in features], model.cluster_centers
+class _Wells(NamedTuple):
+    """The wells of a torsion, all runs one after the other.
+
+    torsion: its number. well: (N,) the well of every frame. inside: (N,) of bool, whether it is well inside. centres: (n,)
+    complex, of unit length. saddle: density where it is easiest to leave a well, by that at the bottom of the shallowest.
+    """
+
+    torsion: int
+    well: np.ndarray
+    inside: np.ndarray
+    centres: np.ndarray
+    saddle: float
 
 
-def _slowness(circles: Sequence[np.ndarray], steps: Sequence[int]) -> np.ndarray:
-    """How much of each torsion is left after some steps, (T,) from 0.1 to 1: its autocorrelation over all runs."""
-    mean = np.concatenate(circles).mean(0)
-    kept, whole = np.zeros(len(mean)), np.full(len(mean), 1e-12)
-    for circle, step in zip(circles, steps, strict=True):
-        step = min(step, len(circle) // 2)
-        if step:
-            change = circle - mean
-            kept += (change[:-step] * change[step:].conj()).real.sum(0)
-            whole += (np.abs(change[:-step]) ** 2 + np.abs(change[step:]) ** 2).sum(0) / 2
-    return np.clip(kept / whole, 0.1, 1.0)
+def _wells(runs: Sequence[np.ndarray], logw: Sequence[np.ndarray], steps: Sequence[int], torsion: int) -> _Wells | None:
+    """The wells of a torsion, (F,) in each run; None where it has one."""
+    labels = [((run + np.pi) / (2 * np.pi) * _BINS).astype(int) % _BINS for run in runs]
+    every, weights = np.concatenate(labels), np.concatenate(relative_weights(logw))
+    visits, population = np.bincount(every, minlength=_BINS), np.bincount(every, weights, _BINS)
+    memberships = metastable_sets(_transitions(labels, logw, steps), visits, FEWEST_FRAMES, _MOST_WELLS)
+    n = memberships.shape[1]
+    if n < 2:
+        return None
+    middles = np.exp(1j * ((np.arange(_BINS) + 0.5) / _BINS * 2 * np.pi - np.pi))
+    # bins of few frames go with their neighbours
+    memberships = _smooth(_smooth(attach(memberships, np.column_stack([middles.real, middles.imag]))))
+    own, inside, density = memberships.argmax(1), memberships.max(1) > CORE, _smooth(population)
+    bottoms = [density[own == well].max(initial=0.0) for well in range(n)]
+    ends = own != np.roll(own, -1)
+    saddle = np.minimum(density, np.roll(density, -1))[ends].max(initial=0.0) / max(min(bottoms), 1e-300)
+    if len(np.unique(own[every])) < n or saddle > HIGHEST_SADDLE:
+        return None
+    for well in range(n):
+        mine = np.flatnonzero(own == well)
+        mine = mine[np.argsort(-population[mine], kind="stable")]
+        held = np.cumsum(population[mine]) - population[mine]  # by those before
+        inside[mine[held > CORE_SHARE * population[mine].sum()]] = False
+    sums = np.array([visits[own == well] @ middles[own == well] for well in range(n)])
+    return _Wells(torsion, own[every], inside[every], sums / np.maximum(np.abs(sums), 1e-12), float(saddle))
 
 
-def _transitions(labels: Sequence[np.ndarray], logw: Any, steps: Sequence[int], number: int) -> np.ndarray:
-    """Symmetric counts of transitions between microstates within the lag time."""
-    counts = np.zeros((number, number))
-    offset = 0.0 if logw is None else max(float(values.max(initial=-np.inf)) for values in logw)
-    for k, (run, step) in enumerate(zip(labels, steps, strict=True)):
-        weights = np.zeros(len(run)) if logw is None else np.maximum(logw[k] - offset, _WEAKEST)
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Means of neighbours on the circle, over the first axis."""
+    return (np.roll(values, 1, axis=0) + 2 * values + np.roll(values, -1, axis=0)) / 4
+
+
+def _transitions(labels: Sequence[np.ndarray], logw: Sequence[np.ndarray], steps: Sequence[int]) -> np.ndarray:
+    """Symmetric counts of transitions between bins within the lag time."""
+    counts = np.zeros((_BINS, _BINS))
+    offset = max(float(values.max(initial=-np.inf)) for values in logw)
+    for run, values, step in zip(labels, logw, steps, strict=True):
+        weights = np.maximum(values - offset, _WEAKEST)
         np.add.at(counts, (run[:-step], run[step:]), np.exp((weights[:-step] + weights[step:]) / 2))
     return (counts + counts.T) / 2
 
 
-def _distinct(memberships: np.ndarray, labels: Sequence[np.ndarray], angles: np.ndarray, most: int) -> np.ndarray:
-    """Join sets that no torsion tells apart, and then the most alike until there are at most `most`."""
-    every = np.concatenate(labels)
-    groups = [[k] for k in range(memberships.shape[1])]
-    while len(groups) > 1:
-        overlaps = _overlaps(joined(memberships, groups).argmax(1)[every], angles, len(groups))
-        alike = overlaps.min(2, initial=1.0)
-        np.fill_diagonal(alike, -1)
-        first, second = np.unravel_index(alike.argmax(), alike.shape)
-        if alike[first, second] <= LARGEST_OVERLAP:
-            if len(groups) <= most:
-                break
-            alike = overlaps.mean(2)
-            np.fill_diagonal(alike, -1)
-            first, second = np.unravel_index(alike.argmax(), alike.shape)
-        groups[min(first, second)] += groups.pop(max(first, second))
-    return joined(memberships, groups)
+def _combinations(wells: Sequence[_Wells], n_frames: int, most: int) -> tuple[list[_Wells], np.ndarray]:
+    """The torsions whose combinations of wells are the states, and the number of the combination of every frame, (N,)."""
+    chosen: list[_Wells] = []
+    for one in sorted(wells, key=lambda one: one.saddle):
+        more = sorted([*chosen, one], key=lambda one: one.torsion)
+        if len(_kept(_numbers(more, n_frames))) <= most:
+            chosen = more
+    return chosen, _numbers(chosen, n_frames)
 
 
-def _overlaps(states: np.ndarray, angles: np.ndarray, n: int) -> np.ndarray:
-    """What the distributions of each torsion in two states have in common, from 0 to 1: (n, n, T)."""
-    bins = np.clip(((angles + np.pi) % (2 * np.pi) / (2 * np.pi) * _BINS).astype(int), 0, _BINS - 1)
-    overlaps = np.ones((n, n, angles.shape[1]))
-    for torsion in range(angles.shape[1]):
-        table = np.zeros((n, _BINS))
-        np.add.at(table, (states, bins[:, torsion]), 1)
-        table /= np.maximum(table.sum(1, keepdims=True), 1)
-        for i, j in combinations(range(n), 2):
-            overlaps[i, j, torsion] = overlaps[j, i, torsion] = np.minimum(table[i], table[j]).sum()
-    return overlaps
+def _numbers(chosen: Sequence[_Wells], n_frames: int) -> np.ndarray:
+    """The combination of the wells of every frame as a number, (N,); `_digits` takes it apart."""
+    labels = np.zeros(n_frames, int)
+    for one in chosen:
+        labels = labels * len(one.centres) + one.well
+    return labels
+
+
+def _kept(labels: np.ndarray) -> np.ndarray:
+    """The combinations that enough frames have."""
+    numbers, frames = np.unique(labels, return_counts=True)
+    kept = numbers[frames >= FEWEST_FRAMES]
+    return kept if len(kept) else numbers[[frames.argmax()]]
+
+
+def _digits(numbers: np.ndarray, chosen: Sequence[_Wells]) -> np.ndarray:
+    """The well of each torsion in combinations, (n, number of torsions)."""
+    wells = np.zeros((len(numbers), len(chosen)), int)
+    for column in reversed(range(len(chosen))):
+        numbers, wells[:, column] = np.divmod(numbers, len(chosen[column].centres))
+    return wells
+
+
+def _nearest_kept(chosen: Sequence[_Wells], labels: np.ndarray) -> np.ndarray:
+    """The combinations (N,), those that are too rare to be states replaced by the nearest that is one."""
+    numbers, kept = np.unique(labels), _kept(labels)
+    places = [
+        np.stack([one.centres[well] for one, well in zip(chosen, wells.T, strict=True)] or [np.ones(len(wells))], axis=1)
+        for wells in (_digits(numbers, chosen), _digits(kept, chosen))
+    ]
+    nearest = np.abs(places[0][:, None] - places[1]).sum(2).argmin(1)
+    return kept[nearest][np.searchsorted(numbers, labels)]
 
 
 def _described(
-    memberships: np.ndarray,
-    labels: Sequence[np.ndarray],
+    own: np.ndarray,
+    inside: np.ndarray,
+    chosen: Sequence[_Wells],
     runs: Sequence[np.ndarray],
     names: Sequence[str],
     logw: list[np.ndarray] | None,
     seed: int,
 ) -> FoundStates:
-    n = memberships.shape[1]
+    """FoundStates of the combination (N,) of every frame, and of whether it is well inside."""
+    kept, every = np.unique(own, return_inverse=True)
+    ends, n = np.cumsum([len(run) for run in runs])[:-1], len(kept)
     equal = [np.zeros(len(run)) for run in runs]
-    own, inside = memberships.argmax(1), _inside(memberships, labels, equal if logw is None else logw)
-    numbers = populations([own[run] for run in labels], equal if logw is None else logw, n, seed)
+    numbers = populations(np.split(every, ends), equal if logw is None else logw, n, seed)
     order = np.argsort(-numbers[:, 0], kind="stable")
-    own, numbers = np.argsort(order)[own], numbers[order]
-    membership = [own[run] for run in labels]
-    cores = [np.where(inside[run], own[run], -1) for run in labels]
-    every, angles = np.concatenate(membership), np.concatenate(runs)
-    called, centres = _names(every, angles, names, n)
+    every, numbers = np.argsort(order)[every], numbers[order]
+    membership, cores = np.split(every, ends), np.split(np.where(inside, every, -1), ends)
+    angles = np.concatenate(runs)
+    centres = np.array([np.angle(np.exp(1j * angles[every == k]).sum(0)) for k in range(n)])
+    called = _names(
+        _digits(kept[order], chosen), centres[:, [one.torsion for one in chosen]], [names[c.torsion] for c in chosen]
+    )
     states = [
         FoundState(
             name=called[k],
@@ -244,46 +270,27 @@ def _described(
     return FoundStates(tuple(states), membership, cores, core_arrivals(cores, n))
 
 
-def _inside(memberships: np.ndarray, labels: Sequence[np.ndarray], logw: Sequence[np.ndarray]) -> np.ndarray:
-    """Which microstates are well inside their state, (k,) of bool: clearly its own, and not the least populated."""
-    weights = np.bincount(np.concatenate(labels), np.concatenate(relative_weights(logw)), len(memberships))
-    own, inside = memberships.argmax(1), memberships.max(1) > CORE
-    for state in range(memberships.shape[1]):
-        mine = np.flatnonzero(own == state)
-        mine = mine[np.argsort(-weights[mine], kind="stable")]
-        held = np.cumsum(weights[mine]) - weights[mine]  # by those before
-        inside[mine[held > CORE_SHARE * weights[mine].sum()]] = False
-    return inside
-
-
-def _names(states: np.ndarray, angles: np.ndarray, names: Sequence[str], n: int) -> tuple[list[str], np.ndarray]:
-    """Names of n states by the fewest torsions that tell each from the others, and their circular means (n, T)."""
-    means = np.array([np.angle(np.exp(1j * angles[states == k]).sum(0)) for k in range(n)]).reshape(n, -1)
-    overlaps = _overlaps(states, angles, n)
+def _names(wells: np.ndarray, centres: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Names of states by the fewest torsions that tell each from the others. wells, centres: (n, number of torsions)."""
+    states, torsions = range(len(wells)), range(wells.shape[1])
     # of few torsions that tell all apart, those that this one needs
-    few = _telling(overlaps, list(combinations(range(n), 2)), range(angles.shape[1]))
+    few = sorted(_telling(wells, list(combinations(states, 2)), torsions))
     called = []
-    for k in range(n):
-        mine = sorted(_telling(overlaps, [(k, other) for other in range(n) if other != k], few))
-        called.append(", ".join(f"{names[t]} {np.degrees(means[k, t]):.0f} deg" for t in mine) or "all frames")
-    return called, means
+    for k in states:
+        mine = sorted(_telling(wells, [(k, other) for other in states if other != k], few))
+        called.append(", ".join(f"{names[t]} {np.degrees(centres[k, t]):.0f} deg" for t in mine) or "all frames")
+    return called
 
 
-def _telling(overlaps: np.ndarray, pairs: Sequence[tuple[int, int]], among: Sequence[int]) -> list[int]:
+def _telling(wells: np.ndarray, pairs: Sequence[tuple[int, int]], among: Sequence[int]) -> list[int]:
     """Few torsions, each the one that tells the most of the remaining pairs of states apart."""
     chosen: list[int] = []
-    while pairs and len(chosen) < len(among):
-        best = min(among, key=lambda t: (-_told(overlaps, pairs, t), sum(overlaps[i, j, t] for i, j in pairs)))
-        left = [(i, j) for i, j in pairs if overlaps[i, j, best] > LARGEST_OVERLAP]
-        if len(left) == len(pairs):
-            break
+    while pairs:
+        alike = {torsion: [(i, j) for i, j in pairs if wells[i, torsion] == wells[j, torsion]] for torsion in among}
+        best = min(alike, key=lambda torsion: len(alike[torsion]))
         chosen.append(best)
-        pairs = left
+        pairs = alike[best]
     return chosen
-
-
-def _told(overlaps: np.ndarray, pairs: Sequence[tuple[int, int]], torsion: int) -> int:
-    return sum(overlaps[i, j, torsion] <= LARGEST_OVERLAP for i, j in pairs)
 
 
 def _nearest(
