@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # from the bottom to the top: a room imports from the rooms above its line, not from the others of its line
 ROOMS = (
     "torchmdnet_ext",
-    "errors units files locks processes unfinished pickling formatting plugins aliases _lazy",
+    "errors units files locks processes jobs unfinished pickling formatting plugins aliases _lazy",
     "representation koopman",
     "cv",
     "force",

@@ -24,9 +24,9 @@ from openmm_geomgnn.conformers.merging import Merger
 from openmm_geomgnn.conformers.sources.base import Source
 from openmm_geomgnn.conformers.splits import NAMES, Splits, hold_out, molecules
 from openmm_geomgnn.conformers.statistics import summarise
-from openmm_geomgnn.conformers.workers import run_jobs
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
+from openmm_geomgnn.jobs import run_jobs
 from openmm_geomgnn.processes import cores, parent_is_gone
 from torchmdnet_ext.datasets.conformer_store import (
     INDEX_FORMAT,

@@ -260,12 +260,17 @@ def centres(parts: Sequence[BondFacts | None]) -> list[Centre]:
 
 
 def handedness(found: Sequence[Centre], pos: npt.ArrayLike) -> np.ndarray:
+    """`triple_products` of a few of the frames."""
+    frames = np.asarray(pos)
+    return triple_products(found, frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _FRAMES)).astype(int))])
+
+
+def triple_products(found: Sequence[Centre], pos: npt.ArrayLike) -> np.ndarray:
     """Triple products (K, F) of the unit vectors to three neighbours of `Centre`s; NaN where a bond is torn.
 
-    `pos` is (F, n, 3) in angstrom; a few of the frames are looked at.
+    `pos` is (F, n, 3) in angstrom. The sign says which way round a centre is, and the size how far it is from flat.
     """
     frames = np.asarray(pos)
-    frames = frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _FRAMES)).astype(int))]
     if not found:
         return np.zeros((0, len(frames)))
     rows = np.array([centre.rows for centre in found])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from openmm_geomgnn.sampling.walker import WalkerReport
 
 _DCD_HEADER = 92  # bytes of the first record, with its two length marks
+_DCD_DATE, _DCD_COMMENT = 180, 80  # the comment with the date, and its length
 _DCD_COUNT, _DCD_LAST_STEP, _DCD_BOX = 8, 20, 48  # where the number of frames, the last step and the box flag are
 
 
@@ -138,6 +139,11 @@ class TrajectoryWriter(Closing):
             truncate_dcd(path, frames)
         self._file = Path(path).open("r+b" if frames else "w+b")
         self._dcd = DCDFile(self._file, topology, step, firstStep=interval, interval=interval, append=frames > 0)
+        if not frames:
+            # the same frames make the same file
+            self._file.seek(_DCD_DATE)
+            self._file.write(b"by openmm-geomgnn".ljust(_DCD_COMMENT))
+            self._file.seek(0, os.SEEK_END)
 
     def write(self, frames: np.ndarray, boxes: np.ndarray | None = None) -> None:
         """Append frames (n, N, 3) in nm with their boxes (n, 3, 3) in nm, or None."""

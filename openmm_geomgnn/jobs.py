@@ -72,7 +72,7 @@ def _send(connection: Connection, job: tuple, worker: BaseProcess, describe: Cal
 
 
 def _death(worker: BaseProcess, name: str) -> GeomGNNError:
-    how = how_it_ended(worker, "a fault in one of the packages that make conformers", "builds")
+    how = how_it_ended(worker, "a fault in one of the packages that do the work", "starts the work")
     return GeomGNNError(f"{name} failed: its process {how} What is finished is kept.")
 
 

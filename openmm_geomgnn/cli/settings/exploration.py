@@ -1,0 +1,59 @@
+"""Settings of how other states are looked for, and of the seeds from which unbiased runs start."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from openmm_geomgnn.cli.settings.fields import Kelvin, KilojoulesPerMole, Names, Picoseconds, Section, Whole
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import did_you_mean
+
+WAYS = ("torsions",)  # of openmm_geomgnn.sampling.explore, whose import brings OpenMM
+
+
+def _known(value: Any) -> Any:
+    for name in value if isinstance(value, (list, tuple)) else ():
+        if name not in WAYS:
+            raise GeomGNNError(
+                f"ways is {value!r}, but must be auto, or of {', '.join(WAYS)}.{did_you_mean(str(name), WAYS)}"
+            )
+    return value
+
+
+class ExploreSection(Section):
+    """How other states of the molecule are looked for when not all are known."""
+
+    ways: Literal["auto"] | Annotated[Names, BeforeValidator(_known)] = Field(
+        "auto",
+        description="torsions: every bond that turns is biased by metadynamics, all at once and each in turn; auto is what "
+        "fits the molecule",
+    )
+    length: Picoseconds = Field(200.0, gt=0, description="length of each piece of exploration, ps")
+    frame_interval: Picoseconds = Field(1.0, gt=0, description="time between its frames, ps")
+    barrier: KilojoulesPerMole = Field(80.0, gt=0, description="highest barrier that biased torsions are to cross, kJ/mol")
+    omega: bool | Literal["auto"] = Field(
+        "auto",
+        description="whether peptide bonds are turned; auto: only where nitrogen has no hydrogen, as before proline",
+    )
+    highest_temperature: Kelvin | None = Field(
+        None, gt=0, description="highest temperature of tempering, K; null chooses it by the size of the system"
+    )
+    conformers: Whole = Field(50, ge=1, description="number of conformers from each structure")
+
+    def settings(self, seed: int) -> Any:
+        """The ExploreSettings of this section."""
+        from openmm_geomgnn.sampling.explore import ExploreSettings
+
+        return ExploreSettings(**{name: getattr(self, name) for name in type(self).model_fields}, seed=seed)
+
+
+class SeedsSection(Section):
+    """Seeds: structures spread over what was explored, quenched, each the start of a short unbiased run."""
+
+    number: Whole = Field(
+        16,
+        ge=1,
+        description="clusters of what was explored, of each of which one frame is quenched; fewer seeds remain "
+        "where several fall into one minimum",
+    )
+    length: Picoseconds = Field(50.0, gt=0, description="length of the unbiased run from each seed, ps")

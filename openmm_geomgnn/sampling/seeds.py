@@ -1,0 +1,250 @@
+"""Seeds: structures spread over what was explored, quenched, from which unbiased runs start."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import mdtraj
+import numpy as np
+import openmm
+from openmm import app, unit
+
+from openmm_geomgnn.aliases import PathLike
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.representation.rotatable import rotatable_torsions
+from openmm_geomgnn.sampling.explore.base import Explored
+from openmm_geomgnn.sampling.explore.chirality import Guard
+from openmm_geomgnn.sampling.plan import prepare
+from openmm_geomgnn.sampling.relaxation import check_energy
+from openmm_geomgnn.sampling.systems import load_structure
+from openmm_geomgnn.sampling.walker import make_system, platform_of
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
+
+NAME = "seeds.json"  # in the folder of the seeds
+SAME = 0.05  # nm, RMSD of heavy atoms below which two are one
+_VARIANCE = 0.95  # of the features, that the principal components keep
+_COMPONENTS = 20  # at most
+
+
+class Place(NamedTuple):
+    """A frame of what was explored: the number of the piece and that of the frame in it, from 0."""
+
+    piece: int
+    frame: int
+
+
+@dataclass(frozen=True, eq=False)
+class Seed:
+    """A quenched structure.
+
+    Attributes
+    ----------
+    origin : str
+        As in "frame 12 of omega ACE1-PRO2 from pro-trans".
+    positions : (N, 3) ndarray
+        nm.
+    box : (3, 3) ndarray or None
+        nm.
+    energy : float
+        Potential energy, kJ/mol.
+    """
+
+    origin: str
+    positions: np.ndarray
+    box: np.ndarray | None
+    energy: float
+
+
+def choose_seeds(
+    features: Sequence[np.ndarray], explored: Sequence[Explored], number: int, seed: int = 0
+) -> list[tuple[int, int]]:
+    """Choose frames that are spread over what was explored: the ones nearest to the centres of k-means clusters.
+
+    Parameters
+    ----------
+    features : list of (F, D) ndarray
+        Of the frames of each piece, as residue tokens. Their principal components are clustered.
+    explored : list of Explored
+    number : int
+        Of clusters.
+    seed : int
+
+    Returns
+    -------
+    list of Place
+        At most `number` of them, in the order of pieces and frames.
+
+    Raises
+    ------
+    GeomGNNError
+        If the features are not those of the frames, or there are none.
+    """
+    from deeptime.clustering import KMeans
+
+    lengths = [len(piece) for piece in explored]
+    if [len(one) for one in features] != lengths:
+        raise GeomGNNError(
+            f"There are features of {[len(one) for one in features]} frames, but {lengths} were explored: compute them for "
+            "every frame of every piece."
+        )
+    if number < 1:
+        raise GeomGNNError(f"number is {number}, but there must be 1 seed or more.")
+    if not sum(lengths):
+        raise GeomGNNError("There are no frames to choose seeds from: nothing was explored, or everything was left out.")
+    places = [Place(piece, frame) for piece, length in enumerate(lengths) for frame in range(length)]
+    data = _components(np.concatenate([np.asarray(one, dtype=np.float64).reshape(len(one), -1) for one in features]))
+    if len(data) <= number:
+        return list(places)
+    clusters = KMeans(number, max_iter=200, fixed_seed=seed, n_jobs=1).fit_fetch(data)
+    distances = np.linalg.norm(data[:, None] - clusters.cluster_centers[None], axis=2)
+    return [places[k] for k in sorted(set(distances.argmin(axis=0).tolist()))]
+
+
+def _components(data: np.ndarray) -> np.ndarray:
+    """The leading principal components (F, k) of data (F, D)."""
+    centred = data - data.mean(axis=0)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    kept = np.cumsum(sizes**2) / max(float((sizes**2).sum()), 1e-300)
+    count = min(int(np.searchsorted(kept, _VARIANCE)) + 1, _COMPONENTS, len(sizes))
+    return left[:, :count] * sizes[:count]
+
+
+def quench(
+    spec: WalkerSpec, frames: np.ndarray, boxes: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
+    """Minimise frames in the force field of a walker.
+
+    Parameters
+    ----------
+    spec : WalkerSpec
+        Its positions, else its structure, say which way round stereocentres are.
+    frames : (F, N, 3) ndarray
+        nm.
+    boxes : (F, 3, 3) ndarray, optional
+        nm, of a periodic system.
+
+    Returns
+    -------
+    positions : (F, N, 3) ndarray
+        nm.
+    energies : (F,) ndarray
+        kJ/mol.
+    faults : list of str or None
+        What is wrong with each: an inverted stereocentre, a broken bond.
+
+    Raises
+    ------
+    GeomGNNError
+        If the energy of one is not finite.
+    """
+    prepared = prepare([replace(spec, bias=None)])
+    spec, topology = prepared.specs[0], prepared.topology
+    system = make_system(spec, topology)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), *platform_of(spec, system.getNumParticles()))
+    positions, energies = [], []
+    for number, frame in enumerate(frames):
+        if boxes is not None:
+            context.setPeriodicBoxVectors(*np.asarray(boxes[number], dtype=float).tolist())
+        context.setPositions(np.asarray(frame, dtype=float))
+        openmm.LocalEnergyMinimizer.minimize(context)
+        check_energy(context, spec, f"after the minimisation of frame {number}")
+        state = context.getState(getPositions=True, getEnergy=True)
+        positions.append(state.getPositions(asNumpy=True)._value)
+        energies.append(state.getPotentialEnergy()._value)
+    reference = load_structure(spec.structure)[1] if spec.positions is None else np.asarray(spec.positions)
+    guard, found = Guard(topology, reference), np.array(positions).reshape(len(frames), -1, 3)
+    faults = [" ".join(guard.check(one[None]).notes).replace("In 1 of 1 frames ", "") or None for one in found]
+    return found, np.array(energies), faults
+
+
+def make_seeds(
+    spec: WalkerSpec,
+    explored: Sequence[Explored],
+    chosen: Sequence[tuple[int, int]],
+    known: Sequence[np.ndarray] = (),
+) -> tuple[list[Seed], list[str]]:
+    """Quench chosen frames, leave out what is no longer the molecule, and merge those that fall into one minimum.
+
+    Parameters
+    ----------
+    spec : WalkerSpec
+        As for `quench`.
+    explored : list of Explored
+    chosen : list of (piece, frame)
+        Of `choose_seeds`.
+    known : list of (N, 3) ndarray
+        nm, structures that need no seed; they are quenched too.
+
+    Returns
+    -------
+    seeds : list of Seed
+        In the order of their energies.
+    notes : list of str
+        Sentences: what was left out and why.
+    """
+    frames = [explored[piece].positions[frame] for piece, frame in chosen]
+    origins = [f"frame {frame} of {explored[piece].name}" for piece, frame in chosen]
+    boxes = [_box(explored[piece], frame) for piece, frame in chosen]
+    periodic = np.array(boxes) if boxes and boxes[0] is not None else None
+    positions, energies, faults = quench(spec, np.array(frames), periodic)
+    notes = [f"{origin} is left out: {fault}" for origin, fault in zip(origins, faults, strict=True) if fault]
+    minima = list(quench(spec, np.array(known))[0]) if len(known) else []
+    topology = mdtraj.Topology.from_openmm(load_structure(spec.structure)[0])
+    heavy = [a.index for a in topology.atoms if a.element.number > 1 and not a.residue.is_water]
+    seeds = []
+    for k in np.argsort(energies, kind="stable"):
+        if faults[k] or (minima and _distances(topology, heavy, minima, positions[k]).min() < SAME):
+            continue
+        minima.append(positions[k])
+        seeds.append(Seed(origins[k], positions[k], boxes[k], float(energies[k])))
+    merged = len(chosen) - len(seeds) - len(notes)
+    if merged:
+        notes.append(f"{merged} of {len(chosen)} are left out, whose minimum is that of another, or known.")
+    return seeds, notes
+
+
+def _box(piece: Explored, frame: int) -> np.ndarray | None:
+    return None if piece.boxes is None else piece.boxes[frame]
+
+
+def _distances(topology: mdtraj.Topology, atoms: list[int], some: list[np.ndarray], one: np.ndarray) -> np.ndarray:
+    """RMSD (F,) in nm of these atoms between some structures and one."""
+    there, here = mdtraj.Trajectory(np.array(some), topology), mdtraj.Trajectory(one[None], topology)
+    return mdtraj.rmsd(there, here, 0, atom_indices=atoms)
+
+
+def write_seeds(folder: PathLike, topology: app.Topology, seeds: Sequence[Seed], notes: Sequence[str] = ()) -> list[Path]:
+    """Write seed.K.pdb for each seed, and seeds.json last: where each came from, its energy and torsions.
+
+    Parameters
+    ----------
+    folder : path
+    topology : openmm.app.Topology
+    seeds : list of Seed
+    notes : list of str
+
+    Returns
+    -------
+    list of Path
+        The structure files.
+    """
+    folder, torsions = Path(folder), rotatable_torsions(topology)
+    molecule, paths, entries = mdtraj.Topology.from_openmm(topology), [], []
+    for number, seed in enumerate(seeds):
+        path = folder / f"seed.{number}.pdb"
+        if seed.box is not None:
+            topology.setPeriodicBoxVectors(np.asarray(seed.box) * unit.nanometer)
+        with atomic_write(path) as temporary, temporary.open("w") as file:
+            app.PDBFile.writeFile(topology, seed.positions * unit.nanometer, file, keepIds=True)
+        angles = np.degrees(torsions.compute(mdtraj.Trajectory(seed.positions[None], molecule))[0])
+        turned = dict(zip(torsions.names, angles.round(1).tolist(), strict=True))
+        entry = {"file": path.name, "origin": seed.origin, "energy": round(seed.energy, 3), "torsions (degrees)": turned}
+        entries.append(entry)
+        paths.append(path)
+    with atomic_write(folder / NAME) as temporary:
+        content = json.dumps({"seeds": entries, "notes": list(notes)}, indent=1)
+        temporary.write_text(content + "\n", encoding="utf-8")
+    return paths
