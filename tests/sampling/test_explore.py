@@ -1,5 +1,6 @@
 """Exploration from one structure: it leaves its basin, is made once, and what is no longer the molecule is left out."""
 
+from dataclasses import replace
 from importlib.resources import files
 
 import mdtraj
@@ -10,12 +11,13 @@ from openmm import app
 
 from openmm_geomgnn.cli.settings import exploration
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.sampling.explore import ExploreSettings, explore
+from openmm_geomgnn.sampling.explore import ExploreSettings, explore, tempering, torsions
 from openmm_geomgnn.sampling.explore.chirality import Guard
+from openmm_geomgnn.sampling.explore.exploring import _molecules
 from openmm_geomgnn.sampling.explore.files import PieceFiles
 from openmm_geomgnn.sampling.explore.fourier import SIGMA, TorsionHills, dihedrals
 from openmm_geomgnn.sampling.explore.torsions import _force, find_torsions
-from openmm_geomgnn.sampling.explore.ways import WAYS
+from openmm_geomgnn.sampling.explore.ways import WAYS, choose_ways
 from openmm_geomgnn.sampling.systems import load_structure
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
@@ -144,6 +146,53 @@ def test_settings_know_the_ways():
     assert exploration.WAYS == tuple(WAYS)
     section = exploration.ExploreSection(length="50 ps", ways="torsions")
     assert section.settings(7) == ExploreSettings(ways=("torsions",), length=50.0, seed=7)
+
+
+def test_conformers_are_minima_of_the_same_stereoisomer(tmp_path):
+    """Of D-proline where the start is that; and cis is among them."""
+    pytest.importorskip("rdkit")
+    positions = load_structure(PRO)[1]
+    for number, start in enumerate((positions, positions * [1, 1, -1])):
+        settings = ExploreSettings(ways=("conformers",), conformers=16)
+        (found,) = explore([spec(PRO, positions=start)], settings, tmp_path / str(number))
+        assert found.frame_interval is None and len(found) == 16
+        topology = load_structure(PRO)[0]
+        assert Guard(topology, start).check(found.positions).good.all()
+        assert not Guard(topology, -start).check(found.positions).good.any()
+        omega = find_torsions(topology).compute(found.trajectory(mdtraj.load(PRO).topology))[:, 0]
+        assert {"cis", "trans"} == {"cis" if abs(angle) < 0.6 else "trans" for angle in omega}
+
+
+@pytest.mark.skipif(not hasattr(app, "ExpandedEnsembleSampler"), reason="OpenMM 8.6 has it")
+def test_tempering_visits_temperatures_and_says_of_which_a_frame_is(tmp_path):
+    settings = ExploreSettings(ways=("tempering",), length=40, frame_interval=0.2)
+    found = explore([spec()], settings, tmp_path / "a")
+    temperatures = [one.temperature for one in found]
+    assert temperatures == sorted(set(temperatures)) and temperatures[0] == 300.0 and 350 < temperatures[-1] <= 600
+    assert sum(map(len, found)) == 200 and all(one.frame_interval is None for one in found)
+    again = explore([spec()], settings, tmp_path / "b")
+    np.testing.assert_array_equal(found[0].positions, again[0].positions)
+    # hotter is more strained: bonds of heavy atoms vary more
+    topology = mdtraj.load(ALA2).topology
+    pairs = [(a.index, b.index) for a, b in topology.bonds if a.element.symbol != "H" and b.element.symbol != "H"]
+    cold, hot = (
+        mdtraj.compute_distances(one.trajectory(topology), pairs).var(axis=0).mean() for one in (found[0], found[-1])
+    )
+    assert hot > 1.2 * cold
+
+
+def test_what_fits(tmp_path):
+    pytest.importorskip("rdkit")
+    (molecule,) = _molecules([spec(ALA3)])
+    assert choose_ways(molecule, ExploreSettings()) == ("torsions", "conformers")
+    assert [piece.name for piece in torsions.pieces(molecule, ExploreSettings())] == ["all torsions"]
+    assert len(torsions.pieces(molecule, ExploreSettings(in_turn=True))) == 7
+    # twice the temperature needs about as many steps as the energy fluctuates more slowly
+    levels = tempering.temperatures(molecule)
+    assert levels[0] == 300.0 and levels[-1] == pytest.approx(600.0) and 5 <= len(levels) <= 8
+    large = replace(molecule, degrees_of_freedom=30_000)
+    assert len(tempering.temperatures(large)) == 12 and tempering.temperatures(large)[-1] < 350
+    assert "must be above the 300 K" in tempering.why_not(molecule, ExploreSettings(highest_temperature=200))
 
 
 # --------------------------------------------------------------------------------------------------------------- guard

@@ -8,7 +8,7 @@ from openmm_geomgnn.cli.settings.fields import Kelvin, KilojoulesPerMole, Names,
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import did_you_mean
 
-WAYS = ("torsions",)  # of openmm_geomgnn.sampling.explore, whose import brings OpenMM
+WAYS = ("torsions", "conformers", "tempering")  # of openmm_geomgnn.sampling.explore, whose import brings OpenMM
 
 
 def _known(value: Any) -> Any:
@@ -25,8 +25,9 @@ class ExploreSection(Section):
 
     ways: Literal["auto"] | Annotated[Names, BeforeValidator(_known)] = Field(
         "auto",
-        description="torsions: every bond that turns is biased by metadynamics, all at once and each in turn; auto is what "
-        "fits the molecule",
+        description="torsions: every bond that turns is biased by metadynamics, all at once and each in turn; conformers: "
+        "RDKit's, minimised, for up to 60 atoms; tempering: one simulation moves between temperatures (OpenMM 8.6); auto is "
+        "those of the first two that fit the molecule, else tempering",
     )
     length: Picoseconds = Field(200.0, gt=0, description="length of each piece of exploration, ps")
     frame_interval: Picoseconds = Field(1.0, gt=0, description="time between its frames, ps")
@@ -34,6 +35,10 @@ class ExploreSection(Section):
     omega: bool | Literal["auto"] = Field(
         "auto",
         description="whether peptide bonds are turned; auto: only where nitrogen has no hydrogen, as before proline",
+    )
+    in_turn: bool | Literal["auto"] = Field(
+        "auto",
+        description="whether torsions are biased each in turn as well as all at once; auto: up to four of them",
     )
     highest_temperature: Kelvin | None = Field(
         None, gt=0, description="highest temperature of tempering, K; null chooses it by the size of the system"

@@ -71,6 +71,8 @@ class ExploreSettings:
         kJ/mol, the highest that biased torsions are to cross.
     omega : bool or "auto"
         Whether to turn about peptide bonds; "auto": only about those before proline.
+    in_turn : bool or "auto"
+        Whether torsions are biased each in turn as well as all at once; "auto": up to four of them.
     highest_temperature : float, openmm Quantity or str, optional
         K, of tempering; None chooses it by the size of the system.
     conformers : int
@@ -88,6 +90,7 @@ class ExploreSettings:
     frame_interval: float = 1.0
     barrier: float = 80.0
     omega: bool | Literal["auto"] = "auto"
+    in_turn: bool | Literal["auto"] = "auto"
     highest_temperature: float | None = None
     conformers: int = 50
     seed: int = 0
@@ -103,12 +106,13 @@ class ExploreSettings:
                 f"frame_interval is {self.frame_interval:g} ps, longer than the {self.length:g} ps of a piece: there would "
                 "be no frame. Use a shorter one."
             )
-        if self.omega not in (True, False, "auto"):
-            raise GeomGNNError(f"omega is {self.omega!r}, but must be true, false or 'auto'.")
-        for name, lowest in (("conformers", 1), ("seed", 0)):
-            value = getattr(self, name)
+        for name in ("omega", "in_turn"):
+            if getattr(self, name) not in (True, False, "auto"):
+                raise GeomGNNError(f"{name} is {getattr(self, name)!r}, but must be true, false or 'auto'.")
+        for number, lowest in (("conformers", 1), ("seed", 0)):
+            value = getattr(self, number)
             if isinstance(value, bool) or int(value) != value or value < lowest:
-                raise GeomGNNError(f"{name} is {value!r}, but must be a whole number, {lowest} or more.")
+                raise GeomGNNError(f"{number} is {value!r}, but must be a whole number, {lowest} or more.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,12 +155,23 @@ class Piece:
 
 
 class Made(NamedTuple):
-    """What a way makes of a piece: as in `Explored`, and the mean temperature in K, NaN where there is none."""
+    """What a way makes of a piece.
+
+    Attributes
+    ----------
+    positions, boxes, frame_interval, bias
+        As in `Explored`.
+    temperature : float or (F,) ndarray
+        Of the thermostat, K; of each frame, if they differ.
+    mean_temperature : float
+        Kinetic, K; NaN where there is none.
+    notes : tuple of str
+    """
 
     positions: np.ndarray
     boxes: np.ndarray | None
     frame_interval: float | None
     bias: np.ndarray | None
-    temperature: float
+    temperature: float | np.ndarray
     mean_temperature: float
     notes: tuple[str, ...] = ()

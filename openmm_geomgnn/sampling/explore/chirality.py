@@ -45,24 +45,25 @@ class Guard:
 
     def check(self, positions: np.ndarray) -> Verdict:
         """Judge frames (F, N, 3) in nm, with whole molecules."""
-        frames = np.asarray(positions)
+        marks, what = self._marks(np.asarray(positions))
+        counts = marks.sum(axis=1)
+        notes = [f"In {counts[k]} of {marks.shape[1]} frames {what[k]}: they are left out." for k in np.flatnonzero(counts)]
+        return Verdict(np.asarray(~marks.any(axis=0)), tuple(notes))
+
+    def fault(self, positions: np.ndarray) -> str | None:
+        """What is wrong with one frame (N, 3) in nm, in phrases; None if nothing is."""
+        marks, what = self._marks(np.asarray(positions)[None])
+        return "; ".join(what[k] for k in np.flatnonzero(marks[:, 0])) or None
+
+    def _marks(self, frames: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """What may be wrong (K, F), and in words."""
         signs = np.array([self._signs[centre.key] for centre in self._centres])
         wrong = signs[:, None] * triple_products(self._centres, frames[:, self._heavy] * NM_TO_ANGSTROM) < _INVERTED
         torn = np.abs(self._measure(frames) / self._lengths - 1).T > STRETCH
-        names = [centre.name for centre in self._centres]
-        notes = [
-            *_sentences(names, wrong, "the stereocentre {} is inverted"),
-            *_sentences(self._bonds, torn, "the bond {} is broken, or far from its length in the start"),
-        ]
-        return Verdict(~(wrong.any(axis=0) | torn.any(axis=0)), tuple(notes))
+        words = [f"the stereocentre {centre.name} is inverted" for centre in self._centres]
+        words += [f"the bond {bond} is broken, or far from its length in the start" for bond in self._bonds]
+        return np.concatenate([wrong.reshape(-1, len(frames)), torn]), words
 
     def _measure(self, frames: np.ndarray) -> np.ndarray:
         """Lengths (F, bonds) in nm."""
         return np.linalg.norm(frames[:, self._pairs[:, 0]] - frames[:, self._pairs[:, 1]], axis=-1)
-
-
-def _sentences(names: list[str], marks: np.ndarray, what: str) -> list[str]:
-    """One sentence for each row of marks (K, F) that has any."""
-    counts = marks.sum(axis=1)
-    found = [(name, count) for name, count in zip(names, counts, strict=True) if count]
-    return [f"In {n} of {marks.shape[1]} frames {what.format(name)}: they are left out." for name, n in found]

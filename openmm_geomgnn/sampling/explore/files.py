@@ -42,7 +42,7 @@ class PieceFiles:
     def write(self, prints: Mapping[str, Any], topology: app.Topology, made: Made, verdict: Verdict) -> None:
         """Write frames, then the description."""
         notes = [*made.notes, *verdict.notes]
-        if made.mean_temperature > TOLERATED * made.temperature:
+        if made.mean_temperature > TOLERATED * np.min(made.temperature):
             notes.append(f"Its mean temperature is {made.mean_temperature:.0f} K: the bias heats it.")
         with atomic_write(self.trajectory) as temporary:
             with TrajectoryWriter(temporary, topology, made.frame_interval or 1.0, 1) as writer:
@@ -52,7 +52,7 @@ class PieceFiles:
             "fingerprint": prints,
             "name": self.name,
             "frame_interval": made.frame_interval,
-            "temperature": made.temperature,
+            "temperature": np.asarray(made.temperature).tolist(),
             "mean_temperature": made.mean_temperature if np.isfinite(made.mean_temperature) else None,
             "left_out": np.flatnonzero(~verdict.good).tolist(),
             "notes": notes,
@@ -62,28 +62,35 @@ class PieceFiles:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def read(self) -> list[Explored]:
-        """What there is: of a trajectory in which frames are left out, the parts between them."""
+        """What there is.
+
+        Of a trajectory in which frames are left out, the parts between them; of several temperatures, the frames of each.
+        """
         made, frames = self._described(), read_dcd(self.trajectory)
         good = np.ones(len(frames), dtype=bool)
         good[made["left_out"]] = False
-        parts = [np.flatnonzero(good)]
-        if made["frame_interval"] is not None and not good.all():
-            parts = [
-                part for part in np.split(parts[0], np.flatnonzero(np.diff(parts[0]) > 1) + 1) if len(part) >= _SHORTEST
-            ]
+        kept = np.flatnonzero(good)
+        temperatures = np.broadcast_to(made["temperature"], len(frames))
+        parts = [(self.name, kept)]
+        if np.ndim(made["temperature"]):
+            levels = np.unique(temperatures[kept])
+            parts = [(f"{self.name} at {level:.0f} K", kept[temperatures[kept] == level]) for level in levels]
+        elif made["frame_interval"] is not None and not good.all():
+            pieces = np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1)
+            parts = [(f"{self.name}, part {k}", piece) for k, piece in enumerate(pieces, 1) if len(piece) >= _SHORTEST]
         bias = None if made["bias"] is None else np.array(made["bias"])
         notes = tuple(made["notes"])
         return [
             Explored(
-                name=self.name if len(parts) == 1 else f"{self.name}, part {number}",
+                name=name,
                 positions=frames.xyz[part],
                 boxes=None if frames.boxes is None else frames.boxes[part],
                 frame_interval=made["frame_interval"],
                 bias=None if bias is None else bias[part],
-                temperature=made["temperature"],
-                notes=notes if number == 1 else (),
+                temperature=float(temperatures[part[0]]) if len(part) else float(np.min(made["temperature"])),
+                notes=notes if number == 0 else (),
             )
-            for number, part in enumerate(parts or [np.zeros(0, dtype=int)], start=1)
+            for number, (name, part) in enumerate(parts or [(self.name, kept[:0])])
         ]
 
     def _described(self) -> dict[str, Any]:

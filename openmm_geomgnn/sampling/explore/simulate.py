@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import openmm
+from openmm import app
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.force.integrators import make_integrator
@@ -18,7 +19,7 @@ LOWEST_FRICTION = 1.0  # 1/ps: what exploring releases must go somewhere
 
 
 class Dynamics:
-    """A molecule in a Context of its own, relaxed, that advances and keeps frames until it ends or blows up.
+    """A molecule in an app.Simulation of its own, relaxed, that advances and keeps frames until it ends or blows up.
 
     Parameters
     ----------
@@ -43,9 +44,10 @@ class Dynamics:
         self._freedom = molecule.degrees_of_freedom
         noise, velocities, relaxing = self.spec.seeds(0)
         spec = self.spec
-        self.integrator = make_integrator(spec.temperature, spec.friction, spec.timestep, seed=noise)
+        integrator = make_integrator(spec.temperature, spec.friction, spec.timestep, seed=noise)
         platform = platform_of(spec, len(self._masses))
-        self.context = openmm.Context(system, self.integrator, *platform)
+        self.simulation = app.Simulation(molecule.topology, system, integrator, *platform)
+        self.context = self.simulation.context
         self._interval = frame_interval
         self._periodic = system.usesPeriodicBoundaryConditions()
         self._start(velocities, relaxing)
@@ -86,7 +88,7 @@ class Dynamics:
         while step < total:
             stop = min((step // interval + 1) * interval for interval in (pace, self._interval))
             try:
-                self.integrator.step(min(stop, total) - step)
+                self.simulation.step(min(stop, total) - step)
                 step = min(stop, total)
                 if step % self._interval == 0:
                     self._keep()

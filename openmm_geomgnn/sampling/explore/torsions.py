@@ -1,4 +1,4 @@
-"""Every torsion about which the molecule can turn is biased, all at once and each in turn, at the temperature of the run."""
+"""Every torsion about which the molecule can turn is biased, all at once and each in turn, at the run's temperature."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,8 @@ from openmm_geomgnn.sampling.explore.fourier import HARMONICS, TorsionHills, dih
 from openmm_geomgnn.sampling.explore.simulate import LOWEST_FRICTION, Dynamics, steps
 from openmm_geomgnn.units import BOLTZMANN
 
-MOST = 12  # torsions that are biased in turn
+IN_TURN = 4  # torsions up to which "auto" biases each in turn, too
+MOST = 40
 _PACE = 0.5  # ps between hills
 _HIGHEST_HILL = 3.0  # kJ/mol
 # hills may heat by this share of the temperature, were all their work to become heat; about half of it does
@@ -25,16 +26,20 @@ def why_not(molecule: Molecule, settings: ExploreSettings) -> str | None:
     if not count:
         return "Nothing in the molecule turns about a bond."
     if count > MOST:
-        return f"The molecule turns about {count} bonds, and only up to {MOST} are biased in turn."
+        return f"The molecule turns about {count} bonds, and only up to {MOST} are biased."
     return None
 
 
 def pieces(molecule: Molecule, settings: ExploreSettings) -> list[Piece]:
-    """One piece for all torsions at once, and one for each if there are several."""
+    """One piece for all torsions at once, and one for each if there are several and they are asked for.
+
+    At once each torsion crosses its barrier as often as on its own in a simulation of the same length.
+    """
     torsions = find_torsions(molecule.topology, settings.omega)
     found = [*zip(torsions.names, torsions.atoms[:, None].tolist(), strict=True)]
     if len(found) > 1:
-        found.insert(0, ("all torsions", torsions.atoms.tolist()))
+        in_turn = len(found) <= IN_TURN if settings.in_turn == "auto" else settings.in_turn
+        found = [("all torsions", torsions.atoms.tolist()), *(found if in_turn else [])]
     shared = {"length": settings.length, "frame_interval": settings.frame_interval, "barrier": settings.barrier}
     return [Piece("torsions", name, shared | {"atoms": atoms}) for name, atoms in found]
 

@@ -12,10 +12,10 @@ from openmm_geomgnn.sampling.explore.base import ExploreSettings, Molecule
 from openmm_geomgnn.units import did_you_mean
 
 # name: module
-WAYS = {"torsions": "torsions"}
+WAYS = {"torsions": "torsions", "conformers": "conformers", "tempering": "tempering"}
 # what `auto` takes: all of the first that fit, else the others
-FIRST: tuple[str, ...] = ("torsions",)
-ELSE: tuple[str, ...] = ()
+FIRST: tuple[str, ...] = ("torsions", "conformers")
+ELSE: tuple[str, ...] = ("tempering",)
 
 
 def get_way(name: str) -> Any:
