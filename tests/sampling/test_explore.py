@@ -126,10 +126,10 @@ def test_a_piece_without_its_description_is_made_again(tmp_path):
 
 
 def test_a_piece_that_blows_up_keeps_what_it_had(tmp_path):
-    found = explore([spec(timestep=0.005)], ExploreSettings(length=20, frame_interval=0.05, ways=("torsions",)), tmp_path)
-    text = " ".join(" ".join(one.notes) for one in found)
-    assert "blew up" in text or "mean temperature" in text
-    assert all(np.isfinite(one.positions).all() for one in found)
+    settings = ExploreSettings(length=20, frame_interval=0.05, ways=("torsions",))
+    found = explore([spec(timestep=0.006)], settings, tmp_path)
+    assert all("It blew up before" in one.notes[0] and "shorter than 0.006 ps" in one.notes[0] for one in found)
+    assert 0 < sum(map(len, found)) < 1200 and all(np.isfinite(one.positions).all() for one in found)
 
 
 def test_refusals(tmp_path):
@@ -179,6 +179,17 @@ def test_tempering_visits_temperatures_and_says_of_which_a_frame_is(tmp_path):
         mdtraj.compute_distances(one.trajectory(topology), pairs).var(axis=0).mean() for one in (found[0], found[-1])
     )
     assert hot > 1.2 * cold
+
+
+def test_opes_explores_the_cv_so_far(tmp_path, cv_file):
+    settings = ExploreSettings(ways=("opes",), length=8, frame_interval=0.5, cv=str(cv_file), sigma=(0.05, 0.05))
+    (found,) = explore([spec(every=2)], settings, tmp_path / "a")
+    assert (found.name, len(found), found.frame_interval) == ("OPES_EXPLORE from ala2-c7eq", 16, 0.5)
+    assert found.bias.min() > -80 and np.ptp(found.bias) > 1.0
+    (again,) = explore([spec(every=2)], settings, tmp_path / "b")
+    np.testing.assert_array_equal(found.positions, again.positions)
+    with pytest.raises(GeomGNNError, match="There is no CV yet"):
+        explore([spec()], ExploreSettings(ways=("opes",)), tmp_path / "c")
 
 
 def test_what_fits(tmp_path):

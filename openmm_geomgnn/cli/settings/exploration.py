@@ -8,7 +8,7 @@ from openmm_geomgnn.cli.settings.fields import Kelvin, KilojoulesPerMole, Names,
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import did_you_mean
 
-WAYS = ("torsions", "conformers", "tempering")  # of openmm_geomgnn.sampling.explore, whose import brings OpenMM
+WAYS = ("torsions", "conformers", "opes", "tempering")  # of openmm_geomgnn.sampling.explore, whose import brings OpenMM
 
 
 def _known(value: Any) -> Any:
@@ -26,8 +26,8 @@ class ExploreSection(Section):
     ways: Literal["auto"] | Annotated[Names, BeforeValidator(_known)] = Field(
         "auto",
         description="torsions: every bond that turns is biased by metadynamics, all at once and each in turn; conformers: "
-        "RDKit's, minimised, for up to 60 atoms; tempering: one simulation moves between temperatures (OpenMM 8.6); auto is "
-        "those of the first two that fit the molecule, else tempering",
+        "RDKit's, minimised, for up to 60 atoms; opes: OPES_EXPLORE on the CV so far; tempering: one simulation moves "
+        "between temperatures (OpenMM 8.6); auto is those of the first three that fit, else tempering",
     )
     length: Picoseconds = Field(200.0, gt=0, description="length of each piece of exploration, ps")
     frame_interval: Picoseconds = Field(1.0, gt=0, description="time between its frames, ps")
@@ -45,11 +45,11 @@ class ExploreSection(Section):
     )
     conformers: Whole = Field(50, ge=1, description="number of conformers from each structure")
 
-    def settings(self, seed: int) -> Any:
-        """The ExploreSettings of this section."""
+    def settings(self, seed: int, **others: Any) -> Any:
+        """The ExploreSettings of this section. others: cv, the CV of the round before, and its sigma."""
         from openmm_geomgnn.sampling.explore import ExploreSettings
 
-        return ExploreSettings(**{name: getattr(self, name) for name in type(self).model_fields}, seed=seed)
+        return ExploreSettings(**{name: getattr(self, name) for name in type(self).model_fields}, seed=seed, **others)
 
 
 class SeedsSection(Section):

@@ -68,7 +68,7 @@ class ExploreSettings:
     frame_interval : float, openmm Quantity or str
         ps.
     barrier : float, openmm Quantity or str
-        kJ/mol, the highest that biased torsions are to cross.
+        kJ/mol, the highest that is to be crossed.
     omega : bool or "auto"
         Whether to turn about peptide bonds; "auto": only about those before proline.
     in_turn : bool or "auto"
@@ -78,6 +78,10 @@ class ExploreSettings:
     conformers : int
         Number of conformers from each structure.
     seed : int
+    cv : str, optional
+        File of the CV for the way "opes".
+    sigma : tuple of float, optional
+        Widths of its kernels in units of the CV; None measures them, in the first 5 ps.
 
     Raises
     ------
@@ -94,6 +98,8 @@ class ExploreSettings:
     highest_temperature: float | None = None
     conformers: int = 50
     seed: int = 0
+    cv: str | None = None
+    sigma: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.ways != "auto":
@@ -147,11 +153,14 @@ class Piece:
         For people.
     settings : mapping
         All that it depends on beside the molecule, which JSON can hold.
+    file : str, optional
+        A file that it reads, whose content the settings tell.
     """
 
     way: str
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    file: str | None = None
 
 
 class Made(NamedTuple):

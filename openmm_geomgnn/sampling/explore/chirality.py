@@ -62,7 +62,7 @@ class Guard:
         torn = np.abs(self._measure(frames) / self._lengths - 1).T > STRETCH
         words = [f"the stereocentre {centre.name} is inverted" for centre in self._centres]
         words += [f"the bond {bond} is broken, or far from its length in the start" for bond in self._bonds]
-        return np.concatenate([wrong.reshape(-1, len(frames)), torn]), words
+        return np.concatenate([wrong, torn]), words
 
     def _measure(self, frames: np.ndarray) -> np.ndarray:
         """Lengths (F, bonds) in nm."""

@@ -42,7 +42,7 @@ class PieceFiles:
     def write(self, prints: Mapping[str, Any], topology: app.Topology, made: Made, verdict: Verdict) -> None:
         """Write frames, then the description."""
         notes = [*made.notes, *verdict.notes]
-        if made.mean_temperature > TOLERATED * np.min(made.temperature):
+        if not made.notes and made.mean_temperature > TOLERATED * np.min(made.temperature):
             notes.append(f"Its mean temperature is {made.mean_temperature:.0f} K: the bias heats it.")
         with atomic_write(self.trajectory) as temporary:
             with TrajectoryWriter(temporary, topology, made.frame_interval or 1.0, 1) as writer:

@@ -15,7 +15,12 @@ from openmm_geomgnn.sampling.relaxation import kinetic_temperature, relax
 from openmm_geomgnn.sampling.walker import make_system, platform_of
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
+_HOTTEST = 5.0  # relative to the thermostat's: no fluctuation gets there
 LOWEST_FRICTION = 1.0  # 1/ps: what exploring releases must go somewhere
+
+
+class _BlownUp(Exception):
+    """The last step is that of no molecule any more."""
 
 
 class Dynamics:
@@ -95,20 +100,23 @@ class Dynamics:
                     frame()
                 if step % pace == 0:
                     every()
-            except openmm.OpenMMException as error:
-                if "NaN" not in str(error):
+            except (openmm.OpenMMException, _BlownUp) as error:
+                if isinstance(error, openmm.OpenMMException) and "NaN" not in str(error):
                     raise
-                time = step * self.spec.timestep
-                return f"It blew up after {time:g} ps, where it ends: a shorter timestep, or a lower barrier, would do."
+                return (
+                    f"It blew up before {(len(self.frames) + 1) * self._interval * self.spec.timestep:g} ps, where it ends: "
+                    f"use a timestep shorter than {self.spec.timestep:g} ps, or a lower barrier."
+                )
         return None
 
     def _keep(self) -> None:
         state = self.context.getState(getPositions=True, enforcePeriodicBox=self._periodic)
         positions = state.getPositions(asNumpy=True)._value
-        if not np.isfinite(positions).all():
-            raise openmm.OpenMMException("NaN")
+        temperature = kinetic_temperature(self.context, self._masses, self._freedom)
+        if not (np.isfinite(positions).all() and temperature < _HOTTEST * self.spec.temperature):
+            raise _BlownUp
         self.frames.append(positions.astype(np.float32))
-        self.temperatures.append(kinetic_temperature(self.context, self._masses, self._freedom))
+        self.temperatures.append(temperature)
         if self._periodic:
             self.boxes.append(state.getPeriodicBoxVectors(asNumpy=True)._value)
 

@@ -12,9 +12,9 @@ from openmm_geomgnn.sampling.explore.base import ExploreSettings, Molecule
 from openmm_geomgnn.units import did_you_mean
 
 # name: module
-WAYS = {"torsions": "torsions", "conformers": "conformers", "tempering": "tempering"}
+WAYS = {"torsions": "torsions", "conformers": "conformers", "opes": "opes_explore", "tempering": "tempering"}
 # what `auto` takes: all of the first that fit, else the others
-FIRST: tuple[str, ...] = ("torsions", "conformers")
+FIRST: tuple[str, ...] = ("torsions", "conformers", "opes")
 ELSE: tuple[str, ...] = ("tempering",)
 
 
