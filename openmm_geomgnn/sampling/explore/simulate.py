@@ -16,7 +16,7 @@ from openmm_geomgnn.sampling.walker import make_system, platform_of
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 _HOTTEST = 5.0  # relative to the thermostat's: no fluctuation gets there
-LOWEST_FRICTION = 1.0  # 1/ps: what exploring releases must go somewhere
+LOWEST_FRICTION = 2.0  # 1/ps: what exploring releases must go somewhere
 
 
 class _BlownUp(Exception):
