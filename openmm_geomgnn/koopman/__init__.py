@@ -2,10 +2,19 @@
 
 from .alignment import Alignment, align
 from .covariance import Covariances, Pairs, covariances
-from .linear import fit_linear
+from .gap import basin_gap
+from .linear import LinearBasis, fit_linear, linear_basis
 from .loss import vamp2
 from .transitions import Transitions, transitions
-from .validation import Segment, check_folds, cross_validate, held_out_score, hold_out
+from .validation import (
+    Segment,
+    check_folds,
+    cross_validate,
+    folds_of_blocks,
+    folds_of_runs,
+    held_out_score,
+    hold_out,
+)
 from .vamp import EPSILON, KoopmanModel, fix_sign, skewness, timescales, vamp, vamp_score
 from .vampnet import VAMPNetResult, VAMPNetSettings, train_vampnet
 from .weights import koopman_weights, normalised_biases, rescaled_time_pairs, static_weights
@@ -15,20 +24,25 @@ __all__ = [
     "Alignment",
     "Covariances",
     "KoopmanModel",
+    "LinearBasis",
     "Pairs",
     "Segment",
     "Transitions",
     "VAMPNetResult",
     "VAMPNetSettings",
     "align",
+    "basin_gap",
     "check_folds",
     "covariances",
     "cross_validate",
     "fit_linear",
     "fix_sign",
+    "folds_of_blocks",
+    "folds_of_runs",
     "held_out_score",
     "hold_out",
     "koopman_weights",
+    "linear_basis",
     "normalised_biases",
     "rescaled_time_pairs",
     "skewness",

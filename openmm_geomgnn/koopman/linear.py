@@ -88,6 +88,114 @@ def fit_linear(
         If trajectories are not longer than the lag time, features are not finite (the message names trajectory and frame),
         weights are not usable, or `n_components` exceeds the number of independent directions.
     """
+    basis = linear_basis(features, lagtime, pca, reversible, weights, epsilon, pairs)
+    return fix_sign(basis.model(n_components, None, rates, softening, epsilon), as_trajectories(features))
+
+
+@dataclass(frozen=True)
+class LinearBasis:
+    """Principal components of features and their covariances, from which linear CVs with any settings follow at once.
+
+    Attributes
+    ----------
+    mean : (n,) ndarray
+        Of the features.
+    projection : (n, k) ndarray
+        To principal components of unit variance, that of the largest variance first.
+    covariances : Covariances
+        Of these.
+    variances : (r,) ndarray
+        Of the principal components of the standardised features, descending; k of them are in `projection`.
+    info : dict
+        As in the `KoopmanModel` of `fit_linear`.
+    right_mean : (n,) ndarray, optional
+        Of the second frames of the pairs; None when reversible.
+    """
+
+    mean: np.ndarray
+    projection: np.ndarray
+    covariances: Covariances
+    variances: np.ndarray
+    info: dict[str, Any]
+    right_mean: np.ndarray | None = None
+
+    def reduce(self, x: Any) -> np.ndarray:
+        """The principal components (T, k) of features (T, n), lazy ones too."""
+        return project(x, self.mean, self.projection)
+
+    def solve(
+        self,
+        n_components: int,
+        pca: int | None = None,
+        rates: npt.ArrayLike | None = None,
+        softening: float = 0.0,
+        epsilon: float = EPSILON,
+    ) -> KoopmanModel:
+        """The KoopmanModel of the principal components themselves; arguments are those of `fit_linear`."""
+        size = self._size(pca)
+        check_n_components(n_components, size, len(self.mean))
+        chosen = np.eye(self.projection.shape[1])[:, :size]
+        cov = self.covariances.project(chosen)
+        if softening > 0:
+            soft = _soft_directions(cov, rates, self.projection[:, :size], softening, n_components)
+            cov, chosen = cov.project(soft), chosen @ soft
+        inner = vamp(cov, n_components, epsilon)
+        right = None if inner.right_projection is None else chosen @ inner.right_projection
+        return replace(inner, mean=np.zeros(len(chosen)), projection=chosen @ inner.projection, right_projection=right)
+
+    def model(
+        self,
+        n_components: int,
+        pca: int | None = None,
+        rates: npt.ArrayLike | None = None,
+        softening: float = 0.0,
+        epsilon: float = EPSILON,
+    ) -> KoopmanModel:
+        """The KoopmanModel of `fit_linear`, which takes the same arguments, with either sign of each component."""
+        inner = self.solve(n_components, pca, rates, softening, epsilon)
+        size = self._size(pca)
+        explained = float(self.variances[:size].sum() / self.variances.sum())
+        right = None if inner.right_projection is None else self.projection @ inner.right_projection
+        return KoopmanModel(
+            self.mean,
+            self.projection @ inner.projection,
+            inner.singular_values,
+            len(self.mean) - self.info["rank"] + inner.dropped,
+            inner.lagtime,
+            inner.reversible,
+            self.right_mean,
+            right,
+            info=inner.info | self.info | {"pca_components": size, "explained_variance": explained},
+        )
+
+    def _size(self, pca: int | None) -> int:
+        size = self.projection.shape[1]
+        return size if pca is None else min(pca, size)
+
+
+def linear_basis(
+    features: Trajectories,
+    lagtime: int,
+    pca: int | None = None,
+    reversible: bool = True,
+    weights: Weights | None = None,
+    epsilon: float = EPSILON,
+    pairs: PairsLike = None,
+) -> LinearBasis:
+    """Everything of `fit_linear` that takes passes over the data, for at most `pca` principal components.
+
+    Arguments and errors are those of `fit_linear`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from openmm_geomgnn.koopman import fit_linear, linear_basis
+    >>> features = np.cumsum(np.random.default_rng(0).normal(size=(1000, 6)), axis=0)
+    >>> basis = linear_basis(features, 5)
+    >>> one, same = basis.model(1, pca=3), fit_linear(features, 5, 1, pca=3)
+    >>> bool(np.allclose(one.singular_values, same.singular_values))
+    True
+    """
     check_lagtime(lagtime)
     trajs = as_trajectories(features, lagtime if pairs is None else 0)
     lengths = [len(x) for x in trajs]
@@ -95,39 +203,12 @@ def fit_linear(
     weighted = weights is not None or pairs is not None
     # principal components only choose a basis, in which a state of little weight must have its place as well
     whitened = _whiten(trajs, frame_weights(lengths, 1, None) if weighted else frames, pca, epsilon)
-    mean, to_components = _mean(trajs, frames) if weighted else whitened.mean, whitened.projection
-    check_n_components(n_components, to_components.shape[1], len(mean))
-    reduced = [project(x, mean, to_components) for x in trajs]
-    cov = covariances(reduced, lagtime, weights, reversible, pairs)
-    if softening > 0:
-        soft = _soft_directions(cov, rates, to_components, softening, n_components)
-        to_components = to_components @ soft
-        cov = covariances([x @ soft for x in reduced], lagtime, weights, reversible, pairs)
-    inner = vamp(cov, n_components, epsilon)
-    model = KoopmanModel(
-        mean,
-        to_components @ inner.projection,
-        inner.singular_values,
-        len(mean) - whitened.info["rank"] + inner.dropped,
-        lagtime,
-        reversible,
-        info=inner.info | whitened.info,
-    )
+    mean = _mean(trajs, frames) if weighted else whitened.mean
+    cov = covariances([project(x, mean, whitened.projection) for x in trajs], lagtime, weights, reversible, pairs)
+    right_mean = None
     if not reversible:
-        model = _two_sided(model, to_components @ inner.right_projection, trajs, weights, pairs)
-    return fix_sign(model, trajs)
-
-
-def _two_sided(
-    model: KoopmanModel,
-    right_projection: np.ndarray,
-    trajs: Sequence[np.ndarray],
-    weights: Weights | None,
-    pairs: PairsLike,
-) -> KoopmanModel:
-    """Complete a VAMP model with the means of the first and of the second frames of all pairs."""
-    mean, right_mean = pair_means(trajs, model.lagtime, weights, pairs)
-    return replace(model, mean=mean, right_mean=right_mean, right_projection=right_projection)
+        mean, right_mean = pair_means(trajs, lagtime, weights, pairs)
+    return LinearBasis(mean, whitened.projection, cov, whitened.variances, whitened.info, right_mean)
 
 
 @dataclass(frozen=True)
@@ -136,6 +217,7 @@ class _Whitened:
 
     mean: np.ndarray
     projection: np.ndarray
+    variances: np.ndarray
     info: dict[str, Any]
 
 
@@ -153,14 +235,7 @@ def _whiten(trajs: Sequence[np.ndarray], frames: Sequence[np.ndarray], pca: int 
     kept = rank if pca is None else min(pca, rank)
     # Components of unit variance, so that the cutoff inside `vamp` sees dependence only, not size.
     projection = components[:, :kept] / std[:, None] / np.sqrt(variances[:kept])
-    info = {
-        "n_features": n,
-        "rank": rank,
-        "flat_features": flat,
-        "pca_components": kept,
-        "explained_variance": float(variances[:kept].sum() / variances.sum()),
-    }
-    return _Whitened(mean, projection, info)
+    return _Whitened(mean, projection, variances, {"n_features": n, "rank": rank, "flat_features": flat})
 
 
 def _soft_directions(

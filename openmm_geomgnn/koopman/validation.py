@@ -203,7 +203,7 @@ def cross_validate(
     lengths = [len(x) for x in trajs]
     check_folds(lengths, lagtime, folds, blocks)
     scores = []
-    for training, validation in _folds(lengths, lagtime, folds, blocks):
+    for training, validation in folds_of_blocks(lengths, [lagtime] * len(lengths), folds, blocks):
         more = {} if options is None else options(training)
         if frame_weights is not None:
             more["weights"] = [s.take(frame_weights) for s in training]
@@ -222,7 +222,8 @@ def check_folds(lengths: Sequence[int], lagtime: int, folds: int, blocks: int = 
     check_lengths(lengths, lagtime)
     if folds < 2:
         raise GeomGNNError(f"Cross-validation needs at least 2 folds but folds was {folds!r}.")
-    if not all(training and validation for training, validation in _folds(lengths, lagtime, folds, blocks)):
+    split = folds_of_blocks(lengths, [lagtime] * len(lengths), folds, blocks)
+    if not all(training and validation for training, validation in split):
         raise GeomGNNError(
             f"The trajectories ({sum(lengths)} frames in {len(lengths)}) are too short for {folds} folds, in "
             f"which a CV is scored on data it was not fitted to, at a lag of {lagtime} frames: a fold needs "
@@ -231,11 +232,22 @@ def check_folds(lengths: Sequence[int], lagtime: int, folds: int, blocks: int = 
         )
 
 
-def _folds(lengths: Sequence[int], lagtime: int, folds: int, blocks: int) -> Iterator[tuple[list[Segment], list[Segment]]]:
-    """Yield (training, validation) segments of each fold."""
+def folds_of_blocks(
+    lengths: Sequence[int], lagtimes: Sequence[int], folds: int, blocks: int = 4, gaps: Sequence[int] | None = None
+) -> Iterator[tuple[list[Segment], list[Segment]]]:
+    """Yield (training, held out) segments of each fold, as `cross_validate` has them.
+
+    Parameters
+    ----------
+    lengths, lagtimes
+        Frames of each trajectory, and the lag time in its frames.
+    gaps
+        Frames of each trajectory that are left out between training and held-out segments; its lag time by default.
+    """
+    gaps = lagtimes if gaps is None else gaps
     owners: list[list[tuple[int, Segment]]] = []  # for each trajectory, its blocks in order, each with its fold
     n_short = 0
-    for k, length in enumerate(lengths):
+    for k, (length, lagtime) in enumerate(zip(lengths, lagtimes, strict=True)):
         count = min(folds * blocks, length // (4 * lagtime))
         count = max(count - count % folds, folds)
         if length // count < 2 * lagtime:
@@ -247,17 +259,32 @@ def _folds(lengths: Sequence[int], lagtime: int, folds: int, blocks: int) -> Ite
     for fold in range(folds):
         training: list[Segment] = []
         validation: list[Segment] = []
-        for row in owners:
+        for row, gap in zip(owners, gaps, strict=True):
             after_validation, open_run = False, False
             for owner, segment in row:
                 if owner == fold:
                     validation.append(segment)
                     if open_run:
-                        training[-1] = training[-1]._replace(stop=training[-1].stop - lagtime)
+                        training[-1] = training[-1]._replace(stop=training[-1].stop - gap)
                     after_validation, open_run = True, False
                 elif open_run:  # neighbouring training blocks are one run
                     training[-1] = training[-1]._replace(stop=segment.stop)
                 else:
-                    training.append(segment._replace(start=segment.start + lagtime * after_validation))
+                    training.append(segment._replace(start=segment.start + gap * after_validation))
                     open_run = True
-        yield [s for s in training if s.stop - s.start > lagtime], validation
+        yield [s for s in training if s.stop - s.start > lagtimes[s.trajectory]], validation
+
+
+def folds_of_runs(
+    lengths: Sequence[int], folds: int, order: Sequence[int] | None = None
+) -> Iterator[tuple[list[Segment], list[Segment]]]:
+    """Yield (training, held out) segments of each fold, which are whole trajectories, dealt to the folds in turn.
+
+    order: numbers of the trajectories in the order in which they are dealt, as given by default. Sorted by where they are
+    along a slow motion, every fold has some of everywhere.
+    """
+    whole = [Segment(k, 0, length) for k, length in enumerate(lengths)]
+    dealt = list(range(len(lengths))) if order is None else list(order)
+    for fold in range(folds):
+        held = set(dealt[fold::folds])
+        yield [s for s in whole if s.trajectory not in held], [s for s in whole if s.trajectory in held]
