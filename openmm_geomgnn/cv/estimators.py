@@ -14,7 +14,6 @@ from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.cv.stiffness import atomic_masses
 from openmm_geomgnn.koopman import KoopmanModel, Segment, cross_validate, fit_linear, train_vampnet
 from openmm_geomgnn.koopman.covariance import PairsLike
-from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.featurization import Featurization
 from openmm_geomgnn.unfinished import Unfinished, fingerprint
 from openmm_geomgnn.units import BOLTZMANN, NM_TO_ANGSTROM
@@ -56,7 +55,7 @@ def feature_rates(
     noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(settings.seed), dtype=torch.float64)
     masses = atomic_masses(featurization.topology, featurization.atoms)
     velocities = noise * torch.sqrt(BOLTZMANN * 300.0 / masses)[:, None] * NM_TO_ANGSTROM
-    double = featurization.tokenizer_of(Encoder.load(settings.encoder, torch.float64))
+    double = featurization.tokenizer_of(featurization.encoder.in_precision(torch.float64))
     step = 1e-4  # ps
     advance = frame_counter(progress or (lambda *where: None), "rates", 2 * len(frames))
     with torch.no_grad():
@@ -89,13 +88,7 @@ def softened_linear(
         )
 
     def training_rates(segments: Sequence[Segment]) -> dict[str, Any]:
-        """The rates at frames of these segments only: what is scored has no part in the softening either."""
-        if rates is None:
-            return {}
-        inside = [torch.zeros(len(frames), dtype=torch.bool) for frames in where]
-        for s in segments:
-            inside[s.trajectory] |= (where[s.trajectory] >= s.start) & (where[s.trajectory] < s.stop)
-        return {"rates": rates[torch.cat(inside).numpy()]}
+        return {} if rates is None else {"rates": rates_within(rates, where, segments)}
 
     model = fit(features)
     folds = cross_validate(
@@ -110,6 +103,17 @@ def softened_linear(
         "softening_ps": settings.softening,
     }
     return Estimate(mixer, model, scores)
+
+
+def rates_within(rates: np.ndarray, where: Sequence[torch.Tensor], segments: Sequence[Segment]) -> np.ndarray:
+    """The rates at frames of these segments only: what is scored has no part in the softening either.
+
+    where: numbers of the frames of each trajectory that `rates` (K, n) were taken at.
+    """
+    inside = [torch.zeros(len(frames), dtype=torch.bool) for frames in where]
+    for s in segments:
+        inside[s.trajectory] |= (where[s.trajectory] >= s.start) & (where[s.trajectory] < s.stop)
+    return rates[torch.cat(inside).numpy()]
 
 
 def estimate_vampnet(

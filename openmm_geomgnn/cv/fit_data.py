@@ -205,21 +205,27 @@ def read_frames(
     unfinished : Unfinished
         Where tokens are kept.
     """
+    positions = read_positions(trajectories, featurization)
+    if isinstance(trajectories, Embeddings):
+        tokens = [trajectories.tokens(k) for k in range(len(trajectories))]
+        tokens = in_memory(tokens) if joined else tokens
+    else:
+        tokens = embed_positions(featurization.tokenizer, positions, progress, unfinished)
+    return TrainingFrames(featurization, positions, tokens)
+
+
+def read_positions(trajectories: Sequence[mdtraj.Trajectory] | Embeddings, featurization: Featurization) -> list[Any]:
+    """The `TrainingFrames.positions` of trajectories, whose stereocentres are noted in the residue table."""
     positions: list[Any]
     if isinstance(trajectories, Embeddings):
         positions = [StoredPositions(trajectories.positions(k)) for k in range(len(trajectories))]
     else:
         positions = [featurization.molecule.positions(part) for part in trajectories]
     record_centres(bonds_of(featurization.table), [evenly([part], CENTRE_FRAMES) for part in positions])
-    if isinstance(trajectories, Embeddings):
-        tokens = [trajectories.tokens(k) for k in range(len(trajectories))]
-        tokens = in_memory(tokens) if joined else tokens
-    else:
-        tokens = _embed(featurization.tokenizer, positions, progress, unfinished)
-    return TrainingFrames(featurization, positions, tokens)
+    return positions
 
 
-def _embed(
+def embed_positions(
     tokenizer: Tokenizer, positions: Sequence[torch.Tensor], progress: StageProgress, unfinished: Unfinished
 ) -> list[torch.Tensor]:
     """Tokens of each trajectory, in pieces that are kept as soon as they are done."""

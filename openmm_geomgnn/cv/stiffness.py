@@ -60,6 +60,20 @@ def stiffness(
     masses = atomic_masses(as_topology(topology), bound.atoms)
     if values is None:
         values = [bound.compute_whole(pos) for pos in positions]
+    return stiffness_of(bound, masses, positions, frame_interval, values, progress, biased=biased)
+
+
+def stiffness_of(
+    bound: Bound,
+    masses: torch.Tensor,
+    positions: Sequence[Any],
+    frame_interval: float | Sequence[float],
+    values: Sequence[np.ndarray],
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    biased: Sequence[bool] | None = None,
+) -> dict[str, Any]:
+    """As `stiffness`, of a CV that is bound already to atoms with these masses (n,) in amu."""
     there, rates = rates_along(bound, masses, positions, values, GRADIENT_FRAMES, progress)
     intervals = np.broadcast_to(frame_interval, len(values))
     free = [not one for one in biased or []]

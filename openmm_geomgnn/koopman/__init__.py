@@ -5,7 +5,7 @@ from .covariance import Covariances, Pairs, covariances
 from .gap import basin_gap
 from .linear import LinearBasis, fit_linear, linear_basis
 from .loss import vamp2
-from .transitions import Transitions, transitions
+from .transitions import Transitions, basins, transitions
 from .validation import (
     Segment,
     check_folds,
@@ -32,6 +32,7 @@ __all__ = [
     "VAMPNetSettings",
     "align",
     "basin_gap",
+    "basins",
     "check_folds",
     "covariances",
     "cross_validate",

@@ -70,6 +70,30 @@ def transitions(psi: Sequence[np.ndarray], lagtime: int, singular_values: npt.Ar
     return Transitions(np.array(counts, int), np.array(separated, bool), np.array(between, int))
 
 
+def basins(values: Sequence[np.ndarray], lagtime: int | Sequence[int]) -> list[bool | None]:
+    """Say for each trajectory of a slow function in which of two basins it stayed.
+
+    The basins are the two groups of values of `transitions`, averaged over a lag time as there.
+
+    Parameters
+    ----------
+    values : list of (T,) array
+    lagtime
+        In frames, of all trajectories or of each.
+
+    Returns
+    -------
+    list of bool or None
+        True for the upper basin, False for the lower, by the mean of the trajectory; None where it went from one to the
+        other.
+    """
+    lags = np.broadcast_to(lagtime, len(values))
+    arrays = [np.asarray(x, np.float64) for x in values]
+    smooth = [_running_mean(x[:, None], min(int(lag), len(x)))[:, 0] for x, lag in zip(arrays, lags, strict=True)]
+    low, high = _groups(np.concatenate(smooth))
+    return [None if _passages(x, low, high) else bool(x.mean() > 0.5 * (low + high)) for x in smooth]
+
+
 def _running_mean(x: np.ndarray, window: int) -> np.ndarray:
     """Averages of `window` consecutive rows, (T - window + 1, m)."""
     sums = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x - x.mean(0), axis=0)])

@@ -192,6 +192,20 @@ class Encoder(nn.Module):
             raise GeomGNNError(f"The encoder {name!r} cannot be made from its settings and parameters: {error}") from error
         return Encoder(network, settings, self.training_information, name, self.head).to(dtype)
 
+    def in_precision(self, dtype: torch.dtype) -> "Encoder":
+        """A copy in torch.float32 or torch.float64, as `load` makes it."""
+        return self._remade(self.name, dtype, None)
+
+    def with_random_weights(self, seed: int) -> "Encoder":
+        """A network of the same settings as it is before any training, to see what pre-training is worth.
+
+        torch's own generator is not touched.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = registration.representation_model({"precision": 32, "box_vecs": None, **self.settings})
+        return Encoder(network.requires_grad_(False).eval(), self.settings, {"seed": seed}, f"{self.name}, random weights")
+
     def save(self, path: PathLike) -> None:
         """Write the encoder to a file, in single precision, with its noise head if it has one.
 

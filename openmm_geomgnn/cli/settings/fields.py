@@ -338,6 +338,7 @@ def _file(what: str, endings: tuple[str, ...]) -> Any:
 
 OutputFolder = _output("runs/{name}")
 OutputCV = _output("{name}.cv.safetensors", ".safetensors", "a CV is a .safetensors file")
+OutputScores = _output("{name}.scores")
 OutputFile = _output("{name}.colvar")
 OutputStore = _output("{name}.zarr", ".zarr", "embeddings are a .zarr folder")
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from openmm_geomgnn.cli.settings.conformers import DataBuild
 from openmm_geomgnn.cli.settings.distill import Distill
 from openmm_geomgnn.cli.settings.fields import Section, find_file
 from openmm_geomgnn.cli.settings.protocol import Embed, Fit, Protocol, Schedule
+from openmm_geomgnn.cli.settings.score import Score
 from openmm_geomgnn.cli.settings.yaml_text import Lines, read_value, read_yaml, write_yaml
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formatting import format_setting
@@ -29,6 +30,7 @@ __all__ = [
     "Fit",
     "Protocol",
     "Schedule",
+    "Score",
     "compute_settings",
     "distill_settings",
     "dump",
@@ -38,11 +40,13 @@ __all__ = [
     "load_embed",
     "load_fit",
     "load_protocol",
+    "load_score",
 ]
 
 COMMANDS = {
     Protocol: "geomgnn run",
     Fit: "geomgnn fit",
+    Score: "geomgnn score",
     Embed: "geomgnn embed",
     Distill: "geomgnn distill",
     Compute: "geomgnn compute",
@@ -93,6 +97,11 @@ def load_protocol(path: PathLike, overrides: Mapping[str, Any] | None = None) ->
 def load_fit(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Fit:
     """The `Fit` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(Fit, path, overrides)
+
+
+def load_score(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Score:
+    """The `Score` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(Score, path, overrides)
 
 
 def load_embed(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Embed:

@@ -1,0 +1,55 @@
+"""Settings of the CVs that are tried and scored."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from openmm_geomgnn.cli.settings.fields import Picoseconds, Section, Whole
+
+
+def _alone(value: Any) -> Any:
+    """One value as a list of one; null is a value, too."""
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+class ScoreSection(Section):
+    """What is tried, in all combinations, and how it is scored."""
+
+    pca: Annotated[tuple[Annotated[Whole, Field(ge=1)] | None, ...], BeforeValidator(_alone)] = Field(
+        (20, 50, 100, None), min_length=1, description="numbers of principal components; null is all"
+    )
+    softening: Annotated[tuple[Annotated[Picoseconds, Field(ge=0)], ...], BeforeValidator(_alone)] = Field(
+        (0.02, 0.1, 0.3), min_length=1, description="times over which fast motion is averaged out, ps"
+    )
+    window: Annotated[tuple[Literal["all", "sequence", "space"], ...], BeforeValidator(_alone)] | None = Field(
+        None,
+        min_length=1,
+        description="graphs of the encoder; null is all, and sequence as well for more than three residues",
+    )
+    components: Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], BeforeValidator(_alone)] | None = Field(
+        None,
+        min_length=1,
+        description="numbers of CV components; null is cv.components. Scores of different numbers cannot be compared",
+    )
+    folds: Whole = Field(4, ge=2, description="parts of the data, each of which is held out once")
+    hold_out: Literal["auto", "runs", "blocks"] = Field(
+        "auto",
+        description="what is held out: whole trajectories (runs), or blocks of each of them; auto is runs where there are "
+        "three for each fold",
+    )
+    gap: Picoseconds | None = Field(
+        None, gt=0, description="time between a block and the data that are fitted to, ps; null, and the least, is cv.lag"
+    )
+    bias_step: Picoseconds | None = Field(
+        0.006,
+        gt=0,
+        description="time between evaluations of the bias to come, ps (run.every times system.timestep): a CV that is too "
+        "stiff for it is not chosen; null chooses any",
+    )
+
+    def settings(self, components: int) -> Any:
+        """The ScoreSettings of this section; components: those of the CV section."""
+        from openmm_geomgnn.cv.scores import ScoreGrid, ScoreSettings
+
+        grid = ScoreGrid(self.pca, self.softening, self.components or (components,))
+        return ScoreSettings(grid, self.window, self.folds, self.hold_out, self.gap)
