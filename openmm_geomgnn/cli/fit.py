@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,32 @@ def run_fit(fit: Fit) -> Any:
 
 
 def _fit(fit: Fit) -> Any:
+    data = read_data(fit)
+    unfinished = Unfinished(fit.output)
+    cv = fit_with_progress(data.trajectories, data.topology, data.settings, unfinished, **data.biased)
+    cv.save(fit.output)
+    unfinished.remove()
+    for line in describe(cv):
+        echo(line)
+    echo(f"written to {fit.output}")
+    return cv
+
+
+@dataclass(frozen=True, eq=False)
+class FitData:
+    """What a fit is made from: the first arguments of `cv.fit.fit_cv`; biased: its `biases` and `frame_intervals`."""
+
+    trajectories: Any
+    topology: Any
+    settings: FitSettings
+    biased: dict[str, Any]
+
+
+def read_data(fit: Fit) -> FitData:
+    """Read the trajectories of a `Fit` and say what there is.
+
+    Raises GeomGNNError if a file cannot be read, or data and settings do not fit together.
+    """
     topology = as_topology(fit.topology)
     biased = read_biased(fit.biased, topology, fit.cv.selection)
     if fit.embeddings is None:
@@ -62,19 +88,12 @@ def _fit(fit: Fit) -> Any:
     settings.lag_frames()  # raises an error unless it is a whole number of them
     if fit.embeddings is not None:
         settings = _with_stored(settings, trajectories, fit.cv.model_fields_set)
-    unfinished = Unfinished(fit.output)
     more: dict[str, Any] = {}
     if biased:
         trajectories = [*trajectories, *(one.trajectory for one in biased)]
         more["biases"] = [*([None] * len(lengths)), *(one.bias for one in biased)]
         more["frame_intervals"] = [*([interval] * len(lengths)), *(one.frame_interval for one in biased)]
-    cv = fit_with_progress(trajectories, topology, settings, unfinished, **more)
-    cv.save(fit.output)
-    unfinished.remove()
-    for line in describe(cv):
-        echo(line)
-    echo(f"written to {fit.output}")
-    return cv
+    return FitData(trajectories, topology, settings, more)
 
 
 def _with_biased(settings: FitSettings, fit: Fit, biased: list[BiasedTrajectory]) -> FitSettings:

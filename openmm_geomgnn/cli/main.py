@@ -86,6 +86,21 @@ def fit(
         fitting.run_fit(chosen)
 
 
+@app.command()
+def score(
+    settings_file: Annotated[Path, typer.Argument(metavar="SCORE", help="Such as protocols/score-ala2.yaml.")],
+    settings: Settings = None,
+) -> None:
+    """Score CVs of trajectories on data they were not fitted to, and choose one; what is done is not done again."""
+    from openmm_geomgnn.cli.settings.yaml_files import load_score
+
+    chosen = load_score(settings_file, _overrides(settings))
+    with _interruptible("The same command continues with what is missing."):
+        from openmm_geomgnn.cli import score as scoring
+
+        scoring.run_score(chosen)
+
+
 @data.command("build")
 def data_build(
     settings_file: Annotated[Path, typer.Argument(metavar="BUILD", help="Such as protocols/build-conformers.yaml.")],

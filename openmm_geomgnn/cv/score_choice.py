@@ -44,23 +44,23 @@ def choose(rows: Sequence[ScoreRow], components: int = 1, step: float | None = N
     candidates = [row for row in mine if not row.is_reference]
     if not candidates:
         raise GeomGNNError(f"No CV of {components} components was scored. Ask for fewer components, or for a larger pca.")
-    why = ""
+    why = []
     soft = [row for row in candidates if step is None or row.can_be_biased(step, temperature)]
-    if soft and len(soft) < len(candidates):
-        why = f"{len(candidates) - len(soft)} of {len(candidates)} are too stiff to bias every {1000 * (step or 0):g} fs; "
+    if step is not None and len(soft) < len(candidates):
+        why.append(f"too stiff to bias every {1000 * step:g} fs: {len(candidates) - len(soft)} of {len(candidates)}")
     candidates = soft or candidates
     best = max(candidates, key=lambda row: row.vamp2_held_out)
     near = [row for row in candidates if _shortfall(best, row) <= 0]
-    why += (
-        f"{len(near)} of {len(candidates)} are within one standard error of the best held-out VAMP-2, "
-        f"{best.vamp2_held_out:.3f}"
-    )
+    score = f"the best held-out VAMP-2, {best.vamp2_held_out:.3f}"
+    why.append(f"within one standard error of {score}: {len(near)} of {len(candidates)}")
     gaps = [row.gap for row in near if row.gap is not None]
     if gaps:
+        count = len(near)
         near = [row for row in near if row.gap is not None and row.gap >= max(gaps) - SAME_GAP]
-        why += f"; {len(near)} of these have the best gap under the bias, {max(gaps):.2f}, to within {SAME_GAP:g}"
-    row = min(near, key=lambda row: row.stiffness)
-    return Choice(row, f"{why}; the softest of them is taken", tuple(_remarks(mine, best)))
+        why.append(f"with the best gap under the bias, {max(gaps):.2f}, to within {SAME_GAP:g}: {len(near)} of {count}")
+    why.append("the softest of these is taken" if len(near) > 1 else "which is taken")
+    text = "; ".join(why)
+    return Choice(min(near, key=lambda row: row.stiffness), text[0].upper() + text[1:], tuple(_remarks(mine, best)))
 
 
 def _shortfall(best: ScoreRow, row: ScoreRow) -> float:
