@@ -150,6 +150,8 @@ def default_text(field):
     if field.default is None and field.validate_default:
         return "made from the file's name"
     value, unit = field.get_default(call_default_factory=True), unit_of(field)
+    if unit and isinstance(value, tuple):
+        return f"[{', '.join(f'{one:g} {unit}' for one in value)}]"
     if unit and value is not None:
         text = str(value).removesuffix(".0")
         return text + (unit[1:] if unit.startswith("1/") else f" {unit}")
@@ -206,7 +208,7 @@ def _written(default):
     if default is None or isinstance(default, bool):
         return "null" if default is None else str(default).lower()
     if isinstance(default, (list, tuple)):
-        return f"[{', '.join(map(str, default))}]"
+        return f"[{', '.join('null' if one is None else str(one) for one in default)}]"
     return str(default)
 
 

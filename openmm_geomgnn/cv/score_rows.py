@@ -11,9 +11,9 @@ import torch
 
 from openmm_geomgnn.cv.estimators import rates_within
 from openmm_geomgnn.cv.kernel_widths import is_too_stiff, narrowest_width
-from openmm_geomgnn.koopman import KoopmanModel, Segment, basin_gap, covariances, linear_basis, vamp_score
+from openmm_geomgnn.koopman import KoopmanModel, Segment, basin_gap, covariances, linear_basis
 from openmm_geomgnn.koopman.covariance import PairsLike
-from openmm_geomgnn.koopman.vamp import project
+from openmm_geomgnn.koopman.vamp import project, subspace_score
 
 RANDOM, TORSIONS = "random weights", "torsions"
 REFERENCES = (RANDOM, TORSIONS)  # which nobody chooses
@@ -179,7 +179,7 @@ def score_cases(
         reduced = [basis.reduce(x) for x in _of(features.arrays, held)]
         moments = covariances(reduced, split.lag, None, split.reversible, _pairs(split, held))
         fitted = [basis.solve(*_arguments(case, rates)) for case in cases]
-        scores[:, number] = [vamp_score(model, moments) for model in fitted]
+        scores[:, number] = [subspace_score(moments.project(model.projection)) for model in fitted]
         biased = [(s, x) for s, x in zip(held, reduced, strict=True) if s.trajectory in unseen]
         if biased:
             first = np.stack([model.projection[:, 0] for model in fitted], axis=1)

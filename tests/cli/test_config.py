@@ -18,6 +18,7 @@ from openmm_geomgnn.cli.settings.yaml_files import (
     dump,
     load_fit,
     load_protocol,
+    load_score,
 )
 
 pytestmark = pytest.mark.usefixtures("shipped_files")
@@ -73,6 +74,19 @@ def test_shipped_fit(load_text, tmp_path):
     assert fit.trajectories == tuple(tmp_path / f"runs/ala2-opes/unbiased/trajectory.{i}.dcd" for i in (0, 1))
     assert fit.output == tmp_path / "ala2.cv.safetensors"
     assert (fit.frame_interval, fit.stride, fit.cv.components, fit.cv.window) == (0.2, 1, 2, "sequence")
+
+
+def test_shipped_score(tmp_path):
+    folder = tmp_path / "protocols"
+    folder.mkdir()
+    text = (PROTOCOLS / "score-ala2.yaml").read_text()
+    (folder / "score-ala2.yaml").write_text(text.replace("../runs/ala2-opes/unbiased/trajectory.*.dcd", "a.dcd"))
+    (folder / "a.dcd").touch()
+    score = load_score(folder / "score-ala2.yaml")
+    assert score.output.name == "ala2.scores" and score.score.pca == (20, 50, 100, None)
+    own = {"trajectories", "output", "topology", "frame_interval"}
+    (folder / "short.yaml").write_text("topology: ala2-c7eq.pdb\ntrajectories: a.dcd\nframe_interval: 1 ps\n")
+    assert score.model_dump(exclude=own) == load_score(folder / "short.yaml").model_dump(exclude=own)  # the defaults
 
 
 def test_a_shipped_file_is_found_by_name(load_text, shipped_files, tmp_path):

@@ -10,6 +10,7 @@ DATA = {"topology": "topology.pdb", "trajectories": ["a.xtc", "b.xtc"]}
 COMPLETE = {
     "run": "protocols/ala2-opes.yaml",
     "fit": DATA,
+    "score": DATA,
     "embed": DATA,
     "distill": {"cv": "my.cv.safetensors", **DATA},
     "compute": {"cv": "my.cv.safetensors", **DATA},
