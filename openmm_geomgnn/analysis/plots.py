@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openmm_geomgnn.analysis.canvas import colour_bar, finish, new_figure
 from openmm_geomgnn.analysis.smoothing import smoothed
 from openmm_geomgnn.errors import GeomGNNError
 
@@ -44,7 +45,7 @@ def free_energy_profile(
     others: further (label, FreeEnergy) to compare with. cores: two intervals to shade, A and B. dividing: places of lines
     between the states. Bins without an error bar are joined by a dotted line.
     """
-    figure, (axes,) = _figure(1, 1, (6.4, 4.0))
+    figure, (axes,) = new_figure(1, 1, (6.4, 4.0))
     for number, (name, curve) in enumerate([(label, profile), *others]):
         colour = WALKER_COLOURS[number % len(WALKER_COLOURS)]
         x = np.degrees(curve.centres[0]) if degrees else curve.centres[0]
@@ -65,7 +66,7 @@ def free_energy_profile(
     axes.set_ylabel(ylabel)
     if label or others:
         _legend(axes)
-    return _finish(figure)
+    return finish(figure)
 
 
 def free_energy_map(
@@ -79,7 +80,7 @@ def free_energy_map(
     nothing else); regions that were not visited are white.
     """
     angles = (degrees, degrees) if isinstance(degrees, bool) else tuple(degrees)
-    figure, (axes,) = _figure(1, 1, (6.0, 4.8))
+    figure, (axes,) = new_figure(1, 1, (6.0, 4.8))
     values = smoothed(energies.values, angles).T
     if not np.isfinite(values).any():
         values = energies.values.T
@@ -96,7 +97,7 @@ def free_energy_map(
     levels = np.arange(0, max(highest, 1.0) + step, step)
     filled = axes.contourf(x, y, np.minimum(values, levels[-1]), levels=levels, cmap="viridis")
     axes.contour(x, y, values, levels=levels[1:-1], colors="white", linewidths=0.6, alpha=0.7)
-    _colour_bar(figure, filled, axes, "free energy F (kJ/mol)")
+    colour_bar(figure, filled, axes, "free energy F (kJ/mol)")
     for axis, limits, is_angle in zip((axes.xaxis, axes.yaxis), (axes.set_xlim, axes.set_ylim), angles, strict=True):
         if is_angle:
             _degree_axis(axis, limits)
@@ -104,7 +105,7 @@ def free_energy_map(
         axes.set_aspect("equal")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    return _finish(figure, grid=False)
+    return finish(figure, grid=False)
 
 
 def mean_over_angles(
@@ -133,15 +134,15 @@ def mean_over_angles(
     total, _, _ = np.histogram2d(x, y, bins=[edges, edges], weights=cv)
     with np.errstate(invalid="ignore"):
         mean = total / count
-    figure, (axes,) = _figure(1, 1, (6.0, 4.8))
+    figure, (axes,) = new_figure(1, 1, (6.0, 4.8))
     mesh = axes.pcolormesh(edges, edges, mean.T, cmap="cividis", rasterized=True)
-    _colour_bar(figure, mesh, axes, f"mean {label}")
+    colour_bar(figure, mesh, axes, f"mean {label}")
     _degree_axis(axes.xaxis, axes.set_xlim)
     _degree_axis(axes.yaxis, axes.set_ylim)
     axes.set_aspect("equal")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    return _finish(figure)
+    return finish(figure)
 
 
 def trajectories(columns: Any, ylabel: str, *, degrees: bool = False, cores: Sequence[Interval] | None = None) -> Figure:
@@ -154,7 +155,7 @@ def trajectories(columns: Any, ylabel: str, *, degrees: bool = False, cores: Seq
     rows = max(len(values) for _, _, values in shown)
     height = {1: 3.2, 2: 2.2}.get(rows, 1.6)
     width = 7.6 if len(shown) == 1 else 4.6 * len(shown) + 1.0
-    figure, panels = _figure(rows, len(shown), (width, height * rows + 0.8), sharey=True)
+    figure, panels = new_figure(rows, len(shown), (width, height * rows + 0.8), sharey=True)
     panels = np.reshape(panels, (rows, len(shown)))
     scale = 180 / np.pi if degrees else 1.0
     span = [np.nanmin([np.nanmin(v) for _, _, vs in shown for v in vs]) * scale]
@@ -182,7 +183,7 @@ def trajectories(columns: Any, ylabel: str, *, degrees: bool = False, cores: Seq
                 axes.set_ylabel(ylabel)
             axes.tick_params(labelbottom=r == len(values) - 1)
     figure.supxlabel("time (ps)", fontsize=11)
-    return _finish(figure)
+    return finish(figure)
 
 
 def temperature_trajectory(
@@ -192,7 +193,7 @@ def temperature_trajectory(
 
     times, temperatures: lists over walkers of (T,) arrays, ps and K.
     """
-    figure, (axes,) = _figure(1, 1, (7.6, 3.6))
+    figure, (axes,) = new_figure(1, 1, (7.6, 3.6))
     for number, (t, values) in enumerate(zip(times, temperatures, strict=True)):
         colour = WALKER_COLOURS[number % len(WALKER_COLOURS)]
         axes.scatter(t, values, s=2, color=colour, alpha=0.4, lw=0, rasterized=True)
@@ -207,7 +208,7 @@ def temperature_trajectory(
     axes.set_ylabel("temperature (K)")
     axes.set_xlim(0, max(np.max(t) for t in times))
     figure.legend(loc="outside upper center", fontsize=10, frameon=False, ncols=4)
-    return _finish(figure)
+    return finish(figure)
 
 
 def bias_diagnostics(times: Sequence[np.ndarray], panels: Any) -> Figure:
@@ -216,7 +217,7 @@ def bias_diagnostics(times: Sequence[np.ndarray], panels: Any) -> Figure:
     times: list over walkers of (T,) in ps. panels: list of (label with unit, list over walkers of (T,)); a quantity
     that all walkers share may be given once.
     """
-    figure, axes = _figure((len(panels) + 1) // 2, min(2, len(panels)), (8.6, 2.7 * ((len(panels) + 1) // 2) + 0.3))
+    figure, axes = new_figure((len(panels) + 1) // 2, min(2, len(panels)), (8.6, 2.7 * ((len(panels) + 1) // 2) + 0.3))
     for axis, (label, values) in zip(axes, panels, strict=False):
         for number, value in enumerate(values):
             colour = WALKER_COLOURS[number % len(WALKER_COLOURS)]
@@ -229,7 +230,7 @@ def bias_diagnostics(times: Sequence[np.ndarray], panels: Any) -> Figure:
         axis.set_xlim(left=0)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    return _finish(figure)
+    return finish(figure)
 
 
 def delta_F_convergence(running: np.ndarray, start: float = 0.0) -> Figure:
@@ -237,7 +238,7 @@ def delta_F_convergence(running: np.ndarray, start: float = 0.0) -> Figure:
 
     running: (n, 3) rows of time (ps), value and error (kJ/mol), as `Analysis.running_delta_F`. start: ps discarded.
     """
-    figure, (axes,) = _figure(1, 1, (6.4, 3.6))
+    figure, (axes,) = new_figure(1, 1, (6.4, 3.6))
     time, value, error = np.asarray(running, dtype=np.float64).T
     axes.fill_between(time, value - error, value + error, color=BLUE, alpha=0.22, lw=0)
     axes.plot(time, value, "o-", color=BLUE, lw=1.8, ms=4)
@@ -248,7 +249,7 @@ def delta_F_convergence(running: np.ndarray, start: float = 0.0) -> Figure:
     axes.set_xlim(0, np.max(time))
     axes.set_xlabel("time used, up to (ps)")
     axes.set_ylabel("ΔF = F(B) − F(A) (kJ/mol)")
-    return _finish(figure)
+    return finish(figure)
 
 
 def vamp_spectrum(singular_values: np.ndarray, lagtime: float, *, validation: np.ndarray | None = None) -> Figure:
@@ -257,7 +258,7 @@ def vamp_spectrum(singular_values: np.ndarray, lagtime: float, *, validation: np
     validation: singular values on held-out data, for comparison.
     """
     singular_values = np.asarray(singular_values, dtype=np.float64)
-    figure, (left, right) = _figure(1, 2, (8.6, 3.4))
+    figure, (left, right) = new_figure(1, 2, (8.6, 3.4))
     number = np.arange(1, len(singular_values) + 1)
     left.bar(number - (0.2 if validation is not None else 0), singular_values, 0.4, color=BLUE, label="training")
     if validation is not None:
@@ -276,46 +277,14 @@ def vamp_spectrum(singular_values: np.ndarray, lagtime: float, *, validation: np
     right.set_ylabel("timescale (ps)")
     right.set_xlim(left.get_xlim())
     right.set_xticks(number[:: max(1, len(number) // 10)])
-    return _finish(figure)
-
-
-def score_map(
-    panels: Sequence[tuple[str, np.ndarray]],
-    pca: Sequence[str],
-    softening: Sequence[str],
-    chosen: Sequence[tuple[int, int, int]] = (),
-) -> Figure:
-    """Plot held-out scores as maps of principal components against softening.
-
-    panels: (title, (softening, pca) scores), nan where there is none. pca, softening: labels. chosen: numbers of the panel,
-    row and column of cells to frame.
-    """
-    size = 1.6 + (0.9 * len(pca) + 0.8) * len(panels), 1.6 + 0.6 * len(softening)
-    figure, axes = _figure(1, len(panels), size, sharey=True)
-    every = np.concatenate([scores.ravel() for _, scores in panels])
-    low, high = float(np.nanmin(every)), float(np.nanmax(every))
-    for number, (axis, (title, scores)) in enumerate(zip(axes, panels, strict=True)):
-        mesh = axis.imshow(scores, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=max(high, low + 1e-6))
-        for (row, column), value in np.ndenumerate(scores):
-            if np.isfinite(value):
-                colour = "black" if value > 0.5 * (low + high) else "white"
-                axis.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=9, color=colour)
-            if (number, row, column) in chosen:
-                axis.plot(column, row, "s", ms=30, mfc="none", mec=ORANGE, mew=2.5)
-        axis.set_xticks(range(len(pca)), pca)
-        axis.set_yticks(range(len(softening)), softening)
-        axis.set_xlabel("principal components")
-        axis.set_title(title, fontsize=11)
-    axes[0].set_ylabel("softening (ps)")
-    _colour_bar(figure, mesh, list(axes), "held-out VAMP-2")
-    return _finish(figure, grid=False)
+    return finish(figure)
 
 
 def training_history(
     history: dict[str, Any], ylabel: str = "VAMP-2 score", xlabel: str = "epoch", best: int | None = None
 ) -> Figure:
     """Plot curves over the epochs of a training. history: dict from label to (epochs,) values; best: epoch kept."""
-    figure, (axes,) = _figure(1, 1, (6.4, 3.6))
+    figure, (axes,) = new_figure(1, 1, (6.4, 3.6))
     for number, (label, values) in enumerate(history.items()):
         colour = WALKER_COLOURS[number % len(WALKER_COLOURS)]
         axes.plot(np.arange(1, len(values) + 1), values, color=colour, lw=2, label=label,
@@ -325,36 +294,7 @@ def training_history(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     _legend(axes)
-    return _finish(figure)
-
-
-def _figure(rows: int, columns: int, size: Any, **settings: Any) -> tuple[Figure, Any]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise GeomGNNError(
-            'Pictures need matplotlib, which is not installed. Run: pip install "openmm-geomgnn[report]"'
-        ) from error
-    figure = Figure(figsize=size, dpi=120, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, **settings).ravel()
-
-
-def _finish(figure: Figure, grid: bool = True) -> Figure:
-    for axes in figure.axes:
-        if axes.get_label() == "<colorbar>":
-            continue
-        axes.tick_params(labelsize=10, color="#9ca3af", labelcolor="#374151")
-        axes.xaxis.label.set_fontsize(11)
-        axes.yaxis.label.set_fontsize(11)
-        for side, spine in axes.spines.items():
-            spine.set_color("#9ca3af")
-            spine.set_visible(side in ("left", "bottom"))
-        if grid:
-            axes.grid(color="#e5e7eb", lw=0.8)
-            axes.set_axisbelow(True)
-    return figure
+    return finish(figure)
 
 
 def _shade_cores(axes: Any, cores: Sequence[Interval] | None, degrees: Any, axis: Any) -> None:
@@ -381,13 +321,6 @@ def _shade_cores(axes: Any, cores: Sequence[Interval] | None, degrees: Any, axis
 def _degree_axis(axis: Any, set_limits: Any) -> None:
     set_limits(-180, 180)
     axis.set_ticks([-180, -90, 0, 90, 180])
-
-
-def _colour_bar(figure: Figure, mesh: Any, axes: Any, label: str) -> None:
-    bar = figure.colorbar(mesh, ax=axes, pad=0.02, shrink=0.9)
-    bar.set_label(label, fontsize=11)
-    bar.ax.tick_params(labelsize=10)
-    bar.outline.set_visible(False)
 
 
 def _legend(axes: Any, columns: int = 1) -> None:

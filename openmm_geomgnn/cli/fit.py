@@ -8,8 +8,8 @@ from typing import Any
 
 from openmm_geomgnn.cli.biased_runs import BiasedTrajectory, read_biased
 from openmm_geomgnn.cli.first_frames import load_trajectories
+from openmm_geomgnn.cli.fitting import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.cli.progress import echo
-from openmm_geomgnn.cli.run import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.cli.run_folder import input_files
 from openmm_geomgnn.cli.settings.protocol import Fit
 from openmm_geomgnn.cv.fit import FitSettings

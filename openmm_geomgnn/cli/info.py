@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from openmm_geomgnn.cli import data
+from openmm_geomgnn.cli.fitting import describe
 from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, PROTOCOL, SUMMARY, UNBIASED
 from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.results import comparison_runs
-from openmm_geomgnn.cli.run import NEEDED_TO_BIAS, describe
+from openmm_geomgnn.cli.run import NEEDED_TO_BIAS
 from openmm_geomgnn.cli.run_folder import wall_time
 from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 from openmm_geomgnn.cv import file as cv_file

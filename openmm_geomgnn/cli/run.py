@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,23 +10,24 @@ import mdtraj
 import numpy as np
 
 from openmm_geomgnn.aliases import PathLike
+from openmm_geomgnn.cli.fitting import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.cli.molecule import walker_spec
 from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, TOPOLOGY, UNBIASED
 from openmm_geomgnn.cli.preflight import Plan, examine
-from openmm_geomgnn.cli.progress import bar, echo, progress_bars
+from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, made_from
 from openmm_geomgnn.cli.report import check_analysis, report
 from openmm_geomgnn.cli.results import comparison_frame
 from openmm_geomgnn.cli.run_folder import add_wall_time, first_structure, has_biased_steps, prepare_output_folder, settle
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.student import student_or_network
-from openmm_geomgnn.cv.fit import FitSettings, fit_cv
+from openmm_geomgnn.cv.fit import FitSettings
 from openmm_geomgnn.cv.kernel_widths import is_too_stiff, kernel_widths, narrowest_width
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.verdict import GRADES, in_words
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
-from openmm_geomgnn.formatting import count_of, format_values
+from openmm_geomgnn.formatting import format_values
 from openmm_geomgnn.locks import set_aside
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.sampling.opes import OPES
@@ -38,13 +39,6 @@ from openmm_geomgnn.unfinished import Unfinished
 
 # index of the first unbiased run to compare crossings with: its seed is not that of a training run
 FIRST_COMPARISON = 1000
-# stage of a fit -> description and unit of its progress bar
-STAGES = {
-    "embed": ("Embedding", "frames"),
-    "rates": ("Thermal motion", "frames"),
-    "train": ("Training", "epochs"),
-    "stiffness": ("Stiffness", "frames"),
-}
 # figures of a CV file without which it cannot be biased and reported on
 NEEDED_TO_BIAS = ("rate_300K_per_ps", "in_basin_spread", "vamp2_training", "timescales_ps")
 
@@ -169,67 +163,6 @@ def _unbiased(protocol: Protocol) -> list[mdtraj.Trajectory]:
         )
     topology = as_topology(protocol.output / TOPOLOGY)
     return [run.trajectory(topology) for run in runs]
-
-
-def fit_settings(section: Any, frame_interval: float, seed: int) -> FitSettings:
-    """Make the `FitSettings` of a CV section; `frame_interval` in ps."""
-    training = section.training.model_dump()
-    training["lr"] = training.pop("learning_rate")
-    return FitSettings(
-        lagtime=section.lag,
-        frame_interval=frame_interval,
-        encoder=section.encoder,
-        tokens=section.token_spec(),
-        mixer=section.mixer,
-        mixer_settings=dict(section.mixer_settings),
-        estimator=section.estimator,
-        n_components=section.components,
-        pca=section.pca,
-        softening=section.softening if section.reversible else 0.0,
-        reversible=section.reversible,
-        bounded=section.bounded,
-        margin=section.margin,
-        even=section.even,
-        training=training if section.estimator == "vampnet" else {},
-        seed=seed,
-    )
-
-
-def fit_with_progress(trajectories: Any, topology: Any, settings: FitSettings, unfinished: Unfinished, **more: Any) -> Any:
-    """Call `fit_cv` with progress bars; more: its `biases` and `frame_intervals`."""
-    with progress_bars(STAGES) as progress:
-        return fit_cv(trajectories, topology, settings, progress, unfinished, **more)
-
-
-def describe(cv: Any) -> Iterator[str]:
-    """Yield lines on the quality of a fitted CV, or of a student and its teacher."""
-    facts = cv.training_information
-    if "distillation" in facts:
-        found = facts["distillation"]["held_out"]
-        r2, gradient_error = format_values(found["r2"]), format_values(found["gradient_error"])
-        origin = f"Student: R2 {r2}, error of the gradient {gradient_error}; its teacher"
-    else:
-        origin = "CV"
-    held_out, error = facts.get("vamp2_held_out"), facts.get("vamp2_held_out_error")
-    score = "" if held_out is None else f", held out {held_out:.3f}" + ("" if error is None else f" +- {error:.3f}")
-    yield (
-        f"{origin}: VAMP-2 {facts['vamp2_training']:.3f}{score} at a lag of {cv.lagtime:g} ps; {_timescales(facts)}; "
-        f"spread in a basin {format_values(facts['in_basin_spread'])}; "
-        f"stiffness {format_values(facts['rate_300K_per_ps'])} per ps"
-    )
-    if "verdict" in facts:
-        yield f"Verdict: {in_words(facts['verdict'])}."
-
-
-def _timescales(facts: Mapping[str, Any]) -> str:
-    """List timescales with the transitions behind them, or why there are none; files before version 4 lack them."""
-    values = facts["timescales_ps"]
-    notes, counts = facts.get("timescale_notes", [""] * len(values)), facts.get("transitions", [None] * len(values))
-    shown = [
-        note or f"timescale {value:.3g} ps" + ("" if count is None else f" ({count_of(count, 'transition')})")
-        for value, note, count in zip(values, notes, counts, strict=True)
-    ]
-    return shown[0] if len(shown) == 1 else "; ".join(f"cv.{k}: {text}" for k, text in enumerate(shown, start=1))
 
 
 def check_verdict(cv: Any, protocol: Protocol) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from openmm_geomgnn.analysis.plots import score_map
+from openmm_geomgnn.analysis.score_plots import score_map
 from openmm_geomgnn.cv.score_rows import ScoreRow
 from openmm_geomgnn.files import atomic_write
 

@@ -2,7 +2,7 @@
 
 from protocol_texts import MINIMAL
 
-from openmm_geomgnn.cli.run import fit_settings
+from openmm_geomgnn.cli.fitting import fit_settings
 from openmm_geomgnn.cli.settings.yaml_files import dump
 
 SPACE = MINIMAL + "cv:\n  window: space\n  radius: 5 A\n  reference: b.pdb\n  pooling: mean\n"

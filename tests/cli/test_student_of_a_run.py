@@ -40,7 +40,7 @@ def test_student_is_biased_and_the_network_kept(protocol, monkeypatch):
     def again(*arguments, **options):
         raise AssertionError("it was fitted again")
 
-    monkeypatch.setattr("openmm_geomgnn.cli.run.fit_cv", again)
+    monkeypatch.setattr("openmm_geomgnn.cli.fitting.fit_cv", again)
     before = (protocol.output / CV_FILE).read_bytes()
     run_protocol(protocol)  # everything is there
     assert (protocol.output / CV_FILE).read_bytes() == before

@@ -1,0 +1,52 @@
+"""How every picture looks: a Figure of matplotlib without pyplot, its frame and its colour bar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from openmm_geomgnn.errors import GeomGNNError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(rows: int, columns: int, size: Any, **settings: Any) -> tuple[Figure, Any]:
+    """A figure with white ground and its axes, row by row; size: width and height in inches.
+
+    Raises GeomGNNError if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise GeomGNNError(
+            'Pictures need matplotlib, which is not installed. Run: pip install "openmm-geomgnn[report]"'
+        ) from error
+    figure = Figure(figsize=size, dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **settings).ravel()
+
+
+def finish(figure: Figure, grid: bool = True) -> Figure:
+    """Give all axes of a figure the same quiet frame, size of text and grid."""
+    for axes in figure.axes:
+        if axes.get_label() == "<colorbar>":
+            continue
+        axes.tick_params(labelsize=10, color="#9ca3af", labelcolor="#374151")
+        axes.xaxis.label.set_fontsize(11)
+        axes.yaxis.label.set_fontsize(11)
+        for side, spine in axes.spines.items():
+            spine.set_color("#9ca3af")
+            spine.set_visible(side in ("left", "bottom"))
+        if grid:
+            axes.grid(color="#e5e7eb", lw=0.8)
+            axes.set_axisbelow(True)
+    return figure
+
+
+def colour_bar(figure: Figure, mesh: Any, axes: Any, label: str) -> None:
+    """Add a colour bar for a mesh beside its axes."""
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, shrink=0.9)
+    bar.set_label(label, fontsize=11)
+    bar.ax.tick_params(labelsize=10)
+    bar.outline.set_visible(False)

@@ -1,0 +1,46 @@
+"""Pictures of scores, as matplotlib Figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from openmm_geomgnn.analysis.canvas import colour_bar, finish, new_figure
+from openmm_geomgnn.analysis.plots import ORANGE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def score_map(
+    panels: Sequence[tuple[str, np.ndarray]],
+    pca: Sequence[str],
+    softening: Sequence[str],
+    chosen: Sequence[tuple[int, int, int]] = (),
+) -> Figure:
+    """Plot held-out scores as maps of principal components against softening.
+
+    panels: (title, (softening, pca) scores), nan where there is none. pca, softening: labels. chosen: numbers of the panel,
+    row and column of cells to frame.
+    """
+    size = 1.6 + (0.9 * len(pca) + 0.8) * len(panels), 1.6 + 0.6 * len(softening)
+    figure, axes = new_figure(1, len(panels), size, sharey=True)
+    every = np.concatenate([scores.ravel() for _, scores in panels])
+    low, high = float(np.nanmin(every)), float(np.nanmax(every))
+    for number, (axis, (title, scores)) in enumerate(zip(axes, panels, strict=True)):
+        mesh = axis.imshow(scores, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=max(high, low + 1e-6))
+        for (row, column), value in np.ndenumerate(scores):
+            if np.isfinite(value):
+                colour = "black" if value > 0.5 * (low + high) else "white"
+                axis.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=9, color=colour)
+            if (number, row, column) in chosen:
+                axis.plot(column, row, "s", ms=30, mfc="none", mec=ORANGE, mew=2.5)
+        axis.set_xticks(range(len(pca)), pca)
+        axis.set_yticks(range(len(softening)), softening)
+        axis.set_xlabel("principal components")
+        axis.set_title(title, fontsize=11)
+    axes[0].set_ylabel("softening (ps)")
+    colour_bar(figure, mesh, list(axes), "held-out VAMP-2")
+    return finish(figure, grid=False)
