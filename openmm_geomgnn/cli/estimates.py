@@ -23,6 +23,7 @@ from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 _MEASURED = 0.5  # seconds, at least
 _MINIMISATION = 100  # iterations: without overlaps a few steps can be done
+AUTO_FITS = 4  # what scores and the fit cost together, in fits
 _GPUS = ("CUDA", "HIP", "OpenCL")
 
 
@@ -41,7 +42,7 @@ def stage_seconds(plan: Plan, announce: Callable[[], None] = lambda: None) -> di
         together = min(runs, walkers)
         steps = (protocol.unbiased.length + protocol.unbiased.equilibration) / timestep
         found["unbiased"] = math.ceil(runs / walkers) * steps * step * _slowed(plan, together)
-        found["fit"] = _fit_seconds(plan)
+        found["fit"] = _fit_seconds(plan) * (AUTO_FITS if protocol.cv.auto else 1)
     equilibration = protocol.unbiased.equilibration / timestep * step
     biased = protocol.schedule.length * biased_step + equilibration
     comparison = protocol.comparison_length / walkers / timestep * step

@@ -14,17 +14,19 @@ from openmm_geomgnn.files import sha256
 from openmm_geomgnn.representation.encoder import Encoder
 
 MADE_FROM = "made_from"  # in the training information of a CV file
+CHOSEN = ("pca", "softening", "window")  # by cv: auto
 # settings whose names in the file are older than their attributes
 _RECORDED_AS = {"lagtime": "lag_time", "n_components": "components"}
 # a run's fingerprint includes these, but another platform gives equivalent trajectories
 _INCIDENTAL = ("platform",)
 
 
-def made_from(settings: Any, runs: Any, student: bool = False) -> dict[str, Any]:
+def made_from(settings: Any, runs: Any, student: bool = False, auto: bool = False) -> dict[str, Any]:
     """Record everything that determines a CV that is fitted to unbiased runs, in types of JSON.
 
     settings : FitSettings. runs : the fingerprint of each unbiased run, see `sampling.unbiased.fingerprints`. student :
-    whether the CV is distilled.
+    whether the CV is distilled. auto : whether settings are chosen by scores of the runs, from which
+    they follow.
     """
     others = {_RECORDED_AS.get(name, name): value for name, value in asdict(settings).items()}
     tokens = others.pop("tokens")
@@ -35,6 +37,8 @@ def made_from(settings: Any, runs: Any, student: bool = False) -> dict[str, Any]
     fit["reference"] = None if settings.tokens.reference is None else sha256(settings.tokens.reference)
     runs = [{name: value for name, value in run.items() if name not in _INCIDENTAL} for run in runs]
     fit["student"] = student
+    if auto:
+        fit |= dict.fromkeys(CHOSEN, "auto")
     return json.loads(json.dumps({"fit": fit, "unbiased runs": runs}))
 
 

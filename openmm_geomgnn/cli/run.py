@@ -10,6 +10,7 @@ import mdtraj
 import numpy as np
 
 from openmm_geomgnn.aliases import PathLike
+from openmm_geomgnn.cli.choose import chosen_cv
 from openmm_geomgnn.cli.fitting import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.cli.molecule import walker_spec
 from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, TOPOLOGY, UNBIASED
@@ -21,7 +22,6 @@ from openmm_geomgnn.cli.results import comparison_frame
 from openmm_geomgnn.cli.run_folder import add_wall_time, first_structure, has_biased_steps, prepare_output_folder, settle
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.student import student_or_network
-from openmm_geomgnn.cv.fit import FitSettings
 from openmm_geomgnn.cv.kernel_widths import is_too_stiff, kernel_widths, narrowest_width
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.verdict import GRADES, in_words
@@ -110,8 +110,8 @@ def examined(protocol: Protocol) -> "Beginning":
     runs = fingerprints(specs, protocol.unbiased.length)
     given = record = settings = None
     if protocol.cv.file is None:
-        settings = _protocol_fit_settings(protocol)
-        record = made_from(settings, runs, protocol.cv.student)
+        settings = fit_settings(protocol.cv, protocol.unbiased.frame_interval, protocol.seed)
+        record = made_from(settings, runs, protocol.cv.student, protocol.cv.auto)
     else:
         given = _given(protocol, topology)
         make_bias(given, protocol)
@@ -174,14 +174,12 @@ def check_verdict(cv: Any, protocol: Protocol) -> None:
         )
 
 
-def _protocol_fit_settings(protocol: Protocol) -> FitSettings:
-    return fit_settings(protocol.cv, protocol.unbiased.frame_interval, protocol.seed)
-
-
 def _fit(protocol: Protocol, trajectories: Any, record: Mapping[str, Any] | None) -> Any:
     """Fit the CV and write it with the record of what it was made from; an existing one is moved aside."""
     path = protocol.output / CV_FILE
-    cv = fit_with_progress(trajectories, trajectories[0].topology, _protocol_fit_settings(protocol), Unfinished(path))
+    section = chosen_cv(protocol, trajectories, trajectories[0].topology)
+    settings = fit_settings(section, protocol.unbiased.frame_interval, protocol.seed)
+    cv = fit_with_progress(trajectories, trajectories[0].topology, settings, Unfinished(path))
     cv.training_information[MADE_FROM] = record
     if protocol.cv.student:
         cv = student_or_network(protocol, cv, trajectories)

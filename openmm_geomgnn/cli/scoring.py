@@ -131,7 +131,7 @@ def as_yaml(section: CVSection) -> str:
 
 
 def _chosen_section(section: CVSection, row: ScoreRow) -> CVSection:
-    chosen = {"pca": row.pca, "softening": row.softening, "window": row.window, "components": row.components}
+    chosen = {name: getattr(row, name) for name in ("pca", "softening", "window", "components")} | {"auto": False}
     return section.model_copy(update=chosen)
 
 

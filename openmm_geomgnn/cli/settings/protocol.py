@@ -326,7 +326,7 @@ def _check_training_data(protocol: Protocol) -> None:
         )
     structures = len(protocol.system.structures)
     frames = structures * math.floor(unbiased.length / unbiased.frame_interval + 1e-6)
-    if cv.estimator == "linear" and cv.pca is not None and frames <= cv.pca:
+    if cv.estimator == "linear" and not cv.auto and cv.pca is not None and frames <= cv.pca:
         raise SettingError(
             f"pca asks for {cv.pca} principal components, but there will be only {frames} frames. Lower pca or "
             "unbiased.frame_interval, or raise unbiased.length.",

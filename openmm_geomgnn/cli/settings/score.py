@@ -27,6 +27,8 @@ class Score(Fit):
                 "cv",
                 "estimator",
             )
+        if self.cv.auto:
+            raise SettingError("auto is what the score is for. Remove it.", "cv", "auto")
         if self.embeddings is not None and self.score.window is not None:
             raise SettingError("window is that of the store. Remove it.", "score", "window")
         return self

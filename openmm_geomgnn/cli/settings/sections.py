@@ -182,6 +182,11 @@ class CVSection(TokenSection):
         description="for `geomgnn run`: a CV file to use as it is, for example a student; then there are no unbiased "
         "runs and no fit, and of this section only components matters, the number in the file",
     )
+    auto: bool = Field(
+        False,
+        description="choose pca, softening and window (all or sequence) by scores on data that were not fitted to, as "
+        "`geomgnn score` does; `cv: auto` is short for a section with this alone",
+    )
     mixer: MixerName = Field("none", description="network from residue tokens to features")
     mixer_settings: dict[str, bool | int | float | str | list] = Field(
         default_factory=dict,
@@ -219,6 +224,22 @@ class CVSection(TokenSection):
     )
     reversible: bool = Field(True, description="estimate reversible dynamics (TICA, SRV) instead of VAMP")
     training: TrainingSection = Field(default_factory=TrainingSection, description="how a vampnet is trained")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_a_section(cls, data: Any) -> Any:
+        return {"auto": True} if data == "auto" else data
+
+    @model_validator(mode="after")
+    def _auto_chooses(self) -> Self:
+        if not self.auto:
+            return self
+        if self.estimator != "linear":
+            raise SettingError("auto chooses among linear CVs, but estimator is vampnet. Remove one of them.", "estimator")
+        for name in ("pca", "softening"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise SettingError(f"{name} is chosen by auto. Remove one of them.", name)
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
