@@ -18,6 +18,8 @@ from openmm_geomgnn.cli.settings.sections import CVSection
 from openmm_geomgnn.cv.fit_settings import FitSettings
 from openmm_geomgnn.unfinished import Unfinished
 
+SCORING = ScoreSection.model_validate({})  # what is tried
+
 
 def chosen_cv(
     protocol: Protocol,
@@ -78,7 +80,7 @@ def choose_settings(
     """
     echo("The settings of the CV are chosen by score (cv: auto).")
     windows = None if section.window == "all" else (section.window,)
-    scoring = replace(ScoreSection.model_validate({}).settings(section.components), windows=windows)
+    scoring = replace(SCORING.settings(section.components), windows=windows)
     parts: dict[str, Unfinished] = {}
 
     def kept(window: str) -> Unfinished:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from openmm_geomgnn.cli.biased_runs import BiasedTrajectory, read_biased
-from openmm_geomgnn.cli.choose import choose_settings
+from openmm_geomgnn.cli.choose import SCORING, choose_settings
 from openmm_geomgnn.cli.first_frames import load_trajectories
 from openmm_geomgnn.cli.fitting import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.run_folder import input_files
 from openmm_geomgnn.cli.settings.protocol import Fit
-from openmm_geomgnn.cli.settings.scoring import ScoreSection
 from openmm_geomgnn.cv.fit import FitSettings
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formatting import count_of
@@ -46,7 +45,7 @@ def _fit(fit: Fit) -> Any:
     data = read_data(fit)
     settings = data.settings
     if fit.cv.auto:
-        folder, step = Path(f"{fit.output}.scores"), ScoreSection.model_validate({}).bias_step
+        folder, step = Path(f"{fit.output}.scores"), SCORING.bias_step
         chosen = choose_settings(fit.cv, settings, data.trajectories, data.topology, folder, fit.output, step, **data.biased)
         tokens = replace(settings.tokens, window=chosen.window)
         settings = replace(settings, pca=chosen.pca, softening=chosen.softening, tokens=tokens)

@@ -40,8 +40,8 @@ def check_settings(kind, text, whole=None):
 
 def merged(base, over):
     """`over` laid over `base`, section by section."""
-    both = {key: merged(base[key], over[key]) for key in base.keys() & over.keys() if isinstance(base[key], dict)}
-    return {**base, **over, **{key: value for key, value in both.items() if isinstance(over[key], dict)}}
+    sections = [key for key in base.keys() & over.keys() if isinstance(base[key], dict) and isinstance(over[key], dict)]
+    return {**base, **over, **{key: merged(base[key], over[key]) for key in sections}}
 
 
 def trainer_arguments():
