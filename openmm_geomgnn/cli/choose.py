@@ -80,7 +80,7 @@ def choose_settings(
     """
     echo("The settings of the CV are chosen by score (cv: auto).")
     windows = None if section.window == "all" else (section.window,)
-    scoring = replace(SCORING.settings(section.components), windows=windows)
+    scoring = replace(SCORING.settings(section), windows=windows)
     parts: dict[str, Unfinished] = {}
 
     def kept(window: str) -> Unfinished:

@@ -20,8 +20,6 @@ STAGES = {
 
 def fit_settings(section: Any, frame_interval: float, seed: int) -> FitSettings:
     """Make the `FitSettings` of a CV section; `frame_interval` in ps."""
-    training = section.training.model_dump()
-    training["lr"] = training.pop("learning_rate")
     return FitSettings(
         lagtime=section.lag,
         frame_interval=frame_interval,
@@ -37,7 +35,7 @@ def fit_settings(section: Any, frame_interval: float, seed: int) -> FitSettings:
         bounded=section.bounded,
         margin=section.margin,
         even=section.even,
-        training=training if section.estimator == "vampnet" else {},
+        training=section.training_arguments() if section.estimator == "vampnet" else {},
         seed=seed,
     )
 

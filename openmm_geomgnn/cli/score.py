@@ -15,9 +15,10 @@ def run_score(score: Score) -> None:
     """
     with locked(score.output):
         data = read_data(score)
-        scoring = score.score.settings(score.cv.components)
+        scoring = score.score.settings(score.cv, score.seed)
         rows, made_from = scores_in(score.output, data.trajectories, data.topology, data.settings, scoring, **data.biased)
         choices = choices_of(rows, scoring, score.score.bias_step, data.settings.temperature)
         for section in conclude(score.output, rows, made_from, score.cv, choices):
             echo(f"\n{as_yaml(section)}")
-        echo(f"written to {score.output}: {SCORES}, {MAP}")
+        written = [name for name in (SCORES, MAP) if (score.output / name).exists()]
+        echo(f"written to {score.output}: {', '.join(written)}")

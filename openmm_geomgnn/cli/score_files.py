@@ -36,11 +36,13 @@ def save_rows(path: Path, made_from: str, rows: Iterable[ScoreRow], chosen: Sequ
 
 
 def save_map(path: Path, rows: Sequence[ScoreRow], chosen: Sequence[ScoreRow]) -> None:
-    """Draw the held-out scores of everything but the references; `chosen` are framed.
+    """Draw the held-out scores of linear CVs, but not of the references; `chosen` are framed.
 
     Raises GeomGNNError if matplotlib is not installed.
     """
-    rows = [row for row in rows if not row.is_reference]
+    rows = [row for row in rows if row.case.is_linear and not row.is_reference]
+    if not rows:
+        return
     pca = sorted({row.pca for row in rows}, key=lambda value: np.inf if value is None else value)
     softening = sorted({row.softening for row in rows})
     kinds = list(dict.fromkeys((row.features, row.window, row.components) for row in rows))

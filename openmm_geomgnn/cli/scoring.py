@@ -119,6 +119,8 @@ def choices_of(rows: Sequence[ScoreRow], scoring: ScoreSettings, step: float | N
 
 def in_words(row: ScoreRow) -> str:
     """The settings of a row."""
+    if not row.case.is_linear:
+        return f"mixer {row.mixer}, window {row.window}"
     pca = "all principal components" if row.pca is None else f"{row.pca} principal components"
     return f"{pca}, softening {row.softening:g} ps, window {row.window}"
 
@@ -126,12 +128,17 @@ def in_words(row: ScoreRow) -> str:
 def as_yaml(section: CVSection) -> str:
     """The section as it stands in a settings file: what is chosen, and what is no default."""
     full = section.model_dump(mode="json")
-    named = {"window", "lag", "components", "pca", "softening"} | section.model_dump(exclude_defaults=True).keys()
+    chosen = {"pca", "softening"} if section.mixer == "none" else {"mixer", "estimator"}
+    named = {"window", "lag", "components", *chosen} | section.model_dump(exclude_defaults=True).keys()
     return write_yaml({"cv": {name: value for name, value in full.items() if name in named}})
 
 
 def _chosen_section(section: CVSection, row: ScoreRow) -> CVSection:
-    chosen = {name: getattr(row, name) for name in ("pca", "softening", "window", "components")} | {"auto": False}
+    chosen = {name: getattr(row, name) for name in ("window", "components", "mixer")} | {"auto": False}
+    if row.case.is_linear:
+        chosen |= {"pca": row.pca, "softening": row.softening}
+    else:
+        chosen |= {"estimator": "vampnet"}
     return section.model_copy(update=chosen)
 
 
@@ -162,11 +169,12 @@ def _shown(rows: Sequence[ScoreRow]) -> Iterator[ScoreRow]:
 def _cells(row: ScoreRow, chosen: bool, with_gap: bool) -> list[str]:
     few = row.pca is None or row.pca_components < row.pca
     pca = f"{'all' if row.pca is None else row.pca}" + (f" ({row.pca_components})" if few else "")
+    pca, softening = (pca, f"{row.softening:g} ps") if row.case.is_linear else (row.mixer, "")
     cells = [
         "*" if chosen else "",
         row.features if row.window == NO_WINDOW else f"{row.features}, {row.window}",
         pca,
-        f"{row.softening:g} ps",
+        softening,
         f"{row.vamp2_training:.3f}",
         f"{row.vamp2_held_out:.3f} +- {row.vamp2_held_out_error:.3f}",
         format_values(row.rate_300K_per_ps),
@@ -187,5 +195,6 @@ def _fingerprint(trajectories: Any, settings: FitSettings, scoring: ScoreSetting
     biases = [b for b in biased.get("biases", ()) if b is not None]
     which = [b is not None for b in biased.get("biases", ())]
     encoder = Encoder.load(settings.encoder).content_hash()
-    how = scoring.folds, scoring.hold_out, scoring.gap
+    trains = any(name != "none" for name in scoring.grid.mixers)
+    how = scoring.folds, scoring.hold_out, scoring.gap, scoring.training if trains else {}
     return fingerprint(*data, *biases, which, biased.get("frame_intervals"), fixed, encoder, how)

@@ -22,9 +22,10 @@ class Choice(NamedTuple):
 def choose(rows: Sequence[ScoreRow], components: int = 1, step: float | None = None, temperature: float = 300.0) -> Choice:
     """Choose a row of `components` components.
 
-    Of the rows within one standard error of the best held-out score, those with the best gap, where gaps are known; of these
-    the softest. References are never chosen. (The rule of one standard error: Hastie, Tibshirani & Friedman, *The Elements
-    of Statistical Learning*, section 7.10.) The error is that of the difference: a fold that is hard is hard for all rows.
+    Of the rows within one standard error of the best held-out score, linear ones where there are any; of these those with
+    the best gap, where gaps are known; of these the softest. References are never chosen. (The rule of one standard error:
+    Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, section 7.10.) The error is that of the
+    difference: a fold that is hard is hard for all rows.
 
     Parameters
     ----------
@@ -53,6 +54,10 @@ def choose(rows: Sequence[ScoreRow], components: int = 1, step: float | None = N
     near = [row for row in candidates if _shortfall(best, row) <= 0]
     score = f"the best held-out VAMP-2, {best.vamp2_held_out:.3f}"
     why.append(f"within one standard error of {score}: {len(near)} of {len(candidates)}")
+    linear = [row for row in near if row.case.is_linear]
+    if linear and len(linear) < len(near):
+        near = linear
+        why.append(f"linear, which is simpler: {len(linear)}")
     gaps = [row.gap for row in near if row.gap is not None]
     if gaps:
         count = len(near)

@@ -12,7 +12,9 @@ from openmm_geomgnn.cv.estimators import RATE_FRAMES, feature_rates
 from openmm_geomgnn.cv.fit import make_cv, make_fit_mixer
 from openmm_geomgnn.cv.fit_data import embed_positions, even_frames, features_of
 from openmm_geomgnn.cv.fit_settings import FitSettings
-from openmm_geomgnn.cv.score_rows import TORSIONS, Case, Features
+from openmm_geomgnn.cv.mixers import make_mixer
+from openmm_geomgnn.cv.mixers.base import Mixer
+from openmm_geomgnn.cv.score_rows import RANDOM, TORSIONS, Case, Features
 from openmm_geomgnn.cv.stiffness import atomic_masses, stiffness, stiffness_of
 from openmm_geomgnn.cv.students.coordinates import InternalCoordinates
 from openmm_geomgnn.errors import GeomGNNError
@@ -36,27 +38,40 @@ class NetworkFeatures:
         self._settings = replace(settings, tokens=featurization.spec)
         self._store = store if isinstance(store, Embeddings) else None
         self._mixer = make_fit_mixer(self._settings, featurization)
+        self._tokens: list[Any] | None = None
 
     def cases(self, cases: Sequence[Case]) -> Sequence[Case]:
-        """Those that are scored."""
-        return cases
+        """Those that are scored: of random weights linear ones only."""
+        return [case for case in cases if case.is_linear or self.name != RANDOM]
+
+    def tokens(self, positions: Sequence[Any], progress: StageProgress) -> list[Any]:
+        """The tokens (F, R, 4, H) along whole molecules (F, n, 3) in angstrom, which are embedded once."""
+        if self._tokens is None:
+            if self._store is not None:
+                self._tokens = [self._store.tokens(k) for k in range(len(self._store))]
+            else:
+                whole = [part[torch.arange(len(part))] for part in positions]
+                self._tokens = list(embed_positions(self._featurization.tokenizer, whole, progress, self._kept))
+        return self._tokens
 
     def features(self, positions: Sequence[Any], cases: Sequence[Case], progress: StageProgress) -> Features:
         """The `Features` along whole molecules (F, n, 3) in angstrom."""
-        if self._store is None:
-            whole = [part[torch.arange(len(part))] for part in positions]
-            tokens: list[Any] = embed_positions(self._featurization.tokenizer, whole, progress, self._kept)
-        else:
-            tokens = [self._store.tokens(k) for k in range(len(self._store))]
-        rates = None
+        tokens, rates = self.tokens(positions, progress), None
         if any(case.softening for case in cases):
             rates = feature_rates(self._featurization, self._mixer, positions, self._settings, progress)
         return Features(features_of(self._mixer, tokens), rates, even_frames([len(part) for part in positions], RATE_FRAMES))
 
-    def stiffness(self, mean: np.ndarray, projection: np.ndarray, positions: Sequence[Any], **more: Any) -> dict[str, Any]:
-        """As of `stiffness.stiffness`, of all components (n, d) at once."""
+    def untrained(self, name: str) -> Mixer:
+        """A mixer for these tokens, with default settings."""
+        n_tokens, _, channels = self._featurization.token_shape
+        return make_mixer(name, n_tokens, channels)
+
+    def stiffness(
+        self, mean: np.ndarray, projection: np.ndarray, positions: Sequence[Any], mixer: Any = None, **more: Any
+    ) -> dict[str, Any]:
+        """As of `stiffness.stiffness`, of all components (n, d) at once; mixer: a trained one, where there is one."""
         koopman = mean, projection, np.ones(projection.shape[1])
-        cv = make_cv(self._settings, self._featurization, self._mixer, koopman)
+        cv = make_cv(self._settings, self._featurization, mixer or self._mixer, koopman)
         return stiffness(cv, self._featurization.topology, positions, **more)
 
 
@@ -70,8 +85,8 @@ class TorsionFeatures:
         self._masses = atomic_masses(featurization.topology, featurization.atoms)
 
     def cases(self, cases: Sequence[Case]) -> Sequence[Case]:
-        """Without softening: they are soft."""
-        return list(dict.fromkeys(case._replace(softening=0.0) for case in cases))
+        """Linear ones without softening: they are soft."""
+        return list(dict.fromkeys(case._replace(softening=0.0) for case in cases if case.is_linear))
 
     def arrays(self, positions: Sequence[Any]) -> list[np.ndarray]:
         """(F, n) of each trajectory; an empty list where there are no torsions."""

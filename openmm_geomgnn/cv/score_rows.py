@@ -20,11 +20,20 @@ REFERENCES = (RANDOM, TORSIONS)  # which nobody chooses
 
 
 class Case(NamedTuple):
-    """Settings of one linear CV: principal components (None is all), softening in ps, number of components."""
+    """Settings of one CV: principal components (None is all), softening in ps, number of components, mixer.
+
+    With a mixer other than "none" it is a VAMPnet, which has neither principal components nor softening.
+    """
 
     pca: int | None
     softening: float
     components: int
+    mixer: str = "none"
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether nothing is trained."""
+        return self.mixer == "none"
 
 
 @dataclass(frozen=True)
@@ -37,16 +46,21 @@ class ScoreGrid:
     softening : tuple of float
         ps.
     components : tuple of int
+    mixers : tuple of str
+        "none" is the linear CV, which alone has the others.
     """
 
     pca: tuple[int | None, ...] = (20, 50, 100, None)
     softening: tuple[float, ...] = (0.02, 0.1, 0.3)
     components: tuple[int, ...] = (1,)
+    mixers: tuple[str, ...] = ("none",)
 
     def cases(self) -> list[Case]:
         """All of which a CV can be made."""
-        every = (Case(*values) for values in product(self.pca, self.softening, self.components))
-        return [case for case in every if case.pca is None or case.pca >= case.components]
+        every = [Case(*values) for values in product(self.pca, self.softening, self.components) if "none" in self.mixers]
+        linear = [case for case in every if case.pca is None or case.pca >= case.components]
+        trained = [name for name in self.mixers if name != "none"]
+        return [*linear, *(Case(None, 0.0, number, name) for name in trained for number in self.components)]
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ class ScoreRow:
     features : str
         What was projected: the name of an encoder, or one of REFERENCES.
     window : str
-    pca, softening, components
+    pca, softening, components, mixer
         As in `Case`.
     pca_components : int
         How many there were in all data, where that is fewer than pca.
@@ -77,6 +91,7 @@ class ScoreRow:
     pca: int | None
     softening: float
     components: int
+    mixer: str
     pca_components: int
     vamp2_training: float
     vamp2_held_out: float
@@ -89,7 +104,7 @@ class ScoreRow:
     @property
     def case(self) -> Case:
         """The settings of its CV."""
-        return Case(self.pca, self.softening, self.components)
+        return Case(self.pca, self.softening, self.components, self.mixer)
 
     @property
     def is_reference(self) -> bool:
@@ -144,13 +159,14 @@ class Features(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The scores of a `Case` and the model of all data."""
+    """The scores of a `Case`, the model of all data, and the mixer where that was trained."""
 
     case: Case
     pca_components: int
     held_out: np.ndarray  # by fold
     gap: float | None
     model: KoopmanModel
+    mixer: Any = None
 
 
 def score_cases(
@@ -173,18 +189,18 @@ def score_cases(
     scores = np.full((len(cases), len(split.folds)), np.nan)
     for number, (training, held) in enumerate(split.folds):
         progress(number + 1, len(split.folds) + 1)
-        seen = _of(features.arrays, training)
-        basis = linear_basis(seen, split.lag, most, split.reversible, pairs=_pairs(split, training))
+        seen = of_segments(features.arrays, training)
+        basis = linear_basis(seen, split.lag, most, split.reversible, pairs=pairs_of(split, training))
         rates = None if features.rates is None else rates_within(features.rates, features.where, training)
-        reduced = [basis.reduce(x) for x in _of(features.arrays, held)]
-        moments = covariances(reduced, split.lag, None, split.reversible, _pairs(split, held))
+        reduced = [basis.reduce(x) for x in of_segments(features.arrays, held)]
+        moments = covariances(reduced, split.lag, None, split.reversible, pairs_of(split, held))
         fitted = [basis.solve(*_arguments(case, rates)) for case in cases]
         scores[:, number] = [subspace_score(moments.project(model.projection)) for model in fitted]
         biased = [(s, x) for s, x in zip(held, reduced, strict=True) if s.trajectory in unseen]
         if biased:
             first = np.stack([model.projection[:, 0] for model in fitted], axis=1)
             there = np.concatenate([basis.reduce(x) @ first for x in seen])
-            slope, offset = _lines(there, np.concatenate(_of(known, training)))
+            slope, offset = lines(there, np.concatenate(of_segments(known, training)))
             for s, x in biased:
                 unseen[s.trajectory][s.start : s.stop] = slope * (x @ first) + offset
     progress(len(split.folds) + 1, len(split.folds) + 1)
@@ -204,15 +220,17 @@ def _arguments(case: Case, rates: np.ndarray | None) -> tuple[Any, ...]:
     return case.components, case.pca, rates, case.softening
 
 
-def _of(arrays: Sequence[Any], segments: Sequence[Segment]) -> list[Any]:
+def of_segments(arrays: Sequence[Any], segments: Sequence[Segment]) -> list[Any]:
+    """The frames of segments, of arrays that are one for each trajectory."""
     return [s.take(arrays) for s in segments]
 
 
-def _pairs(split: Split, segments: Sequence[Segment]) -> PairsLike:
+def pairs_of(split: Split, segments: Sequence[Segment]) -> PairsLike:
+    """The pairs of frames of segments; None where all a lag time apart count."""
     return None if split.pairs is None else [s.take_pairs(split.pairs) for s in segments]
 
 
-def _lines(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def lines(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Slope and offset (m,) of the straight line from each column of x (F, m) to that of y.
 
     The CVs of two folds differ by more than their training data do: by sign, zero and unit.

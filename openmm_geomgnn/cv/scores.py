@@ -1,7 +1,7 @@
-"""Tables of held-out scores of linear CVs: of each window every trajectory is embedded once, whatever is asked of it."""
+"""Tables of held-out scores of CVs: of each window every trajectory is embedded once, whatever is asked of it."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_geomgnn.aliases import TopologyLike
-from openmm_geomgnn.cv.fit_data import featurize, lengths_of, read_positions
+from openmm_geomgnn.cv.fit_data import features_of, featurize, lengths_of, read_positions
 from openmm_geomgnn.cv.fit_settings import FitSettings
 from openmm_geomgnn.cv.reweighting import Weighting, weighting
 from openmm_geomgnn.cv.score_features import NO_WINDOW, NetworkFeatures, TorsionFeatures
 from openmm_geomgnn.cv.score_rows import RANDOM, Case, Scored, ScoreGrid, ScoreRow, Split, score_cases
+from openmm_geomgnn.cv.score_vampnets import score_vampnet
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import Segment, basins, folds_of_blocks, folds_of_runs, linear_basis
 from openmm_geomgnn.koopman.vamp import project
@@ -44,6 +45,10 @@ class ScoreSettings:
         each fold.
     gap : float, optional
         ps between a block that is held out and what is fitted to; a lag time by default and at least.
+    training : dict
+        Arguments of `koopman.train_vampnet`, for mixers.
+    workers : int
+        Processes in which these are trained.
     """
 
     grid: ScoreGrid = field(default_factory=ScoreGrid)
@@ -51,6 +56,8 @@ class ScoreSettings:
     folds: int = 4
     hold_out: str = "auto"
     gap: float | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    workers: int = 1
 
 
 def score_cvs(
@@ -66,7 +73,7 @@ def score_cvs(
     biases: Sequence[npt.ArrayLike | None] | None = None,
     frame_intervals: Sequence[float] | None = None,
 ) -> list[ScoreRow]:
-    """Score linear CVs of one molecule on data they were not fitted to.
+    """Score CVs of one molecule on data they were not fitted to.
 
     Random weights of the same encoder and torsions are scored as well, to be compared with.
 
@@ -118,8 +125,7 @@ def score_cvs(
         positions = read_positions(trajectories, featurization)
         split = split or make_split(torsions.arrays(positions), lengths, weights, settings, scoring)
         for source, wanted in missing:
-            if wanted:
-                found = _score(source, wanted, positions, split, weights, progress)
+            for found in _score(source, wanted, positions, split, weights, scoring, progress):
                 rows |= {(row.features, row.window, row.case): row for row in found}
                 if keep is not None:
                     keep(list(rows.values()))
@@ -202,30 +208,40 @@ def _score(
     positions: Sequence[Any],
     split: Split,
     weights: Weighting,
+    scoring: ScoreSettings,
     progress: GroupProgress,
-) -> list[ScoreRow]:
-    """The rows of some cases of one kind of features."""
+) -> Iterator[list[ScoreRow]]:
+    """Yield rows of some cases of one kind of features: all linear ones, then one VAMPnet after the other."""
     what = source.name if source.window == NO_WINDOW else f"{source.name}, window {source.window}"
 
     def stage(name: str, done: float, total: float) -> None:
         progress(what, name, done, total)
 
-    features = source.features(positions, cases, stage)
-    scored = score_cases(features, cases, split, lambda done, total: stage("folds", done, total))
-    if not scored:
-        return []
-    mean, projection = scored[0].model.mean, np.concatenate([one.model.projection for one in scored], axis=1)
-    figures = source.stiffness(
-        mean,
-        projection,
-        positions,
-        frame_interval=weights.intervals,
-        values=[project(x, mean, projection) for x in features.arrays],
-        progress=lambda done, total: stage("stiffness", done, total),
-        biased=weights.biased,
-    )
-    ends = np.cumsum([one.case.components for one in scored]).tolist()
-    return [_row(source, one, figures, slice(end - one.case.components, end)) for one, end in zip(scored, ends, strict=True)]
+    def folds(done: int, total: int) -> None:
+        stage("folds", done, total)
+
+    figures: dict[str, Any] = {"frame_interval": weights.intervals, "biased": weights.biased}
+    figures["progress"] = lambda done, total: stage("stiffness", done, total)
+    linear = [case for case in cases if case.is_linear]
+    if linear:
+        features = source.features(positions, linear, stage)
+        scored = score_cases(features, linear, split, folds)
+        if scored:
+            mean, projection = scored[0].model.mean, np.concatenate([one.model.projection for one in scored], axis=1)
+            values = [project(x, mean, projection) for x in features.arrays]
+            found = source.stiffness(mean, projection, positions, values=values, **figures)
+            ends = np.cumsum([one.case.components for one in scored]).tolist()
+            pairs = zip(scored, ends, strict=True)
+            yield [_row(source, one, found, slice(end - one.case.components, end)) for one, end in pairs]
+    for case in cases:
+        if not case.is_linear and isinstance(source, NetworkFeatures):
+            tokens = source.tokens(positions, stage)
+            mixer = source.untrained(case.mixer)
+            net = score_vampnet(mixer, tokens, case, split, scoring.training, scoring.workers, folds)
+            mean, projection = net.model.mean, net.model.projection
+            values = [project(x, mean, projection) for x in features_of(net.mixer, tokens)]
+            found = source.stiffness(mean, projection, positions, mixer=net.mixer, values=values, **figures)
+            yield [_row(source, net, found, slice(None))]
 
 
 def _row(source: NetworkFeatures | TorsionFeatures, scored: Scored, figures: dict[str, Any], columns: slice) -> ScoreRow:

@@ -103,6 +103,16 @@ def test_stopped_and_damaged(written, monkeypatch, embedded):
     assert (written / "parts" / SCORES).read_bytes() == (written / "whole" / SCORES).read_bytes()
 
 
+def test_a_mixer_to_paste(written, capsys):
+    changes = {"score.mixer": "mlp", "cv.training.epochs": 2, "cv.training.batch_size": 100, "score.workers": 1}
+    run_score(load_score("s.yaml", changes))
+    (chosen,) = json.loads((written / "s.scores" / SCORES).read_text())["chosen"]
+    (written / "cv.yaml").write_text(chosen["cv"])
+    section = CVSection.model_validate(read_yaml(written / "cv.yaml")[0]["cv"], context={"folder": written})
+    assert (section.estimator, section.mixer, section.training.epochs) == ("vampnet", "mlp", 2)
+    assert "mlp" in capsys.readouterr().out and not (written / "s.scores" / MAP).exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -14,11 +14,13 @@ from openmm_geomgnn.koopman import cross_validate, fit_linear, folds_of_blocks
 HARD_FOLD = np.array([-0.3, 0.0, 0.0, 0.0])
 
 
-def row(pca, held_out, rate=5.0, spread=0.1, gap=None, features="et-64", components=1, noise=(0, 0, 0, 0)):
+def row(pca, held_out, rate=5.0, spread=0.1, gap=None, features="et-64", components=1, noise=(0, 0, 0, 0), mixer="none"):
     folds = held_out + HARD_FOLD + np.array(noise)
     error = folds.std(ddof=1) / 2
     score = float(folds.mean())
-    return ScoreRow(features, "all", pca, 0.1, components, pca, 1.99, score, error, tuple(folds), gap, (rate,), (spread,))
+    return ScoreRow(
+        features, "all", pca, 0.1, components, mixer, pca, 1.99, score, error, tuple(folds), gap, (rate,), (spread,)
+    )
 
 
 NOISE = (0.01, -0.01, 0.01, -0.01)
@@ -37,6 +39,18 @@ def test_gap_comes_before_softness():
     choice = choose(rows)
     assert choice.row is rows[1] and "0.70" in choice.why
     assert choose([*rows, row(10, 1.948, rate=0.5)]).row is rows[1]  # an unknown gap is not the best
+
+
+def test_a_vampnet_is_taken_only_where_no_linear_cv_is_as_good():
+    net, linear = row(None, 1.95, rate=1.0, noise=NOISE, mixer="mlp"), row(50, 1.948)
+    assert choose([net, linear]).row is linear
+    assert choose([net, row(50, 1.93)]).row is net
+
+
+def test_cases_of_a_grid():
+    cases = ScoreGrid((1, None), (0.0, 0.1), (1, 2), ("none", "mlp")).cases()
+    assert len(cases) == 2 + 4 + 2  # one principal component makes no two components
+    assert [case for case in cases if not case.is_linear] == [Case(None, 0.0, 1, "mlp"), Case(None, 0.0, 2, "mlp")]
 
 
 def test_what_is_too_stiff_for_the_bias_is_left_out_if_others_are_not():

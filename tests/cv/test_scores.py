@@ -6,7 +6,7 @@ from molecules import ALA2
 from turning_phi import INTERVAL, encoder, trajectory  # noqa: F401
 
 from openmm_geomgnn.cv.fit import FitSettings, fit_cv
-from openmm_geomgnn.cv.score_rows import RANDOM, TORSIONS, ScoreGrid
+from openmm_geomgnn.cv.score_rows import RANDOM, TORSIONS, Case, ScoreGrid
 from openmm_geomgnn.cv.scores import ScoreSettings, score_cvs
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.encoder import Encoder
@@ -47,7 +47,7 @@ def test_every_case_of_every_window_and_the_references(rows):
 
 def test_figures_are_those_of_the_fit(rows, settings, data):
     """A row is the CV that is fitted with its settings; its gradient is looked at in other frames."""
-    row = next(row for row in rows if row.window == "sequence" and row.case == (10, 0.1, 1) and not row.is_reference)
+    row = next(row for row in rows if row.window == "sequence" and row.case == Case(10, 0.1, 1) and not row.is_reference)
     fit = FitSettings(
         10.0, INTERVAL, encoder=settings.encoder, tokens=TokenSpec(window="sequence"), pca=10, softening=0.1, bounded=False
     )
@@ -61,7 +61,7 @@ def test_figures_are_those_of_the_fit(rows, settings, data):
 def test_softening_softens_and_torsions_know_the_torsion(rows):
     for window in ("all", "sequence"):
         mine = {row.case: row for row in rows if row.window == window and not row.is_reference}
-        assert mine[None, 0.1, 1].stiffness < mine[None, 0.0, 1].stiffness
+        assert mine[Case(None, 0.1, 1)].stiffness < mine[Case(None, 0.0, 1)].stiffness
     torsions = [row.vamp2_held_out for row in rows if row.features == TORSIONS and row.components == 1]
     networks = [row.vamp2_held_out for row in rows if row.features != TORSIONS and row.components == 1]
     assert min(torsions) > max(networks) - 0.1
@@ -95,6 +95,25 @@ def test_gap_of_biased_walkers_that_stay_on_their_sides(settings, data):
     rows = score_cvs([*data, *parts], ALA2, settings, ScoreSettings(ScoreGrid((10,), (0.1,)), ("all",)), biases=biases)
     for row in rows:
         assert row.gap == pytest.approx(0.8 / 1.4, abs=0.25), row.features
+
+
+def test_mixers_are_trained_for_each_fold_side_by_side_or_not(settings, data):
+    training = {"epochs": 3, "batch_size": 300, "seed": 1}
+    parts, biases = [part[:200] for part in data], [None, None, np.zeros(200)]
+    grid = ScoreGrid((5,), (0.0,), (1,), ("none", "mlp"))
+    alone, together = (
+        score_cvs(parts, ALA2, settings, ScoreSettings(grid, ("all",), 2, training=training, workers=workers), biases=biases)
+        for workers in (1, 2)
+    )
+    assert [(row.features, row.mixer) for row in alone] == [
+        (TORSIONS, "none"),
+        ("random", "none"),
+        ("random", "mlp"),
+        (RANDOM, "none"),
+    ]
+    net = alone[2]
+    assert 1 < net.vamp2_held_out < net.vamp2_training + 0.1 and 0 < net.stiffness < np.inf
+    np.testing.assert_allclose(net.fold_scores, together[2].fold_scores, atol=1e-4)
 
 
 def test_whole_runs_are_held_out_where_there_are_many(settings):

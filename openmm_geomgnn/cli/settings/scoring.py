@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from openmm_geomgnn.cli.settings.fields import Picoseconds, Section, Whole
+from openmm_geomgnn.cli.settings.fields import MixerName, Picoseconds, Section, Whole
+from openmm_geomgnn.processes import cores
 
 
 def _alone(value: Any) -> Any:
@@ -25,6 +26,12 @@ class ScoreSection(Section):
         None,
         min_length=1,
         description="graphs of the encoder; null is all, and sequence as well for more than three residues",
+    )
+    mixer: Annotated[tuple[MixerName, ...], BeforeValidator(_alone)] = Field(
+        ("none",),
+        min_length=1,
+        description="networks from residue tokens to features; none is the linear CV, others are trained (cv.training), "
+        "once for each fold and once more, and taken only where no linear CV is as good",
     )
     components: Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], BeforeValidator(_alone)] | None = Field(
         None,
@@ -47,9 +54,14 @@ class ScoreSection(Section):
         "stiff for it is not chosen; null chooses any",
     )
 
-    def settings(self, components: int) -> Any:
-        """The ScoreSettings of this section; components: those of the CV section."""
+    workers: Whole | None = Field(
+        None, ge=1, description="processes in which mixers are trained, by Dask; null is one for each core"
+    )
+
+    def settings(self, cv: Any, seed: int = 1) -> Any:
+        """The ScoreSettings of this section for a CVSection."""
         from openmm_geomgnn.cv.scores import ScoreGrid, ScoreSettings
 
-        grid = ScoreGrid(self.pca, self.softening, self.components or (components,))
-        return ScoreSettings(grid, self.window, self.folds, self.hold_out, self.gap)
+        grid = ScoreGrid(self.pca, self.softening, self.components or (cv.components,), self.mixer)
+        training = cv.training_arguments() | {"seed": seed}
+        return ScoreSettings(grid, self.window, self.folds, self.hold_out, self.gap, training, self.workers or cores())

@@ -225,6 +225,12 @@ class CVSection(TokenSection):
     reversible: bool = Field(True, description="estimate reversible dynamics (TICA, SRV) instead of VAMP")
     training: TrainingSection = Field(default_factory=TrainingSection, description="how a vampnet is trained")
 
+    def training_arguments(self) -> dict[str, Any]:
+        """The arguments of `koopman.train_vampnet` in `training`."""
+        arguments = self.training.model_dump()
+        arguments["lr"] = arguments.pop("learning_rate")
+        return arguments
+
     @model_validator(mode="before")
     @classmethod
     def _auto_is_a_section(cls, data: Any) -> Any:
