@@ -88,7 +88,7 @@ def _timescales(symmetric: np.ndarray) -> np.ndarray:
 def _pcca(transition: np.ndarray, n: int, stationary: np.ndarray) -> np.ndarray | None:
     try:
         return np.asarray(pcca(transition, n, stationary).memberships)
-    except (RuntimeError, ValueError, np.linalg.LinAlgError):  # deeptime finds no n sets
+    except (AssertionError, RuntimeError, ValueError, np.linalg.LinAlgError):  # deeptime finds no n sets
         return None
 
 
