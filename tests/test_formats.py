@@ -29,7 +29,7 @@ FRAMES = mdtraj.load(str(PDB))
 FRAGMENT = 6  # atoms that encoders are compared on
 FIRST_CV_WITH_BONDS, FIRST_CV_WITH_VALIDATION = 5, 4
 needs_python_force = pytest.mark.skipif(not hasattr(openmm, "PythonForce"), reason="OpenMM has no PythonForce")
-CLOSE = {"rtol": 1e-5, "atol": 2e-5}  # sums in single precision, in another order
+CLOSE = {"rtol": 1e-5, "atol": 1e-4}  # sums in single precision, in another order on each processor: 4e-5 was seen
 
 
 def contents(folder):
