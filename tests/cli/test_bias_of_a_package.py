@@ -77,7 +77,7 @@ def test_a_run(finished, packages, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")])}
     command = [*COMMAND, "run", "toy.yaml"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr  # no states, so whether it has converged is not judged
+    assert done.returncode in (0, 3), done.stderr  # 3: too short a run to have converged, by the states found in it
     assert "Bias: ToyBias(height=2.0, width=0.2" in done.stdout
     colvar = read_colvar(tmp_path / "runs/toy/COLVAR")
     assert colvar["toybias.nker"][-1] >= 39 and colvar["toybias.bias"].max() > 2.0
