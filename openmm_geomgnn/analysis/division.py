@@ -72,10 +72,8 @@ def divide_by_cores(variable: Variable, states: States, used: Sequence[np.ndarra
 
 def divide_found(found: FoundStates, used: Sequence[np.ndarray]) -> Division:
     """The division of states that were found at the rarest crossing between them; of one state B is empty."""
-    cut = found.rarest_cut(LEAST_POPULATION)
-    if cut is None:
-        definition, cut = {}, Cut((0,), (), 0)
-    else:
+    cut, definition = _cut(found), {}
+    if cut.b:
         definition = dict(delta_F_definition=f"F(B) - F(A), A: {found.in_words(cut.a)}; B: {found.in_words(cut.b)}")
     later = core_arrivals(_select(found.cores, used), len(found))
     return Division(
@@ -94,7 +92,7 @@ def divide_found(found: FoundStates, used: Sequence[np.ndarray]) -> Division:
 
 def describe_found(found: FoundStates) -> list[dict[str, Any]]:
     """The states that were found, for a summary: name, population, error, frames and the group, A, B or "", of each."""
-    cut = found.rarest_cut(LEAST_POPULATION) or Cut((0,), (), 0)
+    cut = _cut(found)
     return [
         dict(
             name=state.name,
@@ -105,6 +103,11 @@ def describe_found(found: FoundStates) -> list[dict[str, Any]]:
         )
         for k, state in enumerate(found.states)
     ]
+
+
+def _cut(found: FoundStates) -> Cut:
+    """The rarest cut between states that count; of one state B is empty."""
+    return found.rarest_cut(LEAST_POPULATION) or Cut((0,), (), 0)
 
 
 def _select(values: Sequence[np.ndarray], used: Sequence[np.ndarray]) -> list[np.ndarray]:

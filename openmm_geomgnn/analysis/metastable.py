@@ -13,9 +13,8 @@ from openmm_geomgnn.analysis.resampling import relative_weights
 from openmm_geomgnn.errors import GeomGNNError
 
 CORE = 0.8  # least membership of the bins of a core
-CORE_SHARE = (
-    0.9  # of a well's population that its core has: the rarest bins may be the slope of a barrier that a bias has filled
-)
+# of a well's population that its core has: the rarest bins may be the slope of a barrier that a bias has filled
+CORE_SHARE = 0.9
 FEWEST_FRAMES = 20  # of a state
 HIGHEST_SADDLE = 0.6  # density between two wells, by that at the bottom of the shallower one, for them to be two
 MOST_STATES = 8
@@ -86,13 +85,13 @@ def find_metastable_states(
     runs, names = _check_runs(torsions, names)
     logw = _check_weights(weights, runs)
     steps = _steps(runs, frame_interval, lag)
-    equal = [np.zeros(len(run)) for run in runs]
-    wells = [_wells([run[:, k] for run in runs], equal if logw is None else logw, steps, k) for k in range(len(names))]
+    counted = [np.zeros(len(run)) for run in runs] if logw is None else logw
+    wells = [_wells([run[:, k] for run in runs], counted, steps, k) for k in range(len(names))]
     chosen, labels = _combinations([one for one in wells if one is not None], sum(map(len, runs)), most)
     own = _nearest_kept(chosen, labels)
     inside = np.all([one.inside for one in chosen] or [np.ones(len(own), bool)], axis=0)
     inside &= own == labels  # not of a combination that is too rare to be a state
-    return _described(own, inside, chosen, runs, names, logw, seed)
+    return _described(own, inside, chosen, runs, names, counted, logw is not None, seed)
 
 
 def _check_runs(torsions: Sequence[npt.ArrayLike], names: Sequence[str] | None) -> tuple[list[np.ndarray], list[str]]:
@@ -241,14 +240,14 @@ def _described(
     chosen: Sequence[_Wells],
     runs: Sequence[np.ndarray],
     names: Sequence[str],
-    logw: list[np.ndarray] | None,
+    logw: Sequence[np.ndarray],
+    weighted: bool,
     seed: int,
 ) -> FoundStates:
     """FoundStates of the combination (N,) of every frame, and of whether it is well inside."""
     kept, every = np.unique(own, return_inverse=True)
     ends, n = np.cumsum([len(run) for run in runs])[:-1], len(kept)
-    equal = [np.zeros(len(run)) for run in runs]
-    numbers = populations(np.split(every, ends), equal if logw is None else logw, n, seed)
+    numbers = populations(np.split(every, ends), logw, n, seed)
     order = np.argsort(-numbers[:, 0], kind="stable")
     every, numbers = np.argsort(order)[every], numbers[order]
     membership, cores = np.split(every, ends), np.split(np.where(inside, every, -1), ends)
@@ -261,7 +260,7 @@ def _described(
         FoundState(
             name=called[k],
             population=float(numbers[k, 0]),
-            error=float(numbers[k, 1]) if logw is not None else float("nan"),
+            error=float(numbers[k, 1]) if weighted else float("nan"),
             frames=int(np.count_nonzero(every == k)),
             example=_nearest(k, membership, runs, centres[k]),
         )

@@ -28,7 +28,7 @@ _FRAMES = 4096  # at once
 
 
 class NetworkFeatures:
-    """The features of an encoder, without a mixer."""
+    """The features of an encoder: its pooled tokens, or those tokens for a mixer."""
 
     def __init__(
         self, name: str, featurization: Featurization, settings: FitSettings, kept: Unfinished, store: Any = None
@@ -82,6 +82,7 @@ class TorsionFeatures:
 
     def __init__(self, featurization: Featurization) -> None:
         self.coordinates: Any = _torsion_coordinates(featurization)  # None where there are none
+        self._arrays: list[np.ndarray] | None = None
         self._masses = atomic_masses(featurization.topology, featurization.atoms)
 
     def cases(self, cases: Sequence[Case]) -> Sequence[Case]:
@@ -89,8 +90,10 @@ class TorsionFeatures:
         return list(dict.fromkeys(case._replace(softening=0.0) for case in cases if case.is_linear))
 
     def arrays(self, positions: Sequence[Any]) -> list[np.ndarray]:
-        """(F, n) of each trajectory; an empty list where there are no torsions."""
-        return [] if self.coordinates is None else _torsion_features(self.coordinates, positions)
+        """(F, n) of each trajectory, which are computed once; an empty list where there are no torsions."""
+        if self._arrays is None:
+            self._arrays = [] if self.coordinates is None else _torsion_features(self.coordinates, positions)
+        return self._arrays
 
     def features(self, positions: Sequence[Any], cases: Sequence[Case], progress: StageProgress) -> Features:
         """The `Features` along whole molecules (F, n, 3) in angstrom."""

@@ -169,6 +169,40 @@ class Scored(NamedTuple):
     mixer: Any = None
 
 
+class OutOfFold:
+    """First components along the biased trajectories that stayed in a basin, each frame by a CV that has not seen it.
+
+    Parameters
+    ----------
+    split : Split
+    known : list of (F, m) array
+        Of all trajectories, by m CVs of all data, whose sign, zero and unit the others get.
+    """
+
+    def __init__(self, split: Split, known: Sequence[np.ndarray]) -> None:
+        self._basins, self._known = split.basins, known
+        self._values = {k: np.full(known[k].shape, np.nan) for k in split.basins}
+
+    def needs(self, held: Sequence[Segment]) -> bool:
+        """Whether a fold holds out any of these frames."""
+        return any(s.trajectory in self._values for s in held)
+
+    def add(
+        self, training: Sequence[Segment], there: Sequence[np.ndarray], held: Sequence[Segment], values: Sequence[np.ndarray]
+    ) -> None:
+        """Add the values (F, m) along the held-out segments of a fold, by CVs with the values `there` in training."""
+        slope, offset = _lines(np.concatenate(there), np.concatenate(of_segments(self._known, training)))
+        for s, x in zip(held, values, strict=True):
+            if s.trajectory in self._values:
+                self._values[s.trajectory][s.start : s.stop] = slope * x + offset
+
+    def gap(self, column: int = 0) -> float | None:
+        """`koopman.basin_gap` of one of the CVs; None where no trajectory stayed in a basin."""
+        if not self._values:
+            return None
+        return basin_gap([values[:, column] for values in self._values.values()], list(self._basins.values()))
+
+
 def score_cases(
     features: Features, cases: Sequence[Case], split: Split, progress: Callable[[int, int], None] | None = None
 ) -> list[Scored]:
@@ -184,8 +218,7 @@ def score_cases(
     cases = [case for case in cases if case.components <= size]
     models = [whole.model(*_arguments(case, features.rates)) for case in cases]
     first = np.stack([model.projection[:, 0] for model in models], axis=1)  # (n, cases)
-    known = [project(x, whole.mean, first) for x in features.arrays] if split.basins else []
-    unseen = {k: np.full((len(features.arrays[k]), len(cases)), np.nan) for k in split.basins}
+    unseen = OutOfFold(split, [project(x, whole.mean, first) for x in features.arrays] if split.basins else [])
     scores = np.full((len(cases), len(split.folds)), np.nan)
     for number, (training, held) in enumerate(split.folds):
         progress(number + 1, len(split.folds) + 1)
@@ -196,20 +229,16 @@ def score_cases(
         moments = covariances(reduced, split.lag, None, split.reversible, pairs_of(split, held))
         fitted = [basis.solve(*_arguments(case, rates)) for case in cases]
         scores[:, number] = [subspace_score(moments.project(model.projection)) for model in fitted]
-        biased = [(s, x) for s, x in zip(held, reduced, strict=True) if s.trajectory in unseen]
-        if biased:
+        if unseen.needs(held):
             first = np.stack([model.projection[:, 0] for model in fitted], axis=1)
-            there = np.concatenate([basis.reduce(x) @ first for x in seen])
-            slope, offset = lines(there, np.concatenate(of_segments(known, training)))
-            for s, x in biased:
-                unseen[s.trajectory][s.start : s.stop] = slope * (x @ first) + offset
+            unseen.add(training, [basis.reduce(x) @ first for x in seen], held, [x @ first for x in reduced])
     progress(len(split.folds) + 1, len(split.folds) + 1)
     return [
         Scored(
             case,
             size if case.pca is None else min(case.pca, size),
             scores[row],
-            basin_gap([values[:, row] for values in unseen.values()], list(split.basins.values())) if unseen else None,
+            unseen.gap(row),
             models[row],
         )
         for row, case in enumerate(cases)
@@ -230,7 +259,7 @@ def pairs_of(split: Split, segments: Sequence[Segment]) -> PairsLike:
     return None if split.pairs is None else [s.take_pairs(split.pairs) for s in segments]
 
 
-def lines(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _lines(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Slope and offset (m,) of the straight line from each column of x (F, m) to that of y.
 
     The CVs of two folds differ by more than their training data do: by sign, zero and unit.

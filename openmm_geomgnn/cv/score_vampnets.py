@@ -9,8 +9,8 @@ import torch
 
 from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.mixers.base import Mixer
-from openmm_geomgnn.cv.score_rows import Case, Scored, Split, lines, of_segments, pairs_of
-from openmm_geomgnn.koopman import KoopmanModel, VAMPNetResult, basin_gap, covariances, train_vampnet
+from openmm_geomgnn.cv.score_rows import Case, OutOfFold, Scored, Split, of_segments, pairs_of
+from openmm_geomgnn.koopman import KoopmanModel, VAMPNetResult, covariances, train_vampnet
 from openmm_geomgnn.koopman.vamp import subspace_score
 
 
@@ -66,20 +66,15 @@ def score_vampnet(
         if progress is not None:
             progress(len(trained), len(jobs))
     whole = trained[0]
-    known = [whole.transform(part)[:, :1] for part in tokens] if split.basins else []
-    unseen = {k: np.full((len(tokens[k]), 1), np.nan) for k in split.basins}
+    unseen = OutOfFold(split, [whole.transform(part)[:, :1] for part in tokens] if split.basins else [])
     scores = []
     for number, (seen, held) in enumerate(split.folds, start=1):
         values = [trained[number].transform(part) for part in of_segments(tokens, held)]
         scores.append(subspace_score(covariances(values, split.lag, None, split.reversible, pairs_of(split, held))))
-        biased = [(s, x[:, :1]) for s, x in zip(held, values, strict=True) if s.trajectory in unseen]
-        if biased:
-            there = np.concatenate([trained[number].transform(part)[:, :1] for part in of_segments(tokens, seen)])
-            slope, offset = lines(there, np.concatenate(of_segments(known, seen)))
-            for s, x in biased:
-                unseen[s.trajectory][s.start : s.stop] = slope * x + offset
-    gap = basin_gap([part[:, 0] for part in unseen.values()], list(split.basins.values())) if unseen else None
-    return Scored(case, mixer.out_features, np.array(scores), gap, whole.model, whole.lobe)
+        if unseen.needs(held):
+            there = [trained[number].transform(part)[:, :1] for part in of_segments(tokens, seen)]
+            unseen.add(seen, there, held, [x[:, :1] for x in values])
+    return Scored(case, mixer.out_features, np.array(scores), unseen.gap(), whole.model, whole.lobe)
 
 
 def train(job: Training) -> tuple[dict[str, torch.Tensor], KoopmanModel]:

@@ -57,14 +57,15 @@ def transitions(psi: Sequence[np.ndarray], lagtime: int, singular_values: npt.Ar
         (m,) singular values of psi at that lag time.
     """
     singular_values = np.atleast_1d(singular_values)
-    smooth = [_running_mean(np.asarray(x, np.float64), min(lagtime, len(x))) for x in psi]
+    psi = [np.asarray(x, np.float64) for x in psi]
+    smooth = [_running_mean(x, min(lagtime, len(x))) for x in psi]
     counts, separated, between = [], [], []
     for component, relaxation in enumerate(timescales(singular_values, lagtime)):
         low, high = _groups(np.concatenate([x[:, component] for x in smooth]))
         count = sum(_passages(x[:, component], low, high) for x in smooth)
-        apart = _means_are_apart([np.asarray(x, np.float64)[:, component] for x in psi], relaxation)
+        apart = _means_are_apart([x[:, component] for x in psi], relaxation)
         counts.append(count)
-        every, third = np.concatenate([np.asarray(x, np.float64)[:, component] for x in psi]), (high - low) / 3
+        every, third = np.concatenate([x[:, component] for x in psi]), (high - low) / 3
         between.append(np.count_nonzero((every > low + third) & (every < high - third)))
         separated.append(len(psi) > 1 and (count == 0 or apart))
     return Transitions(np.array(counts, int), np.array(separated, bool), np.array(between, int))

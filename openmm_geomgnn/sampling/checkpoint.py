@@ -147,6 +147,14 @@ def fingerprint(specs: "Sequence[WalkerSpec]", topology: app.Topology, system: s
     return json.loads(json.dumps(prints))
 
 
+def start_fingerprint(spec: "WalkerSpec") -> dict[str, Any]:
+    """Where and how a walker starts, as entries of a fingerprint."""
+    given = None if spec.positions is None else np.asarray(spec.positions, dtype=np.float64).tobytes()
+    content = Path(spec.structure).read_bytes() if given is None else given
+    start = {"start positions": hashlib.sha256(content).hexdigest()[:16]}
+    return start | {"minimise": spec.minimise, "equilibration": spec.equilibration}
+
+
 def bias_settings(bias: Any) -> dict[str, Any]:
     """The settings of a bias, a dataclass, as entries of a fingerprint."""
     if bias is None:

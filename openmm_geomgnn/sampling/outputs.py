@@ -1,12 +1,13 @@
 """The growing files of a run, which can be cut back to a checkpoint: COLVAR, KERNELS and one DCD trajectory per walker."""
 
+import json
 import os
 import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from openmm import Vec3, app, unit
@@ -225,6 +226,19 @@ def read_dcd(path: PathLike, count: int | None = None) -> Frames:
     # a copy in the usual order: the file holds all x, then all y, then all z
     xyz = np.ascontiguousarray(axes["x"].transpose(0, 2, 1)) / np.float32(NM_TO_ANGSTROM)
     return Frames(xyz, _box_vectors(frames["box"]["cell"]) if layout.box else None)
+
+
+def read_description(path: Path, trajectory: Path) -> dict[str, Any]:
+    """Read the JSON file that says how a complete trajectory was made.
+
+    Raises GeomGNNError if it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GeomGNNError(
+            f"{path} cannot be read ({error}): it is damaged. Remove it, and {trajectory.name} will be made again."
+        ) from error
 
 
 def _box_vectors(cells: np.ndarray) -> np.ndarray:

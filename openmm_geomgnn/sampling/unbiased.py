@@ -1,6 +1,5 @@
 """Unbiased trajectories: training data for collective variables, and references for biased runs."""
 
-import hashlib
 import json
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +14,24 @@ from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import Closing, atomic_write, remove_leftovers, replace_file, sync_folder
 from openmm_geomgnn.locks import locked
-from openmm_geomgnn.sampling.checkpoint import Checkpoint, check_fingerprint, load_checkpoint, save_checkpoint
+from openmm_geomgnn.sampling.checkpoint import (
+    Checkpoint,
+    check_fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+    start_fingerprint,
+)
 from openmm_geomgnn.sampling.heating import HeatGuard
 from openmm_geomgnn.sampling.interrupt import DelayedInterrupt
-from openmm_geomgnn.sampling.outputs import Frames, TrajectoryWriter, Written, check_frames, read_dcd, trajectory_path
+from openmm_geomgnn.sampling.outputs import (
+    Frames,
+    TrajectoryWriter,
+    Written,
+    check_frames,
+    read_dcd,
+    read_description,
+    trajectory_path,
+)
 from openmm_geomgnn.sampling.plan import Plan, Prepared, Progress, prepare
 from openmm_geomgnn.sampling.pool import WalkerPool
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
@@ -131,16 +144,9 @@ def begun_length(folder: PathLike, index: int) -> float | None:
 
 def _prepared(plan: Plan) -> Prepared:
     """Prepare the walker of a plan, with everything that its trajectory depends on as its fingerprint."""
-    prepared = prepare(plan.specs)
-    prints = prepared.fingerprint | {"number of steps": plan.total, **_start(plan.specs[0])}
+    prepared, spec = prepare(plan.specs), plan.specs[0]
+    prints = prepared.fingerprint | {"number of steps": plan.total, **start_fingerprint(spec), "index": spec.index}
     return prepared._replace(fingerprint=prints)
-
-
-def _start(spec: WalkerSpec) -> dict[str, Any]:
-    positions = None if spec.positions is None else np.asarray(spec.positions, dtype=np.float64).tobytes()
-    content = Path(spec.structure).read_bytes() if positions is None else positions
-    start = {"start positions": hashlib.sha256(content).hexdigest()[:16]}
-    return start | {name: getattr(spec, name) for name in ("minimise", "equilibration", "index")}
 
 
 class _Files:
@@ -167,13 +173,7 @@ class _Files:
 
     def described(self) -> dict[str, Any]:
         """The content of the description."""
-        try:
-            return json.loads(self.description.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise GeomGNNError(
-                f"{self.description} cannot be read ({error}): it is damaged. Remove it, and {self.trajectory.name} will be "
-                "made again."
-            ) from error
+        return read_description(self.description, self.trajectory)
 
     def check(self, prints: Mapping[str, Any]) -> None:
         """Raise a GeomGNNError if its fingerprint is not `prints`, or it lacks frames."""

@@ -84,9 +84,7 @@ class Walker:
     def __init__(self, spec: WalkerSpec, step: int = 0) -> None:
         self.spec = spec
         self.step = step
-        topology, positions = load_structure(spec.structure)
-        if spec.positions is not None:
-            positions = np.array(spec.positions, dtype=np.float64)
+        topology, positions = load_start(spec)
         self._positions = positions
         self._system = make_system(spec, topology)
         self._topology = system_topology(topology, self._system)
@@ -291,6 +289,12 @@ class Walker:
                 )
                 + self._last_frames.save()
             ) from cause
+
+
+def load_start(spec: WalkerSpec) -> tuple[app.Topology, np.ndarray]:
+    """The topology of a walker's structure, and the positions (N, 3) in nm from which it starts."""
+    topology, positions = load_structure(spec.structure)
+    return topology, positions if spec.positions is None else np.array(spec.positions, dtype=np.float64)
 
 
 def platform_of(spec: WalkerSpec, n_particles: int) -> tuple[openmm.Platform, dict[str, str]]:

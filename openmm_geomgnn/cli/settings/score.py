@@ -23,7 +23,7 @@ class Score(Fit):
     def _is_of_linear_cvs(self) -> Self:
         if self.cv.estimator != "linear":
             raise SettingError(
-                "estimator: vampnet is trained, and scored, by `geomgnn fit`; this scores linear CVs. Remove it.",
+                "estimator is vampnet, but this scores linear CVs, and VAMPnets of the mixers in score.mixer. Remove it.",
                 "cv",
                 "estimator",
             )

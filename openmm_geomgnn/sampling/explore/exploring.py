@@ -15,13 +15,14 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import remove_leftovers
 from openmm_geomgnn.jobs import run_jobs
 from openmm_geomgnn.locks import locked
-from openmm_geomgnn.sampling.checkpoint import fingerprint
+from openmm_geomgnn.sampling.checkpoint import fingerprint, start_fingerprint
 from openmm_geomgnn.sampling.explore.base import Explored, ExploreSettings, Molecule, Piece
 from openmm_geomgnn.sampling.explore.chirality import Guard
 from openmm_geomgnn.sampling.explore.files import PieceFiles
 from openmm_geomgnn.sampling.explore.ways import choose_ways, get_way
 from openmm_geomgnn.sampling.plan import prepare
-from openmm_geomgnn.sampling.systems import degrees_of_freedom, load_structure
+from openmm_geomgnn.sampling.systems import degrees_of_freedom
+from openmm_geomgnn.sampling.walker import load_start
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 STAGE = "exploring"
@@ -106,8 +107,7 @@ def _molecules(specs: Sequence[WalkerSpec]) -> list[Molecule]:
     found = []
     for number, (spec, stem) in enumerate(zip(prepared.specs, stems, strict=True)):
         name = stem if stems.count(stem) == 1 else f"{stem} {number}"
-        start = load_structure(spec.structure)[1] if spec.positions is None else np.asarray(spec.positions, dtype=float)
-        found.append(Molecule(name, replace(spec, positions=start), prepared.topology, freedom))
+        found.append(Molecule(name, replace(spec, positions=load_start(spec)[1]), prepared.topology, freedom))
     return found
 
 
@@ -116,9 +116,10 @@ def _job(folder: Path, piece: Piece, molecule: Molecule, seed: int) -> _Job:
     words = hashlib.sha256(f"{seed} {piece.way} {piece.name}".encode()).digest()
     spec = replace(molecule.spec, seed=(molecule.spec.seed + int.from_bytes(words[:4], "little")) % 2**31)
     prints = fingerprint([spec], molecule.topology, str(spec.system), spec.platform)
-    start = hashlib.sha256(np.asarray(spec.positions, dtype=np.float64).tobytes()).hexdigest()[:16]
-    prints |= {"start positions": start, "minimise": spec.minimise, "equilibration": spec.equilibration}
-    prints |= {"way": piece.way, **{f"setting {name}": value for name, value in piece.settings.items()}}
+    prints |= start_fingerprint(spec) | {
+        "way": piece.way,
+        **{f"setting {name}": value for name, value in piece.settings.items()},
+    }
     files = PieceFiles(folder, piece.way, piece.name, molecule.name)
     return _Job(files, piece, replace(molecule, spec=spec), prints)
 

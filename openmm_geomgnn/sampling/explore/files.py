@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from openmm import app
 
-from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.sampling.checkpoint import check_fingerprint
 from openmm_geomgnn.sampling.explore.base import Explored, Made
 from openmm_geomgnn.sampling.explore.chirality import Verdict
-from openmm_geomgnn.sampling.outputs import TrajectoryWriter, read_dcd
+from openmm_geomgnn.sampling.outputs import TrajectoryWriter, read_dcd, read_description
 
 TOLERATED = 1.05  # mean temperature relative to the thermostat's, above which a note says so
 _SHORTEST = 2  # frames of a part of a trajectory
@@ -94,10 +93,4 @@ class PieceFiles:
         ]
 
     def _described(self) -> dict[str, Any]:
-        try:
-            return json.loads(self.description.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise GeomGNNError(
-                f"{self.description} cannot be read ({error}): it is damaged. Remove it, and {self.trajectory.name} will be "
-                "made again."
-            ) from error
+        return read_description(self.description, self.trajectory)

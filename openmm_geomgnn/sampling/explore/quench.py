@@ -10,8 +10,7 @@ import openmm
 
 from openmm_geomgnn.sampling.explore.chirality import Guard
 from openmm_geomgnn.sampling.plan import prepare
-from openmm_geomgnn.sampling.systems import load_structure
-from openmm_geomgnn.sampling.walker import make_system, platform_of
+from openmm_geomgnn.sampling.walker import load_start, make_system, platform_of
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 
@@ -67,8 +66,7 @@ def quench(spec: WalkerSpec, frames: np.ndarray, boxes: Sequence[np.ndarray] | n
         state = context.getState(getPositions=True, getEnergy=True)
         minima[number] = state.getPositions(asNumpy=True)._value
         energies[number] = state.getPotentialEnergy()._value
-    reference = load_structure(spec.structure)[1] if spec.positions is None else np.asarray(spec.positions)
-    guard = Guard(topology, reference)
+    guard = Guard(topology, load_start(spec)[1])
     return Quenched(minima, energies, [_fault(guard, *one) for one in zip(minima, energies, strict=True)])
 
 
