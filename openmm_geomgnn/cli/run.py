@@ -2,14 +2,14 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mdtraj
-import numpy as np
 
 from openmm_geomgnn.aliases import PathLike
+from openmm_geomgnn.cli.biasing import biased_runner, check_verdict, in_one_line, make_bias, run_biased
 from openmm_geomgnn.cli.choose import chosen_cv
 from openmm_geomgnn.cli.fitting import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.cli.molecule import walker_spec
@@ -22,17 +22,12 @@ from openmm_geomgnn.cli.results import comparison_frame
 from openmm_geomgnn.cli.run_folder import add_wall_time, first_structure, has_biased_steps, prepare_output_folder, settle
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.student import student_or_network
-from openmm_geomgnn.cv.kernel_widths import is_too_stiff, kernel_widths, narrowest_width
 from openmm_geomgnn.cv.network import CollectiveVariable
-from openmm_geomgnn.cv.verdict import GRADES, in_words
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
-from openmm_geomgnn.formatting import format_values
 from openmm_geomgnn.locks import set_aside
 from openmm_geomgnn.representation.selection import as_topology
-from openmm_geomgnn.sampling.opes import OPES
 from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
-from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.unbiased import begun_length, check_made, fingerprints, run_unbiased
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 from openmm_geomgnn.unfinished import Unfinished
@@ -77,8 +72,8 @@ def run_protocol(protocol: Protocol, overwrite: bool = False, source: PathLike |
                 echo(line)
             check_verdict(cv, protocol)
             bias = make_bias(cv, protocol)
-            echo(_description(bias))
-            _biased(protocol, bias)
+            echo(in_one_line(bias))
+            run_biased(protocol, bias)
             _comparison(protocol)
         finally:
             seconds = add_wall_time(protocol.output, time.perf_counter() - began)
@@ -136,7 +131,7 @@ def _check_claimed(protocol: Protocol, beginning: Beginning) -> Any:
         check_verdict(cv, protocol)
         bias = make_bias(cv, protocol)
         if has_biased_steps(protocol.output) and (protocol.output / CV_FILE).exists():
-            _runner(protocol, bias).check()
+            biased_runner(protocol, bias).check()
     return cv
 
 
@@ -163,15 +158,6 @@ def _unbiased(protocol: Protocol) -> list[mdtraj.Trajectory]:
         )
     topology = as_topology(protocol.output / TOPOLOGY)
     return [run.trajectory(topology) for run in runs]
-
-
-def check_verdict(cv: Any, protocol: Protocol) -> None:
-    """Raise a GeomGNNError if the verdict on a CV is worse than the protocol accepts."""
-    verdict = cv.training_information.get("verdict")
-    if verdict is not None and GRADES.index(verdict["grade"]) > GRADES.index(protocol.run.accept.replace("-", " ")):
-        raise GeomGNNError(
-            f"The CV is {in_words(verdict)}. To bias it nevertheless, set run.accept: {verdict['grade'].replace(' ', '-')}."
-        )
 
 
 def _fit(protocol: Protocol, trajectories: Any, record: Mapping[str, Any] | None) -> Any:
@@ -220,82 +206,6 @@ def _copy_given(protocol: Protocol) -> None:
         set_aside(path)
     with atomic_write(path) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def kernel_width(cv: Any, protocol: Protocol) -> dict[str, Any]:
-    """Widths of the bias's kernels, where the protocol leaves them open: {"sigma": ..., "sigma_min": ...}.
-
-    Raises
-    ------
-    GeomGNNError
-        If the narrowest stable kernel is much wider than a basin: the bias could not build up.
-    """
-    facts, bias, step = cv.training_information, protocol.bias, protocol.schedule.bias_step
-    spread = np.array(facts["in_basin_spread"])
-    narrowest = narrowest_width(facts["rate_300K_per_ps"], step, protocol.system.temperature)
-    if bias.sigma is None and bias.sigma_min is None and is_too_stiff(narrowest, spread).any():
-        raise GeomGNNError(
-            f"The CV is too stiff to bias: at {1000 * step:g} fs between evaluations (run.every times system.timestep) the "
-            f"narrowest kernel that does not heat the system is {format_values(narrowest)} wide, but the CV fluctuates by "
-            f"only {format_values(spread)} within a basin. Evaluate the bias more often (run.every: 1), fit a softer CV (a "
-            "longer cv.softening, or gradient_penalty with a vampnet), or set bias.sigma yourself."
-        )
-    return kernel_widths(spread, narrowest, bias.sigma, bias.sigma_min, adaptive=bias.adaptive_stride is not None)
-
-
-def make_bias(cv: Any, protocol: Protocol) -> Any:
-    """The bias of a protocol on a CV, which says how wide the kernels of OPES are.
-
-    Raises GeomGNNError if the CV is too stiff, see `kernel_width`.
-    """
-    return protocol.make_bias(**(kernel_width(cv, protocol) if protocol.bias.method == "opes" else {}))
-
-
-def _description(bias: Any) -> str:
-    if isinstance(bias, OPES):
-        return f"OPES: barrier {bias.barrier:g} kJ/mol, sigma {format_values(bias.sigma)}, biasfactor {bias.biasfactor:.3g}"
-    return f"Bias: {bias}"
-
-
-def _biased(protocol: Protocol, bias: Any) -> None:
-    _compile(protocol, _biased_spec(protocol, 0))
-    with bar("Biased run") as update:
-        _runner(
-            protocol,
-            bias,
-            lambda p: update(p.time, p.length, f"{p.temperature:.0f} K, {p.diagnostics.get('nker', 0):.0f} kernels"),
-        ).run()
-
-
-def _biased_spec(protocol: Protocol, index: int) -> WalkerSpec:
-    schedule = protocol.schedule
-    return walker_spec(
-        protocol,
-        index,
-        cv_path=str(protocol.output / CV_FILE),
-        every=protocol.run.every,
-        colvar_interval=schedule.colvar_interval,
-        frame_interval=schedule.frame_interval,
-    )
-
-
-def _runner(protocol: Protocol, bias: Any, progress: Callable[..., None] | None = None) -> Runner:
-    schedule = protocol.schedule
-    return Runner(
-        [_biased_spec(protocol, index) for index in range(protocol.run.walkers)],
-        bias,
-        protocol.output,
-        schedule.length * schedule.bias_step,
-        checkpoint_interval=schedule.checkpoint_interval * schedule.bias_step,
-        progress=progress,
-    )
-
-
-def _compile(protocol: Protocol, spec: WalkerSpec) -> None:
-    """Compile the network's kernels before the walkers start, all of which would do so at once."""
-    path: Any = spec.cv_path
-    bound = CollectiveVariable.load(path).bind(protocol.output / TOPOLOGY, spec.precision, spec.engine)
-    bound.warm_up(lambda: echo("Compiling kernels for this network (once, about 20 s) ..."))
 
 
 def _comparison(protocol: Protocol) -> None:

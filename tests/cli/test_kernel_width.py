@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from protocol_texts import TINY
 
-from openmm_geomgnn.cli import run as workflow
+from openmm_geomgnn.cli import biasing
 from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 from openmm_geomgnn.errors import GeomGNNError
 
@@ -25,7 +25,7 @@ class TestKernelWidth:
     def widths(self, load, rate, spread, **changes):
         facts = {"rate_300K_per_ps": rate, "in_basin_spread": spread}
         components = {} if len(rate) == 1 else {"cv__components": len(rate)}
-        return workflow.kernel_width(SimpleNamespace(training_information=facts), load(**components, **changes))
+        return biasing.kernel_width(SimpleNamespace(training_information=facts), load(**components, **changes))
 
     def test_spread_within_a_basin(self, load):
         widths = self.widths(load, [5.0], [0.1])

@@ -1,0 +1,107 @@
+"""The biased simulation of a protocol: whether its CV can be biased, the bias, and the walkers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from openmm_geomgnn.cli.molecule import walker_spec
+from openmm_geomgnn.cli.names import CV_FILE, TOPOLOGY
+from openmm_geomgnn.cli.progress import bar, echo
+from openmm_geomgnn.cli.settings.protocol import Protocol
+from openmm_geomgnn.cv.kernel_widths import is_too_stiff, kernel_widths, narrowest_width
+from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.cv.verdict import GRADES, in_words
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.formatting import format_values
+from openmm_geomgnn.sampling.opes import OPES
+from openmm_geomgnn.sampling.runner import Runner
+from openmm_geomgnn.sampling.walker_spec import WalkerSpec
+
+
+def check_verdict(cv: Any, protocol: Protocol) -> None:
+    """Raise a GeomGNNError if the verdict on a CV is worse than the protocol accepts."""
+    verdict = cv.training_information.get("verdict")
+    if verdict is not None and GRADES.index(verdict["grade"]) > GRADES.index(protocol.run.accept.replace("-", " ")):
+        raise GeomGNNError(
+            f"The CV is {in_words(verdict)}. To bias it nevertheless, set run.accept: {verdict['grade'].replace(' ', '-')}."
+        )
+
+
+def kernel_width(cv: Any, protocol: Protocol) -> dict[str, Any]:
+    """Widths of the bias's kernels, where the protocol leaves them open: {"sigma": ..., "sigma_min": ...}.
+
+    Raises
+    ------
+    GeomGNNError
+        If the narrowest stable kernel is much wider than a basin: the bias could not build up.
+    """
+    facts, bias, step = cv.training_information, protocol.bias, protocol.schedule.bias_step
+    spread = np.array(facts["in_basin_spread"])
+    narrowest = narrowest_width(facts["rate_300K_per_ps"], step, protocol.system.temperature)
+    if bias.sigma is None and bias.sigma_min is None and is_too_stiff(narrowest, spread).any():
+        raise GeomGNNError(
+            f"The CV is too stiff to bias: at {1000 * step:g} fs between evaluations (run.every times system.timestep) the "
+            f"narrowest kernel that does not heat the system is {format_values(narrowest)} wide, but the CV fluctuates by "
+            f"only {format_values(spread)} within a basin. Evaluate the bias more often (run.every: 1), fit a softer CV (a "
+            "longer cv.softening, or gradient_penalty with a vampnet), or set bias.sigma yourself."
+        )
+    return kernel_widths(spread, narrowest, bias.sigma, bias.sigma_min, adaptive=bias.adaptive_stride is not None)
+
+
+def make_bias(cv: Any, protocol: Protocol) -> Any:
+    """The bias of a protocol on a CV, which says how wide the kernels of OPES are.
+
+    Raises GeomGNNError if the CV is too stiff, see `kernel_width`.
+    """
+    return protocol.make_bias(**(kernel_width(cv, protocol) if protocol.bias.method == "opes" else {}))
+
+
+def in_one_line(bias: Any) -> str:
+    """What a bias is, for a line of progress."""
+    if isinstance(bias, OPES):
+        return f"OPES: barrier {bias.barrier:g} kJ/mol, sigma {format_values(bias.sigma)}, biasfactor {bias.biasfactor:.3g}"
+    return f"Bias: {bias}"
+
+
+def run_biased(protocol: Protocol, bias: Any, title: str = "Biased run") -> None:
+    """Run the biased simulation of a protocol to its end, with a progress bar of this title."""
+    _compile(protocol, _biased_spec(protocol, 0))
+    with bar(title) as update:
+        biased_runner(
+            protocol,
+            bias,
+            lambda p: update(p.time, p.length, f"{p.temperature:.0f} K, {p.diagnostics.get('nker', 0):.0f} kernels"),
+        ).run()
+
+
+def biased_runner(protocol: Protocol, bias: Any, progress: Callable[..., None] | None = None) -> Runner:
+    """The Runner of the biased simulation of a protocol, in its folder."""
+    schedule = protocol.schedule
+    return Runner(
+        [_biased_spec(protocol, index) for index in range(protocol.run.walkers)],
+        bias,
+        protocol.output,
+        schedule.length * schedule.bias_step,
+        checkpoint_interval=schedule.checkpoint_interval * schedule.bias_step,
+        progress=progress,
+    )
+
+
+def _biased_spec(protocol: Protocol, index: int) -> WalkerSpec:
+    schedule = protocol.schedule
+    return walker_spec(
+        protocol,
+        index,
+        cv_path=str(protocol.output / CV_FILE),
+        every=protocol.run.every,
+        colvar_interval=schedule.colvar_interval,
+        frame_interval=schedule.frame_interval,
+    )
+
+
+def _compile(protocol: Protocol, spec: WalkerSpec) -> None:
+    """Compile the network's kernels before the walkers start, all of which would do so at once."""
+    path: Any = spec.cv_path
+    bound = CollectiveVariable.load(path).bind(protocol.output / TOPOLOGY, spec.precision, spec.engine)
+    bound.warm_up(lambda: echo("Compiling kernels for this network (once, about 20 s) ..."))
