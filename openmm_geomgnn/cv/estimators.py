@@ -158,6 +158,3 @@ def _best(history: dict[str, list[float]]) -> float | None:
     """The score that chose the epoch: no measure of how good the CV is, for being the best of many."""
     validation = [value for value in history["validation"] if value is not None]
     return float(max(validation)) if validation else None
-
-
-ESTIMATORS = {"linear": estimate_linear, "vampnet": estimate_vampnet}

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_geomgnn.aliases import StageProgress, TopologyLike
-from openmm_geomgnn.cv.estimators import ESTIMATORS, FOLDS
+from openmm_geomgnn.cv.estimators import FOLDS, estimate_linear, estimate_vampnet
 from openmm_geomgnn.cv.fit_data import Features, TrainingFrames, featurize, lengths_of, read_frames
 from openmm_geomgnn.cv.fit_settings import FitSettings
 from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.output_map import OutputMap, check_margin, range_of
+from openmm_geomgnn.cv.progress import check_targets, estimate_progress
 from openmm_geomgnn.cv.reweighting import Weighting, weighting
 from openmm_geomgnn.cv.rules import check_parts
 from openmm_geomgnn.cv.stiffness import atomic_masses, even_slopes, rates_along, stiffness
@@ -29,6 +30,7 @@ from openmm_geomgnn.representation.store import Embeddings
 from openmm_geomgnn.unfinished import Unfinished
 from openmm_geomgnn.units import did_you_mean
 
+ESTIMATORS = {"linear": estimate_linear, "vampnet": estimate_vampnet, "progress": estimate_progress}
 EVEN_FRAMES = 1000  # at which the steepness is taken for an even map
 
 
@@ -40,6 +42,8 @@ def fit_cv(
     unfinished: Unfinished | None = None,
     biases: Sequence[npt.ArrayLike | None] | None = None,
     frame_intervals: Sequence[float] | None = None,
+    targets: Sequence[npt.ArrayLike] | None = None,
+    target_names: Sequence[str] | None = None,
 ) -> CollectiveVariable:
     """Fit a collective variable to trajectories of one molecule.
 
@@ -60,6 +64,10 @@ def fit_cv(
         `koopman.normalised_biases`. How these frames count says `settings.reweighting`.
     frame_intervals : list of float, optional
         ps between the frames of each trajectory, where they differ; all are `settings.frame_interval` by default.
+    targets : list of (F, m) array, optional
+        What the components of a CV with estimator "progress" are to follow, in every frame of each trajectory.
+    target_names : list of str, optional
+        Of the m targets.
 
     Returns
     -------
@@ -97,11 +105,12 @@ def fit_cv(
     lengths = lengths_of(trajectories)
     weights = weighting(lengths, settings, biases, frame_intervals)
     lag = check_data(lengths, settings)
+    wanted = check_targets(lengths, settings, targets, target_names)
     topology = as_topology(topology)
     featurization = featurize(trajectories, topology, settings)
     mixer = make_fit_mixer(settings, featurization)
     frames = read_frames(trajectories, featurization, settings.estimator == "vampnet", progress, unfinished)
-    frames = replace(frames, pairs=weights.pairs)
+    frames = replace(frames, pairs=weights.pairs, targets=wanted, biased=weights.biased)
     estimate = ESTIMATORS[settings.estimator](mixer, frames, lag, settings, progress, unfinished)
     model = estimate.model
     information = {
@@ -114,6 +123,8 @@ def fit_cv(
         "frame_interval_ps": settings.frame_interval,
         "seed": settings.seed,
     }
+    if target_names is not None:
+        information["targets"] = list(target_names)
     if weights.any_biased:
         information |= {"reweighting": settings.reweighting, "biased": weights.biased}
         if settings.reweighting != "none":
@@ -236,7 +247,7 @@ def check_data(lengths: Sequence[int], settings: FitSettings) -> int:
         If they do not, or the lag time is not a whole number of frames.
     """
     lag = settings.lag_frames()
-    if settings.estimator == "linear":
+    if settings.estimator in ("linear", "progress"):
         check_folds(lengths, lag, FOLDS)
     else:
         defaults = {"validation_fraction": VALIDATION_FRACTION, "test_fraction": TEST_FRACTION}

@@ -145,12 +145,18 @@ class TrainingFrames:
     tokens : list of (F, R, 4, H) tensors or Zarr arrays
     pairs : list of koopman.Pairs, optional
         Of each trajectory; all frames a lag time apart where there are none.
+    targets : list of (F, m) arrays, optional
+        What the CV is to follow, for the progress estimator.
+    biased : list of bool, optional
+        Which trajectories had a bias; none by default.
     """
 
     featurization: Featurization
     positions: list[Any]
     tokens: list[Any]
     pairs: PairsLike = None
+    targets: list[np.ndarray] | None = None
+    biased: list[bool] | None = None
 
 
 def lengths_of(trajectories: Sequence[mdtraj.Trajectory] | Embeddings) -> list[int]:

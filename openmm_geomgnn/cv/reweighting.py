@@ -82,7 +82,7 @@ def weighting(
     biased = [v is not None for v in given]
     alike = all(abs(value - settings.frame_interval) < 1e-9 for value in intervals)
     method = settings.reweighting if any(biased) else "none"
-    if method == "none" and alike:
+    if method == "none" and (alike or settings.estimator == "progress"):  # which has no use for pairs
         return Weighting(None, biased, intervals)
     kT = BOLTZMANN * settings.temperature
     if method == "rescaled-time":

@@ -71,10 +71,10 @@ def check_parts(
         return
     if mixer != "none":
         raise SettingMismatch(
-            f"mixer: {mixer} has weights, which estimator: linear does not train. Use estimator: vampnet, or mixer: none.",
+            f"mixer: {mixer} has weights, which estimator: {estimator} does not train. Use vampnet, or mixer: none.",
             "mixer",
         )
-    if pca is not None and n_components > pca:
+    if estimator == "linear" and pca is not None and n_components > pca:
         raise SettingMismatch(
             f"{n_components} components cannot be made of {pca} principal components (pca). Raise pca.", "components"
         )

@@ -28,6 +28,7 @@ FEW_BETWEEN = 5
 FEW_PAIRS = 500
 STIFF_STEP = 0.002  # ps; a CV that is too stiff even when the bias is evaluated this often is only weakly usable
 GOOD_R2, LEAST_R2 = 0.98, 0.5  # of a student
+FOLLOWED = 0.9  # R2 of a CV that is to follow a target
 
 
 def timescale_notes(
@@ -89,6 +90,9 @@ def _verdict(reasons: Sequence[Reason]) -> Verdict:
 
 def _scores(facts: Mapping[str, Any]) -> Iterator[Reason]:
     """(grade, reason) pairs by the VAMP-2 scores; a constant scores 1."""
+    if "r2_held_out" in facts:
+        yield from _followed(facts)
+        return
     held_out, training = facts.get("vamp2_held_out"), facts["vamp2_training"]
     if held_out is None:
         yield "weak", "there is no held-out score, so over-fitting would not be seen"
@@ -107,6 +111,20 @@ def _scores(facts: Mapping[str, Any]) -> Iterator[Reason]:
         yield "weak", f"{score}, within two errors of a constant's 1: the data are too few, or show a slow event once"
     elif held_out - 1 < OVERFITTED * (training - 1):
         yield "weak", f"{score} and {training:.3f} in training: it is over-fitted. Use more data or a smaller pca"
+
+
+def _followed(facts: Mapping[str, Any]) -> Iterator[Reason]:
+    """(grade, reason) pairs by how well a CV follows its targets in data that were held out."""
+    for number, r2 in enumerate(facts["r2_held_out"], start=1):
+        name = f"cv.{number}" if len(facts["r2_held_out"]) > 1 else "it"
+        if r2 < FOLLOWED:
+            yield (
+                "not usable" if r2 < LEAST_R2 else "weak",
+                (
+                    f"{name} follows its target with an R2 of {r2:.2f} in data held out, so much else moves it. Explore "
+                    "longer (explore.length), or use a larger encoder"
+                ),
+            )
 
 
 def _weights(facts: Mapping[str, Any]) -> Iterator[Reason]:

@@ -158,11 +158,11 @@ class TestRun:
 
     def test_stops_at_a_cv_that_is_not_usable(self, protocol, monkeypatch):
         load = protocol(verdict=judge(FACTS))
-        monkeypatch.setattr(workflow, "_biased", lambda *arguments: pytest.fail("it was biased"))
+        monkeypatch.setattr(workflow, "run_biased", lambda *arguments: pytest.fail("it was biased"))
         with pytest.raises(GeomGNNError, match="CV is not usable: the held-out.* set run.accept: not-usable"):
             workflow.run_protocol(load())
         reached = []
-        monkeypatch.setattr(workflow, "_biased", lambda *arguments: reached.append(1))
+        monkeypatch.setattr(workflow, "run_biased", lambda *arguments: reached.append(1))
         monkeypatch.setattr(workflow, "_comparison", lambda *arguments: None)
         monkeypatch.setattr(workflow, "report", lambda *arguments: None)
         # the folder that it stopped in goes on

@@ -1,0 +1,185 @@
+"""What a bias has to move: torsions that are slow, the progress between their wells, and whether a CV can drive it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from openmm_geomgnn.analysis.found_states import core_arrivals
+from openmm_geomgnn.analysis.wells import check_runs, lag_steps, wells_of
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import BOLTZMANN
+
+FEWEST_CROSSINGS = 10  # in the simulation to come, below which a torsion is slow
+MOST_SLOW = 3  # a bias along more components than this fills them too slowly
+_NEAR = 0.25  # of a target from the end, or from the middle, of the way
+_FEWEST_FRAMES = 10  # there
+_RIDGE = 1e-9  # of a covariance, by its largest entry
+
+
+class SlowTorsion(NamedTuple):
+    """A torsion whose wells are left rarely.
+
+    Attributes
+    ----------
+    name : str
+    column : int
+        Its number among the torsions.
+    centres : (n,) ndarray
+        Of its wells, in radians.
+    crossings : int
+        Between its wells in the unbiased runs.
+    """
+
+    name: str
+    column: int
+    centres: np.ndarray
+    crossings: int
+
+
+def slow_torsions(
+    torsions: Sequence[npt.ArrayLike],
+    frame_interval: float | Sequence[float],
+    names: Sequence[str],
+    *,
+    unbiased: Sequence[bool],
+    time_to_come: float,
+    fewest: int = FEWEST_CROSSINGS,
+    most: int = MOST_SLOW,
+) -> list[SlowTorsion]:
+    """Find the torsions that a simulation of some length would not sample without a bias.
+
+    Parameters
+    ----------
+    torsions : list of (F, T) array
+        Radians, of every run.
+    frame_interval : float or list of float
+        ps between frames, of all runs or of each.
+    names : sequence of str
+        Of the T torsions.
+    unbiased : list of bool
+        Which runs had no bias. Wells and crossings are those of these runs, where there are any: a bias fills barriers.
+    time_to_come : float
+        ps of the simulation to come.
+    fewest : int, optional
+        Crossings that are to be expected in it, from as many as there were, for a torsion not to be slow.
+    most : int, optional
+        How many are returned at most: the rarest, and of equals those with the highest barriers.
+
+    Returns
+    -------
+    list of SlowTorsion
+        In the order of the torsions.
+
+    Raises
+    ------
+    GeomGNNError
+        If arrays do not fit each other.
+    """
+    runs, names = check_runs(torsions, names)
+    intervals = np.broadcast_to(np.asarray(frame_interval, float), (len(runs),))
+    if len(unbiased) != len(runs):
+        raise GeomGNNError(f"There are {len(runs)} runs, but unbiased has {len(unbiased)} entries. Give one for each.")
+    free = [k for k, one in enumerate(unbiased) if one] or list(range(len(runs)))
+    runs, intervals = [runs[k] for k in free], intervals[free]
+    steps, equal = lag_steps(runs, intervals.tolist(), None), [np.zeros(len(run)) for run in runs]
+    time = float(sum(len(run) * interval for run, interval in zip(runs, intervals, strict=True)))
+    ends = np.cumsum([len(run) for run in runs])[:-1]
+    found = []
+    for column, name in enumerate(names):
+        wells = wells_of([run[:, column] for run in runs], equal, steps, column)
+        if wells is None:
+            continue
+        cores = np.split(np.where(wells.inside, wells.well, -1), ends)
+        crossings = int(core_arrivals(cores, len(wells.centres)).sum())
+        if any(unbiased) and crossings / time * time_to_come >= fewest:
+            continue
+        found.append((crossings, wells.saddle, SlowTorsion(name, column, np.angle(wells.centres), crossings)))
+    found.sort(key=lambda one: one[:2])
+    return sorted((one for *_, one in found[:most]), key=lambda one: one.column)
+
+
+def progress_targets(slow: Sequence[SlowTorsion], torsions: Sequence[np.ndarray]) -> tuple[list[str], list[np.ndarray]]:
+    """What a CV is to follow: the progress of slow torsions between their wells, in every frame.
+
+    Of a torsion with two wells, with u = (cos, sin) of the angle and u_A and u_B those of the wells, it is
+    y = 2 (u - (u_A + u_B)/2) . (u_B - u_A) / |u_B - u_A|^2: -1 in the one and +1 in the other. Of a torsion with more wells
+    it is both cosine and sine.
+
+    Parameters
+    ----------
+    slow : list of SlowTorsion
+    torsions : list of (F, T) array
+        Radians.
+
+    Returns
+    -------
+    names : list of str
+        Of m targets.
+    targets : list of (F, m) ndarray
+    """
+    names: list[str] = []
+    columns: list[list[np.ndarray]] = [[] for _ in torsions]
+    for one in slow:
+        angles = [np.asarray(run, dtype=np.float64)[:, one.column] for run in torsions]
+        if len(one.centres) == 2:
+            a, b = np.exp(1j * one.centres)
+            names.append("progress of {} from {:.0f} to {:.0f} deg".format(one.name, *np.degrees(one.centres)))
+            for column, angle in zip(columns, angles, strict=True):
+                column.append(2 * ((np.exp(1j * angle) - (a + b) / 2) * np.conj(b - a)).real / abs(b - a) ** 2)
+        else:
+            names += [f"cosine of {one.name}", f"sine of {one.name}"]
+            for column, angle in zip(columns, angles, strict=True):
+                column += [np.cos(angle), np.sin(angle)]
+    return names, [
+        np.stack(column, axis=1) if column else np.zeros((len(run), 0))
+        for column, run in zip(columns, torsions, strict=True)
+    ]
+
+
+def drive_margin(
+    values: Sequence[npt.ArrayLike], targets: Sequence[npt.ArrayLike], barrier: float, temperature: float
+) -> np.ndarray:
+    """Tell whether a bias on a CV would drive targets, or distortions that look like them.
+
+    At an end of the way (a target near -1 or +1) the CV s has the mean m and the covariance C, in the middle (near 0) the
+    mean m'. To look like the middle while staying at the end costs about kT/2 (m' - m)^T C^-1 (m' - m), if the fluctuations
+    are Gaussian. The margin is the smaller of the costs of both ends over the barrier: above 1 the bias pays less for
+    crossing than for the distortion. It is an estimate by fluctuations that were seen, and worth the more the more of the
+    frames had a bias on s.
+
+    Parameters
+    ----------
+    values : list of (F, d) array
+        The CV in every frame.
+    targets : list of (F, m) array
+        Of `progress_targets`.
+    barrier : float
+        kJ/mol.
+    temperature : float
+        K.
+
+    Returns
+    -------
+    (m,) ndarray
+        nan where fewer than ten frames are at an end, or in the middle.
+    """
+    s = np.concatenate([np.asarray(part, dtype=np.float64) for part in values])
+    y = np.concatenate([np.asarray(part, dtype=np.float64) for part in targets])
+    return np.array([_cost(s, column) for column in y.T]) * BOLTZMANN * temperature / barrier
+
+
+def _cost(s: np.ndarray, target: np.ndarray) -> float:
+    """The smaller of the costs, in kT, of looking like the middle of the way while staying at an end."""
+    middle = s[np.abs(target) < _NEAR]
+    ends = [s[np.abs(target - end) < _NEAR] for end in (-1.0, 1.0)]
+    if min(map(len, (middle, *ends))) < _FEWEST_FRAMES:
+        return float("nan")
+    costs = []
+    for end in ends:
+        covariance = np.atleast_2d(np.cov(end.T))
+        covariance += max(_RIDGE * np.abs(covariance).max(), 1e-300) * np.eye(len(covariance))
+        away = middle.mean(axis=0) - end.mean(axis=0)
+        costs.append(0.5 * float(away @ np.linalg.solve(covariance, away)))
+    return min(costs)
