@@ -19,11 +19,15 @@ from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
 
+class NotBiasable(GeomGNNError):
+    """A CV that cannot be biased, or is not worth it."""
+
+
 def check_verdict(cv: Any, protocol: Protocol) -> None:
-    """Raise a GeomGNNError if the verdict on a CV is worse than the protocol accepts."""
+    """Raise a NotBiasable if the verdict on a CV is worse than the protocol accepts."""
     verdict = cv.training_information.get("verdict")
     if verdict is not None and GRADES.index(verdict["grade"]) > GRADES.index(protocol.run.accept.replace("-", " ")):
-        raise GeomGNNError(
+        raise NotBiasable(
             f"The CV is {in_words(verdict)}. To bias it nevertheless, set run.accept: {verdict['grade'].replace(' ', '-')}."
         )
 
@@ -33,14 +37,14 @@ def kernel_width(cv: Any, protocol: Protocol) -> dict[str, Any]:
 
     Raises
     ------
-    GeomGNNError
+    NotBiasable
         If the narrowest stable kernel is much wider than a basin: the bias could not build up.
     """
     facts, bias, step = cv.training_information, protocol.bias, protocol.schedule.bias_step
     spread = np.array(facts["in_basin_spread"])
     narrowest = narrowest_width(facts["rate_300K_per_ps"], step, protocol.system.temperature)
     if bias.sigma is None and bias.sigma_min is None and is_too_stiff(narrowest, spread).any():
-        raise GeomGNNError(
+        raise NotBiasable(
             f"The CV is too stiff to bias: at {1000 * step:g} fs between evaluations (run.every times system.timestep) the "
             f"narrowest kernel that does not heat the system is {format_values(narrowest)} wide, but the CV fluctuates by "
             f"only {format_values(spread)} within a basin. Evaluate the bias more often (run.every: 1), fit a softer CV (a "
@@ -52,7 +56,7 @@ def kernel_width(cv: Any, protocol: Protocol) -> dict[str, Any]:
 def make_bias(cv: Any, protocol: Protocol) -> Any:
     """The bias of a protocol on a CV, which says how wide the kernels of OPES are.
 
-    Raises GeomGNNError if the CV is too stiff, see `kernel_width`.
+    Raises NotBiasable if the CV is too stiff, see `kernel_width`.
     """
     return protocol.make_bias(**(kernel_width(cv, protocol) if protocol.bias.method == "opes" else {}))
 

@@ -81,7 +81,7 @@ def _time(plan: Plan) -> str:
         stages = stage_seconds(plan, lambda: echo("Compiling kernels for this network (once, about 20 s) ..."))
     except GeomGNNError as error:
         return f"not known, as the first steps failed: {error}"
-    parts = ", ".join(f"{_NAMES[name]} {_duration(seconds)}" for name, seconds in stages.items())
+    parts = ", ".join(f"{_NAMES.get(name, name)} {_duration(seconds)}" for name, seconds in stages.items())
     training = " and the training" if plan.settings is not None and plan.settings.estimator == "vampnet" else ""
     walkers = f"{count_of(plan.protocol.run.walkers, 'walker')} on {count_of(cores(), 'core')}"
     return f"about {_duration(sum(stages.values()))}{training} from the beginning, with {walkers}: {parts}"

@@ -24,6 +24,7 @@ from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 _MEASURED = 0.5  # seconds, at least
 _MINIMISATION = 100  # iterations: without overlaps a few steps can be done
 AUTO_FITS = 4  # what scores and the fit cost together, in fits
+EXPLORED = 3  # pieces from each structure, about
 _GPUS = ("CUDA", "HIP", "OpenCL")
 
 
@@ -43,6 +44,14 @@ def stage_seconds(plan: Plan, announce: Callable[[], None] = lambda: None) -> di
         steps = (protocol.unbiased.length + protocol.unbiased.equilibration) / timestep
         found["unbiased"] = math.ceil(runs / walkers) * steps * step * _slowed(plan, together)
         found["fit"] = _fit_seconds(plan) * (AUTO_FITS if protocol.cv.auto else 1)
+    if protocol.explore is not None:
+        seconds = protocol.explore.length / timestep * step
+        found["exploration"] = EXPLORED * len(protocol.system.structures) / walkers * seconds * _slowed(plan, walkers)
+        steps = (protocol.seeds.length + protocol.unbiased.equilibration) / timestep
+        found["runs from seeds"] = math.ceil(protocol.seeds.number / walkers) * steps * step * _slowed(plan, walkers)
+    if protocol.rounds is not None:
+        outer = protocol.rounds.length / protocol.schedule.bias_step * biased_step
+        found["rounds"] = protocol.rounds.number * (outer * _slowed(plan, walkers) + found["fit"])
     equilibration = protocol.unbiased.equilibration / timestep * step
     biased = protocol.schedule.length * biased_step + equilibration
     comparison = protocol.comparison_length / walkers / timestep * step
@@ -130,7 +139,7 @@ def _fit_seconds(plan: Plan) -> float:
     frames = len(plan.specs) * training_frames(plan.protocol)
     seconds = frames * _seconds(lambda n: [tokenizer.embed(batch) for _ in range(n)]) / len(batch)
     few = pos.repeat(4, 1, 1)
-    if settings.estimator == "linear" and settings.softening:
+    if settings.estimator != "vampnet" and settings.softening:
         double = Tokenizer(Encoder.load(settings.encoder, torch.float64), bound.tokenizer.windows, settings.tokens.pooling)
         each = _seconds(lambda n: [double.embed(few) for _ in range(n)]) / len(few)
         seconds += 2 * min(RATE_FRAMES, frames) * each

@@ -62,6 +62,8 @@ def describe(cv: Any) -> Iterator[str]:
         f"spread in a basin {format_values(facts['in_basin_spread'])}; "
         f"stiffness {format_values(facts['rate_300K_per_ps'])} per ps"
     )
+    for name, r2, noise in zip(facts.get("targets", ()), facts.get("r2_held_out", ()), facts.get("noise", ()), strict=True):
+        yield f"It follows the {name}: R2 {r2:.3f} held out, an error of {noise:.2g} of half the way"
     if "verdict" in facts:
         yield f"Verdict: {in_words(facts['verdict'])}."
 

@@ -21,12 +21,14 @@ _RECORDED_AS = {"lagtime": "lag_time", "n_components": "components"}
 _INCIDENTAL = ("platform",)
 
 
-def made_from(settings: Any, runs: Any, student: bool = False, auto: bool = False) -> dict[str, Any]:
+def made_from(
+    settings: Any, runs: Any, student: bool = False, auto: bool = False, learning: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Record everything that determines a CV that is fitted to unbiased runs, in types of JSON.
 
     settings : FitSettings. runs : the fingerprint of each unbiased run, see `sampling.unbiased.fingerprints`. student :
     whether the CV is distilled. auto : whether settings are chosen by scores of the runs, from which
-    they follow.
+    they follow. learning : sections of a protocol that say what else it is learned from.
     """
     others = {_RECORDED_AS.get(name, name): value for name, value in asdict(settings).items()}
     tokens = others.pop("tokens")
@@ -39,7 +41,21 @@ def made_from(settings: Any, runs: Any, student: bool = False, auto: bool = Fals
     fit["student"] = student
     if auto:
         fit |= dict.fromkeys(CHOSEN, "auto")
+    fit |= learning or {}
     return json.loads(json.dumps({"fit": fit, "unbiased runs": runs}))
+
+
+def learned_from(protocol: Protocol) -> dict[str, Any]:
+    """The sections of a protocol that say what a CV is learned from besides unbiased runs, as `made_from` takes them."""
+    if protocol.explore is None and protocol.rounds is None:
+        return {}
+    names = ("explore", "seeds", "rounds")
+    sections = {name: getattr(protocol, name) for name in names if name != "seeds" or protocol.explore is not None}
+    found = {name: section.model_dump(mode="json") for name, section in sections.items() if section is not None}
+    if "rounds" in found:
+        found["rounds"].pop("number")  # further ones begin with the same
+        found["bias in rounds"] = protocol.bias.model_dump(mode="json")
+    return found
 
 
 def current_cv(protocol: Protocol, record: Mapping[str, Any] | None) -> Any:

@@ -15,6 +15,7 @@ from openmm_geomgnn.analysis.variables import BiasedRun, Variable
 from openmm_geomgnn.analysis.verdict import judge_run, sentences
 from openmm_geomgnn.cli.molecule import check_torsions, kinetic_degrees
 from openmm_geomgnn.cli.results import Results, read_results
+from openmm_geomgnn.cli.round_notes import read_rounds, round_figures, round_tables
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.state_examples import example_names, write_examples
 from openmm_geomgnn.cv.verdict import GRADES, in_words
@@ -52,9 +53,25 @@ def report(protocol: Protocol, seconds: float = float("nan")) -> dict[str, Any]:
     if not results.complete:
         title += f" (partial: {results.done:g} of {results.planned:g} ps)"
         notes = [f"Warning: this report is partial: {results.missing}. Go on with the run by `geomgnn run`.", *notes]
-    tables = [*standard_tables(analysis), _cv_table(results.cv)]
-    page = report_page(title, summary, standard_figures(analysis), notes, tables)
+    rounds = read_rounds(folder)
+    if rounds:
+        summary["rounds"] = rounds
+    tables = [*standard_tables(analysis), *round_tables(rounds), _cv_table(results.cv)]
+    page = report_page(title, summary, [*standard_figures(analysis), *round_figures(rounds)], notes, tables)
     write_examples(folder, analysis.found, results.biased)
+    write_summary(folder / "summary.json", summary)
+    with atomic_write(folder / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return summary
+
+
+def report_nothing(protocol: Protocol, why: str) -> dict[str, Any]:
+    """Write summary.json and report.html of a run that learned no CV that can be biased; returns the summary."""
+    folder, rounds = protocol.output, read_rounds(protocol.output)
+    verdict = f"not converged: no CV was learned that can be biased. {why}"
+    summary = {"complete": False, "missing": "the biased run", "converged": False, "verdict": verdict}
+    summary |= {"rounds": rounds} if rounds else {}
+    page = report_page(folder.name, summary, round_figures(rounds), [f"Warning: {verdict}"], round_tables(rounds))
     write_summary(folder / "summary.json", summary)
     with atomic_write(folder / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -4,23 +4,28 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mdtraj
 
 from openmm_geomgnn.aliases import PathLike
-from openmm_geomgnn.cli.biasing import biased_runner, check_verdict, in_one_line, make_bias, run_biased
+from openmm_geomgnn.cli.biasing import NotBiasable, biased_runner, check_verdict, in_one_line, make_bias, run_biased
+from openmm_geomgnn.cli.candidates import learned_cv
 from openmm_geomgnn.cli.choose import chosen_cv
 from openmm_geomgnn.cli.fitting import describe, fit_settings, fit_with_progress
+from openmm_geomgnn.cli.learning_data import LearningData, spread_starts
 from openmm_geomgnn.cli.molecule import walker_spec
 from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, TOPOLOGY, UNBIASED
 from openmm_geomgnn.cli.preflight import Plan, examine
 from openmm_geomgnn.cli.progress import bar, echo
-from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, made_from
-from openmm_geomgnn.cli.report import check_analysis, report
+from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, learned_from, made_from
+from openmm_geomgnn.cli.report import check_analysis, report, report_nothing
 from openmm_geomgnn.cli.results import comparison_frame
+from openmm_geomgnn.cli.rounds import learn_in_rounds
 from openmm_geomgnn.cli.run_folder import add_wall_time, first_structure, has_biased_steps, prepare_output_folder, settle
 from openmm_geomgnn.cli.settings.protocol import Protocol
+from openmm_geomgnn.cli.starts import explore_molecule, seed_structures, with_starts, write_starts
 from openmm_geomgnn.cli.student import student_or_network
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
@@ -34,6 +39,7 @@ from openmm_geomgnn.unfinished import Unfinished
 
 # index of the first unbiased run to compare crossings with: its seed is not that of a training run
 FIRST_COMPARISON = 1000
+FIRST_SEED = 100  # that of the run from the first seed
 # figures of a CV file without which it cannot be biased and reported on
 NEEDED_TO_BIAS = ("rate_300K_per_ps", "in_basin_spread", "vamp2_training", "timescales_ps")
 
@@ -66,15 +72,21 @@ def run_protocol(protocol: Protocol, overwrite: bool = False, source: PathLike |
             if given is not None:
                 _copy_given(protocol)
             elif cv is None:
-                cv = _fit(protocol, _unbiased(protocol), beginning.record)
+                try:
+                    cv = _learn(protocol, beginning.record)
+                except NotBiasable as error:
+                    if protocol.explore is None and protocol.rounds is None:
+                        raise
+                    return report_nothing(protocol, str(error))
             Unfinished(protocol.output / CV_FILE).remove()
             for line in describe(cv):
                 echo(line)
             check_verdict(cv, protocol)
             bias = make_bias(cv, protocol)
             echo(in_one_line(bias))
-            run_biased(protocol, bias)
-            _comparison(protocol)
+            started = with_starts(protocol)
+            run_biased(started, bias)
+            _comparison(started)
         finally:
             seconds = add_wall_time(protocol.output, time.perf_counter() - began)
         return report(protocol, seconds)
@@ -106,7 +118,7 @@ def examined(protocol: Protocol) -> "Beginning":
     given = record = settings = None
     if protocol.cv.file is None:
         settings = fit_settings(protocol.cv, protocol.unbiased.frame_interval, protocol.seed)
-        record = made_from(settings, runs, protocol.cv.student, protocol.cv.auto)
+        record = made_from(settings, runs, protocol.cv.student, protocol.cv.auto, learned_from(protocol))
     else:
         given = _given(protocol, topology)
         make_bias(given, protocol)
@@ -131,7 +143,7 @@ def _check_claimed(protocol: Protocol, beginning: Beginning) -> Any:
         check_verdict(cv, protocol)
         bias = make_bias(cv, protocol)
         if has_biased_steps(protocol.output) and (protocol.output / CV_FILE).exists():
-            biased_runner(protocol, bias).check()
+            biased_runner(with_starts(protocol), bias).check()
     return cv
 
 
@@ -146,11 +158,24 @@ def _training_specs(protocol: Protocol) -> list[WalkerSpec]:
 
 def _unbiased(protocol: Protocol) -> list[mdtraj.Trajectory]:
     """Run the unbiased training runs; returns one mdtraj trajectory from each structure."""
-    settings, specs = protocol.unbiased, _training_specs(protocol)
-    with bar("Unbiased runs") as update:
+    return _run_unbiased(protocol, _training_specs(protocol), protocol.unbiased.length, "Unbiased runs")
+
+
+def _from_seeds(protocol: Protocol, seeds: Sequence[Path]) -> list[mdtraj.Trajectory]:
+    """Run the unbiased runs from seeds; returns one mdtraj trajectory from each."""
+    frame = protocol.md_steps(protocol.unbiased.frame_interval)
+    specs = [
+        walker_spec(protocol, FIRST_SEED + k, structure=str(seed), frame_interval=frame, colvar_interval=frame)
+        for k, seed in enumerate(seeds)
+    ]
+    return _run_unbiased(protocol, specs, protocol.seeds.length, "Runs from seeds") if specs else []
+
+
+def _run_unbiased(protocol: Protocol, specs: Sequence[WalkerSpec], length: float, title: str) -> list[mdtraj.Trajectory]:
+    with bar(title) as update:
         runs = run_unbiased(
             specs,
-            settings.length,
+            length,
             protocol.output / UNBIASED,
             processes=protocol.run.walkers,
             checkpoint_interval=protocol.run.checkpoint_interval,
@@ -160,8 +185,23 @@ def _unbiased(protocol: Protocol) -> list[mdtraj.Trajectory]:
     return [run.trajectory(topology) for run in runs]
 
 
+def _learn(protocol: Protocol, record: Mapping[str, Any] | None) -> Any:
+    """Learn the CV and write it with the record of what it was made from; an existing one is moved aside."""
+    explored = explore_molecule(protocol)
+    seeds = seed_structures(protocol, explored)
+    runs = [*_unbiased(protocol), *_from_seeds(protocol, seeds)]
+    if protocol.explore is None and protocol.rounds is None:
+        return _fit(protocol, runs, record)
+    data = LearningData.of_runs(runs, protocol.unbiased.frame_interval).with_explored(explored)
+    structures = [*protocol.system.structures, *seeds]
+    starts = [structures[k] for k in spread_starts(data, len(structures))]
+    cv = learned_cv(protocol, data) if protocol.rounds is None else learn_in_rounds(protocol, data, starts, record or {})
+    write_starts(protocol, starts)
+    return _write(protocol, cv, record)
+
+
 def _fit(protocol: Protocol, trajectories: Any, record: Mapping[str, Any] | None) -> Any:
-    """Fit the CV and write it with the record of what it was made from; an existing one is moved aside."""
+    """Fit the CV to unbiased runs and write it, as `_learn` does."""
     path = protocol.output / CV_FILE
     section = chosen_cv(protocol, trajectories, trajectories[0].topology)
     settings = fit_settings(section, protocol.unbiased.frame_interval, protocol.seed)
@@ -169,7 +209,12 @@ def _fit(protocol: Protocol, trajectories: Any, record: Mapping[str, Any] | None
     cv.training_information[MADE_FROM] = record
     if protocol.cv.student:
         cv = student_or_network(protocol, cv, trajectories)
-        cv.training_information[MADE_FROM] = record
+    return _write(protocol, cv, record)
+
+
+def _write(protocol: Protocol, cv: Any, record: Mapping[str, Any] | None) -> Any:
+    path = protocol.output / CV_FILE
+    cv.training_information[MADE_FROM] = record
     if path.exists():
         set_aside(path)
     cv.save(path)

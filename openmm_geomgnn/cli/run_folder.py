@@ -13,7 +13,7 @@ import numpy as np
 from openmm.app import PDBFile
 
 from openmm_geomgnn.aliases import PathLike
-from openmm_geomgnn.cli.names import PROTOCOL, TOPOLOGY, UNBIASED, WALL_TIME
+from openmm_geomgnn.cli.names import PROTOCOL, ROUNDS, SEEDS, TOPOLOGY, UNBIASED, WALL_TIME
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.settings.yaml_files import dump, load_protocol
 from openmm_geomgnn.errors import GeomGNNError
@@ -26,7 +26,9 @@ from openmm_geomgnn.sampling.systems import load_structure
 _FREE = (
     *(("run", name) for name in ("length", "checkpoint_interval", "accept", "threads")),
     ("unbiased", "comparison_length"),
+    ("rounds", "number"),
 )
+_BEFORE_THE_BIAS = ("cv.", "bias.", "run.", "rounds")  # what may change when there are training data
 
 
 @contextmanager
@@ -100,6 +102,12 @@ def has_biased_steps(folder: Path) -> bool:
     return checkpoint is not None and load_checkpoint(checkpoint).step > 0
 
 
+def round_folders(folder: Path) -> list[Path]:
+    """The folders of rounds in that of a run, in their order."""
+    found = [path for path in (folder / ROUNDS).glob("*") if path.is_dir() and path.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
 def first_structure(protocol: Protocol) -> tuple[Any, np.ndarray]:
     """Read the openmm.app.Topology and positions (N, 3) in nm of the first structure.
 
@@ -127,9 +135,9 @@ def _check_unchanged(protocol: Protocol, settled: Any) -> None:
             f"{folder} holds a COLVAR file, but no checkpoint to continue from. Restore it, choose another output, or start "
             "again with --overwrite."
         )
-    if not has_biased_steps(folder):
-        has_data = any((folder / UNBIASED).glob("trajectory.*.dcd"))
-        changed = [name for name in changed if has_data and not name.startswith(("cv.", "bias.", "run."))]
+    if not any(map(has_biased_steps, (folder, *round_folders(folder)))):
+        has_data = (folder / SEEDS).is_dir() or any((folder / UNBIASED).glob("trajectory.*.dcd"))
+        changed = [name for name in changed if has_data and not name.startswith(_BEFORE_THE_BIAS)]
     if changed:
         raise GeomGNNError(
             f"{folder} holds the results of another protocol: {', '.join(changed)} differ. Choose another output, go on "
@@ -143,7 +151,8 @@ def _identity(protocol: Protocol) -> dict[str, Any]:
     for free in ("output", "analysis"):
         data.pop(free)
     for section, free in _FREE:
-        data[section].pop(free)
+        if data[section] is not None:
+            data[section].pop(free)
     # its content is compared, see `provenance.check_given`, not where it lies
     data["cv"]["file"] = data["cv"]["file"] is not None
     flat = {}

@@ -1,8 +1,8 @@
-"""Settings of how other states are looked for, and of the seeds from which unbiased runs start."""
+"""Settings of how other states are looked for, of the seeds from which unbiased runs start, and of rounds of learning."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from openmm_geomgnn.cli.settings.fields import Kelvin, KilojoulesPerMole, Names, Picoseconds, Section, Whole
 from openmm_geomgnn.errors import GeomGNNError
@@ -45,6 +45,11 @@ class ExploreSection(Section):
     )
     conformers: Whole = Field(50, ge=1, description="number of conformers from each structure")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_a_section(cls, data: Any) -> Any:
+        return {} if data == "auto" else data
+
     def settings(self, seed: int, **others: Any) -> Any:
         """The ExploreSettings of this section. others: cv, the CV of the round before, and its sigma."""
         from openmm_geomgnn.sampling.explore import ExploreSettings
@@ -62,3 +67,21 @@ class SeedsSection(Section):
         "where several fall into one minimum",
     )
     length: Picoseconds = Field(50.0, gt=0, description="length of the unbiased run from each seed, ps")
+
+
+class RoundsSection(Section):
+    """Rounds: bias the CV, learn again from what the bias did, until the CV stays as it is."""
+
+    number: Whole = Field(
+        3,
+        ge=1,
+        le=50,
+        description="rounds at most; there are fewer if a round crossed between its states and the CV learned after it is "
+        "the same",
+    )
+    length: Picoseconds = Field(500.0, gt=0, description="length of each walker in a round, ps")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_is_a_section(cls, data: Any) -> Any:
+        return {"number": data} if isinstance(data, int) and not isinstance(data, bool) else data

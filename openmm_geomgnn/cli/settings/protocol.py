@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from openmm_geomgnn.cli.settings.analysis import AnalysisSection
 from openmm_geomgnn.cli.settings.biased import BiasedRuns
+from openmm_geomgnn.cli.settings.exploration import ExploreSection, RoundsSection, SeedsSection
 from openmm_geomgnn.cli.settings.fields import (
     OutputCV,
     OutputFolder,
@@ -68,11 +69,23 @@ class Protocol(Section):
         description="folder for all results, relative to where the command runs; by default runs/NAME for NAME.yaml",
     )
     system: SystemSection = Field(description="the molecule and how it moves")
+    explore: ExploreSection | None = Field(
+        None,
+        description="look for other states first, where not all are known; explore: auto is short for a section of defaults",
+    )
+    seeds: SeedsSection = Field(
+        default_factory=SeedsSection, description="structures of what was explored, from which unbiased runs start too"
+    )
     unbiased: UnbiasedSection = Field(
         default_factory=UnbiasedSection, description="simulations without a bias: the training data"
     )
     cv: CVSection = Field(default_factory=CVSection, description="the collective variable")
     bias: BiasSection = Field(default_factory=BiasSection, description="the bias on the collective variable")
+    rounds: RoundsSection | None = Field(
+        None,
+        description="bias the CV for a while and learn it again from all that was seen, in turn, before the biased run; "
+        "rounds: 3 is short for a section with this number",
+    )
     run: RunSection = Field(default_factory=RunSection, description="the biased simulation")
     analysis: AnalysisSection = Field(default_factory=AnalysisSection, description="what the report shows")
 
@@ -140,6 +153,7 @@ class Protocol(Section):
         _check_training_data(self)
         _check_bias(self)
         _check_run(self)
+        _check_rounds(self)
         return self
 
 
@@ -221,6 +235,11 @@ class Fit(Section):
     def _makes_a_cv(self) -> Self:
         if self.cv.file is not None:
             raise SettingError("file is a CV that exists, but a fit makes one. Remove it.", "cv", "file")
+        if self.cv.estimator == "progress":
+            raise SettingError(
+                "estimator is progress, whose targets `geomgnn run` finds where it explores; a fit knows none. Use linear.",
+                *("cv", "estimator"),
+            )
         return self
 
     @model_validator(mode="after")
@@ -332,10 +351,10 @@ def _check_training_data(protocol: Protocol) -> None:
             "unbiased.frame_interval, or raise unbiased.length.",
             *("cv", "pca"),
         )
-    if structures == 1:
+    if structures == 1 and protocol.explore is None:
         _warn(
             f"All training data start from one structure, {protocol.system.structures[0].name}. Data of one basin say "
-            "nothing of the way to another: give a structure in each basin if you can."
+            "nothing of the way to another: give a structure in each basin, or look for others (explore: auto)."
         )
 
 
@@ -382,6 +401,37 @@ def _check_run(protocol: Protocol) -> None:
         raise SettingError(
             f"cores are along {along}, but cv.components is {protocol.cv.components}: they are counted from cv.1.",
             *("analysis", "cores", "along"),
+        )
+
+
+def _check_rounds(protocol: Protocol) -> None:
+    rounds, explore, bias = protocol.rounds, protocol.explore, protocol.bias
+    if protocol.cv.estimator == "progress" and explore is None and rounds is None:
+        raise SettingError(
+            "estimator is progress, which takes frames between the states. Add explore: auto, or use linear.",
+            *("cv", "estimator"),
+        )
+    if protocol.cv.file is not None:
+        for name, section in (("explore", explore), ("rounds", rounds)):
+            if section is not None:
+                raise SettingError(f"{name} is for a CV that is learned, but cv.file is one that exists. Remove one.", name)
+        return
+    if explore is not None and "opes" in explore.ways:
+        raise SettingError(
+            "ways has opes, which explores along a CV that is known, but here none is yet. Remove it: rounds explore along "
+            "the CV.",
+            *("explore", "ways"),
+        )
+    if explore is not None and explore.frame_interval > protocol.cv.lag:
+        raise SettingError(
+            f"frame_interval is {explore.frame_interval:g} ps, longer than the lag time (cv.lag) of {protocol.cv.lag:g} ps.",
+            *("explore", "frame_interval"),
+        )
+    if rounds is not None and rounds.length < FEWEST_DEPOSITIONS * bias.pace * (1 - 1e-9):
+        raise SettingError(
+            f"length is {rounds.length:g} ps, time for fewer than {FEWEST_DEPOSITIONS} depositions of the bias, one every "
+            f"{bias.pace:g} ps (bias.pace). Use at least {FEWEST_DEPOSITIONS * bias.pace:g} ps.",
+            *("rounds", "length"),
         )
 
 

@@ -23,7 +23,8 @@ class Score(Fit):
     def _is_of_linear_cvs(self) -> Self:
         if self.cv.estimator != "linear":
             raise SettingError(
-                "estimator is vampnet, but this scores linear CVs, and VAMPnets of the mixers in score.mixer. Remove it.",
+                f"estimator is {self.cv.estimator}, but this scores linear CVs, and VAMPnets of the mixers in score.mixer. "
+                "Remove it.",
                 "cv",
                 "estimator",
             )

@@ -192,8 +192,10 @@ class CVSection(TokenSection):
         default_factory=dict,
         description="settings of the mixer, by name; every mixer has chirality: true, which tells mirror images apart",
     )
-    estimator: Literal["linear", "vampnet"] = Field(
-        "linear", description="linear: principal components, then TICA or VAMP; vampnet: a trained mixer, then the same"
+    estimator: Literal["linear", "vampnet", "progress"] = Field(
+        "linear",
+        description="linear: principal components, then TICA or VAMP; vampnet: a trained mixer, then the same; progress: "
+        "regression of the progress of the torsions that are slow, a component each, for `geomgnn run` with explore",
     )
     lag: Picoseconds = Field(5.0, gt=0, description="lag time, ps; a multiple of the time between frames")
     components: Whole = Field(1, ge=1, description="number of CV components")
@@ -241,7 +243,9 @@ class CVSection(TokenSection):
         if not self.auto:
             return self
         if self.estimator != "linear":
-            raise SettingError("auto chooses among linear CVs, but estimator is vampnet. Remove one of them.", "estimator")
+            raise SettingError(
+                f"auto chooses among linear CVs, but estimator is {self.estimator}. Remove one of them.", "estimator"
+            )
         for name in ("pca", "softening"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise SettingError(f"{name} is chosen by auto. Remove one of them.", name)

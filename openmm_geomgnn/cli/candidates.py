@@ -1,0 +1,142 @@
+"""CVs fitted to everything that is known so far, and the one of them that a bias can drive."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from openmm_geomgnn.analysis.progress import SlowTorsion, drive_margin, progress_targets, slow_torsions
+from openmm_geomgnn.cli.biasing import NotBiasable, check_verdict, make_bias
+from openmm_geomgnn.cli.choose import chosen_cv
+from openmm_geomgnn.cli.fitting import fit_settings, fit_with_progress
+from openmm_geomgnn.cli.learning_data import LearningData
+from openmm_geomgnn.cli.names import CV_FILE
+from openmm_geomgnn.cli.progress import echo
+from openmm_geomgnn.cli.settings.protocol import Protocol
+from openmm_geomgnn.cli.settings.sections import CVSection
+from openmm_geomgnn.cli.student import student_or_network
+from openmm_geomgnn.unfinished import Unfinished
+
+DRIVEN = 1.0  # drive margin from which on a bias pays less for crossing than for what looks like it
+_MARGIN_FRAMES = 3000  # that drive margins are computed from
+
+
+class Candidate(NamedTuple):
+    """A CV, and how well a bias can drive it.
+
+    Attributes
+    ----------
+    cv : CollectiveVariable
+    margins : list of float
+        The `drive_margin` of each target; nan where there are no frames to tell.
+    fault : str
+        Why it cannot be biased; "" if it can.
+    """
+
+    cv: Any
+    margins: list[float]
+    fault: str
+
+    @property
+    def margin(self) -> float:
+        """The smallest of the margins that are known; nan where none is."""
+        known = [one for one in self.margins if math.isfinite(one)]
+        return min(known) if known else math.nan
+
+    @property
+    def estimator(self) -> str:
+        """How it was fitted."""
+        return self.cv.training_information["estimator"]
+
+    def in_words(self) -> str:
+        """One line."""
+        margin = "not known" if math.isnan(self.margin) else f"{self.margin:.2g}"
+        return f"{self.estimator}: drive margin {margin}" + (f", but {self.fault}" if self.fault else "")
+
+
+def learned_cv(protocol: Protocol, data: LearningData) -> Any:
+    """Fit the CV of a protocol to data, in the protocol's folder; returns the CV or its student.
+
+    With `cv: auto` a linear CV and the progress of slow torsions are fitted. Of those whose drive margin is at least DRIVEN
+    the linear one is taken, else the one with the largest margin.
+
+    Raises
+    ------
+    GeomGNNError
+        If the data do not suffice; a NotBiasable if no CV can be biased.
+    """
+    names, torsions = data.torsions()
+    time_to_come = protocol.run.walkers * protocol.run.length
+    slow = slow_torsions(torsions, data.frame_intervals, names, unbiased=data.unbiased, time_to_come=time_to_come)
+    target_names, targets = progress_targets(slow, torsions)
+    if slow:
+        echo(f"Torsions that are slow: {', '.join(one.name for one in slow)}")
+    unfinished = Unfinished(protocol.output / CV_FILE)
+    candidates = []
+    for section in _sections(protocol, data, slow, len(target_names)):
+        settings = fit_settings(section, protocol.unbiased.frame_interval, protocol.seed)
+        given = data.fit_arguments()
+        if section.estimator == "progress":
+            given |= {"targets": targets, "target_names": target_names}
+        cv = fit_with_progress(data.trajectories, data.topology, settings, unfinished, **given)
+        candidates.append(_candidate(protocol, cv, data, targets))
+    unfinished.remove()
+    for one in candidates if target_names else ():
+        echo(one.in_words())
+    chosen = choose_candidate(candidates)
+    cv = student_or_network(protocol, chosen.cv, data.trajectories) if protocol.cv.student else chosen.cv
+    cv.training_information |= {
+        "slow_torsions": [one.name for one in slow],
+        "drive_margin": [None if math.isnan(one) else one for one in chosen.margins],
+        "candidates": [one.in_words() for one in candidates],
+    }
+    return cv
+
+
+def _sections(protocol: Protocol, data: LearningData, slow: Sequence[SlowTorsion], n_targets: int) -> list[CVSection]:
+    """The settings of the CVs that are fitted."""
+    section = protocol.cv
+    progress = section.model_copy(update={"auto": False, "estimator": "progress", "components": n_targets})
+    if section.estimator == "progress":
+        if not slow:
+            raise NotBiasable(
+                "No torsion was found that is slow and has several wells, so there is no progress to learn (cv.estimator: "
+                "progress). Look for other states longer (explore.length), give a structure of another one, or use cv: auto."
+            )
+        return [progress]
+    if not section.auto:
+        return [section]
+    several = section.model_copy(update={"components": max(section.components, n_targets)})
+    given = data.fit_arguments()
+    wanted = protocol.model_copy(update={"cv": several})
+    linear = chosen_cv(wanted, data.trajectories, data.topology, output=protocol.output / CV_FILE, **given)
+    return [linear, progress] if slow else [linear]
+
+
+def _candidate(protocol: Protocol, cv: Any, data: LearningData, targets: Sequence[np.ndarray]) -> Candidate:
+    stride = max(1, math.ceil(sum(map(len, data.trajectories)) / _MARGIN_FRAMES))
+    margins: list[float] = []
+    if targets[0].shape[1]:
+        bound = cv.bind(data.topology, engine=protocol.run.engine)
+        values = [bound.compute(one[::stride]) for one in data.trajectories]
+        seen = [one[::stride] for one in targets]
+        margins = drive_margin(values, seen, protocol.bias.barrier, protocol.system.temperature).tolist()
+    try:
+        check_verdict(cv, protocol)
+        make_bias(cv, protocol)
+    except NotBiasable as error:
+        return Candidate(cv, margins, str(error))
+    return Candidate(cv, margins, "")
+
+
+def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:
+    """The first whose drive margin is at least DRIVEN, else the one with the largest, of those that can be biased.
+
+    Raises NotBiasable if none can.
+    """
+    fit = [one for one in candidates if not one.fault]
+    if not fit:
+        raise NotBiasable(candidates[0].fault)
+    driven = [one for one in fit if one.margin >= DRIVEN]
+    return driven[0] if driven else max(fit, key=lambda one: -math.inf if math.isnan(one.margin) else one.margin)

@@ -1,0 +1,70 @@
+"""What is noted of the rounds of a run: a file in its folder, a table and a picture in its report."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from openmm_geomgnn.analysis.report import plain
+from openmm_geomgnn.analysis.round_plots import round_history
+from openmm_geomgnn.cli.names import ROUNDS_FILE
+from openmm_geomgnn.files import atomic_write
+
+
+def write_rounds(folder: Path, rounds: Sequence[Mapping[str, Any]]) -> None:
+    """Write what is noted of the rounds so far, atomically."""
+    with atomic_write(folder / ROUNDS_FILE) as temporary:
+        temporary.write_text(json.dumps({"rounds": plain(list(rounds))}, indent=1) + "\n", encoding="utf-8")
+
+
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """What is noted of the rounds in the folder of a run; [] where there were none."""
+    path = folder / ROUNDS_FILE
+    return json.loads(path.read_text(encoding="utf-8"))["rounds"] if path.is_file() else []
+
+
+def round_tables(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, list]]:
+    """(title, rows) for a report; [] where there were no rounds."""
+    if not rounds:
+        return []
+    head = ["round", "CV", "overlap with the one before", "crossings per ns", "states", "delta F (kJ/mol)", "mean T (K)"]
+    rows: list[list[Any]] = [[*head, "verdict"]]
+    for one in rounds:
+        states = ", ".join(f"{state['name']} ({100 * state['population']:.2g} %)" for state in one["states"])
+        rows.append(
+            [
+                f"{one['round']}{' (taken)' if one.get('taken') else ''}",
+                "; ".join(one["candidates"]),
+                _number(one.get("overlap"), 2),
+                _number(one.get("crossings_per_ns"), 2),
+                states or "as given",
+                f"{_number(one.get('delta_F_kJ_per_mol'), 3)} +- {_number(one.get('delta_F_error'), 2)}",
+                _number(one.get("mean_temperature_K"), 4),
+                one.get("verdict", ""),
+            ]
+        )
+    return [("Rounds of learning", rows)]
+
+
+def round_figures(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Any]]:
+    """(title, caption, figure) for a report; [] for fewer than two rounds."""
+    if len(rounds) < 2:
+        return []
+    columns = {name: [_float(one.get(name)) for one in rounds] for name in ("crossings_per_ns", "delta_F_kJ_per_mol")}
+    errors = [_float(one.get("delta_F_error")) for one in rounds]
+    caption = (
+        "What the bias on the CV of each round did. The free energies are those of short runs, and of different divisions "
+        "where other states were found: see the table. That of the biased run counts."
+    )
+    numbers = [one["round"] for one in rounds]
+    figure = round_history(numbers, columns["crossings_per_ns"], columns["delta_F_kJ_per_mol"], errors)
+    return [("Rounds of learning", caption, figure)]
+
+
+def _float(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _number(value: Any, digits: int) -> str:
+    return "not known" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"

@@ -1,0 +1,161 @@
+"""Rounds of learning: fit a CV to all that is known, bias it for a while, and fit again with what the bias did."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmm_geomgnn.analysis.verdict import FEWEST_CROSSINGS
+from openmm_geomgnn.cli.biasing import in_one_line, make_bias, run_biased
+from openmm_geomgnn.cli.candidates import learned_cv
+from openmm_geomgnn.cli.fitting import describe
+from openmm_geomgnn.cli.learning_data import LearningData
+from openmm_geomgnn.cli.names import CV_FILE, ROUNDS
+from openmm_geomgnn.cli.progress import echo
+from openmm_geomgnn.cli.provenance import MADE_FROM, current_cv
+from openmm_geomgnn.cli.report import report
+from openmm_geomgnn.cli.round_notes import write_rounds
+from openmm_geomgnn.cli.run_folder import prepare_output_folder, settle
+from openmm_geomgnn.cli.settings.protocol import Protocol
+from openmm_geomgnn.cli.settings.sections import CVSection
+from openmm_geomgnn.cli.starts import starting_from
+from openmm_geomgnn.koopman import align
+from openmm_geomgnn.locks import set_aside
+
+SAME_CV = 0.9  # overlap of the CVs of two rounds from which on they are the same
+_OVERLAP_FRAMES = 2000  # at which they are compared
+# figures of a round's summary that tell what it was worth
+_FIGURES = (
+    *("biased_ns", "crossings", "crossings_per_ns", "cv_crossings", "state_changes", "delta_F_kJ_per_mol", "delta_F_error"),
+    *("delta_F_definition", "mean_temperature_K", "converged", "verdict"),
+)
+
+
+def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Path], record: Mapping[str, Any]) -> Any:
+    """The CV for the biased run of a protocol: that of the round which crossed most often between its states.
+
+    A round that was stopped goes on where it was.
+
+    Parameters
+    ----------
+    protocol : Protocol
+    data : LearningData
+        What is known before the first round.
+    starts : list of Path
+        Structures from which the walkers start in turn.
+    record : dict
+        What CVs are made from, see `provenance.made_from`.
+
+    Returns
+    -------
+    CollectiveVariable or StudentCV
+
+    Raises
+    ------
+    GeomGNNError
+        If the first CV cannot be biased, or a simulation fails.
+    """
+    section: Any = protocol.rounds
+    rounds: list[dict[str, Any]] = []
+    cvs: list[Any] = []
+    for number in range(1, section.number + 1):
+        echo(f"Round {number} of at most {section.number}")
+        learning = _learning(protocol, number)
+        cv = _round_cv(learning, data, {**record, "round": number})
+        overlap = overlap_of(cv, cvs[-1], data) if cvs else None
+        if overlap is not None:
+            echo(f"Its CV overlaps by {overlap:.2f} with that of the round before.")
+        if overlap is not None and overlap >= SAME_CV and _crosses(rounds[-1]):
+            rounds[-1]["overlap_with_refit"] = overlap
+            write_rounds(protocol.output, rounds)
+            break
+        rounds.append(_bias(learning, cv, starts, section.length, overlap))
+        cvs.append(cv)
+        write_rounds(protocol.output, rounds)
+        data = data.with_run(learning.output)
+    best = best_round(rounds)
+    echo(f"The CV of round {best + 1} is taken for the biased run.")
+    for number, one in enumerate(rounds):
+        one["taken"] = number == best
+    write_rounds(protocol.output, rounds)
+    return cvs[best]
+
+
+def best_round(rounds: Sequence[Mapping[str, Any]]) -> int:
+    """The round, from 0, whose states changed most often in a ns; the latest of equals."""
+    rates = [(one.get("state_changes") or 0) / max(one.get("biased_ns") or 0.0, 1e-9) for one in rounds]
+    return max(range(len(rounds)), key=lambda k: (rates[k], k))
+
+
+def overlap_of(new: Any, old: Any, data: LearningData) -> float:
+    """The share of the variance of an old CV that the new one reproduces, over all that is known."""
+    stride = max(1, sum(map(len, data.trajectories)) // _OVERLAP_FRAMES)
+    frames = [one[::stride] for one in data.trajectories]
+    values = [
+        np.concatenate([bound.compute(one) for one in frames])
+        for bound in (cv.bind(data.topology, engine="auto") for cv in (new, old))
+    ]
+    return align(values[0], values[1], np.linspace(0.9, 0.8, new.dimension)).overlap
+
+
+def _crosses(facts: Mapping[str, Any]) -> bool:
+    """Whether a round crossed often enough between its states for its CV to be good."""
+    return (facts.get("crossings") or 0) >= FEWEST_CROSSINGS / 2
+
+
+def _learning(protocol: Protocol, number: int) -> Protocol:
+    """The protocol in the folder of a round, with the noise of that round."""
+    seed = (protocol.seed + 7919 * number) % 2**31
+    return protocol.model_copy(
+        update={"output": protocol.output / ROUNDS / str(number), "seed": seed, "explore": None, "rounds": None}
+    )
+
+
+def _round_cv(protocol: Protocol, data: LearningData, record: Mapping[str, Any]) -> Any:
+    """The CV of a round, from its file if it is there already."""
+    path = protocol.output / CV_FILE
+    cv = current_cv(protocol, record)
+    if cv is None:
+        cv = learned_cv(protocol, data)
+        cv.training_information[MADE_FROM] = dict(record)
+        if path.exists():
+            set_aside(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv.save(path)
+    for line in describe(cv):
+        echo(line)
+    return cv
+
+
+def _bias(learning: Protocol, cv: Any, starts: Sequence[Path], length: float, overlap: float | None) -> dict[str, Any]:
+    """Bias the CV of a round in its folder; returns what is noted of the round."""
+    given = CVSection.model_construct(file=learning.output / CV_FILE, components=cv.dimension)
+    changes = {
+        "cv": given,
+        "run": learning.run.model_copy(update={"length": length}),
+        "unbiased": learning.unbiased.model_copy(update={"comparison_length": 0.0}),
+    }
+    protocol = starting_from(learning.model_copy(update=changes), starts)
+    number = int(protocol.output.name)
+    with prepare_output_folder(protocol):
+        settle(protocol)
+        bias = make_bias(cv, protocol)
+        echo(in_one_line(bias))
+        run_biased(protocol, bias, f"Round {number}")
+        summary = report(protocol)
+    learned = cv.training_information
+    noted = {name: summary[name] for name in _FIGURES if name in summary}
+    states = [{name: one[name] for name in ("name", "population", "error")} for one in summary.get("states", [])]
+    for state in states:
+        echo(f"  {100 * state['population']:5.1f} %  {state['name']}")
+    echo(f"Round {number}: {noted.get('crossings')} crossings between its states in {noted['biased_ns']:.3g} ns")
+    return {
+        "round": number,
+        "folder": f"{ROUNDS}/{number}",
+        "overlap": overlap,
+        "slow_torsions": learned.get("slow_torsions", []),
+        "candidates": learned.get("candidates", []),
+        **noted,
+        "states": states,
+    }
