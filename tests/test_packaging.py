@@ -215,7 +215,7 @@ def test_lowest_versions_are_tested(repository):
     """
     files = {
         "openmm": "constraints-openmm-torch.txt",
-        **dict.fromkeys(("openmmml", "openmmtools"), "constraints.txt"),
+        **dict.fromkeys(("openmmml", "openmmtools", "openmm-opes"), "constraints.txt"),
     }
     bounds = {
         canonicalize_name(requirement.name): Version(bound.version)

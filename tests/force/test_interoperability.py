@@ -78,6 +78,28 @@ class TestOpenMMApp:
         assert bias[0] == 0 and bias[1] > 50
         assert spread[1] > 1.5 * spread[0]
 
+    @pytest.mark.parametrize("components", [(0,), (0, 1)])
+    def test_openmm_opes_biases_the_cv(self, cv_file, system, components):
+        opes = pytest.importorskip("openmm_opes", reason="pip install openmm-opes")
+        watched = gnn_cv(cv_file)
+        forces = [gnn_cv(cv_file, k, precision="double") for k in components]
+        starts = watched.compute(POSITIONS)[0][list(components)]
+        variables = [BiasVariable(q, start - 3, start + 3, 0.2, False, 61) for q, start in zip(forces, starts, strict=True)]
+        sampler = opes.OPES(system, variables, 300, barrier=20, frequency=10, varianceFrequency=None)
+        simulation = make_simulation(system, POSITIONS)
+        values, energies = [], []
+        for _ in range(8):
+            sampler.step(simulation, 10)
+            values.append(sampler.getCollectiveVariables(simulation))
+            energies.append(sampler.getBiasEnergy(simulation.context).value_in_unit(KJ))
+            expected = watched.compute(positions_of(simulation.context))[0, list(components)]
+            assert values[-1] == pytest.approx(expected, abs=1e-4)
+        assert np.ptp(values, axis=0).min() > 0.01
+        # -barrier where nothing was deposited, and near 0 where it just was
+        bias = sampler.getBias().value_in_unit(KJ)
+        assert min(energies) > -5 and bias.min() == pytest.approx(-20, abs=1e-6)
+        check_forces(simulation.context, positions_of(simulation.context), watched.atoms, groups={31})
+
     def test_custom_cv_force_with_a_torsion(self, cv_file, system):
         expected = gnn_cv(cv_file, precision="double").compute(POSITIONS)[0, 1]
         force = openmm.CustomCVForce("5*(s - 0.3)^2 + 8*(1 - cos(phi - 1.0)) + s*sin(phi)")

@@ -16,7 +16,7 @@ from openmm_geomgnn.sampling.explore.chirality import Guard
 from openmm_geomgnn.sampling.explore.exploring import _molecules
 from openmm_geomgnn.sampling.explore.files import PieceFiles
 from openmm_geomgnn.sampling.explore.fourier import SIGMA, TorsionHills, dihedrals
-from openmm_geomgnn.sampling.explore.torsions import _force, find_torsions
+from openmm_geomgnn.sampling.explore.torsions import bias_force, find_torsions
 from openmm_geomgnn.sampling.explore.ways import WAYS, choose_ways
 from openmm_geomgnn.sampling.systems import load_structure
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
@@ -57,7 +57,7 @@ def test_openmm_applies_the_bias_that_is_counted():
     for _ in positions:
         system.addParticle(1.0)
     for number, four in enumerate(atoms):
-        force = _force(number, four)
+        force = bias_force(number, four)
         for k, value in enumerate(bias[number]):
             force.setGlobalParameterDefaultValue(k, value)
         system.addForce(force)

@@ -50,15 +50,13 @@ def make(piece: Piece, molecule: Molecule) -> Made:
     height = hill_height(len(atoms), molecule)
     hills = TorsionHills(height, piece.settings["barrier"], spec.temperature)
     interval = steps(piece.settings["frame_interval"], spec)
-    dynamics = Dynamics(molecule, [_force(k, four) for k, four in enumerate(atoms)], interval)
+    dynamics = Dynamics(molecule, [bias_force(k, four) for k, four in enumerate(atoms)], interval)
     coefficients, biases = hills.start(len(atoms)), []
-    names = [_parameter(k, m) for k in range(len(atoms)) for m in range(2 * HARMONICS + 1)]
 
     def deposit() -> None:
         nonlocal coefficients
         coefficients = hills.deposit(coefficients, dihedrals(dynamics.positions, atoms))
-        for name, value in zip(names, coefficients.ravel().tolist(), strict=True):
-            dynamics.context.setParameter(name, value)
+        set_biases(dynamics.context, coefficients)
 
     def note_bias() -> None:
         angles = dihedrals(dynamics.positions, atoms)
@@ -106,12 +104,8 @@ def hill_height(torsions: int, molecule: Molecule) -> float:
     return min(_HIGHEST_HILL, taken * _PACE / torsions)
 
 
-def _parameter(torsion: int, term: int) -> str:
-    return f"exploration_{torsion}_{term}"
-
-
-def _force(number: int, atoms: Sequence[int]) -> openmm.CustomTorsionForce:
-    """The bias of a torsion: a Fourier series of global parameters, zero at first."""
+def bias_force(number: int, atoms: Sequence[int]) -> openmm.CustomTorsionForce:
+    """The bias of torsion `number` about four atoms: a Fourier series of global parameters, zero until `set_biases`."""
     terms = [_parameter(number, 0)]
     for kind, first in (("cos", 1), ("sin", 1 + HARMONICS)):
         terms += [f"{_parameter(number, first + k)}*{kind}({k + 1}*theta)" for k in range(HARMONICS)]
@@ -120,3 +114,14 @@ def _force(number: int, atoms: Sequence[int]) -> openmm.CustomTorsionForce:
         force.addGlobalParameter(_parameter(number, term), 0.0)
     force.addTorsion(*map(int, atoms), [])
     return force
+
+
+def set_biases(context: openmm.Context, coefficients: np.ndarray) -> None:
+    """Give the forces of `bias_force` in a context the coefficients (torsions, 2*HARMONICS + 1) of a `TorsionHills`."""
+    for number, series in enumerate(coefficients.tolist()):
+        for term, value in enumerate(series):
+            context.setParameter(_parameter(number, term), value)
+
+
+def _parameter(torsion: int, term: int) -> str:
+    return f"exploration_{torsion}_{term}"
