@@ -1,7 +1,7 @@
 """Biases on known torsions: OpenMM's metadynamics, openmm-opes, and metadynamics on each torsion alone.
 
 All are made of (system, atoms (N, 4), barrier in kJ/mol, pace in time steps, arrays of an earlier `arrays()` or None) and
-add their forces to the system. `step` advances an app.Simulation and deposits; `energy`, V - c(t) in kJ/mol, weights a frame.
+add their forces to the system. `step` advances an app.Simulation and deposits; `energy`, V - c(t), weights a frame.
 """
 
 import tempfile

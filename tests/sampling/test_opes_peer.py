@@ -2,14 +2,14 @@
 
 Where the two differ by definition, and what makes them comparable here:
 
-* Our kernels end at a cutoff and are shifted to be zero there, as in PLUMED; theirs are whole Gaussians. Ours get a cutoff so
-  far out that nothing is left of it.
+* Our kernels end at a cutoff and are shifted to be zero there, as in PLUMED; theirs are whole Gaussians. Ours get a cutoff
+  so far out that nothing is left of it.
 * Two kernels that merge keep their summed height in ours, as in PLUMED, and their summed weight (height times widths) in
   theirs. Whole runs are compared without merging, and the merging with one number for both.
 * Their bias in a simulation is interpolated between the points of a grid. Kernels are weighted with that value in both, and
   energies compared at the points.
-* The sums of weights begin with exp(-barrier/kT) in ours, as in PLUMED, and with nothing in theirs. It cancels in the bias, and
-  changes the widths by less than 1e-7.
+* The sums of weights begin with exp(-barrier/kT) in ours, as in PLUMED, and with nothing in theirs. It cancels in the bias,
+  and changes the widths by less than 1e-7.
 """
 
 import math
