@@ -55,11 +55,13 @@ class Candidate(NamedTuple):
         return f"{self.estimator}: drive margin {margin}" + (f", but {self.fault}" if self.fault else "")
 
 
-def learned_cv(protocol: Protocol, data: LearningData) -> Any:
+def learned_cv(protocol: Protocol, data: LearningData, time_to_come: float) -> Any:
     """Fit the CV of a protocol to data, in the protocol's folder; returns the CV or its student.
 
     With `cv: auto` a linear CV and the progress of slow torsions are fitted. Of those whose drive margin is at least DRIVEN
     the linear one is taken, else the one with the largest margin.
+
+    time_to_come: ps of the biased run that it is for, of all walkers; what crosses by itself in that is not slow.
 
     Raises
     ------
@@ -67,7 +69,6 @@ def learned_cv(protocol: Protocol, data: LearningData) -> Any:
         If the data do not suffice; a NotBiasable if no CV can be biased.
     """
     names, torsions = data.torsions()
-    time_to_come = protocol.run.walkers * protocol.run.length
     slow = slow_torsions(torsions, data.frame_intervals, names, unbiased=data.unbiased, time_to_come=time_to_come)
     target_names, targets = progress_targets(slow, torsions)
     if slow:

@@ -18,7 +18,6 @@ from openmm_geomgnn.cli.report import report
 from openmm_geomgnn.cli.round_notes import write_rounds
 from openmm_geomgnn.cli.run_folder import prepare_output_folder, settle
 from openmm_geomgnn.cli.settings.protocol import Protocol
-from openmm_geomgnn.cli.settings.sections import CVSection
 from openmm_geomgnn.cli.starts import starting_from
 from openmm_geomgnn.koopman import align
 from openmm_geomgnn.locks import set_aside
@@ -61,8 +60,10 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
     cvs: list[Any] = []
     for number in range(1, section.number + 1):
         echo(f"Round {number} of at most {section.number}")
-        learning = _learning(protocol, number)
-        cv = _round_cv(learning, data, {**record, "round": number})
+        one = _protocol_of(protocol, number, starts)
+        with prepare_output_folder(one):
+            settle(one)
+            cv = _round_cv(one, data, {**record, "round": number}, protocol.run.walkers * protocol.run.length)
         overlap = overlap_of(cv, cvs[-1], data) if cvs else None
         if overlap is not None:
             echo(f"Its CV overlaps by {overlap:.2f} with that of the round before.")
@@ -70,14 +71,14 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
             rounds[-1]["overlap_with_refit"] = overlap
             write_rounds(protocol.output, rounds)
             break
-        rounds.append(_bias(learning, cv, starts, section.length, overlap))
+        rounds.append(_bias(one, number, cv, overlap))
         cvs.append(cv)
         write_rounds(protocol.output, rounds)
-        data = data.with_run(learning.output)
+        data = data.with_run(one.output)
     best = best_round(rounds)
     echo(f"The CV of round {best + 1} is taken for the biased run.")
-    for number, one in enumerate(rounds):
-        one["taken"] = number == best
+    for number, noted in enumerate(rounds):
+        noted["taken"] = number == best
     write_rounds(protocol.output, rounds)
     return cvs[best]
 
@@ -104,42 +105,36 @@ def _crosses(facts: Mapping[str, Any]) -> bool:
     return (facts.get("crossings") or 0) >= FEWEST_CROSSINGS / 2
 
 
-def _learning(protocol: Protocol, number: int) -> Protocol:
-    """The protocol in the folder of a round, with the noise of that round."""
-    seed = (protocol.seed + 7919 * number) % 2**31
-    return protocol.model_copy(
-        update={"output": protocol.output / ROUNDS / str(number), "seed": seed, "explore": None, "rounds": None}
-    )
+def _protocol_of(protocol: Protocol, number: int, starts: Sequence[Path]) -> Protocol:
+    """The protocol of a round: in a folder of its own, with noise of its own, as long as rounds are."""
+    section: Any = protocol.rounds
+    changes = {
+        "output": protocol.output / ROUNDS / str(number),
+        "seed": (protocol.seed + 7919 * number) % 2**31,
+        "run": protocol.run.model_copy(update={"length": section.length}),
+        "unbiased": protocol.unbiased.model_copy(update={"comparison_length": 0.0}),
+    }
+    return starting_from(protocol.model_copy(update=changes), starts)
 
 
-def _round_cv(protocol: Protocol, data: LearningData, record: Mapping[str, Any]) -> Any:
+def _round_cv(protocol: Protocol, data: LearningData, record: Mapping[str, Any], time_to_come: float) -> Any:
     """The CV of a round, from its file if it is there already."""
     path = protocol.output / CV_FILE
     cv = current_cv(protocol, record)
     if cv is None:
-        cv = learned_cv(protocol, data)
+        cv = learned_cv(protocol, data, time_to_come)
         cv.training_information[MADE_FROM] = dict(record)
         if path.exists():
             set_aside(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         cv.save(path)
     for line in describe(cv):
         echo(line)
     return cv
 
 
-def _bias(learning: Protocol, cv: Any, starts: Sequence[Path], length: float, overlap: float | None) -> dict[str, Any]:
+def _bias(protocol: Protocol, number: int, cv: Any, overlap: float | None) -> dict[str, Any]:
     """Bias the CV of a round in its folder; returns what is noted of the round."""
-    given = CVSection.model_construct(file=learning.output / CV_FILE, components=cv.dimension)
-    changes = {
-        "cv": given,
-        "run": learning.run.model_copy(update={"length": length}),
-        "unbiased": learning.unbiased.model_copy(update={"comparison_length": 0.0}),
-    }
-    protocol = starting_from(learning.model_copy(update=changes), starts)
-    number = int(protocol.output.name)
     with prepare_output_folder(protocol):
-        settle(protocol)
         bias = make_bias(cv, protocol)
         echo(in_one_line(bias))
         run_biased(protocol, bias, f"Round {number}")

@@ -195,7 +195,10 @@ def _learn(protocol: Protocol, record: Mapping[str, Any] | None) -> Any:
     data = LearningData.of_runs(runs, protocol.unbiased.frame_interval).with_explored(explored)
     structures = [*protocol.system.structures, *seeds]
     starts = [structures[k] for k in spread_starts(data, len(structures))]
-    cv = learned_cv(protocol, data) if protocol.rounds is None else learn_in_rounds(protocol, data, starts, record or {})
+    if protocol.rounds is None:
+        cv = learned_cv(protocol, data, protocol.run.walkers * protocol.run.length)
+    else:
+        cv = learn_in_rounds(protocol, data, starts, record or {})
     write_starts(protocol, starts)
     return _write(protocol, cv, record)
 

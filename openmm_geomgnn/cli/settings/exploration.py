@@ -23,7 +23,7 @@ def _known(value: Any) -> Any:
 class ExploreSection(Section):
     """How other states of the molecule are looked for when not all are known."""
 
-    ways: Literal["auto"] | Annotated[Names, BeforeValidator(_known)] = Field(
+    ways: Annotated[Literal["auto"] | Names, BeforeValidator(_known)] = Field(
         "auto",
         description="torsions: every bond that turns is biased by metadynamics, all at once and each in turn; conformers: "
         "RDKit's, minimised, for up to 60 atoms; opes: OPES_EXPLORE on the CV so far; tempering: one simulation moves "

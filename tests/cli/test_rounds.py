@@ -1,0 +1,143 @@
+"""`geomgnn run` with explore, seeds and rounds: from one structure to a report."""
+
+import json
+import random
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+from finished_run import COMMAND, contents
+from soak import differences, killed_run
+
+from openmm_geomgnn.cli import run as workflow
+from openmm_geomgnn.cli.candidates import Candidate, choose_candidate
+from openmm_geomgnn.cli.rounds import best_round
+from openmm_geomgnn.cli.settings.exploration import ExploreSection, RoundsSection
+from openmm_geomgnn.cli.settings.yaml_files import dump, load_protocol
+from openmm_geomgnn.errors import GeomGNNError
+
+ONE = """
+system: {structures: [ala2-c7eq.pdb], platform: Reference}
+explore: {ways: [torsions], length: 20 ps, frame_interval: 0.4 ps, in_turn: false}
+seeds: {number: 4, length: 10 ps}
+unbiased: {length: 20 ps, frame_interval: 0.2 ps, equilibration: 1 ps, comparison_length: 0}
+cv: {estimator: progress, lag: 2 ps}
+bias: {pace: 0.6 ps, ramp: 1 ps}
+rounds: {number: 2, length: 9 ps}
+run: {length: 12 ps, walkers: 2, every: 3, colvar_interval: 0.12 ps, frame_interval: 0.24 ps, checkpoint_interval: 1.2 ps,
+  accept: not-usable}
+"""
+
+
+@pytest.fixture
+def protocol_of(tmp_path):
+    """Loads a protocol of this text, in a file of its own."""
+
+    def load(text=ONE, **changes):
+        path = tmp_path / "one.yaml"
+        path.write_text(text)
+        return load_protocol(path, {name.replace("__", "."): value for name, value in changes.items()})
+
+    return load
+
+
+class TestSettings:
+    def test_short_forms(self, protocol_of):
+        protocol = protocol_of(explore="auto", rounds=4)
+        assert protocol.explore == ExploreSection() and protocol.rounds == RoundsSection(number=4)
+        assert protocol_of(dump(protocol)).explore == protocol.explore
+        plain = protocol_of("system: {structures: [ala2-c7eq.pdb, ala2-c7ax.pdb]}")
+        assert plain.explore is None and plain.rounds is None
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"explore__ways": ["opes"]}, "opes, which explores along a CV that is known"),
+            ({"explore__frame_interval": "3 ps"}, "longer than the lag time"),
+            ({"rounds__length": "5 ps"}, "fewer than 10 depositions.*at least 6 ps"),
+            ({"explore": None, "rounds": None}, "Add explore: auto"),
+            ({"explore__ways": ["torsion"]}, "Did you mean 'torsions'"),
+        ],
+    )
+    def test_refusals(self, protocol_of, changes, message):
+        with pytest.raises(GeomGNNError, match=message):
+            protocol_of(**changes)
+
+    def test_a_given_cv_is_not_learned(self, protocol_of, cv_file):
+        with pytest.raises(GeomGNNError, match="cv.file is one that exists"):
+            protocol_of(cv={"file": str(cv_file)}, explore="auto")
+
+
+def candidate(name, margin, fault=""):
+    return Candidate(SimpleNamespace(training_information={"estimator": name}), margin, fault)
+
+
+class TestChoice:
+    def test_the_first_that_can_be_driven(self):
+        linear, progress = candidate("linear", [1.2]), candidate("progress", [5.0])
+        assert choose_candidate([linear, progress]) is linear
+
+    def test_else_the_largest_margin(self):
+        known = [candidate("linear", [0.4, 3.0]), candidate("progress", [0.5, 0.6])]
+        assert choose_candidate(known) is known[1]
+        assert choose_candidate([candidate("linear", []), known[0]]) is known[0]  # of the other nothing is known
+
+    def test_only_what_can_be_biased(self):
+        stiff = candidate("linear", [2.0], "too stiff")
+        assert choose_candidate([stiff, candidate("progress", [0.1])]).estimator == "progress"
+        with pytest.raises(GeomGNNError, match="too stiff"):
+            choose_candidate([stiff])
+
+    def test_the_best_round(self):
+        rounds = [{"state_changes": n, "biased_ns": t} for n, t in ((2, 1.0), (4, 1.0), (4, 1.0), (None, 1.0))]
+        assert best_round(rounds) == 2
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody stops: what the command said, and its folder."""
+    folder = tmp_path_factory.mktemp("rounds")
+    (folder / "one.yaml").write_text(ONE)
+    done = subprocess.run([*COMMAND, "run", "one.yaml"], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 3, done.stdout + done.stderr  # far too short to have converged
+    return done, folder / "runs" / "one"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:one.yaml")
+class TestRun:
+    def test_files_and_summary(self, whole):
+        done, folder = whole
+        assert {"explore", "seeds", "unbiased", "rounds", "rounds.json", "starts.json"} <= {p.name for p in folder.iterdir()}
+        noted = json.loads((folder / "rounds.json").read_text())["rounds"]
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["rounds"] == noted and 1 <= len(noted) <= 2
+        assert sum(one["taken"] for one in noted) == 1
+        for one in noted:
+            assert one["slow_torsions"] and one["candidates"][0].startswith("progress: drive margin")
+            assert (folder / one["folder"] / "report.html").is_file()
+        seeds = json.loads((folder / "seeds" / "seeds.json").read_text())["seeds"]
+        starts = json.loads((folder / "starts.json").read_text())["structures"]
+        assert len(starts) == 1 + len(seeds) and starts[0].endswith("ala2-c7eq.pdb")
+        assert "Rounds of learning" in (folder / "report.html").read_text()
+        assert "Round 1 of at most 2" in done.stdout and "Seeds: " in done.stdout
+
+    def test_asked_for_again(self, whole, no_simulation):
+        _, folder = whole
+        before = contents(folder)
+        workflow.run_protocol(load_protocol(folder.parents[1] / "one.yaml", {"output": str(folder)}))
+        after = contents(folder)
+        changed = {path.name for path in after if after[path] != before.get(path)}
+        assert changed <= {"report.html", "wall_time.json", "summary.json", "topology.pdb"}
+
+    def test_another_cv_is_refused_after_a_round(self, whole):
+        _, folder = whole
+        other = load_protocol(folder.parents[1] / "one.yaml", {"output": str(folder), "cv.softening": "0.1 ps"})
+        with pytest.raises(GeomGNNError, match="another protocol: cv.softening differ"):
+            workflow.run_protocol(other)
+
+    def test_killed_at_any_moment(self, whole, tmp_path):
+        _, folder = whole
+        seconds = 4 + json.loads((folder / "wall_time.json").read_text())["seconds"]
+        assert killed_run(folder.parents[1] / "one.yaml", tmp_path / "killed", random.Random(7), seconds, 3) == 3
+        assert not differences(folder, tmp_path / "killed")
