@@ -15,6 +15,7 @@ CORE = 0.8  # least membership of the bins of a core
 CORE_SHARE = 0.9
 FEWEST_FRAMES = 20  # of a state
 HIGHEST_SADDLE = 0.6  # density between two wells, by that at the bottom of the shallower one, for them to be two
+LOWEST_SADDLE = 0.1  # where only the density tells two wells apart
 _MOST_WELLS = 4  # of a torsion
 _BINS = 36
 _SHORTEST_LAG = 1.0  # ps: what happens within it is vibration
@@ -41,6 +42,9 @@ def wells_of(runs: Sequence[np.ndarray], logw: Sequence[np.ndarray], steps: Sequ
     every, weights = np.concatenate(labels), np.concatenate(relative_weights(logw))
     visits, population = np.bincount(every, minlength=_BINS), np.bincount(every, weights, _BINS)
     memberships = metastable_sets(_transitions(labels, logw, steps), visits, FEWEST_FRAMES, _MOST_WELLS)
+    if memberships.shape[1] < 2 and any(np.ptp(values[np.isfinite(values)]) > 0 for values in logw if len(values)):
+        # a bias may carry it over a barrier within the lag time
+        memberships = _basins(_smooth(_smooth(population)), visits)
     n = memberships.shape[1]
     if n < 2:
         return None
@@ -60,6 +64,22 @@ def wells_of(runs: Sequence[np.ndarray], logw: Sequence[np.ndarray], steps: Sequ
         inside[mine[held > CORE_SHARE * population[mine].sum()]] = False
     sums = np.array([visits[own == well] @ middles[own == well] for well in range(n)])
     return Wells(torsion, own[every], inside[every], sums / np.maximum(np.abs(sums), 1e-12), float(saddle))
+
+
+def _basins(density: np.ndarray, visits: np.ndarray) -> np.ndarray:
+    """Memberships (k, n), 0 or 1, of bins in the basins of a density, between which it is lower by LOWEST_SADDLE."""
+    ends = [k for k in range(len(density)) if density[k] <= density[k - 1] and density[k] < density[(k + 1) % len(density)]]
+    while len(ends) > 1:
+        after = [*ends[1:], ends[0] + len(density)]
+        bins = [np.arange(a, b) % len(density) for a, b in zip(ends, after, strict=True)]
+        peaks = [density[part].max() if visits[part].sum() >= FEWEST_FRAMES else 0.0 for part in bins]
+        lower = [min(peaks[k - 1], peaks[k]) for k in range(len(ends))]
+        ratios = [density[end] / one if one > 0 else np.inf for end, one in zip(ends, lower, strict=True)]
+        highest = int(np.argmax(ratios))
+        if ratios[highest] <= LOWEST_SADDLE:
+            return np.stack([np.isin(np.arange(len(density)), part).astype(float) for part in bins], axis=1)
+        del ends[highest]
+    return np.ones((len(density), 1))
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ def kernel_width(cv: Any, protocol: Protocol) -> dict[str, Any]:
         If the narrowest stable kernel is much wider than a basin: the bias could not build up.
     """
     facts, bias, step = cv.training_information, protocol.bias, protocol.schedule.bias_step
-    spread = np.array(facts["in_basin_spread"])
+    spread = np.maximum(facts["in_basin_spread"], facts.get("least_kernel_width", 0.0))
     narrowest = narrowest_width(facts["rate_300K_per_ps"], step, protocol.system.temperature)
     if bias.sigma is None and bias.sigma_min is None and is_too_stiff(narrowest, spread).any():
         raise NotBiasable(

@@ -41,7 +41,7 @@ def round_tables(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, list]]:
                 states or "as given",
                 f"{_number(one.get('delta_F_kJ_per_mol'), 3)} +- {_number(one.get('delta_F_error'), 2)}",
                 _number(one.get("mean_temperature_K"), 4),
-                one.get("verdict", ""),
+                f"ended early: {one['failed']}" if "failed" in one else one.get("verdict", ""),
             ]
         )
     return [("Rounds of learning", rows)]

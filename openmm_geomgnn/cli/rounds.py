@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from openmm_geomgnn.analysis.verdict import FEWEST_CROSSINGS
-from openmm_geomgnn.cli.biasing import in_one_line, make_bias, run_biased
+from openmm_geomgnn.cli.biasing import NotBiasable, in_one_line, kernel_width, make_bias, run_biased
 from openmm_geomgnn.cli.candidates import learned_cv
 from openmm_geomgnn.cli.fitting import describe
 from openmm_geomgnn.cli.learning_data import LearningData
@@ -16,9 +16,10 @@ from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.provenance import MADE_FROM, current_cv
 from openmm_geomgnn.cli.report import report
 from openmm_geomgnn.cli.round_notes import write_rounds
-from openmm_geomgnn.cli.run_folder import prepare_output_folder, settle
+from openmm_geomgnn.cli.run_folder import has_biased_steps, prepare_output_folder, settle
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.starts import starting_from
+from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import align
 from openmm_geomgnn.locks import set_aside
 
@@ -58,12 +59,13 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
     section: Any = protocol.rounds
     rounds: list[dict[str, Any]] = []
     cvs: list[Any] = []
+    widths = 0.0
     for number in range(1, section.number + 1):
         echo(f"Round {number} of at most {section.number}")
         one = _protocol_of(protocol, number, starts)
         with prepare_output_folder(one):
             settle(one)
-            cv = _round_cv(one, data, {**record, "round": number}, protocol.run.walkers * protocol.run.length)
+            cv = _round_cv(one, data, {**record, "round": number}, protocol.run.walkers * protocol.run.length, widths)
         overlap = overlap_of(cv, cvs[-1], data) if cvs else None
         if overlap is not None:
             echo(f"Its CV overlaps by {overlap:.2f} with that of the round before.")
@@ -73,8 +75,11 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
             break
         rounds.append(_bias(one, number, cv, overlap))
         cvs.append(cv)
+        widths = _wider(widths, cv, one) if "failed" in rounds[-1] else widths
         write_rounds(protocol.output, rounds)
-        data = data.with_run(one.output)
+        data = data.with_run(one.output) if rounds[-1]["biased_ns"] else data
+    if all("failed" in one for one in rounds):
+        raise NotBiasable(f"No round came to its end. The last one: {rounds[-1]['failed']}")
     best = best_round(rounds)
     echo(f"The CV of round {best + 1} is taken for the biased run.")
     for number, noted in enumerate(rounds):
@@ -84,8 +89,11 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
 
 
 def best_round(rounds: Sequence[Mapping[str, Any]]) -> int:
-    """The round, from 0, whose states changed most often in a ns; the latest of equals."""
-    rates = [(one.get("state_changes") or 0) / max(one.get("biased_ns") or 0.0, 1e-9) for one in rounds]
+    """The round, from 0, whose states changed most often in a ns; the latest of equals, of those that did not fail."""
+    rates = [
+        -1.0 if "failed" in one else (one.get("state_changes") or 0) / max(one.get("biased_ns") or 0.0, 1e-9)
+        for one in rounds
+    ]
     return max(range(len(rounds)), key=lambda k: (rates[k], k))
 
 
@@ -117,13 +125,15 @@ def _protocol_of(protocol: Protocol, number: int, starts: Sequence[Path]) -> Pro
     return starting_from(protocol.model_copy(update=changes), starts)
 
 
-def _round_cv(protocol: Protocol, data: LearningData, record: Mapping[str, Any], time_to_come: float) -> Any:
-    """The CV of a round, from its file if it is there already."""
+def _round_cv(protocol: Protocol, data: LearningData, record: Mapping[str, Any], time_to_come: float, width: float) -> Any:
+    """The CV of a round, from its file if it is there already. width: of the kernels of its bias, at least."""
     path = protocol.output / CV_FILE
     cv = current_cv(protocol, record)
     if cv is None:
         cv = learned_cv(protocol, data, time_to_come)
-        cv.training_information[MADE_FROM] = dict(record)
+        facts = cv.training_information
+        facts[MADE_FROM] = dict(record)
+        facts["least_kernel_width"] = max(width, facts.get("least_kernel_width", 0.0))
         if path.exists():
             set_aside(path)
         cv.save(path)
@@ -132,13 +142,26 @@ def _round_cv(protocol: Protocol, data: LearningData, record: Mapping[str, Any],
     return cv
 
 
+def _wider(width: float, cv: Any, protocol: Protocol) -> float:
+    """The least width of kernels after a round that failed: twice that of its own."""
+    if protocol.bias.method != "opes":
+        return width
+    used: Any = kernel_width(cv, protocol).get("sigma", (width,))
+    return 2 * max(used)
+
+
 def _bias(protocol: Protocol, number: int, cv: Any, overlap: float | None) -> dict[str, Any]:
     """Bias the CV of a round in its folder; returns what is noted of the round."""
     with prepare_output_folder(protocol):
         bias = make_bias(cv, protocol)
         echo(in_one_line(bias))
-        run_biased(protocol, bias, f"Round {number}")
-        summary = report(protocol)
+        failed = ""
+        try:
+            run_biased(protocol, bias, f"Round {number}")
+        except GeomGNNError as error:
+            failed = str(error)
+            echo(f"Round {number} ended early: {failed}")
+        summary = report(protocol) if has_biased_steps(protocol.output) else {"biased_ns": 0.0}
     learned = cv.training_information
     noted = {name: summary[name] for name in _FIGURES if name in summary}
     states = [{name: one[name] for name in ("name", "population", "error")} for one in summary.get("states", [])]
@@ -148,6 +171,7 @@ def _bias(protocol: Protocol, number: int, cv: Any, overlap: float | None) -> di
     return {
         "round": number,
         "folder": f"{ROUNDS}/{number}",
+        **({"failed": failed} if failed else {}),
         "overlap": overlap,
         "slow_torsions": learned.get("slow_torsions", []),
         "candidates": learned.get("candidates", []),

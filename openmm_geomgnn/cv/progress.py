@@ -20,6 +20,7 @@ from openmm_geomgnn.unfinished import Unfinished
 
 RIDGE = 1e-2  # by the variance of a feature
 FOLDS = 4
+LEAST_WIDTH = 0.1  # of the kernels of a bias: finer ones resolve nothing on a way from -1 to 1, and pull hard
 _BINS = 20  # of a target, over which frames are evenly weighted
 _RANGE = 1.2  # of targets, beyond which they are in the outermost bin
 _STRONGEST, _WEAKEST = 0.9999, 0.01  # autocorrelations at the lag
@@ -84,6 +85,7 @@ def estimate_progress(
         "r2_held_out": r2.tolist(),
         "noise": noise.tolist(),
         "ridge": RIDGE,
+        "least_kernel_width": LEAST_WIDTH,
         "softening_ps": settings.softening,
     }
     return Estimate(mixer, KoopmanModel(mean, projection, strengths, lagtime=lag), scores)
