@@ -146,8 +146,7 @@ def _wider(width: float, cv: Any, protocol: Protocol) -> float:
     """The least width of kernels after a round that failed: twice that of its own."""
     if protocol.bias.method != "opes":
         return width
-    used: Any = kernel_width(cv, protocol).get("sigma", (width,))
-    return 2 * max(used)
+    return 2 * float(np.max(kernel_width(cv, protocol).get("sigma", width)))
 
 
 def _bias(protocol: Protocol, number: int, cv: Any, overlap: float | None) -> dict[str, Any]:
