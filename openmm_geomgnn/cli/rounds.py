@@ -160,7 +160,7 @@ def _bias(protocol: Protocol, number: int, cv: Any, overlap: float | None) -> di
         except GeomGNNError as error:
             failed = str(error)
             echo(f"Round {number} ended early: {failed}")
-        summary = report(protocol) if has_biased_steps(protocol.output) else {"biased_ns": 0.0}
+        summary: dict[str, Any] = report(protocol) if has_biased_steps(protocol.output) else {"biased_ns": 0.0}
     learned = cv.training_information
     noted = {name: summary[name] for name in _FIGURES if name in summary}
     states = [{name: one[name] for name in ("name", "population", "error")} for one in summary.get("states", [])]
