@@ -40,7 +40,8 @@ def main():
     arguments.output.mkdir(parents=True, exist_ok=True)
     length = 1000 * arguments.length
     sampled = sample(known, method, length, arguments.seed, arguments.output)
-    results = {"method": method, "seed": arguments.seed, **evaluate(known, sampled, arguments.discard * length)}
+    results = {"method": method, "seed": arguments.seed, "barrier": known.barrier}
+    results |= evaluate(known, sampled, arguments.discard * length)
     path = arguments.output / f"{known.structure.stem}.{method}.{arguments.seed}.json"
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(results, indent=1))

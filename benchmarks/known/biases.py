@@ -19,11 +19,12 @@ from openmm_geomgnn.units import BOLTZMANN
 TEMPERATURE = 300.0  # K
 KT = BOLTZMANN * TEMPERATURE
 HEIGHT = 0.5  # kJ/mol, of the first hills
-SIGMA = 0.15  # rad, of the first kernels of OPES: about the spread within a basin
 HILL = 0.35  # rad, the width of hills of metadynamics
 NEVER = 10**15  # time steps
-# points of the grids, for each number of torsions
+# for each number of torsions: points of the grids, and the width of the first kernels of OPES in rad, about the spread in a
+# basin; on the grid of three torsions narrower ones would be lost
 _POINTS = {1: 361, 2: 121, 3: 46}
+_SIGMAS = {1: 0.15, 2: 0.15, 3: 0.25}
 
 
 def _variables(atoms, sigma):
@@ -72,14 +73,15 @@ class Metadynamics:
 
 
 class OPES:
-    """openmm_opes.OPES with its defaults, jointly on one to three torsions."""
+    """openmm_opes.OPES, jointly on one to three torsions, with kernels no narrower than its grid."""
 
     def __init__(self, system, atoms, barrier, pace, saved=None):
         try:
             import openmm_opes
         except ImportError as error:
             raise SystemExit(f"OPES on known torsions is that of openmm-opes ({error}): pip install openmm-opes") from error
-        self._opes = openmm_opes.OPES(system, _variables(atoms, SIGMA), TEMPERATURE, barrier, pace, None)
+        variables, narrowest = _variables(atoms, _SIGMAS[len(atoms)]), [2 * np.pi / _POINTS[len(atoms)]] * len(atoms)
+        self._opes = openmm_opes.OPES(system, variables, TEMPERATURE, barrier, pace, None, minBandwidth=narrowest)
         if saved:
             self._opes.setState(saved)
 

@@ -3,9 +3,8 @@
 import numpy as np
 from known.biases import KT
 from known.molecules import PERIOD, divided
-from known.sampling import PACE
 
-from openmm_geomgnn.analysis.crossings import core_crossings
+from openmm_geomgnn.analysis.crossings import crossings_per_ns
 from openmm_geomgnn.analysis.free_energy import delta_F, free_energy_1d, kish_size, log_weights
 from openmm_geomgnn.analysis.intervals import within
 
@@ -13,34 +12,38 @@ BINS = 72
 
 
 def evaluate(known, sampled, discard):
-    """All results as a dict for JSON. discard: ps at the start, when the bias grows; crossings are counted there, too."""
-    first = round(discard / PACE)
-    angles, weights = sampled.angles[first:], log_weights(sampled.energies[first:], KT)[0]
+    """All results as a dict for JSON. discard: ps at the start of each walker, which only crossings are counted in."""
+    first = round(discard / sampled.interval)
+    angles = [walker[first:] for walker in sampled.angles]
+    weights = log_weights([walker[first:] for walker in sampled.energies], KT)
     results = {
         "structure": known.structure.name,
         "torsions": list(known.torsions),
-        "barrier": known.barrier,
-        "nanoseconds": len(sampled.angles) * PACE / 1000,
-        "discarded_ns": discard / 1000,
-        "temperature": float(sampled.temperatures[first:].mean()),
+        "nanoseconds": sampled.nanoseconds,
+        "discarded_ps": discard,
+        "temperature": float(np.concatenate([walker[first:] for walker in sampled.temperatures]).mean()),
         "effective_frames": kish_size(weights),
         "wall_seconds": sampled.seconds,
-        "crossings_per_ns": crossings(known, sampled.angles),
-        "free_energy": {name: _profile(angles[:, k], weights) for k, name in enumerate(known.torsions)},
+        "crossings_per_ns": crossings(known, sampled),
+        "free_energy": {name: _profile(_column(angles, k), weights) for k, name in enumerate(known.torsions)},
     }
     sides = divided(known.torsions)
-    inside = {known.torsions[k]: within(angles[:, k], sides[k].inside, PERIOD) for k in sides}
-    results["delta_F"] = {name: _difference(~plus, plus, weights) for name, plus in inside.items()}
-    if inside:
-        results["states"] = _states(np.array(list(inside.values())).T, weights)
+    plus = {k: [within(walker[:, k], sides[k].inside, PERIOD) for walker in angles] for k in sides}
+    results["delta_F"] = {known.torsions[k]: _difference(here, weights) for k, here in plus.items()}
+    if plus:
+        results["states"] = _states([np.array(walker).T for walker in zip(*plus.values(), strict=True)], weights)
     return results
 
 
-def crossings(known, angles):
+def crossings(known, sampled):
     """Crossings per ns between the cores of each torsion that has some: {name: number}."""
-    nanoseconds = len(angles) * PACE / 1000
-    sides = divided(known.torsions)
-    return {known.torsions[k]: core_crossings(angles[:, k], *sides[k].cores, PERIOD) / nanoseconds for k in sides}
+    sides, interval = divided(known.torsions), sampled.interval
+    columns = {k: (_column(sampled.angles, k), interval, *sides[k].cores, PERIOD) for k in sides}
+    return {known.torsions[k]: crossings_per_ns(*column) for k, column in columns.items()}
+
+
+def _column(angles, k):
+    return [walker[:, k] for walker in angles]
 
 
 def _profile(angle, weights):
@@ -48,22 +51,26 @@ def _profile(angle, weights):
     return {"angle": profile.centres[0].tolist(), "value": _plain(profile.values), "error": _plain(profile.error)}
 
 
-def _difference(without, within, weights):
-    """F(+) - F(-) in kJ/mol, its error, and its value in either half."""
-    whole, half = delta_F(without, within, weights, KT), len(weights) // 2
-    halves = [delta_F(without[part], within[part], weights[part], KT).value for part in (slice(half), slice(half, None))]
+def _difference(inside, weights):
+    """F(inside) - F(the rest) in kJ/mol, its error, and its value in either half of the walkers."""
+    outside = [~walker for walker in inside]
+    whole, halves = delta_F(outside, inside, weights, KT), []
+    for half in (slice(None, len(weights[0]) // 2), slice(len(weights[0]) // 2, None)):
+        parts = ([walker[half] for walker in series] for series in (outside, inside, weights))
+        halves.append(delta_F(*parts, KT).value)
     return {"value": _plain(whole.value), "error": _plain(whole.error), "halves": _plain(halves), "note": whole.reason}
 
 
 def _states(plus, weights):
-    """Of every pattern of signs, in the order of the torsions: the population, and F relative to all of the molecule."""
-    states = {}
-    for number in range(2 ** plus.shape[1]):
-        pattern = [bool(number >> k & 1) for k in range(plus.shape[1])]
-        here = (plus == pattern).all(axis=1)
+    """Of every pattern of signs, in the order of the torsions: its population, and F(pattern) - F(the rest)."""
+    states, total = {}, sum(np.exp(walker).sum() for walker in weights)
+    for number in range(2 ** plus[0].shape[1]):
+        pattern = [bool(number >> k & 1) for k in range(plus[0].shape[1])]
+        here = [(walker == pattern).all(axis=1) for walker in plus]
         name = "".join("+" if side else "-" for side in pattern)
-        states[name] = {"population": float(np.exp(weights[here]).sum() / np.exp(weights).sum())}
-        states[name] |= {"frames": int(here.sum()), "free_energy": _difference(~here, here, weights)}
+        weight = sum(np.exp(walker[inside]).sum() for walker, inside in zip(weights, here, strict=True))
+        states[name] = {"population": float(weight / total), "frames": int(sum(map(np.count_nonzero, here)))}
+        states[name]["free_energy"] = _difference(here, weights)
     return states
 
 

@@ -23,16 +23,22 @@ BLOCK = 500  # rows between files
 
 @dataclass
 class Sampled:
-    """Rows, one per ps, of a simulation.
+    """What was sampled, one entry of each list for a walker.
 
-    angles: (T, N) of the biased torsions, radians. energies: (T,) what weights a row, kJ/mol. temperatures: (T,) kinetic, K.
-    seconds: of wall time, all pieces together.
+    angles: (T, N) of the known torsions, radians. energies: (T,) what weights a row, kJ/mol. temperatures: (T,) kinetic, K.
+    interval: ps between rows. seconds: of wall time, all pieces together.
     """
 
-    angles: np.ndarray
-    energies: np.ndarray
-    temperatures: np.ndarray
+    angles: list[np.ndarray]
+    energies: list[np.ndarray]
+    temperatures: list[np.ndarray]
+    interval: float
     seconds: float
+
+    @property
+    def nanoseconds(self):
+        """Of all walkers."""
+        return sum(map(len, self.energies)) * self.interval / 1000
 
 
 def sample(known, method, length, seed, folder):
@@ -64,7 +70,7 @@ def sample(known, method, length, seed, folder):
                     np.savez(temporary, **facts, **simulation.arrays())
                 progress.update(task, completed=len(rows) * PACE)
     rows = rows[:total]
-    return Sampled(rows[:, :-2], rows[:, -2], rows[:, -1], seconds)
+    return Sampled([rows[:, :-2]], [rows[:, -2]], [rows[:, -1]], PACE, seconds)
 
 
 class _Simulation:
