@@ -1,6 +1,7 @@
 """What a bias has to move: torsions that are slow, the progress between their wells, and whether a CV can drive it."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ FEWEST_CROSSINGS = 10  # in the simulation to come, below which a torsion is slo
 MOST_SLOW = 3  # a bias along more components than this fills them too slowly
 _NEAR = 0.25  # of a target from the end, or from the middle, of the way
 _FEWEST_FRAMES = 10  # there
-_RIDGE = 1e-9  # of a covariance, by its largest entry
+_RIDGE = 1e-9  # added to the covariance of a CV at an end, in units of its variance over all frames
 
 
 class SlowTorsion(NamedTuple):
@@ -29,7 +30,7 @@ class SlowTorsion(NamedTuple):
     centres : (n,) ndarray
         Of its wells, in radians.
     crossings : int
-        Between its wells in the unbiased runs.
+        Between its wells in the unbiased runs; of three wells or more, between the two groups of them with the fewest.
     """
 
     name: str
@@ -92,12 +93,22 @@ def slow_torsions(
         if wells is None:
             continue
         cores = np.split(np.where(wells.inside, wells.well, -1), ends)
-        crossings = int(core_arrivals(cores, len(wells.centres)).sum())
+        crossings = _fewest_between(core_arrivals(cores, len(wells.centres)))
         if any(unbiased) and crossings / time * time_to_come >= fewest:
             continue
         found.append((crossings, wells.saddle, SlowTorsion(name, column, np.angle(wells.centres), crossings)))
     found.sort(key=lambda one: one[:2])
     return sorted((one for *_, one in found[:most]), key=lambda one: one.column)
+
+
+def _fewest_between(arrivals: np.ndarray) -> int:
+    """Crossings between the two groups of wells with the fewest: two that exchange often do not hide a third.
+
+    arrivals: (n, n), those in the second from the first.
+    """
+    n, between = len(arrivals), arrivals + arrivals.T
+    groups = [group for size in range(1, n) for group in combinations(range(1, n), size)]
+    return min(int(between[np.ix_([k for k in range(n) if k not in group], group)].sum()) for group in groups)
 
 
 def progress_targets(slow: Sequence[SlowTorsion], torsions: Sequence[np.ndarray]) -> tuple[list[str], list[np.ndarray]]:
@@ -164,22 +175,38 @@ def drive_margin(
     -------
     (m,) ndarray
         nan where fewer than ten frames are at an end, or in the middle.
+
+    Raises
+    ------
+    GeomGNNError
+        If values and targets are not of the same frames.
     """
-    s = np.concatenate([np.asarray(part, dtype=np.float64) for part in values])
-    y = np.concatenate([np.asarray(part, dtype=np.float64) for part in targets])
+    parts = [[np.asarray(part, dtype=np.float64) for part in both] for both in (values, targets)]
+    shapes = [[part.shape for part in both] for both in parts]
+    frames = [[shape[0] for shape in both if len(shape) == 2] for both in shapes]
+    if not frames[0] or frames[0] != frames[1] or list(map(len, shapes)) != list(map(len, frames)):
+        raise GeomGNNError(
+            f"The CV has the shapes {shapes[0]} and the targets {shapes[1]}: give (F, d) and (F, m) for the same frames of "
+            "each run."
+        )
+    s, y = map(np.concatenate, parts)
+    scale = s.std(axis=0)
+    s = s / np.where(scale > 0, scale, 1.0)
     return np.array([_cost(s, column) for column in y.T]) * BOLTZMANN * temperature / barrier
 
 
 def _cost(s: np.ndarray, target: np.ndarray) -> float:
-    """The smaller of the costs, in kT, of looking like the middle of the way while staying at an end."""
+    """The smaller of the costs, in kT, of looking like the middle of the way while staying at an end.
+
+    s: (N, d), of unit variance. target: (N,).
+    """
     middle = s[np.abs(target) < _NEAR]
     ends = [s[np.abs(target - end) < _NEAR] for end in (-1.0, 1.0)]
     if min(map(len, (middle, *ends))) < _FEWEST_FRAMES:
         return float("nan")
     costs = []
     for end in ends:
-        covariance = np.atleast_2d(np.cov(end.T))
-        covariance += max(_RIDGE * np.abs(covariance).max(), 1e-300) * np.eye(len(covariance))
+        covariance = np.atleast_2d(np.cov(end.T)) + _RIDGE * np.eye(s.shape[1])
         away = middle.mean(axis=0) - end.mean(axis=0)
         costs.append(0.5 * float(away @ np.linalg.solve(covariance, away)))
     return min(costs)

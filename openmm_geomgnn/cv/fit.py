@@ -103,14 +103,16 @@ def fit_cv(
     if not trajectories:
         raise GeomGNNError("There are no trajectories to fit to: give one or more.")
     lengths = lengths_of(trajectories)
+    wanted = check_targets(lengths, settings, targets, target_names)
+    if wanted is not None and isinstance(trajectories, Embeddings):
+        raise GeomGNNError("estimator: progress does not read a store of embeddings. Give it the trajectories.")
     weights = weighting(lengths, settings, biases, frame_intervals)
     lag = check_data(lengths, settings)
-    wanted = check_targets(lengths, settings, targets, target_names)
     topology = as_topology(topology)
     featurization = featurize(trajectories, topology, settings)
     mixer = make_fit_mixer(settings, featurization)
     frames = read_frames(trajectories, featurization, settings.estimator == "vampnet", progress, unfinished)
-    frames = replace(frames, pairs=weights.pairs, targets=wanted, biased=weights.biased)
+    frames = replace(frames, pairs=weights.pairs, targets=wanted, biased=weights.biased, intervals=weights.intervals)
     estimate = ESTIMATORS[settings.estimator](mixer, frames, lag, settings, progress, unfinished)
     model = estimate.model
     information = {
@@ -123,8 +125,8 @@ def fit_cv(
         "frame_interval_ps": settings.frame_interval,
         "seed": settings.seed,
     }
-    if target_names is not None:
-        information["targets"] = list(target_names)
+    if wanted is not None:
+        information["targets"] = list(target_names or (f"target {k + 1}" for k in range(settings.n_components)))
     if weights.any_biased:
         information |= {"reweighting": settings.reweighting, "biased": weights.biased}
         if settings.reweighting != "none":

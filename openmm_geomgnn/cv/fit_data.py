@@ -149,6 +149,8 @@ class TrainingFrames:
         What the CV is to follow, for the progress estimator.
     biased : list of bool, optional
         Which trajectories had a bias; none by default.
+    intervals : list of float, optional
+        ps between the frames of each trajectory; that of the settings by default.
     """
 
     featurization: Featurization
@@ -157,6 +159,7 @@ class TrainingFrames:
     pairs: PairsLike = None
     targets: list[np.ndarray] | None = None
     biased: list[bool] | None = None
+    intervals: list[float] | None = None
 
 
 def lengths_of(trajectories: Sequence[mdtraj.Trajectory] | Embeddings) -> list[int]:

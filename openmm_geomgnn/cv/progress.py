@@ -16,6 +16,7 @@ from openmm_geomgnn.cv.fit_settings import FitSettings
 from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import KoopmanModel, Segment, folds_of_blocks
+from openmm_geomgnn.koopman.linear import FLOOR_OF_MEAN, FLOOR_OF_WIDEST
 from openmm_geomgnn.unfinished import Unfinished
 
 RIDGE = 1e-2  # by the variance of a feature
@@ -37,9 +38,14 @@ def check_targets(
         If they are missing, or not wanted, or not those of the frames and components.
     """
     if settings.estimator != "progress":
-        if targets is not None:
+        if targets is not None or names is not None:
             raise GeomGNNError(f"targets are for estimator: progress, but it is {settings.estimator}. Leave them out.")
         return None
+    if settings.reweighting != "none":
+        raise GeomGNNError(
+            f"reweighting is {settings.reweighting}, but estimator: progress learns from every frame as it is, those under "
+            "a bias too. Use reweighting: none."
+        )
     if targets is None:
         raise GeomGNNError(
             "estimator: progress needs targets for every frame, as `geomgnn run` with explore makes them of slow torsions "
@@ -76,10 +82,15 @@ def estimate_progress(
         rates = settings.softening * feature_rates(frames.featurization, mixer, frames.positions, settings, progress)
     weights = even_weights(targets)
     mean, projection = _regression(features, targets, weights, rates)
-    r2, noise = _held_out_errors(features, targets, weights, rates)
+    lags = [
+        max(1, round(settings.lagtime / interval))
+        for interval in frames.intervals or [settings.frame_interval] * len(targets)
+    ]
+    r2, noise = _held_out_errors(features, targets, weights, rates, lags)
     psi = [(part - mean) @ projection for part in features]
-    resting = [one for one, biased in zip(psi, frames.biased or [False] * len(psi), strict=True) if not biased]
-    strengths = _autocorrelations(resting or psi, lag)
+    biased = frames.biased or [False] * len(psi)
+    resting = [k for k, one in enumerate(biased) if not one] or list(range(len(psi)))
+    strengths = _autocorrelations([psi[k] for k in resting], [lags[k] for k in resting])
     scores = {
         "vamp2_training": 1.0 + float(np.square(strengths).sum()),
         "r2_held_out": r2.tolist(),
@@ -113,7 +124,8 @@ def _regression(
     w = w / w.sum()
     mean, zero = w @ x, w @ y
     spread = np.sqrt(w @ np.square(x - mean))
-    spread = np.where(spread > 1e-6 * spread.max(), spread, np.inf)  # what does not vary has no part
+    noise = FLOOR_OF_MEAN * np.abs(mean) + FLOOR_OF_WIDEST * spread.max()  # of float32 arithmetic
+    spread = np.where(spread > noise, spread, np.inf)  # what does not vary has no part
     z = (x - mean) / spread
     matrix = (z * w[:, None]).T @ z + RIDGE * np.eye(z.shape[1])
     if len(rates):
@@ -125,27 +137,44 @@ def _regression(
 
 
 def _held_out_errors(
-    features: Sequence[np.ndarray], targets: Sequence[np.ndarray], weights: Sequence[np.ndarray], rates: np.ndarray
+    features: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+    rates: np.ndarray,
+    lags: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """R2 and root mean square error (m,) at frames that were held out, evenly along the targets."""
+    """R2 and root mean square error (m,) at frames that were held out, evenly along the targets.
+
+    lags: frames of each trajectory in a lag time, which are left out around what is held out: closer ones are alike.
+    """
     lengths = [len(part) for part in features]
     where = even_frames(lengths, RATE_FRAMES)
     rows: list[tuple[np.ndarray, ...]] = []
-    for training, held in folds_of_blocks(lengths, [1] * len(lengths), FOLDS):
+    for training, held in folds_of_blocks(lengths, lags, FOLDS):
+        if not (training and held):  # too short for a part in every fold
+            continue
         seen: list[Segment] = list(training)
         x, y, w = ([s.take(arrays) for s in seen] for arrays in (features, targets, weights))
         mean, projection = _regression(x, y, w, rates_within(rates, where, seen) if len(rates) else rates)
         rows += [((s.take(features) - mean) @ projection, s.take(targets), s.take(weights)) for s in held]
+    if not rows:
+        raise GeomGNNError(
+            f"The trajectories ({', '.join(map(str, lengths))} frames) are too short to hold parts of them out, a lag time of "
+            f"{', '.join(map(str, lags))} frames away from the rest. Use a shorter lag, or longer trajectories."
+        )
     found, wanted, weight = (np.concatenate(part) for part in zip(*rows, strict=True))
     errors = np.average(np.square(found - wanted), axis=0, weights=weight)
     spread = np.average(np.square(wanted - np.average(wanted, axis=0, weights=weight)), axis=0, weights=weight)
     return 1 - errors / np.maximum(spread, 1e-12), np.sqrt(errors)
 
 
-def _autocorrelations(psi: Sequence[np.ndarray], lag: int) -> np.ndarray:
-    """That of each component (m,) over all trajectories together, as a reversible model would have them."""
+def _autocorrelations(psi: Sequence[np.ndarray], lags: Sequence[int]) -> np.ndarray:
+    """That of each component (m,) over all trajectories together, as a reversible model would have them.
+
+    lags: the lag time in frames of each trajectory. Those that are too short have no part.
+    """
     mean = np.concatenate(psi).mean(axis=0)
-    pairs = [(part[:-lag] - mean, part[lag:] - mean) for part in psi if len(part) > lag]
+    pairs = [(part[:-lag] - mean, part[lag:] - mean) for part, lag in zip(psi, lags, strict=True) if len(part) > lag]
     if not pairs:
         return np.full(psi[0].shape[1], _WEAKEST)
     first, second = (np.concatenate(part) for part in zip(*pairs, strict=True))

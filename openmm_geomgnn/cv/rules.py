@@ -71,7 +71,8 @@ def check_parts(
         return
     if mixer != "none":
         raise SettingMismatch(
-            f"mixer: {mixer} has weights, which estimator: {estimator} does not train. Use vampnet, or mixer: none.",
+            f"mixer: {mixer} has weights, which estimator: {estimator} does not train. Use estimator: vampnet, or mixer: "
+            "none.",
             "mixer",
         )
     if estimator == "linear" and pca is not None and n_components > pca:

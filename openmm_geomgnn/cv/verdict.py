@@ -160,6 +160,11 @@ def _timescales(facts: Mapping[str, Any]) -> Iterator[Reason]:
             yield "usable", f"{name} was fitted to biased frames in rescaled time, so its timescale is an estimate"
         elif note == ORDER_ONLY:
             yield "usable", f"{name} was fitted to biased frames, so its singular value is an order, not a timescale"
+        elif note and "r2_held_out" in facts:
+            yield (
+                "weak",
+                f"{name} relaxes within the lag in the runs without a bias, so these say nothing of its slow motion",
+            )
         elif note:
             advice = "; nothing slow was found. Use a shorter lag or more data" if number == 1 else ""
             yield "not usable" if number == 1 else "weak", f"{name} relaxes within the lag{advice}"

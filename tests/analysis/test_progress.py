@@ -1,0 +1,115 @@
+"""Torsions that are slow without a bias, targets along them, and whether a CV pays for the way."""
+
+import numpy as np
+import pytest
+
+from openmm_geomgnn.analysis.progress import SlowTorsion, drive_margin, progress_targets, slow_torsions
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.units import BOLTZMANN
+
+
+def wrapped(angles):
+    return (angles + np.pi) % (2 * np.pi) - np.pi
+
+
+def run_of(rng, basins, centres, width=0.2):
+    return wrapped(np.asarray(centres)[basins] + width * rng.normal(size=len(basins)))
+
+
+@pytest.fixture
+def data():
+    """Two unbiased runs (1 ps) and a biased one (0.5 ps): omega crosses under the bias only, chi often, psi has one well."""
+    rng = np.random.default_rng(0)
+    free = [
+        np.column_stack(
+            [
+                run_of(rng, np.full(500, k), [np.pi, 0.0]),
+                run_of(rng, np.repeat(np.arange(25) % 2, 20), [-1.0, 1.2]),
+                0.4 * rng.normal(size=500),
+            ]
+        )
+        for k in (0, 1)
+    ]
+    biased = np.column_stack(
+        [
+            run_of(rng, np.repeat(np.arange(10) % 2, 60), [np.pi, 0.0]),
+            run_of(rng, np.repeat(np.arange(30) % 2, 20), [-1.0, 1.2]),
+            0.4 * rng.normal(size=600),
+        ]
+    )
+    return [*free, biased]
+
+
+NAMES = ["omega", "chi", "psi"]
+
+
+def test_a_torsion_is_slow_for_the_time_that_is_planned(data):
+    def found(time_to_come, **options):
+        slow = slow_torsions(data, [1, 1, 0.5], NAMES, unbiased=[True, True, False], time_to_come=time_to_come, **options)
+        return [(one.name, one.column, one.crossings) for one in slow]
+
+    omega, chi = ("omega", 0, 0), ("chi", 1, 48)  # 24 times in each 500 ps; the runs are not joined
+    assert found(1000) == [omega] and found(150) == [omega, chi]
+    assert found(1000, fewest=60) == [omega, chi] and found(150, most=1) == [omega]
+
+
+def test_wells_are_centred_where_their_frames_are(data):
+    omega, chi = slow_torsions(data, [1, 1, 0.5], NAMES, unbiased=[False] * 3, time_to_come=1e6)  # all that have wells
+    assert sorted(np.cos(omega.centres)) == pytest.approx([-1, 1], abs=0.02)
+    assert sorted(chi.centres) == pytest.approx([-1.0, 1.2], abs=0.05)
+
+
+def test_a_bias_that_flattens_hides_no_wells():
+    """Wells are those of the unbiased runs, one in each: pooled with a run that fills the barrier there would be none."""
+    rng = np.random.default_rng(1)
+    free = [run_of(rng, np.full(300, k), [-1.4, 1.0], 0.3)[:, None] for k in (0, 1)]
+    flat = wrapped(np.cumsum(0.25 * rng.normal(size=8000)))[:, None]
+    options = {"time_to_come": 1000}
+    (phi,) = slow_torsions([*free, flat], 1.0, ["phi"], unbiased=[True, True, False], **options)
+    assert phi.centres == pytest.approx([-1.4, 1.0], abs=0.1) and phi.crossings == 0
+    assert slow_torsions([*free, flat], 1.0, ["phi"], unbiased=[False] * 3, **options) == []
+
+
+def test_of_three_wells_the_rarest_division_counts():
+    """Two wells exchange all the time, the third has a run of its own and is never left."""
+    rng = np.random.default_rng(2)
+    centres = [-1.0, 1.0, 3.0]
+    runs = [run_of(rng, basins, centres)[:, None] for basins in (np.repeat(np.arange(100) % 2, 20), np.full(500, 2))]
+    (chi,) = slow_torsions(runs, 1.0, ["chi1 VAL3"], unbiased=[True, True], time_to_come=1000)
+    assert chi.crossings == 0 and len(chi.centres) == 3
+    names, targets = progress_targets([chi], runs)
+    assert names == ["cosine of chi1 VAL3", "sine of chi1 VAL3"]
+    np.testing.assert_allclose(targets[0], np.column_stack([np.cos(runs[0]), np.sin(runs[0])]))
+
+
+def test_targets_are_one_at_the_wells_and_nought_half_way():
+    phi = SlowTorsion("phi ALA2", 1, np.radians([-80.0, 60.0]), 0)
+    names, (y, empty) = progress_targets([phi], [np.radians([[0, -80], [0, 60], [0, -10], [0, 170]]), np.zeros((0, 2))])
+    assert names == ["progress of phi ALA2 from -80 to 60 deg"]
+    assert y[:, 0] == pytest.approx([-1, 1, 0, 0], abs=1e-9) and empty.shape == (0, 1)
+
+
+@pytest.mark.parametrize(("gap", "spread"), [(1.0, 0.2), (1.0, 0.6)])
+def test_the_margin_is_the_cost_of_a_gaussian(gap, spread):
+    rng = np.random.default_rng(3)
+    target = np.repeat([-1.0, 0.0, 1.0], 4000)[:, None]
+    # one end is wider than the other, and the second component knows nothing; the third hardly moves
+    widths = np.where(target == 1.0, 2 * spread, spread)
+    s = np.column_stack([gap * target + widths * rng.normal(size=target.shape), rng.normal(size=(12000, 2))])
+    s = s @ np.array([[1, 0.5, 0], [0, 1, 0], [0, 0, 1e-9]])  # any linear map: the same cost
+    (margin,) = drive_margin([s[:5000], s[5000:]], [target[:5000], target[5000:]], barrier=30.0, temperature=300.0)
+    expected = 0.5 * BOLTZMANN * 300 * (gap / (2 * spread)) ** 2 / 30
+    assert margin == pytest.approx(expected, rel=0.1)
+
+
+def test_there_is_no_margin_without_frames_on_the_way():
+    target = np.repeat([-1.0, 1.0], 100)[:, None]
+    assert np.isnan(drive_margin([target], [target], 30.0, 300.0)).all()
+
+
+def test_what_does_not_fit_is_refused(data):
+    with pytest.raises(GeomGNNError, match="There are 3 runs, but unbiased has 1"):
+        slow_torsions(data, 1.0, NAMES, unbiased=[True], time_to_come=10)
+    # the sums of the frames agree, the frames of each run do not
+    with pytest.raises(GeomGNNError, match="for the same frames"):
+        drive_margin([np.zeros((5, 1)), np.zeros((4, 1))], [np.zeros((4, 1)), np.zeros((5, 1))], 30.0, 300.0)
