@@ -161,3 +161,16 @@ def test_bad_input_is_refused():
         find_metastable_states([angles[:0]], 1.0)
     # nothing turns: one state
     assert len(find_metastable_states([angles[:, :0]], 1.0)) == len(find_metastable_states([angles], 1.0)) == 1
+
+
+def test_a_bias_that_carries_it_over_the_barrier():
+    """Frames that have nothing to do with one another show no kinetics; their weights show the barrier."""
+    rng = np.random.default_rng(3)
+    angles = rng.uniform(-np.pi, np.pi, 4000)
+    free_energy = 8 * np.cos(2 * angles)  # kT; wells at -90 and 90 degrees
+    found = find_metastable_states([angles[:, None]], 1.0, ["chi"], weights=[-free_energy])
+    assert len(found) == 2
+    assert [state.population for state in found.states] == pytest.approx([0.5, 0.5], abs=0.1)
+    wells = [np.abs(angles - centre) < 1.0 for centre in (-np.pi / 2, np.pi / 2)]
+    assert sorted(np.unique(found.membership[0][well]).tolist() for well in wells) == [[0], [1]]
+    assert len(find_metastable_states([angles[:, None]], 1.0, ["chi"], weights=[0 * angles])) == 1
