@@ -41,10 +41,21 @@ def wells_of(runs: Sequence[np.ndarray], logw: Sequence[np.ndarray], steps: Sequ
     labels = [((run + np.pi) / (2 * np.pi) * _BINS).astype(int) % _BINS for run in runs]
     every, weights = np.concatenate(labels), np.concatenate(relative_weights(logw))
     visits, population = np.bincount(every, minlength=_BINS), np.bincount(every, weights, _BINS)
-    memberships = metastable_sets(_transitions(labels, logw, steps), visits, FEWEST_FRAMES, _MOST_WELLS)
-    if memberships.shape[1] < 2 and any(np.ptp(values[np.isfinite(values)]) > 0 for values in logw if len(values)):
-        # a bias may carry it over a barrier within the lag time
-        memberships = _basins(_smooth(_smooth(population)), visits)
+    kinetic = metastable_sets(_transitions(labels, logw, steps), visits, FEWEST_FRAMES, _MOST_WELLS)
+    found = _wells(kinetic, every, visits, population, torsion)
+    if found is None and any(np.ptp(values[np.isfinite(values)]) > 0 for values in logw if len(values)):
+        # a bias may carry it over a barrier within the lag time, and holds it where it would not stay
+        found = _wells(_basins(_smooth(_smooth(population)), visits), every, visits, population, torsion)
+    return found
+
+
+def _wells(
+    memberships: np.ndarray, every: np.ndarray, visits: np.ndarray, population: np.ndarray, torsion: int
+) -> Wells | None:
+    """The wells that memberships (k, n) of bins make; None where they are one.
+
+    every: the bin of each frame. visits, population: (k,), frames and weights in the bins.
+    """
     n = memberships.shape[1]
     if n < 2:
         return None
