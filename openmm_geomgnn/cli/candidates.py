@@ -86,7 +86,7 @@ def learned_cv(protocol: Protocol, data: LearningData, time_to_come: float) -> A
     for one in candidates if target_names else ():
         echo(one.in_words())
     chosen = choose_candidate(candidates)
-    cv = student_or_network(protocol, chosen.cv, data.trajectories) if protocol.cv.student else chosen.cv
+    cv = student_or_network(protocol, chosen.cv, data.trajectories) if protocol.makes_a_student else chosen.cv
     cv.training_information |= {
         "slow_torsions": [one.name for one in slow],
         "drive_margin": [None if math.isnan(one) else one for one in chosen.margins],

@@ -47,7 +47,7 @@ def made_from(
 
 def learned_from(protocol: Protocol) -> dict[str, Any]:
     """The sections of a protocol that say what a CV is learned from besides unbiased runs, as `made_from` takes them."""
-    if protocol.explore is None and protocol.rounds is None:
+    if not protocol.learns_from_a_bias:
         return {}
     names = ("explore", "seeds", "rounds")
     sections = {name: getattr(protocol, name) for name in names if name != "seeds" or protocol.explore is not None}

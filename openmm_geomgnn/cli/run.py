@@ -75,7 +75,7 @@ def run_protocol(protocol: Protocol, overwrite: bool = False, source: PathLike |
                 try:
                     cv = _learn(protocol, beginning.record)
                 except NotBiasable as error:
-                    if protocol.explore is None and protocol.rounds is None:
+                    if not protocol.learns_from_a_bias:
                         raise
                     return report_nothing(protocol, str(error))
             Unfinished(protocol.output / CV_FILE).remove()
@@ -118,7 +118,7 @@ def examined(protocol: Protocol) -> "Beginning":
     given = record = settings = None
     if protocol.cv.file is None:
         settings = fit_settings(protocol.cv, protocol.unbiased.frame_interval, protocol.seed)
-        record = made_from(settings, runs, protocol.cv.student, protocol.cv.auto, learned_from(protocol))
+        record = made_from(settings, runs, protocol.makes_a_student, protocol.cv.auto, learned_from(protocol))
     else:
         given = _given(protocol, topology)
         make_bias(given, protocol)
@@ -190,7 +190,7 @@ def _learn(protocol: Protocol, record: Mapping[str, Any] | None) -> Any:
     explored = explore_molecule(protocol)
     seeds = seed_structures(protocol, explored)
     runs = [*_unbiased(protocol), *_from_seeds(protocol, seeds)]
-    if protocol.explore is None and protocol.rounds is None:
+    if not protocol.learns_from_a_bias:
         return _fit(protocol, runs, record)
     data = LearningData.of_runs(runs, protocol.unbiased.frame_interval).with_explored(explored)
     structures = [*protocol.system.structures, *seeds]
@@ -210,7 +210,7 @@ def _fit(protocol: Protocol, trajectories: Any, record: Mapping[str, Any] | None
     settings = fit_settings(section, protocol.unbiased.frame_interval, protocol.seed)
     cv = fit_with_progress(trajectories, trajectories[0].topology, settings, Unfinished(path))
     cv.training_information[MADE_FROM] = record
-    if protocol.cv.student:
+    if protocol.makes_a_student:
         cv = student_or_network(protocol, cv, trajectories)
     return _write(protocol, cv, record)
 

@@ -108,6 +108,16 @@ class Protocol(Section):
         return min(self.bias.ramp if self.bias.method == "opes" else 0.0, 0.5 * done)
 
     @property
+    def makes_a_student(self) -> bool:
+        """Whether the fitted CV is distilled, see `cv.student`."""
+        return self.learns_from_a_bias if self.cv.student is None else self.cv.student
+
+    @property
+    def learns_from_a_bias(self) -> bool:
+        """Whether the CV is learned from more than unbiased runs from the structures."""
+        return self.explore is not None or self.rounds is not None
+
+    @property
     def comparison_length(self) -> float:
         """Total length in ps of the unbiased simulations with which crossings are compared."""
         length = self.unbiased.comparison_length
@@ -406,7 +416,7 @@ def _check_run(protocol: Protocol) -> None:
 
 def _check_rounds(protocol: Protocol) -> None:
     rounds, explore, bias = protocol.rounds, protocol.explore, protocol.bias
-    if protocol.cv.estimator == "progress" and explore is None and rounds is None:
+    if protocol.cv.estimator == "progress" and not protocol.learns_from_a_bias:
         raise SettingError(
             "estimator is progress, which takes frames between the states. Add explore: auto, or use linear.",
             *("cv", "estimator"),

@@ -219,10 +219,10 @@ class CVSection(TokenSection):
         description="stretch the CV where it is steep and compress it where it is flat, by a monotone map, so that a step "
         "is no wall of stiffness",
     )
-    student: bool = Field(
-        False,
+    student: bool | None = Field(
+        None,
         description="for `geomgnn run`: distil the fitted CV and bias the student, which costs a hundredth; the network is "
-        "biased where the student does not reproduce it",
+        "biased where the student does not reproduce it; null does so with explore or rounds, whose frames it learns from",
     )
     reversible: bool = Field(True, description="estimate reversible dynamics (TICA, SRV) instead of VAMP")
     training: TrainingSection = Field(default_factory=TrainingSection, description="how a vampnet is trained")
