@@ -159,8 +159,8 @@ def _held_out_errors(
         rows += [((s.take(features) - mean) @ projection, s.take(targets), s.take(weights)) for s in held]
     if not rows:
         raise GeomGNNError(
-            f"The trajectories ({', '.join(map(str, lengths))} frames) are too short to hold parts of them out, a lag time of "
-            f"{', '.join(map(str, lags))} frames away from the rest. Use a shorter lag, or longer trajectories."
+            f"The trajectories ({', '.join(map(str, lengths))} frames) are too short to hold parts of them out, a lag "
+            f"time of {', '.join(map(str, lags))} frames away from the rest. Use a shorter lag, or longer trajectories."
         )
     found, wanted, weight = (np.concatenate(part) for part in zip(*rows, strict=True))
     errors = np.average(np.square(found - wanted), axis=0, weights=weight)
