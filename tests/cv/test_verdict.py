@@ -171,10 +171,10 @@ class TestRun:
 
     def test_a_file_without_a_verdict_goes_on(self, protocol, monkeypatch, capsys):
         load, reached = protocol(), []
-        for name in ("_biased", "_comparison", "report"):
+        for name in ("run_biased", "_comparison", "report"):
             monkeypatch.setattr(workflow, name, lambda *arguments, name=name: reached.append(name))
         workflow.run_protocol(load())
-        assert reached == ["_biased", "_comparison", "report"] and "Verdict" not in capsys.readouterr().out
+        assert reached == ["run_biased", "_comparison", "report"] and "Verdict" not in capsys.readouterr().out
 
     def test_accept_may_ask_for_more(self, protocol):
         weak = judge({**FACTS, "vamp2_held_out": 1.7, "transitions": [2]})
