@@ -73,11 +73,7 @@ def candidate(name, margin, fault=""):
 
 
 class TestChoice:
-    def test_the_first_that_can_be_driven(self):
-        linear, progress = candidate("linear", [1.2]), candidate("progress", [5.0])
-        assert choose_candidate([linear, progress]) is linear
-
-    def test_else_the_largest_margin(self):
+    def test_the_largest_margin_of_the_worst_target(self):
         known = [candidate("linear", [0.4, 3.0]), candidate("progress", [0.5, 0.6])]
         assert choose_candidate(known) is known[1]
         assert choose_candidate([candidate("linear", []), known[0]]) is known[0]  # of the other nothing is known
