@@ -18,8 +18,7 @@ from openmm_geomgnn.cli.settings.sections import CVSection
 from openmm_geomgnn.cli.student import student_or_network
 from openmm_geomgnn.unfinished import Unfinished
 
-# drive margin below which a bias may well pay for what looks like crossing: on Ace-Pro-Nme a CV of 1.5 was fooled, and those of
-# 2.5 and more crossed
+# drive margin below which a bias may well pay for what looks like crossing: a CV of 1.5 was fooled on Ace-Pro-Nme
 DRIVEN = 2.0
 _MARGIN_FRAMES = 3000  # that drive margins are computed from
 
@@ -89,9 +88,7 @@ def learned_cv(protocol: Protocol, data: LearningData, time_to_come: float) -> A
         echo(one.in_words())
     chosen = choose_candidate(candidates)
     if chosen.margin < DRIVEN:
-        echo(
-            f"A drive margin below {DRIVEN:g} is a doubt: what looks like crossing may be cheaper for the bias than crossing."
-        )
+        echo(f"A drive margin below {DRIVEN:g} is a doubt: what looks like crossing may cost a bias less than crossing.")
     cv = student_or_network(protocol, chosen.cv, data.trajectories) if protocol.makes_a_student else chosen.cv
     cv.training_information |= {
         "slow_torsions": [one.name for one in slow],
