@@ -12,7 +12,8 @@ are in the folder --references. Stopped or killed, the same command goes on. Wha
 
 import argparse
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +31,23 @@ HIGHEST = 15.0  # kJ/mol, up to which free energies are compared
 
 @dataclass(frozen=True)
 class Case:
-    """A molecule that is driven, and the protocol that does it. molecule: as for benchmarks/references.py."""
+    """A molecule that is driven, and the protocol that does it.
+
+    molecule: as for benchmarks/references.py. settings: of the protocol, that are changed.
+    """
 
     molecule: str
     protocol: str
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 CASES = {
     "ala2-both": Case("ala2", "ala2-opes.yaml"),
     "ala2-one": Case("ala2", "ala2-rounds.yaml"),
+    "pro-both": Case("pro", "proline-rounds.yaml", {"system.structures": "[pro-trans.pdb, pro-cis.pdb]"}),
     "pro-one": Case("pro", "proline-rounds.yaml"),
+    # that none of our settings was chosen on
+    "glypro-one": Case("glypro", "proline-rounds.yaml", {"system.structures": f"[{find_molecule('glypro').structure}]"}),
     "ala3-one": Case("ala3", "ala3-rounds.yaml"),
 }
 
@@ -47,7 +55,7 @@ CASES = {
 def ours(case, seed, folder, settings):
     """Run the protocol of a case, and evaluate its production run along the known torsions: (results, summary)."""
     known, protocol = find_molecule(case.molecule), PROTOCOLS / case.protocol
-    settings = settings | {"seed": seed}
+    settings = {**case.settings, **settings, "seed": seed}
     summary = run_protocol(protocol, folder, settings)
     return evaluate(known, read_run(known, protocol, folder, settings, summary), summary["discarded_ps"]), summary
 

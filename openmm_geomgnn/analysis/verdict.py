@@ -95,6 +95,12 @@ def _progress(missing: str) -> Iterator[Reason]:
 def _heat(summary: Mapping[str, Any]) -> Iterator[Reason]:
     if is_hot(summary):
         mean, target = summary["mean_temperature_K"], summary["target_temperature_K"]
+        if mean < target:
+            yield Reason(
+                f"its mean temperature is {mean:.0f} K at a target of {target:.0f} K, too cold for its populations",
+                "Run longer (run.length), and look for what takes heat out if it stays cold",
+            )
+            return
         yield Reason(
             f"its mean temperature is {mean:.0f} K at a target of {target:.0f} K, and heat fakes crossings",
             "Evaluate the bias more often (run.every), use wider kernels (bias.sigma) or a softer CV (cv.softening)",

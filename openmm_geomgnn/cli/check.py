@@ -55,6 +55,14 @@ def describe(plan: Plan) -> Iterator[str]:
     if plan.settings is not None:
         runs, lag = count_of(len(plan.specs), "run"), plan.settings.lag_frames()
         yield f"training data  {runs} of {training_frames(protocol)} frames, a lag of {lag} frames"
+    if protocol.explore is not None:
+        ways = "auto" if protocol.explore.ways == "auto" else ", ".join(protocol.explore.ways)
+        yield (
+            f"exploration    {ways}, {protocol.explore.length:g} ps each; runs of {protocol.seeds.length:g} ps from up to "
+            f"{count_of(protocol.seeds.number, 'seed')}"
+        )
+    if protocol.rounds is not None:
+        yield f"rounds         up to {protocol.rounds.number}, of {protocol.rounds.length:g} ps for each walker"
     schedule = protocol.schedule
     yield (
         f"biased run     {count_of(protocol.run.walkers, 'walker')} of {schedule.length * schedule.bias_step:g} ps, a "
