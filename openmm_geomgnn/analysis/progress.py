@@ -1,8 +1,8 @@
 """What a bias has to move: torsions that are slow, the progress between their wells, and whether a CV can drive it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from openmm_geomgnn.units import BOLTZMANN
 
 FEWEST_CROSSINGS = 10  # in the simulation to come, below which a torsion is slow
 MOST_SLOW = 3  # a bias along more components than this fills them too slowly
+CORE_REACH = 0.25  # of the way from a well to the next, that belongs to it
 _NEAR = 0.25  # of a target from the end, or from the middle, of the way
 _FEWEST_FRAMES = 10  # there
 _RIDGE = 1e-9  # added to the covariance of a CV at an end, in units of its variance over all frames
@@ -37,6 +38,15 @@ class SlowTorsion(NamedTuple):
     column: int
     centres: np.ndarray
     crossings: int
+
+    def as_json(self) -> dict[str, Any]:
+        """In types of JSON."""
+        return self._asdict() | {"centres": self.centres.tolist()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "SlowTorsion":
+        """From `as_json`."""
+        return cls(**{**data, "centres": np.asarray(data["centres"], dtype=float)})
 
 
 def slow_torsions(
@@ -109,6 +119,24 @@ def _fewest_between(arrivals: np.ndarray) -> int:
     n, between = len(arrivals), arrivals + arrivals.T
     groups = [group for size in range(1, n) for group in combinations(range(1, n), size)]
     return min(int(between[np.ix_([k for k in range(n) if k not in group], group)].sum()) for group in groups)
+
+
+def well_crossings(slow: Sequence[SlowTorsion], torsions: Sequence[np.ndarray]) -> list[int]:
+    """Count how often each slow torsion went from one of its wells to another, between the groups with the fewest crossings.
+
+    A frame is in a well if the torsion is nearer to its centre than CORE_REACH of the way to the next. torsions: list of
+    (F, T) array in radians, runs that are never joined.
+    """
+    counts = []
+    for one in slow:
+        apart = np.abs(np.exp(1j * one.centres)[:, None] - np.exp(1j * one.centres))
+        reach = CORE_REACH * 2 * np.arcsin(np.where(apart > 0, apart, 2.0).min() / 2)
+        cores = []
+        for run in torsions:
+            away = np.abs(np.angle(np.exp(1j * (run[:, one.column, None] - one.centres))))
+            cores.append(np.where(away.min(axis=1) < reach, away.argmin(axis=1), -1))
+        counts.append(_fewest_between(core_arrivals(cores, len(one.centres))))
+    return counts
 
 
 def progress_targets(slow: Sequence[SlowTorsion], torsions: Sequence[np.ndarray]) -> tuple[list[str], list[np.ndarray]]:

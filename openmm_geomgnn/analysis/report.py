@@ -222,6 +222,8 @@ def _plain_text(value: Any) -> str:
     value = plain(value)
     if value is None:
         return "unknown"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_plain_text(item)}" for name, item in value.items())
     if isinstance(value, list):
         return ", ".join("–" if item is None else _plain_text(item) for item in value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -91,7 +91,7 @@ def learned_cv(protocol: Protocol, data: LearningData, time_to_come: float) -> A
         echo(f"A drive margin below {DRIVEN:g} is a doubt: what looks like crossing may cost a bias less than crossing.")
     cv = student_or_network(protocol, chosen.cv, data.trajectories) if protocol.makes_a_student else chosen.cv
     cv.training_information |= {
-        "slow_torsions": [one.name for one in slow],
+        "slow_torsions": [one.as_json() for one in slow],
         "drive_margin": [None if math.isnan(one) else one for one in chosen.margins],
         "candidates": [one.in_words() for one in candidates],
     }

@@ -3,7 +3,6 @@
 Slow imports come after the user's input has been read, so that a wrong name is reported at once.
 """
 
-import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -322,46 +321,13 @@ def _overrides(settings: list[str] | None) -> dict[str, str]:
 
 def _conclude(folder: Path, summary: Mapping[str, Any]) -> None:
     """Print the headline numbers of a run, and end with status 3 if they are not to be relied on."""
-    _show(folder, summary)
-    if summary.get("converged") is False:
-        raise typer.Exit(NOT_CONVERGED)
-
-
-def _show(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Print the headline numbers of a run that are known."""
+    from openmm_geomgnn.cli.headline import headline
     from openmm_geomgnn.cli.progress import echo
 
-    def known(*keys: str) -> bool:
-        return all(isinstance(summary.get(key), (int, float)) and math.isfinite(summary[key]) for key in keys)
-
-    def number(key: str, digits: int = 3) -> str:
-        return f"{summary[key]:.{digits}g}"
-
-    def crossings(kind: str, word: str) -> str:
-        rate = number(f"{kind}crossings_per_ns")
-        return f"{number(f'{kind}crossings')} in {number(f'{word}_ns')} ns {word} ({rate} per ns)"
-
-    lines = []
-    if not summary.get("complete", True):
-        lines.append(f"PARTIAL        {summary['missing']}")
-    if known("crossings", "biased_ns", "crossings_per_ns"):
-        parts = [crossings("", "biased")]
-        if known("unbiased_crossings", "unbiased_ns", "unbiased_crossings_per_ns"):
-            parts.append(crossings("unbiased_", "unbiased"))
-        lines.append(f"crossings      {'; '.join(parts)}")
-    if known("mean_temperature_K"):
-        hot = f", {100 * summary['hot_frame_share']:.2g} % of the frames hot" if known("hot_frame_share") else ""
-        lines.append(f"temperature    {number('mean_temperature_K', 4)} K{hot}")
-    if known("delta_F_kJ_per_mol"):
-        error = f" +- {number('delta_F_error', 2)}" if known("delta_F_error") else ""
-        definition = f" = {summary['delta_F_definition']}" if "delta_F_definition" in summary else ""
-        lines.append(f"free energy    delta F = {number('delta_F_kJ_per_mol')}{error} kJ/mol{definition}")
-    for place, state in enumerate(summary.get("states", []), start=1):
-        lines.append(f"{f'state {place}':14} {100 * state['population']:.3g} %, {state['name']}")
-    if "verdict" in summary:
-        lines.append(f"verdict        {summary['verdict']}")
-    for line in (*lines, f"report         {folder / 'report.html'}"):
+    for line in headline(folder, summary):
         echo(line)
+    if summary.get("converged") is False:
+        raise typer.Exit(NOT_CONVERGED)
 
 
 def _show_warning(

@@ -9,6 +9,7 @@ from openmm_geomgnn.analysis.crossings import PHI_CORE_A, PHI_CORE_B, PHI_DIVIDI
 from openmm_geomgnn.analysis.figures import standard_figures, standard_tables
 from openmm_geomgnn.analysis.intervals import TURN
 from openmm_geomgnn.analysis.pipeline import analyse_biased_run
+from openmm_geomgnn.analysis.progress import SlowTorsion, well_crossings
 from openmm_geomgnn.analysis.report import report_page, write_summary
 from openmm_geomgnn.analysis.torsions import compute_torsion
 from openmm_geomgnn.analysis.variables import BiasedRun, Variable
@@ -111,6 +112,7 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
             f"{protocol.bias.ramp:g} ps (bias.ramp)."
         )
     analysis.notes = [*notes, *analysis.notes, *_cv_notes(results.cv)]
+    analysis.summary |= _slow_crossings(results)
     verdict = judge_run(analysis.summary, results.missing, results.cv.training_information.get("verdict"))
     analysis.notes = [*sentences(verdict), *analysis.notes]
     progress: dict[str, Any] = {"complete": results.complete, "done_ps": results.done, "planned_ps": results.planned}
@@ -128,6 +130,18 @@ def _all_torsions(protocol: Protocol, results: Results) -> tuple[Sequence[str], 
         return None
     torsions = rotatable_torsions(results.biased[0].topology)
     return torsions.names, [torsions.compute(walker) for walker in results.biased]
+
+
+def _slow_crossings(results: Results) -> dict[str, Any]:
+    """How often each torsion that the CV was learned for crossed between its wells, per ns; {} where it was not."""
+    slow = [SlowTorsion.from_json(one) for one in results.cv.training_information.get("slow_torsions", [])]
+    if not slow:
+        return {}
+    torsions = rotatable_torsions(results.biased[0].topology)
+    counts = well_crossings(slow, [torsions.compute(walker) for walker in results.biased])
+    time = 1e-3 * results.done * len(results.biased)
+    rates = {one.name: count / time for one, count in zip(slow, counts, strict=True)}
+    return {"slow_torsion_crossings_per_ns": rates}
 
 
 def _training_range(cv: Any) -> tuple[float, float] | None:

@@ -37,7 +37,7 @@ def round_tables(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, list]]:
                 f"{one['round']}{' (taken)' if one.get('taken') else ''}",
                 "; ".join(one["candidates"]),
                 _number(one.get("overlap"), 2),
-                _number(one.get("crossings_per_ns"), 2),
+                _rates(one),
                 states or "as given",
                 f"{_number(one.get('delta_F_kJ_per_mol'), 3)} +- {_number(one.get('delta_F_error'), 2)}",
                 _number(one.get("mean_temperature_K"), 4),
@@ -60,6 +60,14 @@ def round_figures(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, A
     numbers = [one["round"] for one in rounds]
     figure = round_history(numbers, columns["crossings_per_ns"], columns["delta_F_kJ_per_mol"], errors)
     return [("Rounds of learning", caption, figure)]
+
+
+def _rates(one: Mapping[str, Any]) -> str:
+    """Crossings per ns of the slow torsions, else of the states."""
+    rates = one.get("slow_torsion_crossings_per_ns")
+    if not rates:
+        return _number(one.get("crossings_per_ns"), 2)
+    return ", ".join(f"{name} {rate:.2g}" for name, rate in rates.items())
 
 
 def _float(value: Any) -> float:

@@ -27,8 +27,8 @@ SAME_CV = 0.9  # overlap of the CVs of two rounds from which on they are the sam
 _OVERLAP_FRAMES = 2000  # at which they are compared
 # figures of a round's summary that tell what it was worth
 _FIGURES = (
-    *("biased_ns", "crossings", "crossings_per_ns", "cv_crossings", "state_changes", "delta_F_kJ_per_mol", "delta_F_error"),
-    *("delta_F_definition", "mean_temperature_K", "converged", "verdict"),
+    *("biased_ns", "crossings", "crossings_per_ns", "slow_torsion_crossings_per_ns", "cv_crossings", "state_changes"),
+    *("delta_F_kJ_per_mol", "delta_F_error", "delta_F_definition", "mean_temperature_K", "converged", "verdict"),
 )
 
 
@@ -89,12 +89,17 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
 
 
 def best_round(rounds: Sequence[Mapping[str, Any]]) -> int:
-    """The round, from 0, whose states changed most often in a ns; the latest of equals, of those that did not fail."""
-    rates = [
-        -1.0 if "failed" in one else (one.get("state_changes") or 0) / max(one.get("biased_ns") or 0.0, 1e-9)
-        for one in rounds
-    ]
-    return max(range(len(rounds)), key=lambda k: (rates[k], k))
+    """The round, from 0, that drove its slowest torsion, or without one its states, most often; of equals the latest."""
+    return max(range(len(rounds)), key=lambda k: (_driven(rounds[k]), k))
+
+
+def _driven(facts: Mapping[str, Any]) -> float:
+    """Crossings per ns of the slow torsion with the fewest, without one changes of the states; -1 if it failed."""
+    if "failed" in facts:
+        return -1.0
+    rates = facts.get("slow_torsion_crossings_per_ns") or {}
+    known = facts.get("biased_ns") or 0.0
+    return min(rates.values()) if rates else (facts.get("state_changes") or 0) / max(known, 1e-9)
 
 
 def overlap_of(new: Any, old: Any, data: LearningData) -> float:
@@ -109,8 +114,8 @@ def overlap_of(new: Any, old: Any, data: LearningData) -> float:
 
 
 def _crosses(facts: Mapping[str, Any]) -> bool:
-    """Whether a round crossed often enough between its states for its CV to be good."""
-    return (facts.get("crossings") or 0) >= FEWEST_CROSSINGS / 2
+    """Whether a round crossed often enough for its CV to be good."""
+    return _driven(facts) * (facts.get("biased_ns") or 0.0) >= FEWEST_CROSSINGS / 2
 
 
 def _protocol_of(protocol: Protocol, number: int, starts: Sequence[Path]) -> Protocol:
@@ -166,13 +171,15 @@ def _bias(protocol: Protocol, number: int, cv: Any, overlap: float | None) -> di
     states = [{name: one[name] for name in ("name", "population", "error")} for one in summary.get("states", [])]
     for state in states:
         echo(f"  {100 * state['population']:5.1f} %  {state['name']}")
-    echo(f"Round {number}: {noted.get('crossings')} crossings between its states in {noted['biased_ns']:.3g} ns")
+    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in noted.get("slow_torsion_crossings_per_ns", {}).items())
+    crossed = f"; per ns {rates}" if rates else ""
+    echo(f"Round {number}: {noted.get('crossings')} crossings between its states in {noted['biased_ns']:.3g} ns{crossed}")
     return {
         "round": number,
         "folder": f"{ROUNDS}/{number}",
         **({"failed": failed} if failed else {}),
         "overlap": overlap,
-        "slow_torsions": learned.get("slow_torsions", []),
+        "slow_torsions": [one["name"] for one in learned.get("slow_torsions", [])],
         "candidates": learned.get("candidates", []),
         **noted,
         "states": states,

@@ -1,9 +1,11 @@
 """Torsions that are slow without a bias, targets along them, and whether a CV pays for the way."""
 
+import json
+
 import numpy as np
 import pytest
 
-from openmm_geomgnn.analysis.progress import SlowTorsion, drive_margin, progress_targets, slow_torsions
+from openmm_geomgnn.analysis.progress import SlowTorsion, drive_margin, progress_targets, slow_torsions, well_crossings
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import BOLTZMANN
 
@@ -113,3 +115,13 @@ def test_what_does_not_fit_is_refused(data):
     # the sums of the frames agree, the frames of each run do not
     with pytest.raises(GeomGNNError, match="for the same frames"):
         drive_margin([np.zeros((5, 1)), np.zeros((4, 1))], [np.zeros((4, 1)), np.zeros((5, 1))], 30.0, 300.0)
+
+
+def test_crossings_between_wells():
+    omega = SlowTorsion("omega", 1, np.radians([180.0, 0.0]), 0)
+    angles = np.radians([180, -170, 90, 100, 175, 90, 10, 60, 5, -90, -179.0])  # back at 175; to 0, and back over -90
+    runs = [np.stack([np.zeros(len(angles)), angles], axis=1), np.zeros((4, 2))]
+    assert well_crossings([omega], runs) == [2]
+    assert well_crossings([omega], [runs[0][:6]]) == [0]
+    kept = SlowTorsion.from_json(json.loads(json.dumps(omega.as_json())))
+    assert kept._replace(centres=None) == omega._replace(centres=None) and np.array_equal(kept.centres, omega.centres)

@@ -87,6 +87,9 @@ class TestChoice:
     def test_the_best_round(self):
         rounds = [{"state_changes": n, "biased_ns": t} for n, t in ((2, 1.0), (4, 1.0), (4, 1.0), (None, 1.0))]
         assert best_round(rounds) == 2
+        driven = [{"slow_torsion_crossings_per_ns": {"phi": a, "omega": b}} for a, b in ((9.0, 1.0), (2.0, 2.5), (3.0, 0.0))]
+        assert best_round(driven) == 1
+        assert best_round([{**driven[1], "failed": "hot"}, driven[2]]) == 1
 
 
 @pytest.fixture(scope="module")
