@@ -63,9 +63,16 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
     for number in range(1, section.number + 1):
         echo(f"Round {number} of at most {section.number}")
         one = _protocol_of(protocol, number, starts)
-        with prepare_output_folder(one):
-            settle(one)
-            cv = _round_cv(one, data, {**record, "round": number}, protocol.run.walkers * protocol.run.length, widths)
+        try:
+            with prepare_output_folder(one):
+                settle(one)
+                cv = _round_cv(one, data, {**record, "round": number}, protocol.run.walkers * protocol.run.length, widths)
+                make_bias(cv, one)
+        except NotBiasable as error:
+            if not rounds:
+                raise
+            echo(f"No further CV can be biased: {error}")
+            break
         overlap = overlap_of(cv, cvs[-1], data) if cvs else None
         if overlap is not None:
             echo(f"Its CV overlaps by {overlap:.2f} with that of the round before.")
