@@ -1,7 +1,7 @@
 """Everything that was simulated of a molecule so far, to learn from: unbiased runs, what was explored, biased rounds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ from openmm_geomgnn.cli.biased_runs import read_biased
 from openmm_geomgnn.cli.settings.biased import BiasedRuns
 from openmm_geomgnn.representation.rotatable import rotatable_torsions
 from openmm_geomgnn.sampling.explore import Explored
-
-_FEWEST = 2  # frames of a trajectory that says anything of motion
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,17 +26,20 @@ class LearningData:
         ps.
     biases : list of (F,) ndarray or None
         kJ/mol; None where there was no bias.
+    lagtime : float
+        ps; trajectories that are no longer are left out.
     """
 
     topology: mdtraj.Topology
     trajectories: list[mdtraj.Trajectory]
     frame_intervals: list[float]
     biases: list[np.ndarray | None]
+    lagtime: float
 
     @classmethod
-    def of_runs(cls, runs: Sequence[mdtraj.Trajectory], frame_interval: float) -> "LearningData":
+    def of_runs(cls, runs: Sequence[mdtraj.Trajectory], frame_interval: float, lagtime: float) -> "LearningData":
         """Unbiased runs with so many ps between frames."""
-        return cls(runs[0].topology, list(runs), [frame_interval] * len(runs), [None] * len(runs))
+        return cls(runs[0].topology, list(runs), [frame_interval] * len(runs), [None] * len(runs), lagtime)
 
     @property
     def unbiased(self) -> list[bool]:
@@ -47,22 +48,30 @@ class LearningData:
 
     def with_explored(self, explored: Sequence[Explored]) -> "LearningData":
         """With the trajectories that were explored, which count as biased; conformers are none."""
-        moving = [one for one in explored if one.frame_interval is not None and len(one) >= _FEWEST]
-        return LearningData(
-            self.topology,
-            [*self.trajectories, *(one.trajectory(self.topology) for one in moving)],
-            [*self.frame_intervals, *(float(one.frame_interval or 0) for one in moving)],
-            [*self.biases, *(np.zeros(len(one)) if one.bias is None else one.bias for one in moving)],
+        moving = [one for one in explored if one.frame_interval is not None]
+        return self._with(
+            [one.trajectory(self.topology) for one in moving],
+            [float(one.frame_interval or 0) for one in moving],
+            [np.zeros(len(one)) if one.bias is None else one.bias for one in moving],
         )
 
     def with_run(self, folder: Path) -> "LearningData":
         """With the biased run in a folder, less its start, which its report leaves out too."""
         walkers = read_biased([BiasedRuns.model_construct(run=folder)], self.topology)
-        return LearningData(
-            self.topology,
-            [*self.trajectories, *(one.trajectory for one in walkers)],
-            [*self.frame_intervals, *(one.frame_interval for one in walkers)],
-            [*self.biases, *(one.bias for one in walkers)],
+        return self._with(
+            [one.trajectory for one in walkers], [one.frame_interval for one in walkers], [one.bias for one in walkers]
+        )
+
+    def _with(
+        self, trajectories: Sequence[mdtraj.Trajectory], intervals: Sequence[float], biases: Sequence[np.ndarray]
+    ) -> "LearningData":
+        every = zip(trajectories, intervals, biases, strict=True)
+        long = [one for one in every if (len(one[0]) - 1) * one[1] > self.lagtime]
+        return replace(
+            self,
+            trajectories=[*self.trajectories, *(one[0] for one in long)],
+            frame_intervals=[*self.frame_intervals, *(one[1] for one in long)],
+            biases=[*self.biases, *(one[2] for one in long)],
         )
 
     def torsions(self) -> tuple[Sequence[str], list[np.ndarray]]:

@@ -192,7 +192,7 @@ def _learn(protocol: Protocol, record: Mapping[str, Any] | None) -> Any:
     runs = [*_unbiased(protocol), *_from_seeds(protocol, seeds)]
     if not protocol.learns_from_a_bias:
         return _fit(protocol, runs, record)
-    data = LearningData.of_runs(runs, protocol.unbiased.frame_interval).with_explored(explored)
+    data = LearningData.of_runs(runs, protocol.unbiased.frame_interval, protocol.cv.lag).with_explored(explored)
     structures = [*protocol.system.structures, *seeds]
     starts = [structures[k] for k in spread_starts(data, len(structures))]
     if protocol.rounds is None:

@@ -107,7 +107,9 @@ def fit_cv(
     if wanted is not None and isinstance(trajectories, Embeddings):
         raise GeomGNNError("estimator: progress does not read a store of embeddings. Give it the trajectories.")
     weights = weighting(lengths, settings, biases, frame_intervals)
-    lag = check_data(lengths, settings)
+    # as many frames of the same time between them
+    alike = [round(n * one / settings.frame_interval) for n, one in zip(lengths, weights.intervals, strict=True)]
+    lag = check_data(alike, settings)
     topology = as_topology(topology)
     featurization = featurize(trajectories, topology, settings)
     mixer = make_fit_mixer(settings, featurization)

@@ -201,7 +201,7 @@ def cross_validate(
     trajs = as_list(trajs)
     frame_weights = None if weights is None else as_list(weights)
     lengths = [len(x) for x in trajs]
-    check_folds(lengths, lagtime, folds, blocks)
+    check_folds(lengths, lagtime if pairs is None else 1, folds, blocks)  # pairs know the lag of each trajectory
     scores = []
     for training, validation in folds_of_blocks(lengths, [lagtime] * len(lengths), folds, blocks):
         more = {} if options is None else options(training)

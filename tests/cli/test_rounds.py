@@ -36,6 +36,7 @@ def protocol_of(tmp_path):
     def load(text=ONE, **changes):
         path = tmp_path / "one.yaml"
         path.write_text(text)
+        changes = {"output": str(tmp_path / "run"), **changes}
         return load_protocol(path, {name.replace("__", "."): value for name, value in changes.items()})
 
     return load
@@ -140,3 +141,13 @@ class TestRun:
         seconds = 4 + json.loads((folder / "wall_time.json").read_text())["seconds"] / 4
         assert killed_run(folder.parents[1] / "one.yaml", tmp_path / "killed", random.Random(7), seconds, 3) >= 1
         assert not differences(folder, tmp_path / "killed")
+
+    def test_no_cv_that_can_be_biased(self, protocol_of):
+        """A verdict and a report, no error."""
+        short = {"explore__length": "2 ps", "seeds": {"number": 1, "length": "10 ps"}, "cv__estimator": "linear"}
+        protocol = protocol_of(**short, run__accept="usable")
+        summary = workflow.run_protocol(protocol)
+        assert summary["converged"] is False and "no CV was learned that can be biased" in summary["verdict"]
+        assert json.loads((protocol.output / "summary.json").read_text()) == summary
+        assert "no CV was learned" in (protocol.output / "report.html").read_text()
+        assert not list(protocol.output.rglob("COLVAR"))
