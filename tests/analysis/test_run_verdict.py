@@ -35,7 +35,7 @@ def test_a_run_that_crossed_often_and_agrees_with_itself_has_converged():
         ({"delta_F_error": math.nan}, "no error bar", "Run longer"),
         ({"delta_F_second_half": 13.0}, "8.6 kJ/mol in the first half of the data and 13.0", "analysis.discard"),
         ({"mean_temperature_K": 307.0}, "307 K", "run.every"),
-        ({"mean_temperature_K": 292.0}, "292 K", "run.every"),
+        ({"mean_temperature_K": 292.0}, "292 K at a target of 300 K, too cold", "run.length"),
     ],
 )
 def test_what_speaks_against_a_run(change, words, advice):
