@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,7 @@ def token_features(protocol: Protocol, explored: Sequence[Explored]) -> list[np.
     topology = as_topology(first_structure(protocol)[0])
     trajectories = [one.trajectory(topology) for one in explored]
     settings = fit_settings(protocol.cv, protocol.unbiased.frame_interval, protocol.seed)
+    settings = replace(settings, mixer="none", mixer_settings={})  # one that is trained has no weights yet
     featurization = featurize(trajectories, topology, settings)
     mixer = make_fit_mixer(settings, featurization)
     with torch.no_grad():
