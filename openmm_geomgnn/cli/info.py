@@ -9,11 +9,11 @@ from typing import Any
 
 from openmm_geomgnn.cli import data
 from openmm_geomgnn.cli.fitting import describe
-from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, PROTOCOL, SUMMARY, UNBIASED
+from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, FIRST_SEED, PROTOCOL, SUMMARY, UNBIASED
 from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.results import comparison_runs
 from openmm_geomgnn.cli.run import NEEDED_TO_BIAS
-from openmm_geomgnn.cli.run_folder import wall_time
+from openmm_geomgnn.cli.run_folder import round_folders, wall_time
 from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 from openmm_geomgnn.cv import file as cv_file
 from openmm_geomgnn.cv.network import CollectiveVariable
@@ -168,8 +168,14 @@ def _show_run(path: Path) -> None:
     _line("structures", ", ".join(structure.name for structure in system.structures))
     _line("system", f"{' + '.join(system.forcefield)}, {system.temperature:g} K, steps of {1000 * system.timestep:g} fs")
     if protocol.cv.file is None:
-        made = len(list((path / UNBIASED).glob("trajectory.*.dcd")))
-        _line("unbiased", f"{made} of {count_of(len(system.structures), 'run')} of {protocol.unbiased.length:g} ps are done")
+        numbers = [int(one.suffixes[-2][1:]) for one in (path / UNBIASED).glob("trajectory.*.dcd")]
+        seeds = sum(number >= FIRST_SEED for number in numbers)
+        done = f"{len(numbers) - seeds} of {count_of(len(system.structures), 'run')} of {protocol.unbiased.length:g} ps are done"
+        _line("unbiased", done)
+        if protocol.explore is not None:
+            _line("from seeds", f"{count_of(seeds, 'run')} of {protocol.seeds.length:g} ps done so far")
+        if protocol.rounds is not None:
+            _line("rounds", f"{len(round_folders(path))} of at most {protocol.rounds.number} begun")
     if (path / CV_FILE).is_file():
         _line("CV", path / CV_FILE)
         for line in describe(CollectiveVariable.load(path / CV_FILE)):

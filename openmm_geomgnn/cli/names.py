@@ -6,6 +6,7 @@ CV_FILE = "cv.safetensors"
 NETWORK_FILE = "network.cv.safetensors"  # of which CV_FILE is a student
 WALL_TIME = "wall_time.json"
 UNBIASED = "unbiased"
+FIRST_SEED = 100  # number of the unbiased run from the first seed; those from the structures have the numbers before
 COMPARISON = "comparison"
 SUMMARY = "summary.json"
 STATES = "states"  # of PDB files, one for each state that was found

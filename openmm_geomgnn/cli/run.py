@@ -16,7 +16,7 @@ from openmm_geomgnn.cli.choose import chosen_cv
 from openmm_geomgnn.cli.fitting import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.cli.learning_data import LearningData, spread_starts
 from openmm_geomgnn.cli.molecule import walker_spec
-from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, TOPOLOGY, UNBIASED
+from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, FIRST_SEED, TOPOLOGY, UNBIASED
 from openmm_geomgnn.cli.preflight import Plan, examine
 from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, learned_from, made_from
@@ -39,7 +39,6 @@ from openmm_geomgnn.unfinished import Unfinished
 
 # index of the first unbiased run to compare crossings with: its seed is not that of a training run
 FIRST_COMPARISON = 1000
-FIRST_SEED = 100  # that of the run from the first seed
 # figures of a CV file without which it cannot be biased and reported on
 NEEDED_TO_BIAS = ("rate_300K_per_ps", "in_basin_spread", "vamp2_training", "timescales_ps")
 
