@@ -170,8 +170,8 @@ def _show_run(path: Path) -> None:
     if protocol.cv.file is None:
         numbers = [int(one.suffixes[-2][1:]) for one in (path / UNBIASED).glob("trajectory.*.dcd")]
         seeds = sum(number >= FIRST_SEED for number in numbers)
-        done = f"{len(numbers) - seeds} of {count_of(len(system.structures), 'run')} of {protocol.unbiased.length:g} ps are done"
-        _line("unbiased", done)
+        wanted = f"{count_of(len(system.structures), 'run')} of {protocol.unbiased.length:g} ps"
+        _line("unbiased", f"{len(numbers) - seeds} of {wanted} are done")
         if protocol.explore is not None:
             _line("from seeds", f"{count_of(seeds, 'run')} of {protocol.seeds.length:g} ps done so far")
         if protocol.rounds is not None:
