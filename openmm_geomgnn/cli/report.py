@@ -16,7 +16,7 @@ from openmm_geomgnn.analysis.variables import BiasedRun, Variable
 from openmm_geomgnn.analysis.verdict import judge_run, sentences
 from openmm_geomgnn.cli.molecule import check_torsions, kinetic_degrees
 from openmm_geomgnn.cli.results import Results, read_results
-from openmm_geomgnn.cli.round_notes import read_rounds, round_figures, round_tables
+from openmm_geomgnn.cli.round_notes import read_rounds, round_figures, round_tables, seed_tables
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.state_examples import example_names, write_examples
 from openmm_geomgnn.cv.verdict import GRADES, in_words
@@ -57,7 +57,7 @@ def report(protocol: Protocol, seconds: float = float("nan")) -> dict[str, Any]:
     rounds = read_rounds(folder)
     if rounds:
         summary["rounds"] = rounds
-    tables = [*standard_tables(analysis), *round_tables(rounds), _cv_table(results.cv)]
+    tables = [*standard_tables(analysis), *round_tables(rounds), *seed_tables(folder), _cv_table(results.cv)]
     page = report_page(title, summary, [*standard_figures(analysis), *round_figures(rounds)], notes, tables)
     write_examples(folder, analysis.found, results.biased)
     write_summary(folder / "summary.json", summary)

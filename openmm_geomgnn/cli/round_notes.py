@@ -1,4 +1,4 @@
-"""What is noted of the rounds of a run: a file in its folder, a table and a picture in its report."""
+"""What is noted of the seeds and the rounds of a run: a file in its folder, tables and a picture in its report."""
 
 import json
 import math
@@ -8,8 +8,9 @@ from typing import Any
 
 from openmm_geomgnn.analysis.report import plain
 from openmm_geomgnn.analysis.round_plots import round_history
-from openmm_geomgnn.cli.names import ROUNDS_FILE
+from openmm_geomgnn.cli.names import ROUNDS_FILE, SEEDS
 from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.sampling.seeds import NAME
 
 
 def write_rounds(folder: Path, rounds: Sequence[Mapping[str, Any]]) -> None:
@@ -22,6 +23,20 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
     """What is noted of the rounds in the folder of a run; [] where there were none."""
     path = folder / ROUNDS_FILE
     return json.loads(path.read_text(encoding="utf-8"))["rounds"] if path.is_file() else []
+
+
+def seed_tables(folder: Path) -> list[tuple[str, list]]:
+    """(title, rows) with the seeds in the folder of a run, for its report; [] where there are none."""
+    path = folder / SEEDS / NAME
+    seeds = json.loads(path.read_text(encoding="utf-8"))["seeds"] if path.is_file() else []
+    if not seeds:
+        return []
+    rows: list[list[Any]] = [["seed", "found as", "energy above the lowest (kJ/mol)", "torsions (degrees)"]]
+    lowest = min(seed["energy"] for seed in seeds)
+    for seed in seeds:
+        torsions = ", ".join(f"{name} {angle:.0f}" for name, angle in seed["torsions (degrees)"].items())
+        rows.append([f"{SEEDS}/{seed['file']}", seed["origin"], f"{seed['energy'] - lowest:.1f}", torsions])
+    return [("Seeds: minima of what was explored, from which unbiased runs started", rows)]
 
 
 def round_tables(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, list]]:

@@ -119,7 +119,8 @@ class TestRun:
         seeds = json.loads((folder / "seeds" / "seeds.json").read_text())["seeds"]
         starts = json.loads((folder / "starts.json").read_text())["structures"]
         assert len(starts) == 1 + len(seeds) and starts[0].endswith("ala2-c7eq.pdb")
-        assert "Rounds of learning" in (folder / "report.html").read_text()
+        page = (folder / "report.html").read_text()
+        assert "Rounds of learning" in page and "Seeds: minima of what was explored" in page and seeds[0]["origin"] in page
         assert "Round 1 of at most 2" in done.stdout and "Seeds: " in done.stdout
 
     def test_asked_for_again(self, whole, no_simulation):
