@@ -52,7 +52,8 @@ class RunVerdict:
             return "converged: it crossed often, and the halves of the data agree"
         grade = "not judged" if self.converged is None else "not converged"
         problems = "; ".join(reason.problem for reason in self.reasons)
-        advice = ". ".join(dict.fromkeys(reason.advice for reason in self.reasons))
+        every = list(dict.fromkeys(reason.advice for reason in self.reasons))
+        advice = ". ".join(one for one in every if not any(other != one and other.startswith(one) for other in every))
         return f"{grade}: {problems}. {advice}"
 
 
@@ -158,7 +159,9 @@ def _difference(summary: Mapping[str, Any]) -> Iterator[Reason]:
             "Run longer (run.length)",
         )
     first, second = summary["delta_F_first_half"], summary["delta_F_second_half"]
-    if not abs(first - second) <= LARGEST_DRIFT * error:
+    if not (math.isfinite(first) and math.isfinite(second)):
+        yield Reason("one half of the data does not have both of its states", "Run longer (run.length)")
+    elif not abs(first - second) <= LARGEST_DRIFT * error:
         yield Reason(
             f"its free-energy difference is {first:.1f} kJ/mol in the first half of the data and {second:.1f} in the second",
             "Run longer (run.length), or discard more of the start (analysis.discard)",
