@@ -54,8 +54,8 @@ def demo(
     check: Check = False,
     settings: Settings = None,
 ) -> None:
-    """Alanine dipeptide from a PDB file to a free energy: learn a CV, bias it with OPES, write a report."""
-    _run("ala2-opes.yaml", {"output": str(output), **_overrides(settings)}, overwrite, check)
+    """Alanine dipeptide from one PDB file to a free energy: explore, learn a CV, bias it with OPES, write a report."""
+    _run("ala2-rounds.yaml", {"output": str(output), **_overrides(settings)}, overwrite, check)
 
 
 @app.command()

@@ -125,7 +125,7 @@ class TestSettings:
         assert code == 0 and error == ""
         ((protocol, overwrite),) = runs
         assert not overwrite and protocol.output == tmp_path / "runs" / "demo"
-        shipped = load_protocol(repository / "protocols" / "ala2-opes.yaml", {"output": "runs/demo"})
+        shipped = load_protocol(repository / "protocols" / "ala2-rounds.yaml", {"output": "runs/demo"})
         assert protocol == shipped
         # what is not known is left out
         assert output.splitlines() == [
@@ -135,12 +135,12 @@ class TestSettings:
 
     def test_options(self, geomgnn, runs, tmp_path, protocol):
         assert geomgnn("run", protocol.name, "--overwrite", "--set", "run.length=50 ps", "--set", "seed=3")[0] == 0
-        assert geomgnn("demo", "--output", "a/b", "--set", "bias.barrier=10 kcal/mol", "--set", "cv.pca=null")[0] == 0
+        assert geomgnn("demo", "--output", "a/b", "--set", "bias.barrier=10 kcal/mol", "--set", "rounds=null")[0] == 0
         assert geomgnn("run", protocol, "--set", "analysis.torsions={phi: auto, psi: auto}")[0] == 0
         (first, overwrite), (second, _), (third, _) = runs
         assert overwrite and (first.run.length, first.seed) == (50.0, 3) and first.output == tmp_path / "runs" / "small"
         assert second.output == tmp_path / "a" / "b" and second.bias.barrier == pytest.approx(41.84)
-        assert second.cv.pca is None
+        assert second.rounds is None
         assert third.analysis.torsions == {"phi": "auto", "psi": "auto"}
 
     @pytest.mark.parametrize(
