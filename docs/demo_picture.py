@@ -47,7 +47,7 @@ def main(folder, output):
     (phi, psi), (time, cv, bias) = np.concatenate(biased, axis=1), np.concatenate(rows, axis=1)
     axes = figure.add_subplot(grid[:, 1])
     points = axes.scatter(phi, psi, c=cv, s=3, cmap="cividis", linewidths=0)
-    finish(figure, axes, points, "the CV, learned from two short runs", "CV")
+    finish(figure, axes, points, "the CV, learned from one structure", "CV")
 
     kept = time > DISCARDED
     edges = np.linspace(-180, 180, 37)
