@@ -57,7 +57,7 @@ def ours(case, seed, folder, settings):
     known, protocol = find_molecule(case.molecule), PROTOCOLS / case.protocol
     settings = {**case.settings, **settings, "seed": seed}
     summary = run_protocol(protocol, folder, settings)
-    return evaluate(known, read_run(known, protocol, folder, settings, summary), summary["discarded_ps"]), summary
+    return evaluate(known, read_run(known, folder, summary), summary["discarded_ps"]), summary
 
 
 def yardstick(molecule, length, seed, folder):

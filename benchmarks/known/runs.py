@@ -29,9 +29,9 @@ def run_protocol(protocol, folder, settings):
     return json.loads((folder / "summary.json").read_text())
 
 
-def read_run(known, protocol, folder, settings, summary):
+def read_run(known, folder, summary):
     """The `Sampled` of a finished run."""
-    results = read_results(load_protocol(protocol, settings | {"output": str(folder.resolve())}))
+    results = read_results(load_protocol(folder / "protocol.yaml", {"output": str(folder.resolve())}))
     walkers = split_walkers(results.colvar)
     atoms = find_atoms(results.biased[0].topology.to_openmm(), known.torsions)
     rows = [
