@@ -18,11 +18,11 @@ from openmm_geomgnn.errors import GeomGNNError
 
 ONE = """
 system: {structures: [ala2-c7eq.pdb], platform: Reference}
-explore: {ways: [torsions], length: 20 ps, frame_interval: 0.4 ps, in_turn: false}
+explore: {ways: [torsions], length: 40 ps, frame_interval: 0.4 ps, in_turn: false}
 seeds: {number: 4, length: 10 ps}
 unbiased: {length: 20 ps, frame_interval: 0.2 ps, equilibration: 1 ps, comparison_length: 0}
 cv: {estimator: progress, lag: 2 ps, student: false}
-bias: {pace: 0.6 ps, ramp: 1 ps}
+bias: {pace: 0.6 ps, ramp: 3 ps}
 rounds: {number: 2, length: 9 ps}
 run: {length: 12 ps, walkers: 2, every: 3, colvar_interval: 0.12 ps, frame_interval: 0.24 ps, checkpoint_interval: 1.2 ps,
   accept: not-usable}
