@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_geomgnn.analysis.found_states import core_arrivals
+from openmm_geomgnn.analysis.verdict import FEWEST_CROSSINGS
 from openmm_geomgnn.analysis.wells import check_runs, lag_steps, wells_of
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import BOLTZMANN
 
-FEWEST_CROSSINGS = 10  # in the simulation to come, below which a torsion is slow
 MOST_SLOW = 3  # a bias along more components than this fills them too slowly
 CORE_REACH = 0.25  # of the way from a well to the next, that belongs to it
 _NEAR = 0.25  # of a target from the end, or from the middle, of the way

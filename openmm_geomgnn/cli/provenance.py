@@ -11,6 +11,7 @@ from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import sha256
+from openmm_geomgnn.locks import set_aside
 from openmm_geomgnn.representation.encoder import Encoder
 
 MADE_FROM = "made_from"  # in the training information of a CV file
@@ -95,6 +96,15 @@ def _differing(old: Any, new: Any) -> list[str]:
     for before, now in zip(old["unbiased runs"], new["unbiased runs"], strict=False):
         names += [f"{name} of the unbiased runs" for name in now if name in before and before[name] != now[name]]
     return list(dict.fromkeys(names))
+
+
+def write_cv(protocol: Protocol, cv: Any, record: Mapping[str, Any] | None) -> None:
+    """Write a CV into the protocol's folder, with the record of what it was made from; an existing one is moved aside."""
+    path = protocol.output / CV_FILE
+    cv.training_information[MADE_FROM] = record
+    if path.exists():
+        set_aside(path)
+    cv.save(path)
 
 
 def check_given(protocol: Protocol) -> None:

@@ -11,9 +11,9 @@ from openmm_geomgnn.cli.biasing import NotBiasable, in_one_line, kernel_width, m
 from openmm_geomgnn.cli.candidates import learned_cv
 from openmm_geomgnn.cli.fitting import describe
 from openmm_geomgnn.cli.learning_data import LearningData
-from openmm_geomgnn.cli.names import CV_FILE, ROUNDS
+from openmm_geomgnn.cli.names import ROUNDS
 from openmm_geomgnn.cli.progress import echo
-from openmm_geomgnn.cli.provenance import MADE_FROM, current_cv
+from openmm_geomgnn.cli.provenance import current_cv, write_cv
 from openmm_geomgnn.cli.report import report
 from openmm_geomgnn.cli.round_notes import write_rounds
 from openmm_geomgnn.cli.run_folder import has_biased_steps, prepare_output_folder, settle
@@ -21,7 +21,6 @@ from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.starts import starting_from
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import align
-from openmm_geomgnn.locks import set_aside
 
 SAME_CV = 0.9  # overlap of the CVs of two rounds from which on they are the same
 _OVERLAP_FRAMES = 2000  # at which they are compared
@@ -67,7 +66,7 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
             with prepare_output_folder(one):
                 settle(one)
                 cv = _round_cv(one, data, {**record, "round": number}, protocol.run.walkers * protocol.run.length, widths)
-                make_bias(cv, one)
+                bias = make_bias(cv, one)
         except NotBiasable as error:
             if not rounds:
                 raise
@@ -80,7 +79,7 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
             rounds[-1]["overlap_with_refit"] = overlap
             write_rounds(protocol.output, rounds)
             break
-        rounds.append(_bias(one, number, cv, overlap))
+        rounds.append(_bias(one, number, cv, bias, overlap))
         cvs.append(cv)
         widths = _wider(widths, cv, one) if "failed" in rounds[-1] else widths
         write_rounds(protocol.output, rounds)
@@ -139,16 +138,12 @@ def _protocol_of(protocol: Protocol, number: int, starts: Sequence[Path]) -> Pro
 
 def _round_cv(protocol: Protocol, data: LearningData, record: Mapping[str, Any], time_to_come: float, width: float) -> Any:
     """The CV of a round, from its file if it is there already. width: of the kernels of its bias, at least."""
-    path = protocol.output / CV_FILE
     cv = current_cv(protocol, record)
     if cv is None:
         cv = learned_cv(protocol, data, time_to_come)
         facts = cv.training_information
-        facts[MADE_FROM] = dict(record)
         facts["least_kernel_width"] = max(width, facts.get("least_kernel_width", 0.0))
-        if path.exists():
-            set_aside(path)
-        cv.save(path)
+        write_cv(protocol, cv, record)
     for line in describe(cv):
         echo(line)
     return cv
@@ -161,10 +156,9 @@ def _wider(width: float, cv: Any, protocol: Protocol) -> float:
     return 2 * float(np.max(kernel_width(cv, protocol).get("sigma", width)))
 
 
-def _bias(protocol: Protocol, number: int, cv: Any, overlap: float | None) -> dict[str, Any]:
+def _bias(protocol: Protocol, number: int, cv: Any, bias: Any, overlap: float | None) -> dict[str, Any]:
     """Bias the CV of a round in its folder; returns what is noted of the round."""
     with prepare_output_folder(protocol):
-        bias = make_bias(cv, protocol)
         echo(in_one_line(bias))
         failed = ""
         try:

@@ -19,7 +19,7 @@ from openmm_geomgnn.cli.molecule import walker_spec
 from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, FIRST_SEED, TOPOLOGY, UNBIASED
 from openmm_geomgnn.cli.preflight import Plan, examine
 from openmm_geomgnn.cli.progress import bar, echo
-from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, learned_from, made_from
+from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, learned_from, made_from, write_cv
 from openmm_geomgnn.cli.report import check_analysis, report, report_nothing
 from openmm_geomgnn.cli.results import comparison_frame
 from openmm_geomgnn.cli.rounds import learn_in_rounds
@@ -199,7 +199,8 @@ def _learn(protocol: Protocol, record: Mapping[str, Any] | None) -> Any:
     else:
         cv = learn_in_rounds(protocol, data, starts, record or {})
     write_starts(protocol, starts)
-    return _write(protocol, cv, record)
+    write_cv(protocol, cv, record)
+    return cv
 
 
 def _fit(protocol: Protocol, trajectories: Any, record: Mapping[str, Any] | None) -> Any:
@@ -211,15 +212,7 @@ def _fit(protocol: Protocol, trajectories: Any, record: Mapping[str, Any] | None
     cv.training_information[MADE_FROM] = record
     if protocol.makes_a_student:
         cv = student_or_network(protocol, cv, trajectories)
-    return _write(protocol, cv, record)
-
-
-def _write(protocol: Protocol, cv: Any, record: Mapping[str, Any] | None) -> Any:
-    path = protocol.output / CV_FILE
-    cv.training_information[MADE_FROM] = record
-    if path.exists():
-        set_aside(path)
-    cv.save(path)
+    write_cv(protocol, cv, record)
     return cv
 
 
