@@ -20,6 +20,7 @@ ROOMS = (
     "force",
     "sampling",
     "analysis conformers",
+    "studies",
     "cli",
     "testing",
     "__init__ data encoder store",  # `from openmm_geomgnn.encoder import Encoder` for other people's code

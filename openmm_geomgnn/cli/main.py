@@ -5,13 +5,23 @@ Slow imports come after the user's input has been read, so that a wrong name is 
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
 
+from openmm_geomgnn.cli.options import (
+    AllowTruncated,
+    Check,
+    Overwrite,
+    Settings,
+    check_there,
+    flags,
+    interruptible,
+    overrides,
+)
+from openmm_geomgnn.cli.study_commands import studies
 from openmm_geomgnn.errors import GeomGNNError
 
 app = typer.Typer(
@@ -22,20 +32,9 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Conformers for pre-training.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(studies)
 _debug = False
 _NO_SETTINGS = ("inputs", "overwrite", "settings")  # arguments of commands that their settings files do not have
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move what an earlier protocol left in the folder aside.")]
-AllowTruncated = Annotated[
-    bool, typer.Option("--allow-truncated", help="Use what is whole of trajectory files that were cut off.")
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, as in --set run.length=50ps.")
-]
-Check = Annotated[
-    bool, typer.Option("--check", help="Only check everything, and estimate time and disk; nothing is run or written.")
-]
-
 
 NOT_CONVERGED = 3  # exit status of a run that ended, but whose free energy is not to be relied on
 
@@ -55,7 +54,7 @@ def demo(
     settings: Settings = None,
 ) -> None:
     """Alanine dipeptide from one PDB file to a free energy: explore, learn a CV, bias it with OPES, write a report."""
-    _run("ala2-rounds.yaml", {"output": str(output), **_overrides(settings)}, overwrite, check)
+    _run("ala2-rounds.yaml", {"output": str(output), **overrides(settings)}, overwrite, check)
 
 
 @app.command()
@@ -66,7 +65,7 @@ def run(
     settings: Settings = None,
 ) -> None:
     """Run a protocol; an interrupted run continues where it stopped."""
-    _run(protocol, _overrides(settings), overwrite, check)
+    _run(protocol, overrides(settings), overwrite, check)
 
 
 @app.command()
@@ -78,8 +77,8 @@ def fit(
     """Fit a collective variable to trajectories; an interrupted fit continues where it stopped."""
     from openmm_geomgnn.cli.settings.yaml_files import load_fit
 
-    chosen = load_fit(settings_file, {**_overrides(settings), **_flags(allow_truncated=allow_truncated)})
-    with _interruptible("The same command continues with what is missing."):
+    chosen = load_fit(settings_file, {**overrides(settings), **flags(allow_truncated=allow_truncated)})
+    with interruptible("The same command continues with what is missing."):
         from openmm_geomgnn.cli import fit as fitting
 
         fitting.run_fit(chosen)
@@ -93,8 +92,8 @@ def score(
     """Score CVs of trajectories on data they were not fitted to, and choose one; what is done is not done again."""
     from openmm_geomgnn.cli.settings.yaml_files import load_score
 
-    chosen = load_score(settings_file, _overrides(settings))
-    with _interruptible("The same command continues with what is missing."):
+    chosen = load_score(settings_file, overrides(settings))
+    with interruptible("The same command continues with what is missing."):
         from openmm_geomgnn.cli import score as scoring
 
         scoring.run_score(chosen)
@@ -110,9 +109,9 @@ def data_build(
     """Make a store of conformers for pre-training; an interrupted build continues where it stopped."""
     from openmm_geomgnn.cli.settings.yaml_files import load_data_build
 
-    overrides = {"processes": processes} if processes else {}
-    chosen = load_data_build(settings_file, {**_overrides(settings), **overrides})
-    with _interruptible("The same command continues from what is finished."):
+    number = {"processes": processes} if processes else {}
+    chosen = load_data_build(settings_file, {**overrides(settings), **number})
+    with interruptible("The same command continues from what is finished."):
         from openmm_geomgnn.cli import data
 
         data.run_build(chosen, overwrite, settings_file)
@@ -124,7 +123,7 @@ def data_info(
     check: Annotated[bool, typer.Option("--check", help="Read every shard and compare its content with its hash.")] = False,
 ) -> None:
     """Say what a store of conformers holds."""
-    _check_there(store)
+    check_there(store)
     from openmm_geomgnn.cli import data
 
     data.show_info(store, check)
@@ -137,7 +136,7 @@ def data_splits(
     sources: Annotated[list[str], typer.Option("--source", help="A source to keep; may be repeated.")],
 ) -> None:
     """Write the splits of some sources of a store, for a dataset with `sources: [...]`."""
-    _check_there(store)
+    check_there(store)
     from openmm_geomgnn.cli import data
 
     data.write_splits_of(store, output, sources)
@@ -174,7 +173,7 @@ def embed(
     from openmm_geomgnn.cli.settings.yaml_files import embed_settings
 
     settings = embed_settings(inputs, given)
-    with _interruptible("The same command continues with what is missing."):
+    with interruptible("The same command continues with what is missing."):
         from openmm_geomgnn.cli import embed as embedding
 
         embedding.run_embed(settings, overwrite, inputs[0] if len(inputs) == 1 else None)
@@ -201,8 +200,8 @@ def distill(
     given = {name: value for name, value in locals().items() if value not in (None, False) and name not in _NO_SETTINGS}
     from openmm_geomgnn.cli.settings.yaml_files import distill_settings
 
-    chosen = distill_settings(inputs, {**given, **_overrides(settings)})
-    with _interruptible("The same command continues with what is missing."):
+    chosen = distill_settings(inputs, {**given, **overrides(settings)})
+    with interruptible("The same command continues with what is missing."):
         from openmm_geomgnn.cli import distill as distilling
 
         distilling.run_distill(chosen)
@@ -224,7 +223,7 @@ def compute(
     from openmm_geomgnn.cli.settings.yaml_files import compute_settings
 
     chosen = compute_settings(inputs, given)
-    with _interruptible("Nothing was written."):
+    with interruptible("Nothing was written."):
         from openmm_geomgnn.cli import compute as computing
 
         computing.run_compute(chosen)
@@ -237,7 +236,7 @@ def info(
     ],
 ) -> None:
     """Say what a file or folder is and holds; nothing in it changes."""
-    _check_there(path)
+    check_there(path)
     from openmm_geomgnn.cli import info as describing
 
     describing.show_info(path)
@@ -270,53 +269,20 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
     raise typer.Exit(run_doctor(as_json))
 
 
-def _run(path: str | Path, overrides: Mapping[str, Any], overwrite: bool, check: bool) -> None:
+def _run(path: str | Path, changes: Mapping[str, Any], overwrite: bool, check: bool) -> None:
     from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 
-    protocol = load_protocol(path, overrides)
+    protocol = load_protocol(path, changes)
     if check:
         from openmm_geomgnn.cli.check import check_run
 
         check_run(protocol, overwrite, path)
         return
-    with _interruptible("The same command continues from the last checkpoint."):
+    with interruptible("The same command continues from the last checkpoint."):
         from openmm_geomgnn.cli import run as workflow
 
         summary = workflow.run_protocol(protocol, overwrite, path)
     _conclude(protocol.output, summary)
-
-
-def _check_there(path: Path) -> None:
-    """Raise a GeomGNNError for files that do not exist, before any slow import."""
-    if not path.expanduser().exists():
-        raise GeomGNNError(f"There is no {path}. Check the path.")
-
-
-@contextmanager
-def _interruptible(advice: str) -> Iterator[None]:
-    """Ctrl-C ends the command with a line of advice."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. {advice}", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def _flags(**flags: bool) -> dict[str, bool]:
-    """The flags that are set: a file may set the others."""
-    return {name: True for name, value in flags.items() if value}
-
-
-def _overrides(settings: list[str] | None) -> dict[str, str]:
-    from openmm_geomgnn.cli.settings.yaml_text import read_value
-
-    pairs = {}
-    for text in settings or []:
-        key, equals, value = text.partition("=")
-        if not (key.strip() and equals):
-            raise GeomGNNError(f"--set {text} lacks a key or a value: write --set KEY=VALUE, as in --set run.length=50ps.")
-        pairs[key.strip()] = read_value(value, f"--set {text}")
-    return pairs
 
 
 def _conclude(folder: Path, summary: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Studies that train, evaluate and compare many networks, or many quantum-chemical calculations."""
