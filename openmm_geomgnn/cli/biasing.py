@@ -18,6 +18,10 @@ from openmm_geomgnn.sampling.opes import OPES
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
+# beyond these, kicks heat bonds and angles whatever the CV is like: docs/concepts/multiple-time-steps.md
+MOST_EVERY = 4
+MOST_OUTER_STEP = 0.008  # ps
+
 
 class NotBiasable(GeomGNNError):
     """A CV that cannot be biased, or is not worth it."""
@@ -59,6 +63,22 @@ def make_bias(cv: Any, protocol: Protocol) -> Any:
     Raises NotBiasable if the CV is too stiff, see `kernel_width`.
     """
     return protocol.make_bias(**(kernel_width(cv, protocol) if protocol.bias.method == "opes" else {}))
+
+
+def every_hint(cv: Any, protocol: Protocol) -> str:
+    """That the bias of a protocol could be evaluated less often, as a sentence; "" where it could not, or need not.
+
+    Kernels as wide as a basin must not become wider by it. A student costs too little for that to matter.
+    """
+    facts, run = cv.training_information, protocol.run
+    if "distillation" in facts or protocol.bias.method != "opes":
+        return ""
+    spread = np.maximum(facts["in_basin_spread"], facts.get("least_kernel_width", 0.0))
+    one = narrowest_width(facts["rate_300K_per_ps"], protocol.system.timestep, protocol.system.temperature)
+    every = min(MOST_EVERY, MOST_OUTER_STEP / protocol.system.timestep, (spread / one).min()) + 1e-6
+    if not int(every) > run.every:
+        return ""
+    return f"The CV is soft enough for run.every: {int(every)}, with which it is evaluated less often and costs less."
 
 
 def in_one_line(bias: Any) -> str:

@@ -21,6 +21,8 @@ from openmm_geomgnn.unfinished import Unfinished
 # drive margin below which a bias may well pay for what looks like crossing: a CV of 1.5 was fooled on Ace-Pro-Nme
 DRIVEN = 2.0
 _MARGIN_FRAMES = 3000  # that drive margins are computed from
+# what a student's file says as well
+_NOTES = ("slow_torsions", "drive_margin", "candidates", "overlap", "least_kernel_width")
 
 
 class Candidate(NamedTuple):
@@ -57,7 +59,7 @@ class Candidate(NamedTuple):
 
 
 def learned_cv(protocol: Protocol, data: LearningData, time_to_come: float) -> Any:
-    """Fit the CV of a protocol to data, in the protocol's folder; returns the CV or its student.
+    """Fit the CV of a protocol to data, in the protocol's folder; returns a CollectiveVariable.
 
     With `cv: auto` a linear CV and the progress of slow torsions are fitted, and the one with the larger drive margin is
     taken.
@@ -89,13 +91,21 @@ def learned_cv(protocol: Protocol, data: LearningData, time_to_come: float) -> A
     chosen = choose_candidate(candidates)
     if chosen.margin < DRIVEN:
         echo(f"A drive margin below {DRIVEN:g} is a doubt: what looks like crossing may cost a bias less than crossing.")
-    cv = student_or_network(protocol, chosen.cv, data.trajectories) if protocol.makes_a_student else chosen.cv
-    cv.training_information |= {
+    chosen.cv.training_information |= {
         "slow_torsions": [one.as_json() for one in slow],
         "drive_margin": [None if math.isnan(one) else one for one in chosen.margins],
         "candidates": [one.in_words() for one in candidates],
     }
-    return cv
+    return chosen.cv
+
+
+def cv_to_bias(protocol: Protocol, cv: Any, data: LearningData) -> Any:
+    """The student of a CV that was learned, with what is noted of it; the CV itself where no student is wanted, or good."""
+    if not protocol.makes_a_student:
+        return cv
+    student = student_or_network(protocol, cv, data.trajectories)
+    student.training_information |= {name: value for name, value in cv.training_information.items() if name in _NOTES}
+    return student
 
 
 def _sections(protocol: Protocol, data: LearningData, slow: Sequence[SlowTorsion], n_targets: int) -> list[CVSection]:
@@ -119,7 +129,7 @@ def _sections(protocol: Protocol, data: LearningData, slow: Sequence[SlowTorsion
 
 
 def _candidate(protocol: Protocol, cv: Any, data: LearningData, targets: Sequence[np.ndarray]) -> Candidate:
-    stride = max(1, math.ceil(sum(map(len, data.trajectories)) / _MARGIN_FRAMES))
+    stride = data.stride(_MARGIN_FRAMES)
     margins: list[float] = []
     if targets[0].shape[1]:
         bound = cv.bind(data.topology, engine=protocol.run.engine)

@@ -1,5 +1,6 @@
 """Everything that was simulated of a molecule so far, to learn from: unbiased runs, what was explored, biased rounds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,6 +81,10 @@ class LearningData:
             return (), [np.zeros((len(one), 0)) for one in self.trajectories]
         torsions = rotatable_torsions(self.topology)
         return torsions.names, [torsions.compute(one) for one in self.trajectories]
+
+    def stride(self, frames: int) -> int:
+        """The step between frames with which at most about so many are left of all trajectories together."""
+        return max(1, math.ceil(sum(map(len, self.trajectories)) / frames))
 
     def fit_arguments(self) -> dict[str, Any]:
         """Biases and intervals, as `fit_cv` takes them; none where they say nothing."""

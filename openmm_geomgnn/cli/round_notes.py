@@ -10,7 +10,7 @@ from openmm_geomgnn.analysis.report import plain
 from openmm_geomgnn.analysis.round_plots import round_history
 from openmm_geomgnn.cli.names import ROUNDS_FILE, SEEDS
 from openmm_geomgnn.files import atomic_write
-from openmm_geomgnn.sampling.seeds import NAME
+from openmm_geomgnn.sampling.seeds import read_seeds
 
 
 def write_rounds(folder: Path, rounds: Sequence[Mapping[str, Any]]) -> None:
@@ -27,8 +27,7 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 
 def seed_tables(folder: Path) -> list[tuple[str, list]]:
     """(title, rows) with the seeds in the folder of a run, for its report; [] where there are none."""
-    path = folder / SEEDS / NAME
-    seeds = json.loads(path.read_text(encoding="utf-8"))["seeds"] if path.is_file() else []
+    seeds = read_seeds(folder / SEEDS)
     if not seeds:
         return []
     rows: list[list[Any]] = [["seed", "found as", "energy above the lowest (kJ/mol)", "torsions (degrees)"]]
@@ -66,15 +65,21 @@ def round_figures(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, A
     """(title, caption, figure) for a report; [] for fewer than two rounds."""
     if len(rounds) < 2:
         return []
-    columns = {name: [_float(one.get(name)) for one in rounds] for name in ("crossings_per_ns", "delta_F_kJ_per_mol")}
-    errors = [_float(one.get("delta_F_error")) for one in rounds]
+    crossings = [least_crossings_per_ns(one) for one in rounds]
+    delta_f, errors = ([_float(one.get(name)) for one in rounds] for name in ("delta_F_kJ_per_mol", "delta_F_error"))
     caption = (
-        "What the bias on the CV of each round did. The free energies are those of short runs, and of different divisions "
-        "where other states were found: see the table. That of the biased run counts."
+        "What the bias on the CV of each round did: crossings of the slow torsion that crossed least often, or of the "
+        "states where none is slow. The free energies are those of short runs, and of different divisions where other "
+        "states were found: see the table. That of the biased run counts."
     )
     numbers = [one["round"] for one in rounds]
-    figure = round_history(numbers, columns["crossings_per_ns"], columns["delta_F_kJ_per_mol"], errors)
-    return [("Rounds of learning", caption, figure)]
+    return [("Rounds of learning", caption, round_history(numbers, crossings, delta_f, errors))]
+
+
+def least_crossings_per_ns(one: Mapping[str, Any]) -> float:
+    """Crossings per ns of the slow torsion with the fewest in a round, changes of the states where no torsion is slow."""
+    rates = one.get("slow_torsion_crossings_per_ns") or {}
+    return min(rates.values()) if rates else (one.get("state_changes") or 0) / max(one.get("biased_ns") or 0.0, 1e-9)
 
 
 def _rates(one: Mapping[str, Any]) -> str:

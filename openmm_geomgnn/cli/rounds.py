@@ -8,14 +8,14 @@ import numpy as np
 
 from openmm_geomgnn.analysis.verdict import FEWEST_CROSSINGS
 from openmm_geomgnn.cli.biasing import NotBiasable, in_one_line, kernel_width, make_bias, run_biased
-from openmm_geomgnn.cli.candidates import learned_cv
+from openmm_geomgnn.cli.candidates import cv_to_bias, learned_cv
 from openmm_geomgnn.cli.fitting import describe
 from openmm_geomgnn.cli.learning_data import LearningData
 from openmm_geomgnn.cli.names import ROUNDS
 from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.provenance import current_cv, write_cv
 from openmm_geomgnn.cli.report import report
-from openmm_geomgnn.cli.round_notes import write_rounds
+from openmm_geomgnn.cli.round_notes import least_crossings_per_ns, write_rounds
 from openmm_geomgnn.cli.run_folder import has_biased_steps, prepare_output_folder, settle
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.starts import starting_from
@@ -62,24 +62,22 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
     for number in range(1, section.number + 1):
         echo(f"Round {number} of at most {section.number}")
         one = _protocol_of(protocol, number, starts)
+        time_to_come = protocol.run.walkers * protocol.run.length
         try:
             with prepare_output_folder(one):
                 settle(one)
-                cv = _round_cv(one, data, {**record, "round": number}, protocol.run.walkers * protocol.run.length, widths)
+                cv = _round_cv(one, data, {**record, "round": number}, time_to_come, widths, cvs, rounds)
+                if _is_known(cv, rounds):
+                    rounds[-1]["overlap_with_refit"] = cv.training_information["overlap"]
+                    write_rounds(protocol.output, rounds)
+                    break
                 bias = make_bias(cv, one)
         except NotBiasable as error:
             if not rounds:
                 raise
             echo(f"No further CV can be biased: {error}")
             break
-        overlap = overlap_of(cv, cvs[-1], data) if cvs else None
-        if overlap is not None:
-            echo(f"Its CV overlaps by {overlap:.2f} with that of the round before.")
-        if overlap is not None and overlap >= SAME_CV and _crosses(rounds[-1]):
-            rounds[-1]["overlap_with_refit"] = overlap
-            write_rounds(protocol.output, rounds)
-            break
-        rounds.append(_bias(one, number, cv, bias, overlap))
+        rounds.append(_bias(one, number, cv, bias))
         cvs.append(cv)
         widths = _wider(widths, cv, one) if "failed" in rounds[-1] else widths
         write_rounds(protocol.output, rounds)
@@ -100,23 +98,25 @@ def best_round(rounds: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _driven(facts: Mapping[str, Any]) -> float:
-    """Crossings per ns of the slow torsion with the fewest, without one changes of the states; -1 if it failed."""
-    if "failed" in facts:
-        return -1.0
-    rates = facts.get("slow_torsion_crossings_per_ns") or {}
-    known = facts.get("biased_ns") or 0.0
-    return min(rates.values()) if rates else (facts.get("state_changes") or 0) / max(known, 1e-9)
+    """The `least_crossings_per_ns` of a round; -1 if it failed."""
+    return -1.0 if "failed" in facts else least_crossings_per_ns(facts)
 
 
 def overlap_of(new: Any, old: Any, data: LearningData) -> float:
     """The share of the variance of an old CV that the new one reproduces, over all that is known."""
-    stride = max(1, sum(map(len, data.trajectories)) // _OVERLAP_FRAMES)
+    stride = data.stride(_OVERLAP_FRAMES)
     frames = [one[::stride] for one in data.trajectories]
     values = [
         np.concatenate([bound.compute(one) for one in frames])
         for bound in (cv.bind(data.topology, engine="auto") for cv in (new, old))
     ]
     return align(values[0], values[1], np.linspace(0.9, 0.8, new.dimension)).overlap
+
+
+def _is_known(cv: Any, rounds: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a CV is that of the round before, which crossed often enough: then there is no more to learn."""
+    overlap = cv.training_information.get("overlap")
+    return bool(rounds) and overlap is not None and overlap >= SAME_CV and _crosses(rounds[-1])
 
 
 def _crosses(facts: Mapping[str, Any]) -> bool:
@@ -136,17 +136,48 @@ def _protocol_of(protocol: Protocol, number: int, starts: Sequence[Path]) -> Pro
     return starting_from(protocol.model_copy(update=changes), starts)
 
 
-def _round_cv(protocol: Protocol, data: LearningData, record: Mapping[str, Any], time_to_come: float, width: float) -> Any:
-    """The CV of a round, from its file if it is there already. width: of the kernels of its bias, at least."""
+def _round_cv(
+    protocol: Protocol,
+    data: LearningData,
+    record: Mapping[str, Any],
+    time_to_come: float,
+    width: float,
+    cvs: Sequence[Any],
+    rounds: Sequence[Mapping[str, Any]],
+) -> Any:
+    """The CV of a round, from its file if it is there already.
+
+    width: of the kernels of its bias, at least. cvs, rounds: of the rounds before. A CV that is known has no student.
+    """
     cv = current_cv(protocol, record)
     if cv is None:
         cv = learned_cv(protocol, data, time_to_come)
         facts = cv.training_information
         facts["least_kernel_width"] = max(width, facts.get("least_kernel_width", 0.0))
+        if cvs:
+            facts["overlap"] = overlap_of(cv, cvs[-1], data)
+        if not _is_known(cv, rounds):
+            cv = cv_to_bias(protocol, cv, data)
         write_cv(protocol, cv, record)
     for line in describe(cv):
         echo(line)
+    if cvs:
+        echo(f"It overlaps by {cv.training_information['overlap']:.2f} with that of the round before.")
     return cv
+
+
+def _summary(protocol: Protocol, failed: str) -> dict[str, Any]:
+    """The figures of a round, whose report is written; none of one that failed before there was anything to read."""
+    nothing: dict[str, Any] = {"biased_ns": 0.0}
+    if not has_biased_steps(protocol.output):
+        return nothing
+    try:
+        return report(protocol)
+    except GeomGNNError as error:
+        if not failed:
+            raise
+        echo(f"There is no report on it: {error}")
+        return nothing
 
 
 def _wider(width: float, cv: Any, protocol: Protocol) -> float:
@@ -156,7 +187,7 @@ def _wider(width: float, cv: Any, protocol: Protocol) -> float:
     return 2 * float(np.max(kernel_width(cv, protocol).get("sigma", width)))
 
 
-def _bias(protocol: Protocol, number: int, cv: Any, bias: Any, overlap: float | None) -> dict[str, Any]:
+def _bias(protocol: Protocol, number: int, cv: Any, bias: Any) -> dict[str, Any]:
     """Bias the CV of a round in its folder; returns what is noted of the round."""
     with prepare_output_folder(protocol):
         echo(in_one_line(bias))
@@ -166,7 +197,7 @@ def _bias(protocol: Protocol, number: int, cv: Any, bias: Any, overlap: float | 
         except GeomGNNError as error:
             failed = str(error)
             echo(f"Round {number} ended early: {failed}")
-        summary: dict[str, Any] = report(protocol) if has_biased_steps(protocol.output) else {"biased_ns": 0.0}
+        summary = _summary(protocol, failed)
     learned = cv.training_information
     noted = {name: summary[name] for name in _FIGURES if name in summary}
     states = [{name: one[name] for name in ("name", "population", "error")} for one in summary.get("states", [])]
@@ -179,7 +210,7 @@ def _bias(protocol: Protocol, number: int, cv: Any, bias: Any, overlap: float | 
         "round": number,
         "folder": f"{ROUNDS}/{number}",
         **({"failed": failed} if failed else {}),
-        "overlap": overlap,
+        "overlap": learned.get("overlap"),
         "slow_torsions": [one["name"] for one in learned.get("slow_torsions", [])],
         "candidates": learned.get("candidates", []),
         **noted,

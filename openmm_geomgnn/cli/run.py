@@ -10,8 +10,16 @@ from typing import Any
 import mdtraj
 
 from openmm_geomgnn.aliases import PathLike
-from openmm_geomgnn.cli.biasing import NotBiasable, biased_runner, check_verdict, in_one_line, make_bias, run_biased
-from openmm_geomgnn.cli.candidates import learned_cv
+from openmm_geomgnn.cli.biasing import (
+    NotBiasable,
+    biased_runner,
+    check_verdict,
+    every_hint,
+    in_one_line,
+    make_bias,
+    run_biased,
+)
+from openmm_geomgnn.cli.candidates import cv_to_bias, learned_cv
 from openmm_geomgnn.cli.choose import chosen_cv
 from openmm_geomgnn.cli.fitting import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.cli.learning_data import LearningData, spread_starts
@@ -83,6 +91,8 @@ def run_protocol(protocol: Protocol, overwrite: bool = False, source: PathLike |
             check_verdict(cv, protocol)
             bias = make_bias(cv, protocol)
             echo(in_one_line(bias))
+            if hint := every_hint(cv, protocol):
+                echo(hint)
             started = with_starts(protocol)
             run_biased(started, bias)
             _comparison(started)
@@ -195,7 +205,7 @@ def _learn(protocol: Protocol, record: Mapping[str, Any] | None) -> Any:
     structures = [*protocol.system.structures, *seeds]
     starts = [structures[k] for k in spread_starts(data, len(structures))]
     if protocol.rounds is None:
-        cv = learned_cv(protocol, data, protocol.run.walkers * protocol.run.length)
+        cv = cv_to_bias(protocol, learned_cv(protocol, data, protocol.run.walkers * protocol.run.length), data)
     else:
         cv = learn_in_rounds(protocol, data, starts, record or {})
     write_starts(protocol, starts)

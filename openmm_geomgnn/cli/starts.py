@@ -20,7 +20,7 @@ from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.formatting import count_of
 from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.sampling.explore import Explored, explore
-from openmm_geomgnn.sampling.seeds import NAME, choose_seeds, make_seeds, write_seeds
+from openmm_geomgnn.sampling.seeds import NAME, choose_seeds, make_seeds, read_seeds, write_seeds
 from openmm_geomgnn.sampling.systems import load_structure
 
 STAGES = {"exploring": ("Exploration", "pieces")}
@@ -45,18 +45,16 @@ def seed_structures(protocol: Protocol, explored: Sequence[Explored]) -> list[Pa
     if not explored:
         return []
     folder = protocol.output / SEEDS
-    description = folder / NAME
-    if not description.is_file():
+    if not (folder / NAME).is_file():
         topology, _ = first_structure(protocol)
         number = protocol.seeds.number
         chosen = choose_seeds(token_features(protocol, explored), explored, number)
         known = [load_structure(path)[1] for path in protocol.system.structures]
         seeds, notes = make_seeds(walker_spec(protocol), explored, chosen, known)
         write_seeds(folder, topology, seeds, notes)
-    content = json.loads(description.read_text(encoding="utf-8"))
-    frames = sum(map(len, explored))
-    echo(f"Seeds: {count_of(len(content['seeds']), 'minimum', 'minima')} of {count_of(frames, 'frame')} that were explored")
-    return [folder / entry["file"] for entry in content["seeds"]]
+    found, frames = read_seeds(folder), sum(map(len, explored))
+    echo(f"Seeds: {count_of(len(found), 'minimum', 'minima')} of {count_of(frames, 'frame')} that were explored")
+    return [folder / entry["file"] for entry in found]
 
 
 def token_features(protocol: Protocol, explored: Sequence[Explored]) -> list[np.ndarray]:

@@ -1,11 +1,12 @@
 """Seeds: structures spread over what was explored, quenched, from which unbiased runs start."""
 
+import copy
 import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mdtraj
 import numpy as np
@@ -209,7 +210,8 @@ def write_seeds(folder: PathLike, topology: app.Topology, seeds: Sequence[Seed],
     list of Path
         The structure files.
     """
-    folder, torsions = Path(folder), rotatable_torsions(topology)
+    folder, topology = Path(folder), copy.deepcopy(topology)  # it takes the boxes of the seeds
+    torsions = rotatable_torsions(topology)
     molecule, paths, entries = mdtraj.Topology.from_openmm(topology), [], []
     for number, seed in enumerate(seeds):
         path = folder / f"seed.{number}.pdb"
@@ -226,3 +228,9 @@ def write_seeds(folder: PathLike, topology: app.Topology, seeds: Sequence[Seed],
         content = json.dumps({"seeds": entries, "notes": list(notes)}, indent=1)
         temporary.write_text(content + "\n", encoding="utf-8")
     return paths
+
+
+def read_seeds(folder: PathLike) -> list[dict[str, Any]]:
+    """What `write_seeds` noted of each seed in a folder: file, origin, energy in kJ/mol, torsions; [] if it did not."""
+    path = Path(folder) / NAME
+    return json.loads(path.read_text(encoding="utf-8"))["seeds"] if path.is_file() else []

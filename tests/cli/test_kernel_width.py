@@ -60,3 +60,22 @@ class TestKernelWidth:
             self.widths(load, [30.0], [0.1])
         with pytest.raises(GeomGNNError, match="too stiff"):
             self.widths(load, [1.0, 30.0], [0.1, 0.1])
+
+
+class TestEveryHint:
+    """The most time steps of 2 fs in which the phase is 0.5 at most, of a kernel as wide as a basin."""
+
+    def hint(self, load, rate, spread, every=1, **others):
+        facts = {"rate_300K_per_ps": rate, "in_basin_spread": spread, **others}
+        changes = {"run__every": every} | ({} if len(rate) == 1 else {"cv__components": len(rate)})
+        return biasing.every_hint(SimpleNamespace(training_information=facts), load(**changes))
+
+    def test_as_far_as_the_stiffest_component_goes(self, load):
+        assert "run.every: 3" in self.hint(load, [5.0, 8.0], [0.1, 0.1])
+        assert "run.every: 4" in self.hint(load, [0.1], [0.1])  # no further, however soft
+        assert "run.every: 4" in self.hint(load, [8.0], [0.05], least_kernel_width=0.15)
+
+    def test_where_there_is_nothing_to_gain(self, load):
+        assert self.hint(load, [8.0], [0.1], every=3) == ""
+        assert self.hint(load, [30.0], [0.1]) == ""
+        assert self.hint(load, [0.1], [0.1], distillation={}) == ""
