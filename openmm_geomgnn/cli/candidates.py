@@ -1,7 +1,7 @@
 """CVs fitted to everything that is known so far, and the one of them that a bias can drive."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +21,10 @@ from openmm_geomgnn.unfinished import Unfinished
 # drive margin below which a bias may well pay for what looks like crossing: a CV of 1.5 was fooled on Ace-Pro-Nme
 DRIVEN = 2.0
 _MARGIN_FRAMES = 3000  # that drive margins are computed from
+CHOSEN = "chosen_by_score"  # the settings of the linear CV, in the training information
+_SCORED = ("window", "mixer", "estimator", "pca", "softening")
 # what a student's file says as well
-_NOTES = ("slow_torsions", "drive_margin", "candidates", "overlap", "least_kernel_width")
+_NOTES = ("slow_torsions", "drive_margin", "candidates", "overlap", "least_kernel_width", CHOSEN)
 
 
 class Candidate(NamedTuple):
@@ -58,13 +60,16 @@ class Candidate(NamedTuple):
         return f"{self.estimator}: drive margin {margin}" + (f", but {self.fault}" if self.fault else "")
 
 
-def learned_cv(protocol: Protocol, data: LearningData, time_to_come: float) -> Any:
+def learned_cv(
+    protocol: Protocol, data: LearningData, time_to_come: float, chosen_before: Mapping[str, Any] | None = None
+) -> Any:
     """Fit the CV of a protocol to data, in the protocol's folder; returns a CollectiveVariable.
 
     With `cv: auto` a linear CV and the progress of slow torsions are fitted, and the one with the larger drive margin is
     taken.
 
     time_to_come: ps of the biased run that it is for, of all walkers; what crosses by itself in that is not slow.
+    chosen_before: the settings of the linear CV that an earlier round chose by score, which are not chosen anew.
 
     Raises
     ------
@@ -78,7 +83,8 @@ def learned_cv(protocol: Protocol, data: LearningData, time_to_come: float) -> A
         echo(f"Torsions that are slow: {', '.join(one.name for one in slow)}")
     unfinished = Unfinished(protocol.output / CV_FILE)
     candidates = []
-    for section in _sections(protocol, data, slow, len(target_names)):
+    sections = _sections(protocol, data, slow, len(target_names), chosen_before)
+    for section in sections:
         settings = fit_settings(section, protocol.unbiased.frame_interval, protocol.seed)
         given = data.fit_arguments()
         if section.estimator == "progress":
@@ -96,6 +102,8 @@ def learned_cv(protocol: Protocol, data: LearningData, time_to_come: float) -> A
         "drive_margin": [None if math.isnan(one) else one for one in chosen.margins],
         "candidates": [one.in_words() for one in candidates],
     }
+    if protocol.cv.auto:
+        chosen.cv.training_information[CHOSEN] = {name: getattr(sections[0], name) for name in _SCORED}
     return chosen.cv
 
 
@@ -108,7 +116,13 @@ def cv_to_bias(protocol: Protocol, cv: Any, data: LearningData) -> Any:
     return student
 
 
-def _sections(protocol: Protocol, data: LearningData, slow: Sequence[SlowTorsion], n_targets: int) -> list[CVSection]:
+def _sections(
+    protocol: Protocol,
+    data: LearningData,
+    slow: Sequence[SlowTorsion],
+    n_targets: int,
+    chosen_before: Mapping[str, Any] | None,
+) -> list[CVSection]:
     """The settings of the CVs that are fitted."""
     section = protocol.cv
     progress = section.model_copy(update={"auto": False, "estimator": "progress", "components": n_targets})
@@ -122,9 +136,12 @@ def _sections(protocol: Protocol, data: LearningData, slow: Sequence[SlowTorsion
     if not section.auto:
         return [section]
     several = section.model_copy(update={"components": max(section.components, n_targets)})
-    given = data.fit_arguments()
-    wanted = protocol.model_copy(update={"cv": several})
-    linear = chosen_cv(wanted, data.trajectories, data.topology, output=protocol.output / CV_FILE, **given)
+    if chosen_before is None:
+        given = data.fit_arguments()
+        wanted = protocol.model_copy(update={"cv": several})
+        linear = chosen_cv(wanted, data.trajectories, data.topology, output=protocol.output / CV_FILE, **given)
+    else:
+        linear = several.model_copy(update={"auto": False, **chosen_before})
     return [linear, progress] if slow else [linear]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from openmm_geomgnn.analysis.verdict import FEWEST_CROSSINGS
 from openmm_geomgnn.cli.biasing import NotBiasable, in_one_line, kernel_width, make_bias, run_biased
-from openmm_geomgnn.cli.candidates import cv_to_bias, learned_cv
+from openmm_geomgnn.cli.candidates import CHOSEN, cv_to_bias, learned_cv
 from openmm_geomgnn.cli.fitting import describe
 from openmm_geomgnn.cli.learning_data import LearningData
 from openmm_geomgnn.cli.names import ROUNDS
@@ -151,7 +151,8 @@ def _round_cv(
     """
     cv = current_cv(protocol, record)
     if cv is None:
-        cv = learned_cv(protocol, data, time_to_come)
+        before = cvs[0].training_information.get(CHOSEN) if cvs else None
+        cv = learned_cv(protocol, data, time_to_come, before)
         facts = cv.training_information
         facts["least_kernel_width"] = max(width, facts.get("least_kernel_width", 0.0))
         if cvs:

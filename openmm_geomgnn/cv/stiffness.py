@@ -18,6 +18,7 @@ GRADIENT_FRAMES = 400  # at which the gradient of a CV is taken
 PROFILE_BINS = 20  # parts of a CV's range in which its stiffness is looked at
 EVEN_KNOTS = 17  # of an even map
 LARGEST_RATIO = 30.0  # of the slopes of an even map
+_FEWEST_BINS = 5  # of a component, however many there are
 SPREAD_WINDOW = 10.0  # ps; fluctuations within this time count as those of one basin
 
 
@@ -143,17 +144,19 @@ def rates_along(
 def frames_along(values: Sequence[np.ndarray], number: int) -> list[torch.Tensor]:
     """Numbers of about `number` frames, spread over the values (F, d) of the CV and over time: a tensor for each part.
 
-    Half of them are evenly spaced in time; of the others each component has the same share, spread over its range.
+    Half of them are evenly spaced in time; of the others each component has the same share, spread over its range. Many
+    components share them in fewer parts of their ranges.
     """
     together = np.concatenate(values)
     chosen = [np.linspace(0, len(together) - 1, min(number // 2, len(together))).astype(int)]
-    per_bin = max(1, number // 2 // together.shape[1] // PROFILE_BINS)
+    share = max(_FEWEST_BINS, number // 2 // together.shape[1])
+    bins = min(PROFILE_BINS, share)
     for column in together.T:
         order = np.argsort(column, kind="stable")
-        edges = np.linspace(column[order[0]], column[order[-1]], PROFILE_BINS + 1)
+        edges = np.linspace(column[order[0]], column[order[-1]], bins + 1)
         for part in np.split(order, np.searchsorted(column[order], edges[1:-1])):
             if len(part):
-                chosen.append(part[np.linspace(0, len(part) - 1, min(per_bin, len(part))).astype(int)])
+                chosen.append(part[np.linspace(0, len(part) - 1, min(share // bins, len(part))).astype(int)])
     return by_part(torch.from_numpy(np.unique(np.concatenate(chosen))), [len(value) for value in values])
 
 
