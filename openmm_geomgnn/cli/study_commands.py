@@ -1,5 +1,25 @@
 """Commands of studies: what many networks, or many calculations, say together."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from openmm_geomgnn.cli.options import Settings, interruptible, overrides
+
 studies = typer.Typer()
+
+
+@studies.command("label-noise")
+def label_noise(
+    settings_file: Annotated[Path, typer.Argument(metavar="STUDY", help="Such as protocols/label-noise.yaml.")],
+    settings: Settings = None,
+) -> None:
+    """Compute labels of small molecules with many functionals and basis sets: their spread, beside a model's error."""
+    from openmm_geomgnn.cli.settings.yaml_files import load_label_noise
+
+    chosen = load_label_noise(settings_file, overrides(settings))
+    with interruptible("The same command continues with what is missing."):
+        from openmm_geomgnn.cli import label_noise as computing
+
+        computing.run_label_noise(chosen)

@@ -14,6 +14,7 @@ from openmm_geomgnn.cli.settings.compute import Compute
 from openmm_geomgnn.cli.settings.conformers import DataBuild
 from openmm_geomgnn.cli.settings.distill import Distill
 from openmm_geomgnn.cli.settings.fields import Section, find_file
+from openmm_geomgnn.cli.settings.label_noise import LabelNoise
 from openmm_geomgnn.cli.settings.protocol import Embed, Fit, Protocol, Schedule
 from openmm_geomgnn.cli.settings.score import Score
 from openmm_geomgnn.cli.settings.yaml_text import Lines, read_value, read_yaml, write_yaml
@@ -28,6 +29,7 @@ __all__ = [
     "Distill",
     "Embed",
     "Fit",
+    "LabelNoise",
     "Protocol",
     "Schedule",
     "Score",
@@ -39,6 +41,7 @@ __all__ = [
     "load_distill",
     "load_embed",
     "load_fit",
+    "load_label_noise",
     "load_protocol",
     "load_score",
 ]
@@ -51,6 +54,7 @@ COMMANDS = {
     Distill: "geomgnn distill",
     Compute: "geomgnn compute",
     DataBuild: "geomgnn data build",
+    LabelNoise: "geomgnn label-noise",
 }
 COMMAND_LINE = "the command line"  # where settings are that are in no file
 # among the options of `geomgnn embed` and `geomgnn distill`
@@ -154,6 +158,11 @@ def _from_command_line(
 def load_data_build(path: PathLike, overrides: Mapping[str, Any] | None = None) -> DataBuild:
     """The `DataBuild` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(DataBuild, path, overrides)
+
+
+def load_label_noise(path: PathLike, overrides: Mapping[str, Any] | None = None) -> LabelNoise:
+    """The `LabelNoise` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(LabelNoise, path, overrides)
 
 
 def dump(config: Section) -> str:
