@@ -195,9 +195,9 @@ def pins(file):
 @pytest.mark.parametrize(
     ("file", "extras"),
     [
-        ("constraints.txt", ("fast", "report", "embed", "data", "test", "interoperability", "lint", "docs")),
+        ("constraints.txt", ("fast", "report", "embed", "data", "project", "test", "interoperability", "lint", "docs")),
         ("constraints-openmm-torch.txt", ("fast", "test")),
-        ("constraints-lowest.txt", ("fast", "report", "embed", "data", "test")),
+        ("constraints-lowest.txt", ("fast", "report", "embed", "data", "project", "test")),
     ],
 )
 def test_constraints_pin_what_is_installed(repository, file, extras):

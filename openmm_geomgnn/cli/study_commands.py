@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from openmm_geomgnn.cli.options import Settings, interruptible, overrides
+from openmm_geomgnn.cli.options import AllowTruncated, Settings, flags, interruptible, overrides
 
 studies = typer.Typer()
 
@@ -23,3 +23,19 @@ def label_noise(
         from openmm_geomgnn.cli import label_noise as computing
 
         computing.run_label_noise(chosen)
+
+
+@studies.command()
+def project(
+    settings_file: Annotated[Path, typer.Argument(metavar="PROJECT", help="Such as protocols/project-ala2.yaml.")],
+    allow_truncated: AllowTruncated = False,
+    settings: Settings = None,
+) -> None:
+    """Show what the features of networks hold: linear probes, CKA, PCA and UMAP, beside networks with random weights."""
+    from openmm_geomgnn.cli.settings.yaml_files import load_project
+
+    chosen = load_project(settings_file, {**overrides(settings), **flags(allow_truncated=allow_truncated)})
+    with interruptible("The same command continues with what is missing."):
+        from openmm_geomgnn.cli import project as projecting
+
+        projecting.run_project(chosen)

@@ -15,6 +15,7 @@ COMPLETE = {
     "distill": {"cv": "my.cv.safetensors", **DATA},
     "compute": {"cv": "my.cv.safetensors", **DATA},
     "data build": "protocols/build-conformers.yaml",
+    "project": DATA,
     "label-noise": "protocols/label-noise.yaml",
     "torchmd-train": "protocols/pretrain.yaml",
 }

@@ -339,6 +339,7 @@ def _file(what: str, endings: tuple[str, ...]) -> Any:
 OutputFolder = _output("runs/{name}")
 OutputCV = _output("{name}.cv.safetensors", ".safetensors", "a CV is a .safetensors file")
 OutputScores = _output("{name}.scores")
+OutputProjection = _output("{name}.projection")
 OutputFile = _output("{name}.colvar")
 OutputStore = _output("{name}.zarr", ".zarr", "embeddings are a .zarr folder")
 if TYPE_CHECKING:
@@ -357,3 +358,7 @@ Store = Annotated[Path, BeforeValidator(lambda value, info: find_store(value, _f
 ForceFieldFile = Annotated[str, BeforeValidator(lambda value, info: find_forcefield(value, _folder(info)))]
 ForceField = Annotated[tuple[ForceFieldFile, ...], BeforeValidator(_listed)]
 EncoderName = Annotated[str, BeforeValidator(lambda value, info: find_encoder(value, _folder(info)))]
+if TYPE_CHECKING:
+    EncoderNames = tuple[str, ...]
+else:
+    EncoderNames = Annotated[tuple[EncoderName, ...], BeforeValidator(_listed)]

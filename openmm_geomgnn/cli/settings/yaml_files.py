@@ -15,6 +15,7 @@ from openmm_geomgnn.cli.settings.conformers import DataBuild
 from openmm_geomgnn.cli.settings.distill import Distill
 from openmm_geomgnn.cli.settings.fields import Section, find_file
 from openmm_geomgnn.cli.settings.label_noise import LabelNoise
+from openmm_geomgnn.cli.settings.project import Project
 from openmm_geomgnn.cli.settings.protocol import Embed, Fit, Protocol, Schedule
 from openmm_geomgnn.cli.settings.score import Score
 from openmm_geomgnn.cli.settings.yaml_text import Lines, read_value, read_yaml, write_yaml
@@ -30,6 +31,7 @@ __all__ = [
     "Embed",
     "Fit",
     "LabelNoise",
+    "Project",
     "Protocol",
     "Schedule",
     "Score",
@@ -42,6 +44,7 @@ __all__ = [
     "load_embed",
     "load_fit",
     "load_label_noise",
+    "load_project",
     "load_protocol",
     "load_score",
 ]
@@ -50,6 +53,7 @@ COMMANDS = {
     Protocol: "geomgnn run",
     Fit: "geomgnn fit",
     Score: "geomgnn score",
+    Project: "geomgnn project",
     Embed: "geomgnn embed",
     Distill: "geomgnn distill",
     Compute: "geomgnn compute",
@@ -106,6 +110,11 @@ def load_fit(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Fit:
 def load_score(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Score:
     """The `Score` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(Score, path, overrides)
+
+
+def load_project(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Project:
+    """The `Project` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(Project, path, overrides)
 
 
 def load_embed(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Embed:
