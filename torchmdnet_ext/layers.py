@@ -41,7 +41,7 @@ def recorded_states(network: nn.Module) -> Iterator[list[State]]:
     follows, is not in it. It stays empty where the layers are not known.
     """
     states: list[State] = []
-    layers = layers_of(network)
+    layers: Any = layers_of(network)
     handles = []
     for name, read in _ENTERING.items():
         if layers is not None and layers is getattr(network, name, None):

@@ -97,7 +97,8 @@ def probe(
         If the number of frames differs, or some value is not finite.
     """
     x = np.asarray(features, dtype=np.float64)
-    columns = [np.asarray(part, dtype=np.float64).reshape(len(part), -1) for part in targets]
+    arrays = [np.asarray(part, dtype=np.float64) for part in targets]
+    columns = [part.reshape(len(part), -1) for part in arrays]
     for part in (x, *columns):
         if len(part) != len(folds[0].training):
             raise GeomGNNError(
