@@ -41,11 +41,12 @@ def recorded_states(network: nn.Module) -> Iterator[list[State]]:
     follows, is not in it. It stays empty where the layers are not known.
     """
     states: list[State] = []
-    layers: Any = layers_of(network)
+    layers = layers_of(network)
     handles = []
     for name, read in _ENTERING.items():
-        if layers is not None and layers is getattr(network, name, None):
-            for number, layer in enumerate(layers):
+        found: Any = getattr(network, name, None)
+        if layers is not None and layers is found:
+            for number, layer in enumerate(found):
 
                 def record(module: nn.Module, given: tuple[Any, ...], number: int = number, read: Any = read) -> None:
                     del states[number:]
