@@ -26,3 +26,11 @@ def format_setting(value: object, absent: str = "null", limit: int | None = None
 def count_of(number: int, noun: str, plural: str | None = None) -> str:
     """A number of things, "1 walker" or "2 walkers"; `plural` is for nouns that do not just take an s."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A time to two digits, in a unit of which it is a few."""
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.2g} s"

@@ -14,7 +14,7 @@ from openmm_geomgnn.cli.run import check_folder, examined
 from openmm_geomgnn.cli.run_folder import input_files
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.formatting import count_of
+from openmm_geomgnn.formatting import count_of, duration
 from openmm_geomgnn.locks import check_outside
 from openmm_geomgnn.processes import cores
 from openmm_geomgnn.sampling.systems import degrees_of_freedom
@@ -89,17 +89,10 @@ def _time(plan: Plan) -> str:
         stages = stage_seconds(plan, lambda: echo("Compiling kernels for this network (once, about 20 s) ..."))
     except GeomGNNError as error:
         return f"not known, as the first steps failed: {error}"
-    parts = ", ".join(f"{_NAMES.get(name, name)} {_duration(seconds)}" for name, seconds in stages.items())
+    parts = ", ".join(f"{_NAMES.get(name, name)} {duration(seconds)}" for name, seconds in stages.items())
     training = " and the training" if plan.settings is not None and plan.settings.estimator == "vampnet" else ""
     walkers = f"{count_of(plan.protocol.run.walkers, 'walker')} on {count_of(cores(), 'core')}"
-    return f"about {_duration(sum(stages.values()))}{training} from the beginning, with {walkers}: {parts}"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} s"
+    return f"about {duration(sum(stages.values()))}{training} from the beginning, with {walkers}: {parts}"
 
 
 def _size(number: float) -> str:

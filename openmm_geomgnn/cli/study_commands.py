@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from openmm_geomgnn.cli.options import AllowTruncated, Settings, flags, interruptible, overrides
+from openmm_geomgnn.cli.options import AllowTruncated, Check, Settings, flags, interruptible, overrides
 
 studies = typer.Typer()
 
@@ -39,3 +39,19 @@ def project(
         from openmm_geomgnn.cli import project as projecting
 
         projecting.run_project(chosen)
+
+
+@studies.command()
+def scaling(
+    settings_file: Annotated[Path, typer.Argument(metavar="SCALING", help="Such as protocols/scaling.yaml.")],
+    check: Check = False,
+    settings: Settings = None,
+) -> None:
+    """Train networks of many sizes on denoising, and say which law their losses follow; what is trained stays."""
+    from openmm_geomgnn.cli.settings.yaml_files import load_scaling
+
+    chosen = load_scaling(settings_file, overrides(settings))
+    with interruptible("The same command goes on from the last checkpoints."):
+        from openmm_geomgnn.cli import scaling as study
+
+        study.check_scaling(chosen) if check else study.run_scaling(chosen)

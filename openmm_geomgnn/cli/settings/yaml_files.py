@@ -17,6 +17,7 @@ from openmm_geomgnn.cli.settings.fields import Section, find_file
 from openmm_geomgnn.cli.settings.label_noise import LabelNoise
 from openmm_geomgnn.cli.settings.project import Project
 from openmm_geomgnn.cli.settings.protocol import Embed, Fit, Protocol, Schedule
+from openmm_geomgnn.cli.settings.scaling import Scaling
 from openmm_geomgnn.cli.settings.score import Score
 from openmm_geomgnn.cli.settings.yaml_text import Lines, read_value, read_yaml, write_yaml
 from openmm_geomgnn.errors import GeomGNNError
@@ -33,6 +34,7 @@ __all__ = [
     "LabelNoise",
     "Project",
     "Protocol",
+    "Scaling",
     "Schedule",
     "Score",
     "compute_settings",
@@ -46,6 +48,7 @@ __all__ = [
     "load_label_noise",
     "load_project",
     "load_protocol",
+    "load_scaling",
     "load_score",
 ]
 
@@ -59,6 +62,7 @@ COMMANDS = {
     Compute: "geomgnn compute",
     DataBuild: "geomgnn data build",
     LabelNoise: "geomgnn label-noise",
+    Scaling: "geomgnn scaling",
 }
 COMMAND_LINE = "the command line"  # where settings are that are in no file
 # among the options of `geomgnn embed` and `geomgnn distill`
@@ -172,6 +176,11 @@ def load_data_build(path: PathLike, overrides: Mapping[str, Any] | None = None) 
 def load_label_noise(path: PathLike, overrides: Mapping[str, Any] | None = None) -> LabelNoise:
     """The `LabelNoise` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(LabelNoise, path, overrides)
+
+
+def load_scaling(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Scaling:
+    """The `Scaling` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(Scaling, path, overrides)
 
 
 def dump(config: Section) -> str:

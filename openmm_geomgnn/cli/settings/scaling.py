@@ -1,0 +1,111 @@
+"""All settings of a study of scaling (`geomgnn scaling`), with their defaults."""
+
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from openmm_geomgnn.cli.settings.fields import Number, OutputFolder, Section, SettingError, Whole, find_file
+from openmm_geomgnn.processes import cores
+
+# what the sweep itself sets for every network
+OWN = ("log_dir", "load_model", "load_weights", "redirect")
+
+
+def _alone(value: Any) -> Any:
+    """One value as a list of one."""
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _groups(value: Any) -> Any:
+    """Each source, or list of sources, as a list."""
+    return [_alone(entry) for entry in _alone(value)]
+
+
+def _base(value: Any, info: ValidationInfo) -> Path:
+    return find_file(value, (info.context or {}).get("folder", "."), "file of torchmd-train's settings", (".yaml", ".yml"))
+
+
+Counts = Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], BeforeValidator(_alone)]
+
+
+class AspectSection(Section):
+    """Networks from shallow and wide to deep and narrow, of as many parameters."""
+
+    depths: Counts = Field((1, 2, 4, 8), min_length=2, description="numbers of layers; a width is chosen for each")
+    parameters: Whole = Field(200_000, ge=1000, description="trainable parameters that each network has, about")
+    tolerance: Number = Field(0.05, gt=0, lt=0.5, description="largest relative deviation from that number")
+    multiple: Whole = Field(8, ge=1, description="widths are multiples of this; num_heads of the base must divide it")
+
+
+class AxesSection(Section):
+    """What is varied, one at a time; everything else is as in the base."""
+
+    depth: Counts = Field((), description="numbers of layers (num_layers)")
+    width: Counts = Field((), description="numbers of channels (embedding_dimension)")
+    aspect: AspectSection | None = Field(None, description="depth and width at equal parameters; null is not at all")
+    cutoff: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], BeforeValidator(_alone)] = Field(
+        (), description="cutoffs of the graph in angstrom (cutoff_upper)"
+    )
+    data: Counts = Field((), description="numbers of conformers to train on; smaller sets are parts of larger ones")
+    source: Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_groups)] = Field(
+        (),
+        description="sources of the store of conformers, or lists of sources, to train on, with as many conformers of each; "
+        "the loss is that on what is held out of all sources",
+    )
+
+    @model_validator(mode="after")
+    def _values(self) -> Self:
+        for name in ("depth", "width", "cutoff", "data", "source"):
+            _check_distinct(getattr(self, name), name)
+        if self.aspect is not None:
+            _check_distinct(self.aspect.depths, "aspect", "depths")
+        if not (self.depth or self.width or self.aspect or self.cutoff or self.data or self.source):
+            raise SettingError(f"axes names nothing to vary. Give one of {', '.join(type(self).model_fields)}.")
+        if any(not group for group in self.source):
+            raise SettingError("source has an empty list in it. Name at least one source in each.", "source")
+        return self
+
+
+def _check_distinct(values: Iterable[Hashable], *location: str) -> None:
+    values = list(values)
+    twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
+    if twice is not None:
+        raise SettingError(f"{location[-1]} has {twice} twice. Remove one.", *location)
+
+
+class Scaling(Section):
+    """A study of how the loss of denoising depends on the network and on the conformers."""
+
+    output: OutputFolder = Field(
+        None,
+        validate_default=True,
+        description="folder of the networks, the table and the report, relative to where the command runs; by default "
+        "runs/NAME for NAME.yaml",
+    )
+    base: Annotated[Path, BeforeValidator(_base)] = Field(
+        description="settings of `torchmd-train`, a YAML file such as protocols/pretrain.yaml, that all networks have"
+    )
+    training: dict[str, Any] = Field({}, description="settings of `torchmd-train` that replace those of the base")
+    axes: AxesSection = Field(description="what is varied")
+    seeds: Counts = Field((1,), min_length=1, description="seeds with each of which every network is trained")
+    workers: Whole = Field(1, ge=1, description="networks that are trained side by side on this machine")
+    threads: Whole | None = Field(
+        None, ge=1, description="threads of each training; null shares the cores among the workers"
+    )
+    scheduler: str | None = Field(
+        None, description="address of a Dask scheduler, whose workers train instead of this machine; null is this machine"
+    )
+
+    @model_validator(mode="after")
+    def _leaves_what_is_set(self) -> Self:
+        _check_distinct(self.seeds, "seeds")
+        own = [name for name in OWN if self.training.get(name) is not None]
+        if own:
+            raise SettingError(f"{own[0]} is set for each network by the sweep. Remove it.", "training", own[0])
+        return self
+
+    def threads_of_each(self) -> int:
+        """Threads of one training."""
+        return self.threads or max(1, cores() // self.workers)

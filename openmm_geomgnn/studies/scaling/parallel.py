@@ -1,0 +1,88 @@
+"""Many trainings side by side: one after the other, in threads of this machine, or on the workers of a Dask scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.studies.scaling.training import Result, may_run_again, stop_all, train_network
+
+
+def train_networks(
+    folders: Sequence[Path], workers: int, threads: int, scheduler: str | None = None
+) -> Iterator[tuple[Path, Result]]:
+    """Train the networks of folders, and yield each with its result as it ends; they are started in order.
+
+    Parameters
+    ----------
+    folders : list of paths
+        As `training.train_network` needs them; workers on other machines see them under the same paths.
+    workers : int
+        How many are trained side by side on this machine.
+    threads : int
+        Of each.
+    scheduler : str, optional
+        Address of a Dask scheduler, whose workers are used instead.
+
+    Raises
+    ------
+    GeomGNNError
+        If Dask is not installed, or no scheduler answers.
+    """
+    may_run_again()
+    if scheduler is None and min(workers, len(folders)) <= 1:
+        try:
+            for folder in folders:
+                yield folder, Result(**train_network(str(folder), threads))
+        finally:
+            stop_all()
+        return
+    with ExitStack() as stack:
+        client = _client(stack, min(workers, len(folders)), scheduler)
+        try:
+            yield from _in_dask(client, folders, threads)
+        finally:
+            stop_all()
+
+
+def _in_dask(client: Any, folders: Sequence[Path], threads: int) -> Iterator[tuple[Path, Result]]:
+    from distributed import as_completed
+
+    futures = {
+        client.submit(train_network, str(folder), threads, pure=False, priority=-i): folder
+        for i, folder in enumerate(folders)
+    }
+    try:
+        for future in as_completed(futures):
+            error = future.exception()
+            answer = asdict(Result("ended", f"its worker failed: {error}")) if error else future.result()
+            yield futures[future], Result(**answer)
+    finally:
+        client.cancel(list(futures))
+
+
+def _client(stack: ExitStack, workers: int, scheduler: str | None) -> Any:
+    try:
+        import distributed
+    except ImportError as error:
+        raise GeomGNNError(
+            'Training side by side takes Dask, which is not installed: pip install "openmm-geomgnn[embed]", or train one '
+            "network after the other with workers: 1."
+        ) from error
+    if scheduler is None:
+        # threads of this process: the work is done by processes of the trainer
+        cluster = distributed.LocalCluster(
+            n_workers=1, threads_per_worker=workers, processes=False, dashboard_address=None, silence_logs=50
+        )
+        return stack.enter_context(distributed.Client(stack.enter_context(cluster)))
+    try:
+        return stack.enter_context(distributed.Client(scheduler, timeout="20s"))
+    except (OSError, ValueError) as error:
+        raise GeomGNNError(
+            f"No Dask scheduler answers at '{scheduler}' ({error}). Start one with `dask scheduler`, and workers that see "
+            "the same files with `dask worker ADDRESS`."
+        ) from error
