@@ -17,6 +17,7 @@ COMPLETE = {
     "data build": "protocols/build-conformers.yaml",
     "project": DATA,
     "label-noise": "protocols/label-noise.yaml",
+    "scaling": "protocols/scaling.yaml",
     "torchmd-train": "protocols/pretrain.yaml",
 }
 MODELS = {command.removeprefix("geomgnn "): model for model, command in COMMANDS.items()}

@@ -71,7 +71,7 @@ def test_sources_have_as_many_conformers(sweep):
 
 def test_equal_parameters():
     target = count_parameters({**BASE, "num_layers": 4, "embedding_dimension": 40}) + 1000
-    found = widths(BASE, Aspect((1, 2, 4), target, 0.05, 4))
+    found = widths(BASE, Aspect((1, 2, 4), target, 0.08, 4))
     assert found[1] > found[2] > found[4] == 40
     for depth, width in found.items():
         numbers = [
@@ -79,7 +79,7 @@ def test_equal_parameters():
             for other in (width - 4, width, width + 4)
         ]
         deviations = [abs(number - target) for number in numbers]
-        assert deviations[1] == min(deviations) < 0.05 * target
+        assert deviations[1] == min(deviations) < 0.08 * target
     with pytest.raises(GeomGNNError, match=r"With 4 layers, width 40 comes nearest to \d+ parameters, but has \d+, -1"):
         widths(BASE, Aspect((4,), target, 1e-6, 4))
 

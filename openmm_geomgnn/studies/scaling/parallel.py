@@ -33,20 +33,19 @@ def train_networks(
     GeomGNNError
         If Dask is not installed, or no scheduler answers.
     """
-    may_run_again()
     if scheduler is None and min(workers, len(folders)) <= 1:
-        try:
-            for folder in folders:
-                yield folder, Result(**train_network(str(folder), threads))
-        finally:
-            stop_all()
+        for folder in folders:
+            yield folder, Result(**train_network(str(folder), threads))
         return
-    with ExitStack() as stack:
-        client = _client(stack, min(workers, len(folders)), scheduler)
-        try:
-            yield from _in_dask(client, folders, threads)
-        finally:
-            stop_all()
+    try:
+        with ExitStack() as stack:
+            client = _client(stack, min(workers, len(folders)), scheduler)
+            try:
+                yield from _in_dask(client, folders, threads)
+            finally:
+                stop_all()
+    finally:
+        may_run_again()
 
 
 def _in_dask(client: Any, folders: Sequence[Path], threads: int) -> Iterator[tuple[Path, Result]]:

@@ -131,8 +131,9 @@ def command(folder: Path) -> list[str]:
     if script is None:
         raise GeomGNNError("There is no torchmd-train beside this Python. Run: pip install torchmd-net")
     last = last_checkpoint(folder)
+    # first, as it brings the settings of the checkpoint, which those of the folder replace
     resume = [] if last is None else ["--load-model", str(last)]
-    return [script, "--conf", str(folder / CONFIGURATION), *resume]
+    return [script, *resume, "--conf", str(folder / CONFIGURATION)]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
