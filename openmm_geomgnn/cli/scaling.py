@@ -111,13 +111,13 @@ def _prepare(output: Path, sweep: Sweep) -> dict[str, Path]:
     Raises GeomGNNError if settings of a network are there that differ.
     """
     found = {network.name: output / NETWORKS / network.name for network in sweep.networks}
-    held = {"idx_val": sweep.data.val, "idx_test": sweep.data.test}
+    held: dict[str, Any] = {"idx_val": sweep.data.val, "idx_test": sweep.data.test}
     for name, train in sweep.splits.items():
-        path = output / SPLITS / f"{name}.npz"
+        path, arrays = output / SPLITS / f"{name}.npz", {"idx_train": train, **held}
         if not path.exists():
             with atomic_write(path) as temporary:
-                np.savez(temporary, idx_train=train, **held)
-        elif not _same_split(path, {"idx_train": train, **held}):
+                np.savez(temporary, **arrays)
+        elif not _same_split(path, arrays):
             raise GeomGNNError(f"{path} holds other conformers: the data have changed. Give another output.")
     for network in sweep.networks:
         folder = found[network.name]

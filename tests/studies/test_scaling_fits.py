@@ -43,7 +43,7 @@ def test_noise_the_right_law_and_intervals_that_cover(name):
         assert all(low < high for low, high in fit.intervals.values())
         preferred.append(comparison.preferred)
         assert 0.002 < fit.spread < 0.03
-    assert np.mean(covered) > 0.8  # of 0.95; bootstraps of few points are narrow
+    assert np.mean(covered) > 0.7  # of 0.95; the constants of a fit miss together, and there are eight fits
     assert preferred.count(name) > 0.8 * draws
     assert not {CONSTANT.name} & set(preferred)
 
