@@ -18,6 +18,7 @@ HARTREE = 27.211386245988  # eV
 HARTREE_FOCK = "hf"
 # the level of theory of QM9's labels
 QM9_FUNCTIONAL, QM9_BASIS = "b3lyp", "6-31G(2df,p)-gaussian"
+_EXAMPLES = f"Give a name such as svwn, pbe, b3lyp, camb3lyp, or {HARTREE_FOCK} for Hartree-Fock."
 _RELATIVE_STEP = 1e-3  # of the exponent in the derivative that makes a Cartesian d shell of a spherical one
 
 
@@ -60,7 +61,7 @@ def require_pyscf() -> None:
 
 
 def check_functional(name: str) -> None:
-    """Raise a GeomGNNError unless PySCF has the functional `name`; `hf` is Hartree-Fock."""
+    """Raise a GeomGNNError unless PySCF can compute the functional `name`; `hf` is Hartree-Fock."""
     require_pyscf()
     from pyscf.dft import libxc
 
@@ -71,9 +72,14 @@ def check_functional(name: str) -> None:
     except (KeyError, ValueError) as error:
         known = [key.lower() for key in (*libxc.XC_ALIAS, *libxc.XC_CODES)]
         raise GeomGNNError(
-            f"The functional '{name}' is not one that PySCF has.{did_you_mean(name.lower(), known)} Give a name such as "
-            f"svwn, pbe, b3lyp, wb97x_d, or {HARTREE_FOCK} for Hartree-Fock."
+            f"The functional '{name}' is not one that PySCF has.{did_you_mean(name.lower(), known)} {_EXAMPLES}"
         ) from error
+    # some names are known and still cannot be computed
+    tried = compute_orbitals((1, 1), np.array([[0, 0, 0], [0, 0, 0.74]]), name, "sto-3g", SCFSettings(grid_level=0))
+    if tried.problem is not None:
+        raise GeomGNNError(
+            f"The functional '{name}' cannot be computed by this PySCF, not even for H2 ({tried.problem}). {_EXAMPLES}"
+        )
 
 
 def check_basis(name: str, elements: Iterable[int]) -> None:

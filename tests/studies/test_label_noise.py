@@ -227,6 +227,7 @@ def test_killed_and_continued(whole, tmp_path, counts):
     ("changes", "message"),
     [
         ({"functionals": ["pbe", "b3lpy"]}, "functional 'b3lpy' is not one.*Did you mean 'b3lyp'"),
+        ({"functionals": ["pbe", "b3lyp-d3bj"]}, "'b3lyp-d3bj' (cannot be computed|is not one)"),
         ({"bases": ["def2-tzpv"]}, "basis 'def2-tzpv' is not one.*Did you mean 'def2tzvp'"),
         ({"functionals": ["pbe", "pbe"]}, "functionals has pbe twice"),
         ({"functionals": []}, "at least|list of 1"),

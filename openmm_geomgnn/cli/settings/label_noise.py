@@ -63,7 +63,7 @@ class LabelNoise(Section):
         "all electrons paired",
     )
     functionals: Texts = Field(
-        min_length=1, description="functionals as PySCF names them, such as `pbe` or `wb97x_d`; `hf` is Hartree-Fock"
+        min_length=1, description="functionals as PySCF names them, such as `pbe` or `camb3lyp`; `hf` is Hartree-Fock"
     )
     bases: Texts = Field(
         min_length=1,
