@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from torchmdnet.scripts import train as upstream
 from openmm_geomgnn.cli.scaling import NUMBERS, REPORT, TABLE, run_scaling
 from openmm_geomgnn.cli.settings.yaml_files import load_scaling
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.studies.scaling.parallel import train_networks
 from openmm_geomgnn.studies.scaling.training import (
     CONFIGURATION,
     RESULT,
@@ -152,6 +154,21 @@ def test_a_sweep_that_is_stopped_leaves_its_trainings_open(killed, tmp_path):
         assert answers[0]["status"] == "ended" and load_result(tmp_path) is None
     finally:
         may_run_again()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_side_by_side(killed, tmp_path, workers):
+    """What has ended is only read."""
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, name in zip(folders, (FULL, HALF, FULL), strict=True):
+        shutil.copytree(killed[0] / "networks" / name, folder)
+    found = dict(train_networks(folders, workers, 1))
+    assert found == {folder: load_result(folder) for folder in folders}
+
+
+def test_no_scheduler_answers(tmp_path):
+    with pytest.raises(GeomGNNError, match="No Dask scheduler answers at 'nowhere'"):
+        list(train_networks([tmp_path], 1, 1, "nowhere"))
 
 
 def test_networks_of_other_settings_are_refused(killed, monkeypatch):
