@@ -36,6 +36,12 @@ def check_verdict(cv: Any, protocol: Protocol) -> None:
         )
 
 
+def basin_width(cv: Any) -> np.ndarray:
+    """How wide kernels are that are as wide as a basin, (d,): as the CV fluctuates there, but no less than its fit says."""
+    facts = cv.training_information
+    return np.maximum(facts["in_basin_spread"], facts.get("least_kernel_width", 0.0))
+
+
 def kernel_width(cv: Any, protocol: Protocol) -> dict[str, Any]:
     """Widths of the bias's kernels, where the protocol leaves them open: {"sigma": ..., "sigma_min": ...}.
 
@@ -45,7 +51,7 @@ def kernel_width(cv: Any, protocol: Protocol) -> dict[str, Any]:
         If the narrowest stable kernel is much wider than a basin: the bias could not build up.
     """
     facts, bias, step = cv.training_information, protocol.bias, protocol.schedule.bias_step
-    spread = np.maximum(facts["in_basin_spread"], facts.get("least_kernel_width", 0.0))
+    spread = basin_width(cv)
     narrowest = narrowest_width(facts["rate_300K_per_ps"], step, protocol.system.temperature)
     if bias.sigma is None and bias.sigma_min is None and is_too_stiff(narrowest, spread).any():
         raise NotBiasable(
@@ -73,7 +79,7 @@ def every_hint(cv: Any, protocol: Protocol) -> str:
     facts, run = cv.training_information, protocol.run
     if "distillation" in facts or protocol.bias.method != "opes":
         return ""
-    spread = np.maximum(facts["in_basin_spread"], facts.get("least_kernel_width", 0.0))
+    spread = basin_width(cv)
     one = narrowest_width(facts["rate_300K_per_ps"], protocol.system.timestep, protocol.system.temperature)
     every = min(MOST_EVERY, MOST_OUTER_STEP / protocol.system.timestep, (spread / one).min()) + 1e-6
     if not int(every) > run.every:

@@ -336,6 +336,11 @@ def _file(what: str, endings: tuple[str, ...]) -> Any:
     return Annotated[Path, BeforeValidator(lambda value, info: find_file(value, _folder(info), what, endings))]
 
 
+def alone(value: Any) -> Any:
+    """One value as a list of one; null is a value, too."""
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
 OutputFolder = _output("runs/{name}")
 OutputCV = _output("{name}.cv.safetensors", ".safetensors", "a CV is a .safetensors file")
 OutputScores = _output("{name}.scores")

@@ -1,6 +1,6 @@
 """Settings of `geomgnn project`: those of a fit, and what is done with the features of its networks."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -13,13 +13,9 @@ from openmm_geomgnn.cli.settings.fields import (
     SettingError,
     Structure,
     Whole,
+    alone,
 )
 from openmm_geomgnn.cli.settings.protocol import Fit
-
-
-def _alone(value: Any) -> Any:
-    """One value as a list of one."""
-    return value if isinstance(value, (list, tuple)) else [value]
 
 
 class ProjectSection(Section):
@@ -35,7 +31,7 @@ class ProjectSection(Section):
         description="networks of the settings of cv.encoder with random weights, of seeds that count up from seed: what "
         "training is worth is only what lies beyond their spread",
     )
-    projections: Annotated[tuple[Literal["pca", "umap"], ...], BeforeValidator(_alone)] = Field(
+    projections: Annotated[tuple[Literal["pca", "umap"], ...], BeforeValidator(alone)] = Field(
         ("pca", "umap"), description="coordinates in which frames are drawn; umap takes umap-learn, the extra [project]"
     )
     neighbours: Whole = Field(15, ge=2, description="frames near each one that UMAP keeps near")

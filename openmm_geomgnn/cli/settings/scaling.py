@@ -6,28 +6,23 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from openmm_geomgnn.cli.settings.fields import Number, OutputFolder, Section, SettingError, Whole, find_file
+from openmm_geomgnn.cli.settings.fields import Number, OutputFolder, Section, SettingError, Whole, alone, find_file
 from openmm_geomgnn.processes import cores
 
 # what the sweep itself sets for every network
 OWN = ("log_dir", "load_model", "load_weights", "redirect")
 
 
-def _alone(value: Any) -> Any:
-    """One value as a list of one."""
-    return value if isinstance(value, (list, tuple)) else [value]
-
-
 def _groups(value: Any) -> Any:
     """Each source, or list of sources, as a list."""
-    return [_alone(entry) for entry in _alone(value)]
+    return [alone(entry) for entry in alone(value)]
 
 
 def _base(value: Any, info: ValidationInfo) -> Path:
     return find_file(value, (info.context or {}).get("folder", "."), "file of torchmd-train's settings", (".yaml", ".yml"))
 
 
-Counts = Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], BeforeValidator(_alone)]
+Counts = Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], BeforeValidator(alone)]
 
 
 class AspectSection(Section):
@@ -45,7 +40,7 @@ class AxesSection(Section):
     depth: Counts = Field((), description="numbers of layers (num_layers)")
     width: Counts = Field((), description="numbers of channels (embedding_dimension)")
     aspect: AspectSection | None = Field(None, description="depth and width at equal parameters; null is not at all")
-    cutoff: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], BeforeValidator(_alone)] = Field(
+    cutoff: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], BeforeValidator(alone)] = Field(
         (), description="cutoffs of the graph in angstrom (cutoff_upper)"
     )
     data: Counts = Field((), description="numbers of conformers to train on; smaller sets are parts of larger ones")

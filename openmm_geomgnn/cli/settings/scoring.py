@@ -4,36 +4,31 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from openmm_geomgnn.cli.settings.fields import MixerName, Picoseconds, Section, Whole
+from openmm_geomgnn.cli.settings.fields import MixerName, Picoseconds, Section, Whole, alone
 from openmm_geomgnn.processes import cores
-
-
-def _alone(value: Any) -> Any:
-    """One value as a list of one; null is a value, too."""
-    return value if isinstance(value, (list, tuple)) else [value]
 
 
 class ScoreSection(Section):
     """What is tried, in all combinations, and how it is scored."""
 
-    pca: Annotated[tuple[Annotated[Whole, Field(ge=1)] | None, ...], BeforeValidator(_alone)] = Field(
+    pca: Annotated[tuple[Annotated[Whole, Field(ge=1)] | None, ...], BeforeValidator(alone)] = Field(
         (20, 50, 100, None), min_length=1, description="numbers of principal components; null is all"
     )
-    softening: Annotated[tuple[Annotated[Picoseconds, Field(ge=0)], ...], BeforeValidator(_alone)] = Field(
+    softening: Annotated[tuple[Annotated[Picoseconds, Field(ge=0)], ...], BeforeValidator(alone)] = Field(
         (0.02, 0.1, 0.3), min_length=1, description="times over which fast motion is averaged out, ps"
     )
-    window: Annotated[tuple[Literal["all", "sequence", "space"], ...], BeforeValidator(_alone)] | None = Field(
+    window: Annotated[tuple[Literal["all", "sequence", "space"], ...], BeforeValidator(alone)] | None = Field(
         None,
         min_length=1,
         description="graphs of the encoder; null is all, and sequence as well for more than three residues",
     )
-    mixer: Annotated[tuple[MixerName, ...], BeforeValidator(_alone)] = Field(
+    mixer: Annotated[tuple[MixerName, ...], BeforeValidator(alone)] = Field(
         ("none",),
         min_length=1,
         description="networks from residue tokens to features; none is the linear CV, others are trained (cv.training), "
         "once for each fold and once more, and taken only where no linear CV is as good",
     )
-    components: Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], BeforeValidator(_alone)] | None = Field(
+    components: Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], BeforeValidator(alone)] | None = Field(
         None,
         min_length=1,
         description="numbers of CV components; null is cv.components. Scores of different numbers cannot be compared",
