@@ -4,10 +4,12 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from openmm_geomgnn.errors import GeomGNNError
 
 # one thread per process: more threads than free cores slow everything down, and results may depend on their number
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENMM_CPU_THREADS")
@@ -82,3 +84,28 @@ def _serve(serve: Callable[..., object], connection: Connection, *arguments: Any
     # Ctrl-C reaches every process of the terminal: the parent decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(connection, *arguments)
+
+
+def dask_client(stack: ExitStack, scheduler: str | None, **cluster: Any) -> Any:
+    """A client of the user's Dask scheduler, or of a `LocalCluster` of these settings; it ends with `stack`.
+
+    Dask is installed: who asks says what it is needed for.
+
+    Raises
+    ------
+    GeomGNNError
+        If no scheduler answers.
+    """
+    import distributed
+
+    if scheduler is None:
+        # 50: of what Dask logs while its processes come and go, only what is critical
+        local = distributed.LocalCluster(dashboard_address=None, silence_logs=50, **cluster)
+        return stack.enter_context(distributed.Client(stack.enter_context(local)))
+    try:
+        return stack.enter_context(distributed.Client(scheduler, timeout="20s"))
+    except (OSError, ValueError) as error:
+        raise GeomGNNError(
+            f"No Dask scheduler answers at '{scheduler}' ({error}). Start one with `dask scheduler`, and workers that see "
+            "the same files with `dask worker ADDRESS`."
+        ) from error

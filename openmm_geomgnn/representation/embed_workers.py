@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.processes import cores
+from openmm_geomgnn.processes import cores, dask_client
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.featurization import Featurization
 from openmm_geomgnn.representation.store import Embeddings
@@ -138,21 +138,9 @@ class _Worker:
 
 def _client(stack: ExitStack, n_tasks: int, workers: int | None, scheduler: str | None) -> Any:
     """A client of the user's Dask scheduler, or of processes that end with `stack`."""
-    distributed = import_distributed()
-    if scheduler is None:
-        processes = min(_default_workers() if workers is None else workers, n_tasks)
-        # 50: of what Dask logs while its processes come and go, only what is critical
-        cluster = distributed.LocalCluster(
-            n_workers=processes, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
-        )
-        return stack.enter_context(distributed.Client(stack.enter_context(cluster)))
-    try:
-        return stack.enter_context(distributed.Client(scheduler, timeout="20s"))
-    except (OSError, ValueError) as error:
-        raise GeomGNNError(
-            f"No Dask scheduler answers at '{scheduler}' ({error}). Start one with `dask scheduler`, and workers that see "
-            "the same files with `dask worker ADDRESS`."
-        ) from error
+    import_distributed()
+    processes = min(_default_workers() if workers is None else workers, n_tasks)
+    return dask_client(stack, scheduler, n_workers=processes, threads_per_worker=1, processes=True)
 
 
 def _in_dask(client: Any, job: Job, tasks: Sequence[Task]) -> Iterator[int]:

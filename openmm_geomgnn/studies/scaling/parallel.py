@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.processes import dask_client
 from openmm_geomgnn.studies.scaling.training import Result, may_run_again, stop_all, train_network
 
 
@@ -66,22 +67,11 @@ def _in_dask(client: Any, folders: Sequence[Path], threads: int) -> Iterator[tup
 
 def _client(stack: ExitStack, workers: int, scheduler: str | None) -> Any:
     try:
-        import distributed
+        import distributed  # noqa: F401
     except ImportError as error:
         raise GeomGNNError(
             'Training side by side takes Dask, which is not installed: pip install "openmm-geomgnn[embed]", or train one '
             "network after the other with workers: 1."
         ) from error
-    if scheduler is None:
-        # threads of this process: the work is done by processes of the trainer
-        cluster = distributed.LocalCluster(
-            n_workers=1, threads_per_worker=workers, processes=False, dashboard_address=None, silence_logs=50
-        )
-        return stack.enter_context(distributed.Client(stack.enter_context(cluster)))
-    try:
-        return stack.enter_context(distributed.Client(scheduler, timeout="20s"))
-    except (OSError, ValueError) as error:
-        raise GeomGNNError(
-            f"No Dask scheduler answers at '{scheduler}' ({error}). Start one with `dask scheduler`, and workers that see "
-            "the same files with `dask worker ADDRESS`."
-        ) from error
+    # threads of this process: the work is done by processes of the trainer
+    return dask_client(stack, scheduler, n_workers=1, threads_per_worker=workers, processes=False)
