@@ -26,6 +26,7 @@ from openmm_geomgnn.representation.rotatable import rotatable_torsions
 
 _FEWEST_FRAMES = 2  # of each walker, for torsions
 _RAMACHANDRAN = ("phi", "psi")
+_ALANINE_DIPEPTIDE = ("ACE", "ALA", "NME")
 
 
 def check_analysis(protocol: Protocol) -> None:
@@ -124,7 +125,7 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
 
 def _all_torsions(protocol: Protocol, results: Results) -> tuple[Sequence[str], list[np.ndarray]] | None:
     """Names and values of all torsions in every frame, in which states are found; None where they are given, or too few."""
-    if _crossings(protocol.analysis)[0] is not None or min(len(run) for run in results.biased) < _FEWEST_FRAMES:
+    if _crossings(protocol.analysis, results)[0] is not None or min(len(run) for run in results.biased) < _FEWEST_FRAMES:
         return None
     if not results.biased[0].topology.n_bonds:  # of beads, for example
         return None
@@ -194,7 +195,7 @@ def _cv_table(cv: Any) -> tuple[str, list]:
 
 def _variables(protocol: Protocol, results: Results, run: BiasedRun, torsions: Any) -> list[Variable]:
     """Make a list of `Variable`: the torsions, and the variable along which crossings are counted."""
-    along, states = _crossings(protocol.analysis)
+    along, states = _crossings(protocol.analysis, results)
     variables = []
     for name, atoms in torsions.items():
         values = [compute_torsion(walker, name, atoms) for walker in results.biased]
@@ -213,13 +214,14 @@ def _variables(protocol: Protocol, results: Results, run: BiasedRun, torsions: A
     return variables
 
 
-def _crossings(analysis: Any) -> tuple[str | None, Any]:
+def _crossings(analysis: Any, results: Results) -> tuple[str | None, Any]:
     """Name the variable along which crossings are counted, or None, and the cores of its states as settings of a `Variable`.
 
-    The default cores are those of alanine dipeptide, if the torsions of its map are named.
+    The default cores are those of alanine dipeptide, if it is that and the torsions of its map are named.
     """
     if analysis.cores:
         return analysis.cores.along, {"cores": (analysis.cores.a, analysis.cores.b)}
-    if set(_RAMACHANDRAN) <= set(analysis.torsions):
+    residues = tuple(residue.name for residue in results.biased[0].topology.residues if not residue.is_water)
+    if residues == _ALANINE_DIPEPTIDE and set(_RAMACHANDRAN) <= set(analysis.torsions):
         return "phi", {"cores": (PHI_CORE_A, PHI_CORE_B), "dividing": PHI_DIVIDING}
     return None, {}

@@ -31,7 +31,14 @@ from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, le
 from openmm_geomgnn.cli.report import check_analysis, report, report_nothing
 from openmm_geomgnn.cli.results import comparison_frame
 from openmm_geomgnn.cli.rounds import learn_in_rounds
-from openmm_geomgnn.cli.run_folder import add_wall_time, first_structure, has_biased_steps, prepare_output_folder, settle
+from openmm_geomgnn.cli.run_folder import (
+    count_wall_time,
+    first_structure,
+    has_biased_steps,
+    prepare_output_folder,
+    settle,
+    wall_time,
+)
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.starts import explore_molecule, seed_structures, with_starts, write_starts
 from openmm_geomgnn.cli.student import student_or_network
@@ -75,7 +82,7 @@ def run_protocol(protocol: Protocol, overwrite: bool = False, source: PathLike |
     with prepare_output_folder(protocol, overwrite, source):
         cv = _check_claimed(protocol, beginning)
         settle(protocol)
-        try:
+        with count_wall_time(protocol.output, began):
             if given is not None:
                 _copy_given(protocol)
             elif cv is None:
@@ -96,9 +103,7 @@ def run_protocol(protocol: Protocol, overwrite: bool = False, source: PathLike |
             started = with_starts(protocol)
             run_biased(started, bias)
             _comparison(started)
-        finally:
-            seconds = add_wall_time(protocol.output, time.perf_counter() - began)
-        return report(protocol, seconds)
+        return report(protocol, wall_time(protocol.output))
 
 
 @dataclass(frozen=True, eq=False)

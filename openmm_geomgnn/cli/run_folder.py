@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import threading
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ _FREE = (
     ("unbiased", "comparison_length"),
     ("rounds", "number"),
 )
+_WALL_TIME_INTERVAL = 30.0  # s
 _BEFORE_THE_BIAS = ("cv.", "bias.", "run.", "rounds")  # what may change when there are training data
 
 
@@ -173,10 +176,30 @@ def wall_time(folder: Path) -> float:
         return math.nan
 
 
-def add_wall_time(folder: Path, seconds: float) -> float:
-    """Add to the seconds that all sessions of a run have taken; returns the sum."""
-    before = wall_time(folder)
-    seconds += 0.0 if math.isnan(before) else before
-    with atomic_write(folder / WALL_TIME) as temporary:
-        temporary.write_text(json.dumps({"seconds": seconds}) + "\n")
-    return seconds
+@contextmanager
+def count_wall_time(folder: Path, began: float) -> Iterator[None]:
+    """Add to the wall time of a run while the block runs, every half a minute: a session that is killed counts too.
+
+    began: what `time.perf_counter` said when the session began.
+    """
+    before, finished = wall_time(folder), threading.Event()
+    before = 0.0 if math.isnan(before) else before
+
+    def write() -> None:
+        with atomic_write(folder / WALL_TIME) as temporary:
+            temporary.write_text(json.dumps({"seconds": before + time.perf_counter() - began}) + "\n")
+
+    def keep_writing() -> None:
+        while not finished.wait(_WALL_TIME_INTERVAL):
+            # on a full disk the simulation says so itself
+            with suppress(OSError):
+                write()
+
+    writer = threading.Thread(target=keep_writing, daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        writer.join()
+        write()

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import time
 from importlib import resources
 from pathlib import Path
 
@@ -212,8 +213,17 @@ class TestErrors:
     @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"seconds": "long"}', "\x00"])
     def test_a_wall_time_that_is_not_there(self, content, tmp_path):
         (tmp_path / "wall_time.json").write_text(content)
-        assert math.isnan(folders.wall_time(tmp_path)) and folders.add_wall_time(tmp_path, 5.0) == 5.0
-        assert folders.wall_time(tmp_path) == 5.0
+        assert math.isnan(folders.wall_time(tmp_path))
+        with folders.count_wall_time(tmp_path, time.perf_counter() - 5.0):
+            pass
+        assert 5.0 <= folders.wall_time(tmp_path) < 6.0
+
+    def test_the_wall_time_of_a_killed_session(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(folders, "_WALL_TIME_INTERVAL", 0.01)
+        for session in (1, 2):
+            with folders.count_wall_time(tmp_path, time.perf_counter() - 5.0):
+                while not folders.wall_time(tmp_path) >= 5.0 * session:  # written while the session goes on
+                    time.sleep(0.01)
 
     def test_an_output_that_cannot_be_written(self, refused, protocol, tmp_path):
         (tmp_path / "file").write_text("mine")

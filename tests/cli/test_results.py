@@ -196,6 +196,16 @@ class TestStatesThatAreFound:
         analysis, summary = reporting.analyse(protocol_of(made[0]), results.read_results(protocol_of(made[0])))
         assert analysis.found is None and "states" not in summary and summary["crossing_variable"] == "phi"
 
+    def test_cores_of_alanine_dipeptide_are_not_another_molecules(self, made):
+        """Its phi and psi alone do not say where the states of a molecule are."""
+        protocol = protocol_of(made[0], analysis={"torsions": {"phi": "auto", "psi": "auto"}})
+        read = results.read_results(protocol)
+        assert reporting.analyse(protocol, read)[1]["crossing_variable"] == "phi"
+        for walker in read.biased:
+            walker.topology.residue(1).name = "GLY"
+        analysis, summary = reporting.analyse(protocol, read)
+        assert analysis.found is not None and summary.get("crossing_variable") != "phi"
+
 
 def half_a_file(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

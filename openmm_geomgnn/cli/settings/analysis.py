@@ -80,8 +80,8 @@ class AnalysisSection(Section):
     )
     cores: CoresSection | None = Field(
         None,
-        description="cores between which crossings are counted; null: alanine dipeptide's basins where phi and psi are "
-        "given, else the states that are found in all torsions of the molecule",
+        description="cores between which crossings are counted; null: for alanine dipeptide its basins where phi and "
+        "psi are given, else the states that are found in all torsions of the molecule",
     )
     discard: Number = Field(
         0.2, ge=0, lt=1, description="share of the biased run, from its start, that free energies leave out"
