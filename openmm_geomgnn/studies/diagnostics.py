@@ -6,7 +6,6 @@ Topping et al. 2022 (arXiv 2111.14522).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +13,11 @@ import numpy.typing as npt
 import torch
 from scipy.sparse.csgraph import shortest_path
 from scipy.spatial.distance import cdist
-from torch import Tensor, nn
+from torch import Tensor
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.encoder import Encoder
+from torchmdnet_ext.layers import recorded_features
 
 
 @dataclass(frozen=True)
@@ -91,28 +91,13 @@ def over_smoothing(encoder: Encoder, z: npt.ArrayLike, pos: npt.ArrayLike) -> Sm
 
 def layer_features(encoder: Encoder, z: Tensor, pos: Tensor) -> list[Tensor]:
     """What each layer gets, (N, ...), and what the last one leaves: for TensorNet its tensors, else scalars (N, H)."""
-    lists = [child for child in encoder.network.children() if isinstance(child, nn.ModuleList) and len(child)]
-    seen: list[Tensor] = []
-
-    def note(layer: nn.Module, arguments: Sequence[object]) -> None:
-        first = arguments[0] if arguments else None
-        if isinstance(first, Tensor) and len(first) == len(z):
-            seen.append(first.detach())
-
-    for layers in lists:
-        seen.clear()
-        handles = [layer.register_forward_pre_hook(note) for layer in layers]
-        try:
-            with torch.no_grad():
-                x, _ = encoder(z, pos, torch.zeros_like(z))
-        finally:
-            for handle in handles:
-                handle.remove()
-        if len(seen) == len(layers):
-            return [*seen, x.detach()]
+    with torch.no_grad(), recorded_features(encoder.network) as seen:
+        x, _ = encoder(z, pos, torch.zeros_like(z))
+    if seen and all(isinstance(one, Tensor) and len(one) == len(z) for one in seen):
+        return [*seen, x]
     raise GeomGNNError(
-        f"The layers of {type(encoder.network).__name__} cannot be told: it has no list of layers that get the features of "
-        "all atoms first."
+        f"The layers of {type(encoder.network).__name__} cannot be told: it has no list of layers, or more than one, "
+        "whose first argument are the features of all atoms."
     )
 
 
