@@ -28,7 +28,7 @@ _ENTERING: dict[str, Callable[..., State]] = {
 
 
 def layers_of(network: nn.Module) -> nn.ModuleList | None:
-    """The layers of a network in their order; None if they cannot be told. A network of another package has one list of them."""
+    """The layers of a network in their order: those that are known, else its only list; None if they cannot be told."""
     name = _name_of_layers(network)
     return None if name is None else cast(nn.ModuleList, network.get_submodule(name))
 

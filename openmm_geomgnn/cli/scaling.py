@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from openmm_geomgnn.analysis.report import write_report, write_summary
-from openmm_geomgnn.cli.progress import bar, console, echo
+from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.settings.scaling import OWN, Scaling
 from openmm_geomgnn.cli.settings.yaml_text import read_yaml, write_yaml
+from openmm_geomgnn.cli.tables import new_table, print_table
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.formatting import count_of, duration, format_values
@@ -25,7 +24,6 @@ from openmm_geomgnn.studies.scaling.training import CONFIGURATION, TRAINING, Res
 
 NETWORKS, SPLITS, TABLE, NUMBERS, REPORT = "networks", "splits", "networks.csv", "scaling.json", "report.html"
 FORMAT, VERSION = "openmm-geomgnn scaling", 1
-WIDTH = 140  # characters of a table where there is no terminal
 _START = 15.0  # s that a trainer needs before its first step
 _CAPTIONS = {
     "best_loss": "Smallest validation loss of each network against its size; both axes are logarithmic. A straight line is "
@@ -66,7 +64,7 @@ def check_scaling(settings: Scaling) -> None:
     """Print the networks of settings and how long their training would take; nothing is trained or written."""
     sweep = planned(settings)
     seconds: dict[Any, float] = {}
-    total, table = 0.0, _table("network", "parameters", "conformers", "epochs", "estimate")
+    total, table = 0.0, new_table("network", "parameters", "conformers", "epochs", "estimate")
     for network in sweep.networks:
         full = trainer.complete(network.settings)
         key = network.parameters, full["num_layers"], full["cutoff_upper"]
@@ -80,7 +78,7 @@ def check_scaling(settings: Scaling) -> None:
         table.add_row(
             network.name, str(network.parameters or ""), str(network.conformers), str(full["num_epochs"]), estimate
         )
-    _print(table)
+    print_table(table)
     echo(
         f"{count_of(len(sweep.networks), 'network')}, {len(sweep.data.val)} conformers held out for validation; about "
         f"{duration(total)} one after the other (a step of each was measured here; validation is not in it)"
@@ -186,10 +184,10 @@ def _conclude(settings: Scaling, rows: Sequence[Row]) -> dict[str, Any]:
     head = ["network", "parameters", "conformers", "samples", "first epoch", "converged", "epochs", "wall time", "status"]
     tables = [("Networks", [head, *map(_cells, rows)]), ("Laws", _law_rows(laws))]
     write_report(output / REPORT, "Scaling of the denoising loss", {}, figures, notes, tables)
-    table = _table(*head)
+    table = new_table(*head)
     for row in rows:
         table.add_row(*_cells(row))
-    _print(table)
+    print_table(table)
     for note in notes:
         echo(note)
     echo(f"written to {output}: {TABLE}, {NUMBERS}, {REPORT}")
@@ -216,14 +214,3 @@ def _law_rows(laws: Sequence[AxisLaw]) -> list[list[str]]:
             formula = f"{fit.law.formula}, N0 = {fit.reference:.4g}"
             rows.append([law.axis, LOSSES[law.loss], formula, constants, f"{100 * fit.spread:.2g} %", f"{fit.aicc:.1f}"])
     return rows
-
-
-def _table(*head: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    return table
-
-
-def _print(table: Table) -> None:
-    (console if console.is_terminal else Console(width=WIDTH)).print(table)

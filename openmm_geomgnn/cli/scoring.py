@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from openmm_geomgnn.cli.progress import console, echo, progress_bars
+from openmm_geomgnn.cli.progress import echo, progress_bars
 from openmm_geomgnn.cli.score_files import MAP, SCORES, load_rows, save_map, save_rows
 from openmm_geomgnn.cli.settings.sections import CVSection
 from openmm_geomgnn.cli.settings.yaml_text import write_yaml
+from openmm_geomgnn.cli.tables import print_table
 from openmm_geomgnn.cv.fit_settings import FitSettings
 from openmm_geomgnn.cv.score_choice import Choice, choose
 from openmm_geomgnn.cv.score_features import NO_WINDOW
@@ -153,7 +153,7 @@ def show(rows: Sequence[ScoreRow], chosen: ScoreRow) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in _shown(rows):
         table.add_row(*_cells(row, row is chosen, with_gap), style="bold" if row is chosen else "dim" * row.is_reference)
-    (console if console.is_terminal else Console(width=WIDTH)).print(table)
+    print_table(table, WIDTH)
 
 
 def _shown(rows: Sequence[ScoreRow]) -> Iterator[ScoreRow]:

@@ -26,6 +26,21 @@ def label_noise(
 
 
 @studies.command()
+def diagnose(
+    settings_file: Annotated[Path, typer.Argument(metavar="DIAGNOSE", help="Such as protocols/diagnose.yaml.")],
+    settings: Settings = None,
+) -> None:
+    """Measure what the layers of encoders are worth: whether features become alike, and how far atoms see."""
+    from openmm_geomgnn.cli.settings.yaml_files import load_diagnose
+
+    chosen = load_diagnose(settings_file, overrides(settings))
+    with interruptible("Nothing is kept of what was measured so far."):
+        from openmm_geomgnn.cli import diagnose as measuring
+
+        measuring.run_diagnose(chosen)
+
+
+@studies.command()
 def project(
     settings_file: Annotated[Path, typer.Argument(metavar="PROJECT", help="Such as protocols/project-ala2.yaml.")],
     allow_truncated: AllowTruncated = False,

@@ -18,6 +18,7 @@ COMPLETE = {
     "project": DATA,
     "label-noise": "protocols/label-noise.yaml",
     "scaling": "protocols/scaling.yaml",
+    "diagnose": "protocols/diagnose.yaml",
     "torchmd-train": "protocols/pretrain.yaml",
 }
 MODELS = {command.removeprefix("geomgnn "): model for model, command in COMMANDS.items()}

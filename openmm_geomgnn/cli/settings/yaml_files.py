@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.cli.settings.compute import Compute
 from openmm_geomgnn.cli.settings.conformers import DataBuild
+from openmm_geomgnn.cli.settings.diagnose import Diagnose
 from openmm_geomgnn.cli.settings.distill import Distill
 from openmm_geomgnn.cli.settings.fields import Section, find_file
 from openmm_geomgnn.cli.settings.label_noise import LabelNoise
@@ -28,6 +29,7 @@ S = TypeVar("S", bound=Section)
 
 __all__ = [
     "Compute",
+    "Diagnose",
     "Distill",
     "Embed",
     "Fit",
@@ -42,6 +44,7 @@ __all__ = [
     "dump",
     "embed_settings",
     "load_data_build",
+    "load_diagnose",
     "load_distill",
     "load_embed",
     "load_fit",
@@ -63,6 +66,7 @@ COMMANDS = {
     DataBuild: "geomgnn data build",
     LabelNoise: "geomgnn label-noise",
     Scaling: "geomgnn scaling",
+    Diagnose: "geomgnn diagnose",
 }
 COMMAND_LINE = "the command line"  # where settings are that are in no file
 # among the options of `geomgnn embed` and `geomgnn distill`
@@ -176,6 +180,11 @@ def load_data_build(path: PathLike, overrides: Mapping[str, Any] | None = None) 
 def load_label_noise(path: PathLike, overrides: Mapping[str, Any] | None = None) -> LabelNoise:
     """The `LabelNoise` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(LabelNoise, path, overrides)
+
+
+def load_diagnose(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Diagnose:
+    """The `Diagnose` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(Diagnose, path, overrides)
 
 
 def load_scaling(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Scaling:
