@@ -57,7 +57,8 @@ def planned(settings: Scaling) -> Sweep:
     """The networks of settings."""
     axes = settings.axes.model_dump()
     aspect = axes.pop("aspect")
-    return plan(_base(settings), Axes(**axes, aspect=None if aspect is None else Aspect(**aspect)), settings.seeds)
+    varied = Axes(**axes, aspect=None if aspect is None else Aspect(**aspect))
+    return plan(_base(settings), varied, settings.seeds, settings.models)
 
 
 def check_scaling(settings: Scaling) -> None:
@@ -67,7 +68,7 @@ def check_scaling(settings: Scaling) -> None:
     total, table = 0.0, new_table("network", "parameters", "conformers", "epochs", "estimate")
     for network in sweep.networks:
         full = trainer.complete(network.settings)
-        key = network.parameters, full["num_layers"], full["cutoff_upper"]
+        key = network.model, network.parameters, full["num_layers"], full["cutoff_upper"]
         estimate = network.reason
         if not network.reason:
             if key not in seconds:
@@ -173,7 +174,7 @@ def _conclude(settings: Scaling, rows: Sequence[Row]) -> dict[str, Any]:
         )
         figures.append(("Along the other axes", caption, others))
     failed = [row for row in rows if not row.trained]
-    notes = [f"{law.axis}, loss {LOSSES[law.loss]}: {law.words.rstrip('.')}." for law in laws]
+    notes = [f"{law.model}, {law.axis}, loss {LOSSES[law.loss]}: {law.words.rstrip('.')}." for law in laws]
     notes += [f"Warning: {row.network.name} failed: {row.result.reason}" for row in failed]
     falling = [row for row in rows if row.trained and not row.result.converged]
     if falling:
@@ -203,7 +204,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _law_rows(laws: Sequence[AxisLaw]) -> list[list[str]]:
-    rows = [["axis", "loss", "law", "constants, with intervals of 95 %", "spread", "AICc"]]
+    rows = [["model", "axis", "loss", "law", "constants, with intervals of 95 %", "spread", "AICc"]]
     for law in laws:
         for fit in law.comparison.fits if law.comparison else ():
             constants = ", ".join(
@@ -212,5 +213,6 @@ def _law_rows(laws: Sequence[AxisLaw]) -> list[list[str]]:
                 for name, value in fit.values.items()
             )
             formula = f"{fit.law.formula}, N0 = {fit.reference:.4g}"
-            rows.append([law.axis, LOSSES[law.loss], formula, constants, f"{100 * fit.spread:.2g} %", f"{fit.aicc:.1f}"])
+            numbers = [f"{100 * fit.spread:.2g} %", f"{fit.aicc:.1f}"]
+            rows.append([law.model, law.axis, LOSSES[law.loss], formula, constants, *numbers])
     return rows

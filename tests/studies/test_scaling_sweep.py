@@ -5,8 +5,11 @@ import pytest
 
 from openmm_geomgnn.cli.settings.yaml_files import load_scaling
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.studies.scaling.figures import law_figure
 from openmm_geomgnn.studies.scaling.sweep import Aspect, Axes, plan, widths
+from openmm_geomgnn.studies.scaling.table import Row, fit_axes, models_of
 from openmm_geomgnn.studies.scaling.trainer import count_parameters
+from openmm_geomgnn.studies.scaling.training import Result
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +49,38 @@ def test_a_network_on_several_axes_is_there_once(sweep):
     assert len(set(names)) == len(names) == 2 * (1 + 1 + 1 + 1 + 3 + 3)
     base = next(network for network in sweep.networks if network.axes.keys() >= {"depth", "width", "cutoff"})
     assert base.axes == {"depth": 1, "width": 8, "cutoff": 4.0}
+
+
+def test_every_architecture_goes_along_all_axes():
+    models = {"visnet": {}, "smooth-tensornet": {"cutoff_upper": 3.0}}
+    found = plan(BASE, Axes(depth=(1, 2), width=(8,)), (1,), models).networks
+    assert [network.model for network in found] == ["visnet"] * 2 + ["smooth-tensornet"] * 2
+    assert [network.name for network in found[1:3]] == [
+        "visnet-layers2-width8-cutoff4-data10940-seed1",
+        "smooth-tensornet-layers1-width8-cutoff3-data10940-seed1",
+    ]
+    assert len({network.parameters for network in found}) == 4
+    for network in found:
+        assert network.settings["model"] == network.model and network.parameters == count_parameters(network.settings)
+
+
+def test_laws_of_each_architecture_are_its_own():
+    """Losses that follow known laws of the number of parameters, another for each."""
+    models, slopes = {"visnet": {}, "smooth-tensornet": {}}, {"visnet": 0.3, "smooth-tensornet": 0.1}
+    networks = plan(BASE, Axes(width=(8, 16, 24, 32, 48, 64, 96)), (1,), models).networks
+    rows = []
+    for network in networks:
+        loss = 0.5 * (network.parameters / 1e5) ** -slopes[network.model]
+        rows.append(Row(network, Result("trained", first_epoch_loss=loss, best_loss=loss, epochs=1)))
+    laws = fit_axes(rows)
+    assert models_of(rows) == list(models) and len(laws) == 4
+    for law in laws:
+        power = next(fit for fit in law.comparison.fits if fit.law.name == "power law")
+        assert law.comparison.preferred == "power law" and power.values["b"] == pytest.approx(slopes[law.model], abs=1e-3)
+        written = law.as_dict()
+        assert written["model"] == law.model and written["axis"] == "width" and len(written["laws"]) == 3
+    panels = law_figure(rows, laws, "best_loss").axes
+    assert len(panels) == 1 and [text.get_text() for text in panels[0].get_legend().get_texts()] == list(models)
 
 
 def test_training_sets_are_nested_and_hold_nothing_that_is_held_out(sweep):
@@ -116,6 +151,7 @@ def test_what_cannot_be_had(base, axes, message):
         ("axes: {source: [qm9, []]}", "source has an empty list"),
         ("axes: {aspect: {depths: [2]}}", "2 or more"),
         ("axes: {depth: 1}\ntraining: {log_dir: here}", "log_dir is set for each network by the sweep"),
+        ("axes: {depth: 1}\nmodels: {visnet: {log_dir: here}}", "log_dir is set for each network by the sweep"),
         ("axes: {depth: 1}\nseeds: []", "1 or more"),
     ],
 )

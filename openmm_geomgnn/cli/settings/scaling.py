@@ -18,6 +18,11 @@ def _groups(value: Any) -> Any:
     return [alone(entry) for entry in alone(value)]
 
 
+def _models(value: Any) -> Any:
+    """Names of architectures as keys."""
+    return value if isinstance(value, dict) else {name: {} for name in alone(value)}
+
+
 def _base(value: Any, info: ValidationInfo) -> Path:
     return find_file(value, (info.context or {}).get("folder", "."), "file of torchmd-train's settings", (".yaml", ".yml"))
 
@@ -84,6 +89,11 @@ class Scaling(Section):
     )
     training: dict[str, Any] = Field({}, description="settings of `torchmd-train` that replace those of the base")
     axes: AxesSection = Field(description="what is varied")
+    models: Annotated[dict[str, dict[str, Any]], BeforeValidator(_models)] = Field(
+        {},
+        description="architectures (model of `torchmd-train`), with each of which all axes are gone along: names, or names "
+        "with settings that replace those of the base; none is the model of the base",
+    )
     seeds: Counts = Field((1,), min_length=1, description="seeds with each of which every network is trained")
     workers: Whole = Field(1, ge=1, description="networks that are trained side by side on this machine")
     threads: Whole | None = Field(
@@ -96,9 +106,11 @@ class Scaling(Section):
     @model_validator(mode="after")
     def _leaves_what_is_set(self) -> Self:
         _check_distinct(self.seeds, "seeds")
-        own = [name for name in OWN if self.training.get(name) is not None]
-        if own:
-            raise SettingError(f"{own[0]} is set for each network by the sweep. Remove it.", "training", own[0])
+        sections = [(("training",), self.training), *((("models", name), one) for name, one in self.models.items())]
+        for place, settings in sections:
+            own = [name for name in OWN if settings.get(name) is not None]
+            if own:
+                raise SettingError(f"{own[0]} is set for each network by the sweep. Remove it.", *place, own[0])
         return self
 
     def threads_of_each(self) -> int:

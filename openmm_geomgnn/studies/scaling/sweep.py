@@ -60,6 +60,8 @@ class Network:
     ----------
     name : str
         Of its folder.
+    model : str
+        Its architecture, as `torchmd-train` names it.
     axes : dict
         Axis -> value there; a network may lie on several.
     settings : dict
@@ -74,6 +76,7 @@ class Network:
     """
 
     name: str
+    model: str
     axes: dict[str, float | str]
     settings: dict[str, Any]
     split: str
@@ -116,7 +119,9 @@ class _Splits:
         return name, len(chosen)
 
 
-def plan(base: Mapping[str, Any], axes: Axes, seeds: Sequence[int]) -> Sweep:
+def plan(
+    base: Mapping[str, Any], axes: Axes, seeds: Sequence[int], models: Mapping[str, Mapping[str, Any]] | None = None
+) -> Sweep:
     """Make the networks of all axes; one that lies on several axes is there once.
 
     Parameters
@@ -127,6 +132,9 @@ def plan(base: Mapping[str, Any], axes: Axes, seeds: Sequence[int]) -> Sweep:
     seeds : sequence of int
         Of weights, noise and order of the conformers; each network is trained with each. What is held out, and the order in
         which conformers join the training set, have the seed of the base.
+    models : dict, optional
+        Architectures, each with settings that replace those of the base; all axes are gone along with each. By default only
+        that of the base.
 
     Raises
     ------
@@ -142,13 +150,14 @@ def plan(base: Mapping[str, Any], axes: Axes, seeds: Sequence[int]) -> Sweep:
     _check_data(axes, data)
     settings = {"save_interval": 1, **base}
     found: dict[str, Network] = {}
-    for axis, value, changes, sources, number in _points(settings, axes, splits):
-        split, conformers = splits.take(sources, number)
-        changed = {**settings, **changes}
-        for seed in seeds:
-            network = _named({**changed, "seed": int(seed)}, full, split, conformers)
-            known = found.setdefault(network.name, network)
-            found[network.name] = replace(known, axes={**known.axes, axis: value})
+    for model, own in (models or {"": {}}).items():
+        chosen = {**settings, **own, **({"model": model} if model else {})}
+        for axis, value, changes, sources, number in _points(chosen, axes, splits):
+            split, conformers = splits.take(sources, number)
+            for seed in seeds:
+                network = _named({**chosen, **changes, "seed": int(seed)}, full, split, conformers, model)
+                known = found.setdefault(network.name, network)
+                found[network.name] = replace(known, axes={**known.axes, axis: value})
     return Sweep([_counted(network) for network in found.values()], splits.found, data)
 
 
@@ -222,10 +231,11 @@ def _check_data(axes: Axes, data: TrainingData) -> None:
         raise GeomGNNError("Nothing is held out for validation, and there would be no loss to compare. Set val_size.")
 
 
-def _named(settings: dict[str, Any], full: Mapping[str, Any], split: str, conformers: int) -> Network:
+def _named(settings: dict[str, Any], full: Mapping[str, Any], split: str, conformers: int, model: str) -> Network:
+    """A network; its name says the architecture where the sweep names several."""
     depth, width, cutoff = (settings.get(name, full[name]) for name in SETTINGS.values())
-    name = f"layers{depth}-width{width}-cutoff{cutoff:g}-{split}-seed{settings['seed']}"
-    return Network(name, {}, settings, split, conformers)
+    parts = [model, f"layers{depth}", f"width{width}", f"cutoff{cutoff:g}", split, f"seed{settings['seed']}"]
+    return Network("-".join(filter(None, parts)), settings.get("model", full["model"]), {}, settings, split, conformers)
 
 
 def _counted(network: Network) -> Network:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from openmm_geomgnn.studies.scaling.training import Result
 LOSSES = {"first_epoch_loss": "after the first epoch", "best_loss": "converged"}
 SIZES = {"depth": "parameters", "width": "parameters", "data": "conformers"}  # axes that have a law, and of what
 COLUMNS = (
-    "network", "axes", "parameters", "conformers", "samples", "status", "first_epoch_loss", "best_loss", "best_epoch",
-    "epochs", "converged", "wall_seconds", "reason",
+    "network", "model", "axes", "parameters", "conformers", "samples", "status", "first_epoch_loss", "best_loss",
+    "best_epoch", "epochs", "converged", "wall_seconds", "reason",
 )  # fmt: skip
 
 
@@ -42,15 +43,16 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
         network, result = self.network, asdict(self.result)
-        found = {"network": network.name, "axes": network.axes, "parameters": network.parameters}
+        found = {"network": network.name, "model": network.model, "axes": network.axes, "parameters": network.parameters}
         found |= {"conformers": network.conformers, "samples": self.samples, **result}
         return {name: found[name] for name in COLUMNS}
 
 
 @dataclass(frozen=True)
 class AxisLaw:
-    """Laws of one loss along one axis; `comparison` is None where `words` says why nothing was fitted."""
+    """Laws of one loss of an architecture along an axis; `comparison` is None where `words` says why nothing was fitted."""
 
+    model: str
     axis: str
     loss: str
     size: str
@@ -59,7 +61,8 @@ class AxisLaw:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
-        found: dict[str, Any] = {"axis": self.axis, "loss": self.loss, "size": self.size, "words": self.words, "laws": []}
+        found: dict[str, Any] = asdict(replace(self, comparison=None)) | {"laws": []}
+        found.pop("comparison")
         if self.comparison is not None:
             found |= {"preferred": self.comparison.preferred, "weights": self.comparison.weights}
             for fit in self.comparison.fits:
@@ -69,26 +72,30 @@ class AxisLaw:
         return found
 
 
-def points(rows: Sequence[Row], axis: str, loss: str) -> tuple[list[float], list[float]]:
-    """Sizes and losses of the trained networks on an axis."""
-    chosen = [row for row in rows if row.trained and axis in row.network.axes]
+def models_of(rows: Sequence[Row]) -> list[str]:
+    """The architectures of a sweep, in their order."""
+    return list(dict.fromkeys(row.network.model for row in rows))
+
+
+def points(rows: Sequence[Row], model: str, axis: str, loss: str) -> tuple[list[float], list[float]]:
+    """Sizes and losses of the trained networks of an architecture on an axis."""
+    chosen = [row for row in rows if row.trained and row.network.model == model and axis in row.network.axes]
     sizes = [row.network.parameters if SIZES[axis] == "parameters" else row.network.conformers for row in chosen]
     return [float(size or 0) for size in sizes], [float(getattr(row.result, loss)) for row in chosen]
 
 
 def fit_axes(rows: Sequence[Row]) -> list[AxisLaw]:
-    """Fit the laws of every axis that has one, for both losses."""
+    """Fit the laws of every axis that has one, for both losses and every architecture."""
     found = []
-    for loss in LOSSES:
-        for axis, size in SIZES.items():
-            sizes, values = points(rows, axis, loss)
-            if not sizes:
-                continue
-            try:
-                comparison = fit_laws(sizes, values)
-                found.append(AxisLaw(axis, loss, size, comparison, comparison.words))
-            except GeomGNNError as error:
-                found.append(AxisLaw(axis, loss, size, None, str(error)))
+    for loss, (axis, size), model in product(LOSSES, SIZES.items(), models_of(rows)):
+        sizes, values = points(rows, model, axis, loss)
+        if not sizes:
+            continue
+        try:
+            comparison = fit_laws(sizes, values)
+            found.append(AxisLaw(model, axis, loss, size, comparison, comparison.words))
+        except GeomGNNError as error:
+            found.append(AxisLaw(model, axis, loss, size, None, str(error)))
     return found
 
 
