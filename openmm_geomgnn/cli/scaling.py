@@ -9,20 +9,19 @@ import numpy as np
 from openmm_geomgnn.analysis.report import write_report, write_summary
 from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.settings.scaling import OWN, Scaling
-from openmm_geomgnn.cli.settings.yaml_text import read_yaml, write_yaml
+from openmm_geomgnn.cli.settings.yaml_text import read_yaml
 from openmm_geomgnn.cli.tables import new_table, print_table
-from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.cli.trainings import NETWORKS, SPLITS, absolute, result_so_far, write_configuration, write_split
 from openmm_geomgnn.formatting import count_of, duration, format_values
 from openmm_geomgnn.locks import locked
-from openmm_geomgnn.studies.scaling import trainer
 from openmm_geomgnn.studies.scaling.figures import axes_figure, law_figure
-from openmm_geomgnn.studies.scaling.parallel import train_networks
-from openmm_geomgnn.studies.scaling.sweep import Aspect, Axes, Network, Sweep, plan
+from openmm_geomgnn.studies.scaling.sweep import Aspect, Axes, Sweep, plan
 from openmm_geomgnn.studies.scaling.table import LOSSES, AxisLaw, Row, fit_axes, write_table
-from openmm_geomgnn.studies.scaling.training import CONFIGURATION, TRAINING, Result, load_result
+from openmm_geomgnn.studies.training import trainer
+from openmm_geomgnn.studies.training.folder import Result
+from openmm_geomgnn.studies.training.parallel import train_networks
 
-NETWORKS, SPLITS, TABLE, NUMBERS, REPORT = "networks", "splits", "networks.csv", "scaling.json", "report.html"
+TABLE, NUMBERS, REPORT = "networks.csv", "scaling.json", "report.html"
 FORMAT, VERSION = "openmm-geomgnn scaling", 1
 _START = 15.0  # s that a trainer needs before its first step
 _CAPTIONS = {
@@ -41,7 +40,7 @@ def run_scaling(settings: Scaling) -> dict[str, Any]:
     sweep = planned(settings)
     with locked(settings.output):
         folders = _prepare(settings.output, sweep)
-        results = {network.name: _beginning(network, folders[network.name]) for network in sweep.networks}
+        results = {network.name: result_so_far(folders[network.name], network.reason) for network in sweep.networks}
         open_ = [folders[n.name] for n in sweep.networks if results[n.name].status == "ended" and not n.reason]
         done = len(folders) - len(open_)
         with bar("Training", "networks") as update:
@@ -90,18 +89,7 @@ def check_scaling(settings: Scaling) -> None:
 def _base(settings: Scaling) -> dict[str, Any]:
     """Settings of `torchmd-train` that all networks have; files in them are relative to where the command runs."""
     base = {**read_yaml(settings.base)[0], **settings.training}
-    return _absolute({name: value for name, value in base.items() if name not in OWN})
-
-
-def _absolute(value: Any, key: str = "") -> Any:
-    """With absolute paths of the files and folders that are there."""
-    if isinstance(value, dict):
-        return {name: _absolute(entry, name) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_absolute(entry, key) for entry in value]
-    if key in ("dataset_root", "file", "splits") and isinstance(value, str) and Path(value).expanduser().exists():
-        return str(Path(value).expanduser().absolute())
-    return value
+    return absolute({name: value for name, value in base.items() if name not in OWN})
 
 
 def _prepare(output: Path, sweep: Sweep) -> dict[str, Path]:
@@ -110,46 +98,12 @@ def _prepare(output: Path, sweep: Sweep) -> dict[str, Path]:
     Raises GeomGNNError if settings of a network are there that differ.
     """
     found = {network.name: output / NETWORKS / network.name for network in sweep.networks}
-    held: dict[str, Any] = {"idx_val": sweep.data.val, "idx_test": sweep.data.test}
+    splits = {name: output / SPLITS / f"{name}.npz" for name in sweep.splits}
     for name, train in sweep.splits.items():
-        path, arrays = output / SPLITS / f"{name}.npz", {"idx_train": train, **held}
-        if not path.exists():
-            with atomic_write(path) as temporary:
-                np.savez(temporary, **arrays)
-        elif not _same_split(path, arrays):
-            raise GeomGNNError(f"{path} holds other conformers: the data have changed. Give another output.")
+        write_split(splits[name], {"idx_train": train, "idx_val": sweep.data.val, "idx_test": sweep.data.test})
     for network in sweep.networks:
-        folder = found[network.name]
-        places = {"log_dir": str(folder / TRAINING), "splits": str(output / SPLITS / f"{network.split}.npz")}
-        text = write_yaml({**network.settings, **places})
-        path = folder / CONFIGURATION
-        if path.exists():
-            before = read_yaml(path)[0]
-            other = {
-                k for k in before.keys() | network.settings.keys() if before.get(k) != network.settings.get(k)
-            } - places.keys()
-            if other:
-                raise GeomGNNError(
-                    f"{path} is of a sweep with other settings ({', '.join(sorted(other))}). Give another output, or move "
-                    "that one away."
-                )
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_configuration(found[network.name], network.settings, splits[network.split])
     return found
-
-
-def _same_split(path: Path, expected: Mapping[str, np.ndarray]) -> bool:
-    try:
-        with np.load(path) as file:
-            return all(np.array_equal(file[name], values) for name, values in expected.items())
-    except Exception:  # NumPy and zipfile raise all kinds of exceptions
-        return False
-
-
-def _beginning(network: Network, folder: Path) -> Result:
-    if network.reason:
-        return Result("failed", network.reason)
-    return load_result(folder) or Result("ended", "it was not trained yet")
 
 
 def _rows(sweep: Sweep, results: Mapping[str, Result]) -> list[Row]:

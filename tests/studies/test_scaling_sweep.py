@@ -8,8 +8,8 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.studies.scaling.figures import law_figure
 from openmm_geomgnn.studies.scaling.sweep import Aspect, Axes, plan, widths
 from openmm_geomgnn.studies.scaling.table import Row, fit_axes, models_of
-from openmm_geomgnn.studies.scaling.trainer import count_parameters
-from openmm_geomgnn.studies.scaling.training import Result
+from openmm_geomgnn.studies.training.folder import Result
+from openmm_geomgnn.studies.training.trainer import count_parameters
 
 pytestmark = pytest.mark.slow
 

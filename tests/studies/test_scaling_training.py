@@ -19,8 +19,7 @@ from torchmdnet.scripts import train as upstream
 from openmm_geomgnn.cli.scaling import NUMBERS, REPORT, TABLE, run_scaling
 from openmm_geomgnn.cli.settings.yaml_files import load_scaling
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.studies.scaling.parallel import train_networks
-from openmm_geomgnn.studies.scaling.training import (
+from openmm_geomgnn.studies.training.folder import (
     CONFIGURATION,
     RESULT,
     TRAINING,
@@ -31,6 +30,7 @@ from openmm_geomgnn.studies.scaling.training import (
     stop_all,
     train_network,
 )
+from openmm_geomgnn.studies.training.parallel import train_networks
 
 pytestmark = pytest.mark.slow
 SWEEP = """

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.studies.scaling import trainer
-from openmm_geomgnn.studies.scaling.trainer import TrainingData
+from openmm_geomgnn.studies.training import trainer
+from openmm_geomgnn.studies.training.trainer import TrainingData
 
 AXES = ("depth", "width", "aspect", "cutoff", "data", "source")
 SETTINGS = {"depth": "num_layers", "width": "embedding_dimension", "cutoff": "cutoff_upper"}

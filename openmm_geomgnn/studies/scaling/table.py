@@ -13,7 +13,7 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.studies.scaling.fits import Comparison, fit_laws
 from openmm_geomgnn.studies.scaling.sweep import Network
-from openmm_geomgnn.studies.scaling.training import Result
+from openmm_geomgnn.studies.training.folder import Result
 
 LOSSES = {"first_epoch_loss": "after the first epoch", "best_loss": "converged"}
 SIZES = {"depth": "parameters", "width": "parameters", "data": "conformers"}  # axes that have a law, and of what

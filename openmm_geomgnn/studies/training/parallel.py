@@ -10,7 +10,7 @@ from typing import Any
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.processes import dask_client
-from openmm_geomgnn.studies.scaling.training import Result, may_run_again, stop_all, train_network
+from openmm_geomgnn.studies.training.folder import Result, may_run_again, stop_all, train_network
 
 
 def train_networks(
