@@ -123,6 +123,40 @@ def _forcefield() -> "app.ForceField":
     return app.ForceField(*SystemSettings().forcefield)
 
 
+def _platform() -> Any:
+    """For such a small molecule the Reference platform is fastest, and its results do not depend on threads."""
+    import openmm
+
+    return openmm.Platform.getPlatform("Reference")
+
+
+def build_peptide(sequence: str) -> tuple["app.Topology", Any]:
+    """Extended ACE-`sequence`-NME with hydrogens, not minimised.
+
+    Parameters
+    ----------
+    sequence : str
+        One-letter codes, all L.
+
+    Returns
+    -------
+    topology : openmm.app.Topology
+    positions : openmm Quantity
+    """
+    from openmm import app
+
+    pdb = app.PDBFile(io.StringIO(capped_pdb(sequence)))
+    modeller = app.Modeller(pdb.topology, pdb.positions)
+    # Modeller draws the first guess of the hydrogens from the process-wide generator
+    state = random.getstate()
+    try:
+        random.seed(sequence)
+        modeller.addHydrogens(_forcefield(), platform=_platform())
+    finally:
+        random.setstate(state)
+    return modeller.topology, modeller.positions
+
+
 class Peptide:
     """ACE-`sequence`-NME in implicit solvent, ready to run from random torsions.
 
@@ -133,30 +167,20 @@ class Peptide:
 
     def __init__(self, sequence: str) -> None:
         import openmm
-        from openmm import app
 
         from openmm_geomgnn.sampling.systems import SystemSettings, build_system
 
-        # for such a small molecule the Reference platform is fastest, and its results do not depend on threads
-        platform = openmm.Platform.getPlatform("Reference")
-        pdb = app.PDBFile(io.StringIO(capped_pdb(sequence)))
-        modeller = app.Modeller(pdb.topology, pdb.positions)
-        # Modeller draws the first guess of the hydrogens from the process-wide generator
-        state = random.getstate()
-        try:
-            random.seed(sequence)
-            modeller.addHydrogens(_forcefield(), platform=platform)
-        finally:
-            random.setstate(state)
-        system = build_system(modeller.topology, SystemSettings(hydrogen_mass=2.0))
-        self.z = np.array([a.element.atomic_number for a in modeller.topology.atoms()])
-        bonds = np.array([(b[0].index, b[1].index) for b in modeller.topology.bonds()])
+        platform = _platform()
+        topology, positions = build_peptide(sequence)
+        system = build_system(topology, SystemSettings(hydrogen_mass=2.0))
+        self.z = np.array([a.element.atomic_number for a in topology.atoms()])
+        bonds = np.array([(b[0].index, b[1].index) for b in topology.bonds()])
         self._heavy_bonds = bonds[(self.z[bonds] > 1).all(axis=1)]
         self._apart = bond_distances(len(self.z), bonds) > 3
-        self._torsions = rotatable_bonds(modeller.topology, bonds)
+        self._torsions = rotatable_bonds(topology, bonds)
         self._integrator = openmm.LangevinMiddleIntegrator(300.0, 1.0, TIME_STEP)
         self._context = openmm.Context(system, self._integrator, platform)
-        self._context.setPositions(modeller.positions)
+        self._context.setPositions(positions)
         openmm.LocalEnergyMinimizer.minimize(self._context, 10.0, 500)
         self._reference = self._positions()
         self._reference_lengths = self._lengths(self._reference)
