@@ -151,7 +151,7 @@ def default_text(field):
         return "made from the file's name"
     value, unit = field.get_default(call_default_factory=True), unit_of(field)
     if unit and isinstance(value, tuple):
-        return f"[{', '.join(f'{one:g} {unit}' for one in value)}]"
+        return f"[{', '.join('null' if one is None else f'{one:g} {unit}' for one in value)}]"
     if unit and value is not None:
         text = str(value).removesuffix(".0")
         return text + (unit[1:] if unit.startswith("1/") else f" {unit}")

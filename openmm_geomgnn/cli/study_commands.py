@@ -70,3 +70,18 @@ def scaling(
         from openmm_geomgnn.cli import scaling as study
 
         study.check_scaling(chosen) if check else study.run_scaling(chosen)
+
+
+@studies.command()
+def transfer(
+    settings_file: Annotated[Path, typer.Argument(metavar="TRANSFER", help="Such as protocols/transfer-peptides.yaml.")],
+    settings: Settings = None,
+) -> None:
+    """Train a CV on some molecules and use it on another: held-out VAMP-2 beside CVs fitted to that one."""
+    from openmm_geomgnn.cli.settings.yaml_files import load_transfer
+
+    chosen = load_transfer(settings_file, overrides(settings))
+    with interruptible("The same command continues with what is missing."):
+        from openmm_geomgnn.cli import transfer as transferring
+
+        transferring.run_transfer(chosen)

@@ -5,6 +5,7 @@ from .covariance import Covariances, Pairs, covariances
 from .gap import basin_gap
 from .linear import LinearBasis, fit_linear, linear_basis
 from .loss import vamp2
+from .shared import SharedLobe, train_shared_lobe
 from .transitions import Transitions, basins, transitions
 from .validation import (
     Segment,
@@ -27,6 +28,7 @@ __all__ = [
     "LinearBasis",
     "Pairs",
     "Segment",
+    "SharedLobe",
     "Transitions",
     "VAMPNetResult",
     "VAMPNetSettings",
@@ -49,6 +51,7 @@ __all__ = [
     "skewness",
     "static_weights",
     "timescales",
+    "train_shared_lobe",
     "train_vampnet",
     "transitions",
     "vamp",

@@ -79,7 +79,7 @@ class VAMPNetResult:
     def transform(self, tokens: npt.ArrayLike | Tensor) -> np.ndarray:
         """Evaluate psi (T, n_components) from tokens (T, ...), in float64 throughout."""
         double = copy.deepcopy(self.lobe).double()
-        return self.model.transform(_evaluate(double, torch.as_tensor(tokens)))
+        return self.model.transform(evaluate(double, torch.as_tensor(tokens)))
 
 
 def train_vampnet(
@@ -139,7 +139,7 @@ def train_vampnet(
     estimator.
     """
     how, data = VAMPNetSettings(**settings), _Data(tokens, lagtime, weights, pairs)
-    like = _first_trainable(lobe)
+    like = first_trainable(lobe)
     training, validation, test = hold_out(data.lengths, lagtime, (how.validation_fraction, how.test_fraction), seed=how.seed)
     lobe = _prepared_copy(lobe, data, training, n_components, like)
     scale = _spread([s.take(data.tokens) for s in training]).to(like) if how.gradient_penalty else None
@@ -238,7 +238,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
-def _first_trainable(lobe: nn.Module) -> Tensor:
+def first_trainable(lobe: nn.Module) -> Tensor:
     """The parameter that sets the device and dtype of the tokens."""
     trainable = next((p for p in lobe.parameters() if p.requires_grad), None)
     if trainable is None:
@@ -252,11 +252,12 @@ def _prepared_copy(lobe: nn.Module, data: _Data, training: Sequence[Segment], n_
     set_statistics = getattr(lobe, "set_statistics", None)
     if set_statistics is not None and not lobe.has_statistics:
         set_statistics([s.take(data.tokens) for s in training])
-    _check_outputs(lobe, data.tokens[0][:2].to(like), n_components)
+    check_outputs(lobe, data.tokens[0][:2].to(like), n_components)
     return lobe
 
 
-def _check_outputs(lobe: nn.Module, tokens: Tensor, n_components: int) -> None:
+def check_outputs(lobe: nn.Module, tokens: Tensor, n_components: int) -> None:
+    """Raise a GeomGNNError unless a lobe makes of tokens (B, ...) at least n_components numbers for each frame."""
     with torch.no_grad():
         chi = lobe(tokens)
     if chi.ndim != 2 or len(chi) != len(tokens):
@@ -306,7 +307,7 @@ def _norms(tokens: Tensor) -> Tensor:
     return torch.stack([tokens[..., 0, :], tokens[..., 1:, :].norm(dim=-2)], dim=-2)
 
 
-def _evaluate(lobe: nn.Module, tokens: Tensor) -> np.ndarray:
+def evaluate(lobe: nn.Module, tokens: Tensor) -> np.ndarray:
     """Outputs chi (T, k) in float64, evaluated in the lobe's dtype on the lobe's device."""
     p = next(lobe.parameters())
     with torch.no_grad():
@@ -327,7 +328,7 @@ class _Scores:
         settings: VAMPNetSettings,
         epoch: int,
     ):
-        chi = [_evaluate(lobe, x) for x in data.tokens]
+        chi = [evaluate(lobe, x) for x in data.tokens]
         if not all(np.isfinite(x).all() for x in chi):
             raise GeomGNNError(
                 f"The network's outputs are not finite after epoch {epoch}: take a lower learning rate or a larger batch."
@@ -379,7 +380,7 @@ def _cut(segment: Segment, count: int) -> list[Segment]:
 
 def _final_model(lobe: nn.Module, data: _Data, n_components: int, settings: VAMPNetSettings) -> KoopmanModel:
     double = copy.deepcopy(lobe).double()
-    chi = [_evaluate(double, x) for x in data.tokens]
+    chi = [evaluate(double, x) for x in data.tokens]
     moments = covariances(chi, data.lagtime, data.frame_weights, settings.reversible, data.given)
     model = vamp(moments, n_components, settings.epsilon)
     return with_sign(model, np.concatenate([model.transform(x) for x in chi]))

@@ -19,6 +19,7 @@ COMPLETE = {
     "label-noise": "protocols/label-noise.yaml",
     "scaling": "protocols/scaling.yaml",
     "diagnose": "protocols/diagnose.yaml",
+    "transfer": "protocols/transfer-peptides.yaml",
     "torchmd-train": "protocols/pretrain.yaml",
 }
 MODELS = {command.removeprefix("geomgnn "): model for model, command in COMMANDS.items()}

@@ -20,6 +20,7 @@ from openmm_geomgnn.cli.settings.project import Project
 from openmm_geomgnn.cli.settings.protocol import Embed, Fit, Protocol, Schedule
 from openmm_geomgnn.cli.settings.scaling import Scaling
 from openmm_geomgnn.cli.settings.score import Score
+from openmm_geomgnn.cli.settings.transfer import Transfer
 from openmm_geomgnn.cli.settings.yaml_text import Lines, read_value, read_yaml, write_yaml
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formatting import format_setting
@@ -39,6 +40,7 @@ __all__ = [
     "Scaling",
     "Schedule",
     "Score",
+    "Transfer",
     "compute_settings",
     "distill_settings",
     "dump",
@@ -53,6 +55,7 @@ __all__ = [
     "load_protocol",
     "load_scaling",
     "load_score",
+    "load_transfer",
 ]
 
 COMMANDS = {
@@ -67,6 +70,7 @@ COMMANDS = {
     LabelNoise: "geomgnn label-noise",
     Scaling: "geomgnn scaling",
     Diagnose: "geomgnn diagnose",
+    Transfer: "geomgnn transfer",
 }
 COMMAND_LINE = "the command line"  # where settings are that are in no file
 # among the options of `geomgnn embed` and `geomgnn distill`
@@ -190,6 +194,11 @@ def load_diagnose(path: PathLike, overrides: Mapping[str, Any] | None = None) ->
 def load_scaling(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Scaling:
     """The `Scaling` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(Scaling, path, overrides)
+
+
+def load_transfer(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Transfer:
+    """The `Transfer` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(Transfer, path, overrides)
 
 
 def dump(config: Section) -> str:

@@ -97,7 +97,9 @@ def make_runs(
         indices = [number * peptides.runs + run for run in range(peptides.runs)]
         specs += [_spec(peptides, structure, index) for index in indices]
         found.append((name, structure, indices))
-    paths = [one.path for one in run_unbiased(specs, peptides.length, folder, processes=peptides.processes, progress=progress)]
+    paths = [
+        one.path for one in run_unbiased(specs, peptides.length, folder, processes=peptides.processes, progress=progress)
+    ]
     return [(name, structure, [paths[index] for index in indices]) for name, structure, indices in found]
 
 
