@@ -18,7 +18,7 @@ from openmm_geomgnn.cv.readouts import cache as readout_cache
 from openmm_geomgnn.cv.readouts.linear_kernels import read_out
 from openmm_geomgnn.cv.students import kernels as student_kernels
 from torchmdnet_ext.compiled import cache as kernel_cache
-from torchmdnet_ext.kernels import message_kernels
+from torchmdnet_ext.kernels import message_kernels, tensornet_messages
 from torchmdnet_ext.kernels.cache import signatures
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,11 @@ def test_signatures_of_what_is_compiled():
 
 OURS = "openmm_geomgnn", "torchmdnet_ext"
 # modules that keep what they compile in a folder, and the sources that its key is made of
-KEPT = {message_kernels: message_kernels.SOURCES, student_kernels: student_kernels._SOURCES}
+KEPT = {
+    message_kernels: message_kernels.SOURCES,
+    tensornet_messages: tensornet_messages.SOURCES,
+    student_kernels: student_kernels._SOURCES,
+}
 READOUTS = "openmm_geomgnn.cv.readouts."
 KERNELS = READOUTS, "torchmdnet_ext.compiled.", "torchmdnet_ext.kernels."
 KEEPERS = {

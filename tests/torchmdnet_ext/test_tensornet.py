@@ -18,17 +18,8 @@ from openmm_geomgnn.testing.numerics import JUMP, as_if_trained, generator, mole
 from torchmdnet_ext.checkpoints import read_denoiser
 from torchmdnet_ext.datasets.conformers import Conformers, write_conformers
 from torchmdnet_ext.models import tensornet
-from torchmdnet_ext.models.tensornet import (
-    BASIS,
-    FLIP,
-    Exchange,
-    SmoothTensorNet,
-    components,
-    edge_components,
-    matrices,
-    product,
-    spread,
-)
+from torchmdnet_ext.models.tensor_components import BASIS, FLIP, components, edge_components, matrices, product, spread
+from torchmdnet_ext.models.tensornet import Exchange, SmoothTensorNet
 
 pytestmark = pytest.mark.slow
 

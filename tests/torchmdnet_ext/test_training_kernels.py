@@ -5,15 +5,17 @@ import copy
 import pytest
 import torch
 from physics import NetworkSuite
+from training_cases import batch, check_by_differences, gradients, largest_difference, plain, scalar
 
 pytest.importorskip("numba")
 
 from openmm_geomgnn.testing.encoders import CUTOFF
-from openmm_geomgnn.testing.numerics import as_if_trained, molecule, randn, relative
+from openmm_geomgnn.testing.numerics import as_if_trained, randn, relative
 from torchmdnet_ext.heads.noise import EquivariantNoise
-from torchmdnet_ext.models import fused_attention
+from torchmdnet_ext.models import fused_attention, radial_grid
 from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
-from torchmdnet_ext.models.fused_attention import LANES, TOLERANCE, FusedMessages, RadialGrid, reason_against
+from torchmdnet_ext.models.fused_attention import LANES, FusedMessages, reason_against
+from torchmdnet_ext.models.radial_grid import TOLERANCE, RadialGrid
 
 pytestmark = pytest.mark.slow
 
@@ -27,38 +29,6 @@ def make(dtype=torch.float64, **settings):
     defaults = {**SETTINGS, "neighbor_embedding": False, "trainable_rbf": False, "dtype": dtype}
     network = SmoothEquivariantTransformer(**{**defaults, **settings})
     return as_if_trained(network.to(dtype)).train()
-
-
-def batch(sizes=(20, 1, 17, 2, 22), dtype=torch.float64):
-    """Molecules; in the first, one atom is out of reach and two are at the same place."""
-    parts = [molecule(n, seed=n) for n in sizes]
-    parts[0][1][4] += 40.0
-    parts[0][1][7] = parts[0][1][9]
-    z, pos = torch.cat([z for z, _ in parts]), torch.cat([pos for _, pos in parts])
-    return z, pos.to(dtype), torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-
-
-def scalar(x, v):
-    return (x * randn(*x.shape, seed=3).to(x)).sum() + (v * randn(*v.shape, seed=4).to(v)).sum()
-
-
-def gradients(network, z, pos, graphs):
-    """Features, and the gradients of a scalar of them with respect to all parameters."""
-    x, v, *_ = network(z, pos, graphs)
-    energy = scalar(x, v)
-    names, parameters = zip(*((name, p) for name, p in network.named_parameters() if p.requires_grad), strict=True)
-    return {"x": x, "v": v, **dict(zip(names, torch.autograd.grad(energy, parameters), strict=True))}
-
-
-def plain(network):
-    network = copy.deepcopy(network)
-    network.compiled = False
-    return network
-
-
-def largest_difference(found, expected):
-    assert found.keys() == expected.keys()
-    return max(relative(found[name], expected[name]) for name in found if bool(expected[name].any()))
 
 
 class TestPhysicsOfCompiledMessages(NetworkSuite):
@@ -153,9 +123,9 @@ class TestGrid:
         assert grid.suits(10_000) and not grid.suits(grid.intervals)
         distance = torch.rand(2000, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 5.0
         distance[:2] = torch.tensor([0.0, 5.0])
-        row, weight = fused_attention.stencil(distance, 5.0, grid.intervals)
+        row, weight = radial_grid.stencil(distance, 5.0, grid.intervals)
         expansion = copy.deepcopy(network.distance_expansion).double()
-        values = expansion(fused_attention.grid_nodes(5.0, grid.intervals))
+        values = expansion(radial_grid.grid_nodes(5.0, grid.intervals))
         interpolated = (weight[:, :, None] * values[row[:, None] + torch.arange(4)]).sum(1)
         assert relative(interpolated, expansion(distance)) < 1.5 * TOLERANCE
         torch.testing.assert_close(grid.basis(), values.float(), rtol=0, atol=0)
@@ -210,23 +180,6 @@ def test_the_same_batch_gives_the_same_bits():
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def check_by_differences(network, h=1e-5):
-    """The gradient by each parameter, along a random direction, against central differences of the scalar."""
-    arguments = batch((10, 1, 8))
-    found, largest = gradients(network, *arguments), 0.0
-    for k, (name, parameter) in enumerate(network.named_parameters()):
-        direction, values = randn(*parameter.shape, seed=k).to(parameter), []
-        with torch.no_grad():
-            for step in (h, -2 * h):
-                parameter += step * direction
-                values.append(float(scalar(*network(*arguments)[:2])))
-            parameter += h * direction
-        slope = float((found[name] * direction).sum())
-        assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-5, abs=1e-6), name
-        largest = max(largest, abs(slope))
-    assert largest > 1.0
-
-
 class TestPlainPath:
     """Whatever the kernels do not cover runs in plain PyTorch, whose gradients are those of differences."""
 
@@ -238,7 +191,7 @@ class TestPlainPath:
         monkeypatch.setattr(fused_attention._Messages, "apply", refuse)
 
     def test_without_numba(self, monkeypatch):
-        monkeypatch.setattr(fused_attention, "numba_is_there", lambda: False)
+        monkeypatch.setattr(radial_grid, "numba_is_there", lambda: False)
         assert "numba" in reason_against(make(), batch()[1], None)
         check_by_differences(make())
 

@@ -14,8 +14,9 @@ from torchmdnet.models.torchmd_et import EquivariantMultiHeadAttention, TorchMD_
 from torchmdnet.models.utils import act_class_mapping
 
 from torchmdnet_ext.models.envelopes import DEFAULT_WIDTH, enveloped_neighbour_embedding, make_envelope
-from torchmdnet_ext.models.fused_attention import FusedMessages, RadialGrid, reason_against
+from torchmdnet_ext.models.fused_attention import FusedMessages, reason_against
 from torchmdnet_ext.models.neighbours import Graph, Neighbours
+from torchmdnet_ext.models.radial_grid import RadialGrid
 
 
 class SmoothAttention(EquivariantMultiHeadAttention):

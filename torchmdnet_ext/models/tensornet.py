@@ -9,10 +9,9 @@ read-out of vectors. An inversion of the positions turns X into its transpose, w
 with, so the antisymmetric part changes its sign as the positions do: read out as a vector, it is a true one.
 """
 
-import functools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,62 +19,22 @@ from torch.nn import functional
 from torchmdnet.models.utils import CosineCutoff, act_class_mapping, rbf_class_mapping
 
 from torchmdnet_ext.models.envelopes import DEFAULT_WIDTH, make_envelope
+from torchmdnet_ext.models.fused_tensors import fused_tensors, reason_against
 from torchmdnet_ext.models.neighbours import Graph, Neighbours
+from torchmdnet_ext.models.radial_grid import RadialGrid
+from torchmdnet_ext.models.tensor_components import (
+    FLIP,
+    PARTS,
+    components,
+    edge_components,
+    like,
+    matrices,
+    product,
+    spread,
+    squared_norm,
+)
 
-PARTS = (slice(0, 1), slice(1, 4), slice(4, 9))  # the components of I, A and S
 PAIRS_AT_ONCE = 512  # on a CPU: their messages stay in its cache
-
-
-def _orthonormal_basis() -> Tensor:
-    """(9, 3, 3), float64: the unit matrix, three antisymmetric and five symmetric traceless matrices, each of norm 1."""
-    basis = torch.zeros(9, 3, 3, dtype=torch.float64)
-    basis[0] = torch.eye(3, dtype=torch.float64) / math.sqrt(3)
-    for k, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):
-        basis[1 + k, i, j], basis[1 + k, j, i] = math.sqrt(0.5), -math.sqrt(0.5)
-        basis[4 + k, i, j] = basis[4 + k, j, i] = math.sqrt(0.5)
-    basis[7] = torch.diag(torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)) / math.sqrt(2)
-    basis[8] = torch.diag(torch.tensor([-1.0, -1.0, 2.0], dtype=torch.float64)) / math.sqrt(6)
-    return basis
-
-
-BASIS = _orthonormal_basis()
-FLIP = torch.tensor([1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0])[:, None]  # (9, 1): the other direction of an edge
-
-
-def like(constant: Tensor, x: Tensor) -> Tensor:
-    """BASIS or FLIP with the precision and on the device of `x`."""
-    return constant.to(x) if x.device == constant.device else _copied(constant, x.dtype, x.device)
-
-
-@functools.cache
-def _copied(constant: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Copied to a GPU once: a copy in each evaluation would wait for the GPU, and cannot be part of a CUDA graph."""
-    return constant.to(device, dtype)
-
-
-def matrices(x: Tensor) -> Tensor:
-    """Components (N, 9, H) -> matrices (N, 3, 3, H)."""
-    return (like(BASIS, x).flatten(1).T @ x).unflatten(1, (3, 3))
-
-
-def components(matrix: Tensor) -> Tensor:
-    """Matrices (N, 3, 3, H) -> components (N, 9, H)."""
-    return like(BASIS, matrix).flatten(1) @ matrix.flatten(1, 2)
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply matrices (N, 3, 3, H) and (N, 3, 3, H) channel by channel."""
-    return cast(Tensor, sum(a[:, :, k, None] * b[:, None, k] for k in range(3)))
-
-
-def squared_norm(x: Tensor) -> Tensor:
-    """Compute squared Frobenius norms (N, 1, H) of matrices with components (N, 9, H)."""
-    return x.square().sum(1, keepdim=True)
-
-
-def spread(factors: Tensor) -> Tensor:
-    """A factor for each part (M, 3, H) -> one for each component (M, 9, H)."""
-    return torch.cat([factors[:, :1], factors[:, 1:2].expand(-1, 3, -1), factors[:, 2:].expand(-1, 5, -1)], 1)
 
 
 class Exchange(torch.autograd.Function):
@@ -128,13 +87,6 @@ def mix(linears: Iterable[nn.Module], x: Tensor) -> Tensor:
     return torch.cat([linear(x[:, part]) for linear, part in zip(linears, PARTS, strict=True)], 1)
 
 
-def edge_components(direction: Tensor) -> Tensor:
-    """(P, 9) components of 1 - [u]x + (u u^T - 1/3) for unit vectors u (P, 3), from the centre to its neighbour."""
-    symmetric = (direction[:, :, None] * direction[:, None]).flatten(1) @ like(BASIS, direction)[4:].flatten(1).T
-    unit = direction.new_full((direction.shape[0], 1), math.sqrt(3))
-    return torch.cat([unit, math.sqrt(2) * direction, symmetric], 1)
-
-
 class TensorEmbedding(nn.Module):
     """The initial tensors, from the elements, directions and distances of each atom's neighbours."""
 
@@ -150,6 +102,13 @@ class TensorEmbedding(nn.Module):
         self.init_norm = nn.LayerNorm(hidden_channels)
         self.act = activation()
 
+    def of_elements(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What the elements of centre and neighbour add to the factor of an edge, (N, H) each: one linear map of both."""
+        width = self.emb.embedding_dim
+        elements = self.emb(z)
+        centre = functional.linear(elements, self.emb2.weight[:, :width], self.emb2.bias)
+        return centre, functional.linear(elements, self.emb2.weight[:, width:])
+
     def forward(self, z: Tensor, graph: Graph, rbf: Tensor, weight: Tensor) -> Tensor:
         """Components (N, 9, H).
 
@@ -160,12 +119,7 @@ class TensorEmbedding(nn.Module):
         """
         radial = torch.stack([proj(rbf) for proj in (self.distance_proj1, self.distance_proj2, self.distance_proj3)], 1)
         radial = radial * weight.unsqueeze(1)
-        # one linear map of the elements of centre and neighbour is the sum of two
-        width = self.emb.embedding_dim
-        elements = self.emb(z)
-        centre = functional.linear(elements, self.emb2.weight[:, :width], self.emb2.bias)
-        neighbour = functional.linear(elements, self.emb2.weight[:, width:])
-
+        centre, neighbour = self.of_elements(z)
         i, j = graph.i, graph.j
         message = spread(radial[:-1]) * edge_components(graph.direction).unsqueeze(2)
         towards_i = message * (centre[i] + neighbour[j]).unsqueeze(1)
@@ -230,6 +184,12 @@ class SmoothTensorNet(nn.Module):
     smooth_cutoff, envelope_width
         The C2 envelope on every message. Without it forces have a kink where a pair crosses the cutoff.
 
+    Attributes
+    ----------
+    compiled : bool
+        Whether training on a CPU may use the compiled layers of `fused_tensors` (the default); they are used where numba is
+        installed and the positions need no gradient, and have no second derivatives.
+
     Raises
     ------
     ValueError
@@ -268,6 +228,8 @@ class SmoothTensorNet(nn.Module):
         act_class = act_class_mapping[activation]
         self.distance = Neighbours(cutoff_upper, box_vecs)
         self.distance_expansion = rbf_class_mapping[rbf_type](0.0, cutoff_upper, num_rbf, trainable_rbf)
+        self.compiled = True
+        self.radial_grid = RadialGrid(self.distance_expansion, self.cutoff_upper)
         self.cutoff = CosineCutoff(0.0, cutoff_upper)
         self.envelope = make_envelope(smooth_cutoff, cutoff_upper, self.envelope_width)
         self.tensor_embedding = TensorEmbedding(hidden_channels, num_rbf, act_class, max_z)
@@ -283,6 +245,10 @@ class SmoothTensorNet(nn.Module):
         for module in modules:
             if module is not self and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+
+    def message_weights(self, distance: Tensor) -> Tensor:
+        """(P, 1) factors of the messages at distances (P,) in angstrom."""
+        return (self.cutoff(distance) * self.envelope(distance)).unsqueeze(1)
 
     def forward(
         self,
@@ -300,13 +266,16 @@ class SmoothTensorNet(nn.Module):
         TorchMD-Net does.
         """
         graph = self.distance(pos, batch, box, pairs)
-        distance = graph.filter_distances()
-        rbf = self.distance_expansion(distance)
-        weight = (self.cutoff(distance) * self.envelope(distance)).unsqueeze(1)
-        charge = 1.0 if q is None else (1 + 0.1 * q[batch].to(pos))[:, None, None, None]
-        tensors = self.tensor_embedding(z, graph, rbf, weight)
-        for layer in self.layers:
-            tensors = layer(tensors, graph, rbf, weight, charge)
+        charge = None if q is None else 1 + 0.1 * q[batch].to(pos)
+        if self.compiled and reason_against(self, pos, box) is None:
+            tensors = fused_tensors(self, z, graph, charge).transpose(0, 1)
+        else:
+            distance = graph.filter_distances()
+            rbf, weight = self.distance_expansion(distance), self.message_weights(distance)
+            tensors = self.tensor_embedding(z, graph, rbf, weight)
+            factor = 1.0 if charge is None else charge[:, None, None, None]
+            for layer in self.layers:
+                tensors = layer(tensors, graph, rbf, weight, factor)
         norms = torch.cat([squared_norm(tensors[:, part]) for part in PARTS], 2).squeeze(1)
         x = self.act(self.linear(self.out_norm(norms)))
         return x, tensors[:, PARTS[1]] * math.sqrt(0.5), z, pos, batch

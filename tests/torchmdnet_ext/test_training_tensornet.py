@@ -1,0 +1,167 @@
+"""TensorNet's compiled layers in training, against plain PyTorch."""
+
+import pytest
+import torch
+from physics import NetworkSuite
+from training_cases import batch, gradients, largest_difference, plain
+
+pytest.importorskip("numba")
+
+from openmm_geomgnn.testing.encoders import CUTOFF
+from openmm_geomgnn.testing.numerics import JUMP, as_if_trained, randn
+from torchmdnet_ext.models import fused_tensors, radial_grid
+from torchmdnet_ext.models.fused_tensors import Edges, reason_against
+from torchmdnet_ext.models.radial_grid import arrays, filter_table
+from torchmdnet_ext.models.tensornet import SmoothTensorNet
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = {"hidden_channels": 16, "num_layers": 2, "num_rbf": 16, "cutoff_upper": 5.0, "max_z": 40}
+
+
+def make(dtype=torch.float64, **settings):
+    torch.manual_seed(3)
+    return as_if_trained(SmoothTensorNet(**{**SETTINGS, "dtype": dtype, **settings})).train()
+
+
+class TestPhysicsOfCompiledLayers(NetworkSuite):
+    """The suite in training mode: without a gradient of the positions its layers are the compiled ones."""
+
+    def make(self, **settings):
+        return SmoothTensorNet(**{**SETTINGS, "num_rbf": 8, "cutoff_upper": CUTOFF}, **settings)
+
+    def network_of(self, dtype, **settings):
+        network = super().network_of(dtype, **settings).train()
+        assert reason_against(network, torch.zeros(1, 3, dtype=dtype), None) is None
+        return network
+
+    def test_the_published_network_jumps_at_the_cutoff(self):
+        value, slope = self.across_the_cutoff(self.network_of(torch.float64, smooth_cutoff=False), 0)
+        assert value < JUMP and JUMP < slope < 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-5)])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"trainable_rbf": True, "smooth_cutoff": False}, {"rbf_type": "gauss", "activation": "tanh"}, {"num_layers": 1}],
+    ids=lambda settings: ",".join(settings) or "default",
+)
+@pytest.mark.parametrize("charged", [False, True])
+def test_all_gradients_are_those_of_the_plain_path(settings, dtype, tolerance, charged):
+    network = make(dtype, **settings)
+    z, pos, graphs = batch(dtype=dtype)
+    assert reason_against(network, pos, None) is None
+    charges = {"q": torch.tensor([1, -2, 0, 3, -1])} if charged else {}
+    found = gradients(network, z, pos, graphs, **charges)
+    assert largest_difference(found, gradients(plain(network).double(), z, pos.double(), graphs, **charges)) < tolerance
+
+
+@pytest.mark.parametrize("channels", [32, 48])
+def test_other_numbers_of_channels(channels):
+    network = make(hidden_channels=channels)
+    assert largest_difference(gradients(network, *batch()), gradients(plain(network), *batch())) < 1e-12
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 1), (2,)])
+def test_graphs_without_pairs(sizes):
+    network = make()
+    z, pos, _ = (part[: sum(sizes)] for part in batch((14, 1)))
+    graphs = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    pos = pos * 10.0
+    assert len(network.distance(pos, graphs).i) == 0
+    # without directions, antisymmetric and symmetric parts are 0 but for rounding in the plain path
+    found, expected = (gradients(one, z, pos, graphs) for one in (network, plain(network)))
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-12)
+    assert max(float(part.detach().abs().max()) for part in found.values()) > 1.0
+
+
+@pytest.mark.parametrize("settings", [{}, {"trainable_rbf": True}])
+def test_interpolated_filters_are_as_good_as_exact_ones(settings):
+    network = make(torch.float32, **settings)
+    z, pos, graphs = batch((20, 1, *range(16, 34)), dtype=torch.float32)
+    table, pairs = filter_table(network, network.distance(pos, graphs)), len(network.distance(pos, graphs).i)
+    assert table.step == 1 and len(table.basis) < pairs
+    expected = gradients(plain(network).double(), z, pos.double(), graphs)
+    rounding = largest_difference(gradients(plain(network), z, pos, graphs), expected)
+    assert rounding < 5e-5
+    assert largest_difference(gradients(network, z, pos, graphs), expected) < 2e-5 + rounding
+
+
+def test_gradients_of_the_messages_are_exact_transposes():
+    """With a table of more rows than one a pair, as where filters are interpolated."""
+    edges = Edges(
+        first=torch.tensor([0, 1, 3, 4]),
+        source=torch.tensor([1, 0, 2, 1]),
+        pair=torch.tensor([0, 0, 1, 1]),
+        parts=randn(4, 8, seed=1),
+        row=torch.tensor([0, 2]),
+        step=1,
+        coefficient=randn(2, 4, seed=2),
+        self_row=1,
+        self_weight=0.7,
+    )
+    table, charge = randn(6, 48, seed=3), torch.tensor([1.0, 1.1, 0.8], dtype=torch.float64)
+    y, centre, neighbour = randn(9, 3, 16, seed=4), randn(3, 16, seed=5), randn(3, 16, seed=6)
+
+    def check(function, *inputs):
+        inputs = [tensor.requires_grad_() for tensor in inputs]
+        assert torch.autograd.gradcheck(function, inputs, fast_mode=True, eps=1e-6, atol=1e-6, rtol=1e-6)
+
+    check(lambda y, table: fused_tensors._Exchange.apply(y, table, charge, edges), y, table)
+    check(lambda *inputs: fused_tensors._Embed.apply(*inputs, edges), table, centre, neighbour)
+    check(lambda x, u: fused_tensors._Next.apply(x, u, charge, False), y, randn(9, 3, 16, seed=7))
+    check(fused_tensors._First.apply, y, randn(3, 48, seed=8))
+
+
+def test_the_same_batch_gives_the_same_bits():
+    network, arguments = make(torch.float32), batch((30, 1, 31, 32), dtype=torch.float32)
+    one, other = gradients(network, *arguments), gradients(network, *arguments)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class TestPlainPath:
+    """Whatever the kernels do not cover runs in plain PyTorch."""
+
+    @pytest.fixture(autouse=True)
+    def no_kernels(self, monkeypatch):
+        def refuse(*arguments):
+            raise AssertionError("the compiled layers were used")
+
+        monkeypatch.setattr(fused_tensors._Embed, "apply", refuse)
+
+    def test_without_numba(self, monkeypatch):
+        monkeypatch.setattr(radial_grid, "numba_is_there", lambda: False)
+        assert "numba" in reason_against(make(), batch()[1], None)
+        assert largest_difference(gradients(make(), *batch()), gradients(plain(make()), *batch())) == 0
+
+    def test_positions_with_a_gradient(self):
+        network, (z, pos, graphs) = make(), batch((10, 1, 8))
+        pos.requires_grad_()
+        assert "positions" in reason_against(network, pos, None)
+        x, *_ = network(z, pos, graphs)
+        (force,) = torch.autograd.grad(x.square().sum(), pos, create_graph=True)
+        force.square().sum().backward()
+        assert network.linear.weight.grad.abs().max() > 1e-3
+
+    def test_evaluation_and_other_widths(self):
+        network = make()
+        with torch.no_grad():
+            network(*batch())
+        network.eval()(*batch())
+        narrow = make(hidden_channels=8)
+        assert "multiple of 16" in reason_against(narrow, batch()[1], None)
+        assert largest_difference(gradients(narrow, *batch()), gradients(plain(narrow), *batch())) == 0
+
+
+def test_second_derivatives_are_refused():
+    network = make()
+    x, *_ = network(*batch())
+    (gradient,) = torch.autograd.grad(x.square().sum(), network.tensor_embedding.emb.weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_a_tensor_that_is_not_contiguous_is_refused():
+    with pytest.raises(ValueError, match="not contiguous"):
+        arrays(torch.zeros(3, 2).T)
