@@ -6,6 +6,7 @@ TorchMD-Net's modules that we extend has been imported.
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -18,22 +19,21 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-# module of TorchMD-Net -> function of torchmdnet_ext.registration that extends it
+# module of TorchMD-Net -> module of torchmdnet_ext and its function that extends it
 HOOKS = {
-    "torchmdnet.models.model": "extend_models",
-    "torchmdnet.datasets": "extend_datasets",
-    "torchmdnet.data": "extend_data_module",
-    "torchmdnet.module": "extend_training",
-    "torchmdnet.scripts.train": "extend_arguments",
+    "torchmdnet.models.model": ("registration", "extend_models"),
+    "torchmdnet.datasets": ("registration", "extend_datasets"),
+    "torchmdnet.data": ("registration", "extend_data_module"),
+    "torchmdnet.module": ("transfer", "extend_training"),
+    "torchmdnet.scripts.train": ("registration", "extend_arguments"),
 }
 
 
 def _extend(module: ModuleType) -> None:
     """Call our extension of a module of TorchMD-Net; a failure is a warning, never an error."""
     try:
-        from torchmdnet_ext import registration
-
-        getattr(registration, HOOKS[module.__name__])(module)
+        where, function = HOOKS[module.__name__]
+        getattr(importlib.import_module(f"torchmdnet_ext.{where}"), function)(module)
     except Exception as error:
         warnings.warn(
             f"openmm-geomgnn could not extend {module.__name__} ({type(error).__name__}: {error}); TorchMD-Net works as "

@@ -10,38 +10,41 @@ import numpy as np
 
 from torchmdnet_ext.arguments import dataset_arguments
 from torchmdnet_ext.datasets.conformers import Conformers
+from torchmdnet_ext.datasets.labelled import LabelledMolecules
 from torchmdnet_ext.datasets.splits import NAMES, split
 from torchmdnet_ext.denoising import Denoising
 from torchmdnet_ext.files import PathLike
 
+OURS = {"Conformers": Conformers, "Denoising": Denoising, "LabelledMolecules": LabelledMolecules}
 KEYS = tuple(f"idx_{name}" for name in NAMES)
 
 
 def is_ours(module: Any) -> bool:
     """Whether a `torchmdnet.data.DataModule` has, or is going to make, a dataset of ours."""
-    return module.hparams["dataset"] in ("Conformers", "Denoising") or isinstance(module.dataset, Conformers | Denoising)
+    return module.hparams["dataset"] in OURS or isinstance(module.dataset, tuple(OURS.values()))
 
 
 @contextmanager
 def prepared(module: Any) -> Iterator[None]:
     """Make the dataset of a DataModule, and the splits that its own `setup`, called within, reads.
 
-    Without a file of splits, whole molecules of `Conformers` are held out. Other datasets within `Denoising` are split by
-    the trainer.
+    Without a file of splits, whole molecules of `Conformers` and `LabelledMolecules` are held out. Other datasets within
+    `Denoising` are split by the trainer.
 
     Raises ValueError if a setting does not fit the dataset.
     """
     settings = module.hparams
     if module.dataset is None:
-        kind = {"Conformers": Conformers, "Denoising": Denoising}[settings["dataset"]]
+        kind = OURS[settings["dataset"]]
         module.dataset = kind(settings["dataset_root"], **dataset_arguments(kind, settings["dataset_arg"]))
     conformers = getattr(module.dataset, "clean", module.dataset)
     given = settings["splits"]
-    if isinstance(conformers, Conformers):
+    known = isinstance(conformers, Conformers | LabelledMolecules)
+    if known:
         _check_elements(conformers, settings.get("max_z"))
     if given is not None:
         _check_splits(given, len(conformers))
-    if given is not None or not isinstance(conformers, Conformers):
+    if given is not None or not known:
         yield
         return
     sizes = [settings[f"{name}_size"] for name in NAMES]

@@ -1,4 +1,4 @@
-"""The one place that knows how TorchMD-Net is extended. Each `extend_*` is called once, after its module was imported.
+"""How TorchMD-Net is extended. Each `extend_*` is called once, after its module was imported; one more is in `transfer`.
 
 Models and heads become names that `create_model` understands, datasets become attributes of `torchmdnet.datasets`, our
 settings become arguments of `torchmd-train`. Nothing of TorchMD-Net is changed for names that are not ours.
@@ -34,7 +34,7 @@ NETWORKS = {
 }
 MODELS = tuple(NETWORKS)
 HEADS = ("Noise",)
-DATASETS = ("Conformers", "Denoising")
+DATASETS = ("Conformers", "Denoising", "LabelledMolecules")
 
 
 def flag(text: str) -> bool:
@@ -58,6 +58,15 @@ ARGUMENTS = (
     ("vecnorm-type", str, "none", "Normalisation of the vector features, none or max_min (visnet)"),
     ("trainable-vecnorm", flag, False, "Whether that normalisation has trainable weights (visnet)"),
     ("vertex", flag, False, "Whether to use vertex geometric features (visnet)"),
+    ("encoder", str, None, "Start from the weights of this pre-trained encoder: its file, or a name such as et-64"),
+    ("freeze-encoder", flag, False, "Train the head only, and leave the network as it is"),
+    (
+        "position-noise-scale",
+        float,
+        0.0,
+        "Standard deviation in angstrom of noise on training positions, which a second head predicts; 0 is none",
+    ),
+    ("denoising-weight", float, 0.1, "Weight in the training loss of that noise's mean squared error"),
 )
 OWN_DEFAULTS = {name.replace("-", "_"): default for name, _, default, _ in ARGUMENTS}
 _COMMON = (
@@ -79,6 +88,11 @@ FLAGS = ("smooth_cutoff", "trainable_rbf", "trainable_vecnorm", "vertex", "neigh
 NETWORK_SETTINGS = tuple(
     sorted({"model", *(theirs for theirs, _ in _COMMON), *(name for *_, own in NETWORKS.values() for name in own)})
 )
+
+
+def own_settings(model: str) -> tuple[str, ...]:
+    """The settings of `torchmd-train` on which one of our networks depends, without `model` itself."""
+    return (*(theirs for theirs, _ in _COMMON), *NETWORKS[model][2])
 
 
 def check_choice(name: str, value: object, known: Collection[str]) -> None:
@@ -139,6 +153,8 @@ def create_model(args: dict[str, Any], prior_model: Any = None, mean: Any = None
     from torchmdnet.models.wrappers import AtomFilter
 
     check_choice("output_model", args["output_model"], output_modules.__all__)
+    if args["output_model"] == "DipoleMoment" and args.get("lmax", 1) > 1 and args["model"] == "visnet":
+        raise ValueError("output_model: DipoleMoment takes vectors, but with lmax 2 there is more: set lmax to 1.")
     network = representation_model(args)
     if args["atom_filter"] > -1:
         if args["derivative"]:
@@ -177,6 +193,7 @@ def extend_models(module: Any) -> None:
     from torchmdnet.models import output_modules
 
     from torchmdnet_ext.heads.noise import EquivariantNoise
+    from torchmdnet_ext.noisy_nodes import adapt
 
     # everything is looked up before anything is changed: a TorchMD-Net that lacks any of it stays unchanged
     model_names, head_names, upstream_create_model = models.__all_models__, output_modules.__all__, module.create_model
@@ -189,7 +206,8 @@ def extend_models(module: Any) -> None:
                 f"output_model: {args['output_model']} needs vector features, which model: {args['model']} does not "
                 f"provide. Choose one of {', '.join(MODELS)}, equivariant-transformer."
             )
-        return (create_model if ours else upstream_create_model)(args, prior_model, mean, std)
+        model = (create_model if ours else upstream_create_model)(args, prior_model, mean, std)
+        return adapt(model, args) if ours else model
 
     _append(model_names, MODELS)
     _append(head_names, HEADS)
@@ -205,19 +223,25 @@ def extend_models(module: Any) -> None:
 def extend_datasets(module: Any) -> None:
     """Extend `torchmdnet.datasets` with our datasets."""
     from torchmdnet_ext.datasets.conformers import Conformers
+    from torchmdnet_ext.datasets.labelled import LabelledMolecules
     from torchmdnet_ext.denoising import Denoising
 
     _append(module.__all__, DATASETS)
+    module.LabelledMolecules = LabelledMolecules
     module.Conformers = Conformers
     module.Denoising = Denoising
 
 
 def extend_data_module(module: Any) -> None:
-    """Extend `torchmdnet.data`: of our datasets whole molecules are held out, with noise that stays the same."""
+    """Extend `torchmdnet.data`: of our datasets whole molecules are held out, with noise that stays the same.
+
+    References and scale of labels follow the training molecules.
+    """
     from torchmdnet_ext.data_module import check_held_out, is_ours, prepared
+    from torchmdnet_ext.datasets.labelled import LabelledMolecules, standardise
     from torchmdnet_ext.denoising import fix_held_out_noise
 
-    upstream_setup = module.DataModule.setup
+    upstream_setup, upstream_standardize = module.DataModule.setup, module.DataModule._standardize
 
     @functools.wraps(upstream_setup)
     def setup(self: Any, stage: Any) -> Any:
@@ -227,23 +251,15 @@ def extend_data_module(module: Any) -> None:
             upstream_setup(self, stage)
         check_held_out(self)
         fix_held_out_noise(self)
+        if isinstance(self.dataset, LabelledMolecules):
+            self.dataset.fit_references(self.idx_train)
+
+    @functools.wraps(upstream_standardize)
+    def standardize(self: Any) -> None:
+        (standardise if isinstance(self.dataset, LabelledMolecules) else upstream_standardize)(self)
 
     module.DataModule.setup = setup
-
-
-def extend_training(module: Any) -> None:
-    """Extend `torchmdnet.module` with weights of single atoms in the training loss, if the dataset has them."""
-    from torchmdnet_ext.denoising import weighted
-
-    upstream_losses = module.LNNP._compute_losses
-
-    @functools.wraps(upstream_losses)
-    def compute_losses(self: Any, y: Any, neg_y: Any, batch: Any, loss_fn: Any, *rest: Any) -> Any:
-        if "loss_weight" in batch:
-            loss_fn = weighted(loss_fn, batch.loss_weight)
-        return upstream_losses(self, y, neg_y, batch, loss_fn, *rest)
-
-    module.LNNP._compute_losses = compute_losses
+    module.DataModule._standardize = standardize
 
 
 def extend_arguments(module: Any) -> None:
