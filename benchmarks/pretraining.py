@@ -27,7 +27,7 @@ from torchmdnet.models.torchmd_et import TorchMD_ET
 
 from torchmdnet_ext.denoising import Denoising
 from torchmdnet_ext.heads.noise import EquivariantNoise
-from torchmdnet_ext.models import fused_attention, fused_tensors
+from torchmdnet_ext.models import fused_attention, fused_tensors, fused_visnet
 from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
 from torchmdnet_ext.models.neighbours import Neighbours
 from torchmdnet_ext.models.tensornet import SmoothTensorNet
@@ -112,7 +112,7 @@ def make_visnet(settings, arguments, smooth_cutoff):
 MODELS = {
     "et": (make_et, "TorchMD-Net", fused_attention.reason_against, EquivariantNoise),
     "tensornet": (make_tensornet, "TorchMD-Net", fused_tensors.reason_against, NoiseLength),
-    "visnet": (make_visnet, "PyG", lambda *of_network: "there are none", EquivariantNoise),
+    "visnet": (make_visnet, "PyG", fused_visnet.reason_against, EquivariantNoise),
 }
 
 

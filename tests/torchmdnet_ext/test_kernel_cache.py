@@ -18,7 +18,7 @@ from openmm_geomgnn.cv.readouts import cache as readout_cache
 from openmm_geomgnn.cv.readouts.linear_kernels import read_out
 from openmm_geomgnn.cv.students import kernels as student_kernels
 from torchmdnet_ext.compiled import cache as kernel_cache
-from torchmdnet_ext.kernels import message_kernels, tensornet_messages
+from torchmdnet_ext.kernels import message_kernels, tensornet_messages, visnet_messages
 from torchmdnet_ext.kernels.cache import signatures
 
 pytestmark = pytest.mark.slow
@@ -68,6 +68,7 @@ OURS = "openmm_geomgnn", "torchmdnet_ext"
 KEPT = {
     message_kernels: message_kernels.SOURCES,
     tensornet_messages: tensornet_messages.SOURCES,
+    visnet_messages: visnet_messages.SOURCES,
     student_kernels: student_kernels._SOURCES,
 }
 READOUTS = "openmm_geomgnn.cv.readouts."

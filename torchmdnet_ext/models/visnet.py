@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch_geometric.nn.models.visnet import ViS_MP, ViS_MP_Vertex, ViSNetBlock
 
 from torchmdnet_ext.models.envelopes import DEFAULT_WIDTH, enveloped_neighbour_embedding, make_envelope
-from torchmdnet_ext.models.neighbours import Neighbours
+from torchmdnet_ext.models.fused_visnet import fused_messages, reason_against
+from torchmdnet_ext.models.neighbours import Graph, Neighbours
 
 
 class _SmoothMessages:
@@ -50,6 +51,12 @@ class ViSNet(ViSNetBlock):
         Use vertex geometric features.
     smooth_cutoff, envelope_width
         The C2 envelope on every message.
+
+    Attributes
+    ----------
+    compiled : bool
+        Whether training on a CPU may use the compiled messages of `fused_visnet` (the default); they are used where numba is
+        installed and the positions need no gradient, and have no second derivatives.
 
     Raises
     ------
@@ -107,6 +114,7 @@ class ViSNet(ViSNetBlock):
         self.vertex = bool(vertex)
         self.smooth_cutoff = bool(smooth_cutoff)
         self.envelope_width = float(envelope_width)
+        self.compiled = True
         self.distance = Neighbours(cutoff_upper, box_vecs)
         self.envelope = make_envelope(smooth_cutoff, cutoff_upper, self.envelope_width)
         layer_class = SmoothViSMPVertex if vertex else SmoothViSMP
@@ -140,11 +148,22 @@ class ViSNet(ViSNetBlock):
         Returns x, v, z, pos, batch as every representation model of TorchMD-Net does.
         """
         graph = self.distance(pos, batch, box, pairs)
-        source, target, direction = graph.directed()
-        edge_index = torch.stack([source, target])
         rows = graph.filter_distances()
         rbf = self.distance_expansion(rows)
         x = enveloped_neighbour_embedding(self.neighbor_embedding, z, self.embedding(z), graph, rbf, self.envelope)
+        if self.compiled and reason_against(self, pos, box) is None:
+            ends = torch.cat([x[graph.i] + x[graph.j], 2 * x])
+            own = rbf[-1:].expand(len(x), -1)
+            features = ends * self.edge_embedding.edge_proj(torch.cat([rbf[:-1], own]))
+            x, vec = fused_messages(self, x, features, graph)
+        else:
+            x, vec = self._messages(x, graph, rows, rbf)
+        return self.out_norm(x), self.vec_out_norm(vec), z, pos, batch
+
+    def _messages(self, x: Tensor, graph: Graph, rows: Tensor, rbf: Tensor) -> tuple[Tensor, Tensor]:
+        """Scalars and vectors behind the last layer by PyG's layers; `rbf` (P + 1, K) at the distances `rows`."""
+        source, target, direction = graph.directed()
+        edge_index = torch.stack([source, target])
         distance, rbf = graph.pair_rows(rows), graph.pair_rows(rbf)
         sphere = self.sphere(direction)
         vec = x.new_zeros(x.shape[0], (self.lmax + 1) ** 2 - 1, x.shape[1])
@@ -155,7 +174,7 @@ class ViSNet(ViSNetBlock):
             vec = vec + dvec
             if dedge_attr is not None:
                 edge_attr = edge_attr + dedge_attr
-        return self.out_norm(x), self.vec_out_norm(vec), z, pos, batch
+        return x, vec
 
 
 def vectors(v: Tensor) -> Tensor:
