@@ -1,7 +1,7 @@
 """What a bias has to move: torsions that are slow, the progress between their wells, and whether a CV can drive it."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,8 +177,42 @@ def progress_targets(slow: Sequence[SlowTorsion], torsions: Sequence[np.ndarray]
     ]
 
 
+def side_targets(slow: Sequence[SlowTorsion], torsions: Sequence[np.ndarray]) -> tuple[list[str], list[np.ndarray]]:
+    """What a CV is to follow beside the progress: on which of the two ways between its wells a torsion is.
+
+    The progress of a torsion is the same on both ways around its circle. Where these rise at different angles, a bias on it
+    alone fills the one way from the one well and the other from the other, and they do not meet. The side is
+    z = 2 u . n / |u_B - u_A|, n being the unit vector at a right angle to u_B - u_A, and as in `progress_targets`.
+
+    It is a target where one torsion with two wells is all that is slow: with it the CV is the whole circle, of which a bias
+    fills no more than a line. Of several torsions there would be too many components.
+
+    Parameters
+    ----------
+    slow, torsions
+        As of `progress_targets`.
+
+    Returns
+    -------
+    names : list of str
+        One, or none.
+    targets : list of (F, 1) or (F, 0) ndarray
+    """
+    if len(slow) != 1 or len(slow[0].centres) != 2:
+        return [], [np.zeros((len(run), 0)) for run in torsions]
+    (one,) = slow
+    a, b = np.exp(1j * one.centres)
+    angles = [np.asarray(run, dtype=np.float64)[:, one.column] for run in torsions]
+    sides = [2 * (np.exp(1j * angle) * np.conj(b - a)).imag[:, None] / abs(b - a) ** 2 for angle in angles]
+    return [f"side of {one.name}"], sides
+
+
 def drive_margin(
-    values: Sequence[npt.ArrayLike], targets: Sequence[npt.ArrayLike], barrier: float, temperature: float
+    values: Sequence[npt.ArrayLike],
+    targets: Sequence[npt.ArrayLike],
+    barrier: float,
+    temperature: float,
+    sides: Sequence[npt.ArrayLike] | None = None,
 ) -> np.ndarray:
     """Tell whether a bias on a CV would drive targets, or distortions that look like them.
 
@@ -198,6 +232,8 @@ def drive_margin(
         kJ/mol.
     temperature : float
         K.
+    sides : list of (F, 1) array, optional
+        Of `side_targets`: the middles of the two ways are then told apart, and the cheaper one counts.
 
     Returns
     -------
@@ -220,20 +256,24 @@ def drive_margin(
     s, y = map(np.concatenate, parts)
     scale = s.std(axis=0)
     s = s / np.where(scale > 0, scale, 1.0)
-    return np.array([_cost(s, column) for column in y.T]) * BOLTZMANN * temperature / barrier
+    side = np.concatenate([np.asarray(part, dtype=np.float64) for part in sides]) if sides else y[:, :0]
+    upper = side[:, 0] > 0 if side.shape[1] else np.ones(len(s), dtype=bool)
+    return np.array([_cost(s, column, upper) for column in y.T]) * BOLTZMANN * temperature / barrier
 
 
-def _cost(s: np.ndarray, target: np.ndarray) -> float:
-    """The smaller of the costs, in kT, of looking like the middle of the way while staying at an end.
+def _cost(s: np.ndarray, target: np.ndarray, upper: np.ndarray) -> float:
+    """The smallest of the costs, in kT, of looking like the middle of a way while staying at an end.
 
-    s: (N, d), of unit variance. target: (N,).
+    s: (N, d), of unit variance. target: (N,). upper: (N,) bool, one of the two ways.
     """
-    middle = s[np.abs(target) < _NEAR]
+    between = np.abs(target) < _NEAR
+    middles = [s[between & way] for way in (upper, ~upper)]
+    middles = [middle for middle in middles if len(middle) >= _FEWEST_FRAMES]
     ends = [s[np.abs(target - end) < _NEAR] for end in (-1.0, 1.0)]
-    if min(map(len, (middle, *ends))) < _FEWEST_FRAMES:
+    if not middles or min(map(len, ends)) < _FEWEST_FRAMES:
         return float("nan")
     costs = []
-    for end in ends:
+    for end, middle in product(ends, middles):
         covariance = np.atleast_2d(np.cov(end.T)) + _RIDGE * np.eye(s.shape[1])
         away = middle.mean(axis=0) - end.mean(axis=0)
         costs.append(0.5 * float(away @ np.linalg.solve(covariance, away)))

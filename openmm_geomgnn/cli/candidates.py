@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from openmm_geomgnn.analysis.progress import SlowTorsion, drive_margin, progress_targets, slow_torsions
+from openmm_geomgnn.analysis.progress import SlowTorsion, drive_margin, progress_targets, side_targets, slow_torsions
 from openmm_geomgnn.cli.biasing import NotBiasable, check_verdict, make_bias
 from openmm_geomgnn.cli.choose import chosen_cv
 from openmm_geomgnn.cli.fitting import fit_settings, fit_with_progress
@@ -79,18 +79,20 @@ def learned_cv(
     names, torsions = data.torsions()
     slow = slow_torsions(torsions, data.frame_intervals, names, unbiased=data.unbiased, time_to_come=time_to_come)
     target_names, targets = progress_targets(slow, torsions)
+    side_names, sides = side_targets(slow, torsions)
     if slow:
         echo(f"Torsions that are slow: {', '.join(one.name for one in slow)}")
     unfinished = Unfinished(protocol.output / CV_FILE)
     candidates = []
-    sections = _sections(protocol, data, slow, len(target_names), chosen_before)
+    sections = _sections(protocol, data, slow, (len(target_names), len(side_names)), chosen_before)
     for section in sections:
         settings = fit_settings(section, protocol.unbiased.frame_interval, protocol.seed)
         given = data.fit_arguments()
         if section.estimator == "progress":
-            given |= {"targets": targets, "target_names": target_names}
+            both = [np.hstack(pair) for pair in zip(targets, sides, strict=True)]
+            given |= {"targets": both, "target_names": [*target_names, *side_names]}
         cv = fit_with_progress(data.trajectories, data.topology, settings, unfinished, **given)
-        candidates.append(_candidate(protocol, cv, data, targets))
+        candidates.append(_candidate(protocol, cv, data, targets, sides))
     unfinished.remove()
     for one in candidates if target_names else ():
         echo(one.in_words())
@@ -120,12 +122,12 @@ def _sections(
     protocol: Protocol,
     data: LearningData,
     slow: Sequence[SlowTorsion],
-    n_targets: int,
+    n_targets: tuple[int, int],
     chosen_before: Mapping[str, Any] | None,
 ) -> list[CVSection]:
-    """The settings of the CVs that are fitted."""
+    """The settings of the CVs that are fitted. n_targets: of progress, and of sides."""
     section = protocol.cv
-    progress = section.model_copy(update={"auto": False, "estimator": "progress", "components": n_targets})
+    progress = section.model_copy(update={"auto": False, "estimator": "progress", "components": sum(n_targets)})
     if section.estimator == "progress":
         if not slow:
             raise NotBiasable(
@@ -135,7 +137,7 @@ def _sections(
         return [progress]
     if not section.auto:
         return [section]
-    several = section.model_copy(update={"components": max(section.components, n_targets)})
+    several = section.model_copy(update={"components": max(section.components, n_targets[0])})
     if chosen_before is None:
         given = data.fit_arguments()
         wanted = protocol.model_copy(update={"cv": several})
@@ -145,14 +147,16 @@ def _sections(
     return [linear, progress] if slow else [linear]
 
 
-def _candidate(protocol: Protocol, cv: Any, data: LearningData, targets: Sequence[np.ndarray]) -> Candidate:
+def _candidate(
+    protocol: Protocol, cv: Any, data: LearningData, targets: Sequence[np.ndarray], sides: Sequence[np.ndarray]
+) -> Candidate:
     stride = data.stride(_MARGIN_FRAMES)
     margins: list[float] = []
     if targets[0].shape[1]:
         bound = cv.bind(data.topology, engine=protocol.run.engine)
         values = [bound.compute(one[::stride]) for one in data.trajectories]
-        seen = [one[::stride] for one in targets]
-        margins = drive_margin(values, seen, protocol.bias.barrier, protocol.system.temperature).tolist()
+        seen, ways = ([one[::stride] for one in part] for part in (targets, sides))
+        margins = drive_margin(values, seen, protocol.bias.barrier, protocol.system.temperature, ways).tolist()
     try:
         check_verdict(cv, protocol)
         make_bias(cv, protocol)
