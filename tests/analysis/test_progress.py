@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from openmm_geomgnn.analysis.progress import SlowTorsion, drive_margin, progress_targets, slow_torsions, well_crossings
+from openmm_geomgnn.analysis.progress import (
+    SlowTorsion,
+    drive_margin,
+    progress_targets,
+    side_targets,
+    slow_torsions,
+    well_crossings,
+)
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import BOLTZMANN
 
@@ -89,6 +96,37 @@ def test_targets_are_one_at_the_wells_and_nought_half_way():
     names, (y, empty) = progress_targets([phi], [np.radians([[0, -80], [0, 60], [0, -10], [0, 170]]), np.zeros((0, 2))])
     assert names == ["progress of phi ALA2 from -80 to 60 deg"]
     assert y[:, 0] == pytest.approx([-1, 1, 0, 0], abs=1e-9) and empty.shape == (0, 1)
+
+
+def test_the_side_tells_both_ways_apart():
+    """With the progress it is the whole circle, of which the wells and what lies between them are four places."""
+    phi = SlowTorsion("phi ALA2", 1, np.radians([-80.0, 60.0]), 0)
+    names, (z, empty) = side_targets([phi], [np.radians([[0, -80], [0, 60], [0, -10], [0, 170]]), np.zeros((0, 2))])
+    assert names == ["side of phi ALA2"] and empty.shape == (0, 1)
+    assert z[0, 0] == pytest.approx(z[1, 0]) and (z[2, 0] - z[0, 0]) * (z[3, 0] - z[0, 0]) < 0
+    omega = SlowTorsion("omega", 0, np.radians([180.0, 0.0]), 0)
+    angles = np.linspace(-np.pi, np.pi, 200)[:, None]
+    (y,), (side,) = progress_targets([omega], [angles])[1], side_targets([omega], [angles])[1]
+    np.testing.assert_allclose(np.hypot(y, side), 1.0)
+    assert len(np.unique(np.round(np.hstack([y, side])[:-1], 9), axis=0)) == 199
+
+
+@pytest.mark.parametrize("slow", [[], [("a", 2), ("b", 2)], [("a", 3)]])
+def test_no_side_where_there_is_no_room_for_it(slow):
+    """Of several torsions, or of one with more wells, whose targets tell the ways apart."""
+    slow = [SlowTorsion(name, 0, np.arange(float(wells)), 0) for name, wells in slow]
+    names, (targets,) = side_targets(slow, [np.zeros((5, 2))])
+    assert names == [] and targets.shape == (5, 0)
+
+
+def test_the_margin_of_the_cheaper_way_counts():
+    """A CV that knows the side is near an end on the one way, and far on the other."""
+    rng = np.random.default_rng(4)
+    y, z = np.repeat([[-1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [1.0, 0.0]], 2000, axis=0).T[:, :, None]
+    s = np.hstack([y, np.where(z > 0, z, 0.1 * z)]) + 0.2 * rng.normal(size=(8000, 2))
+    (with_sides,), (without,) = (drive_margin([s], [y], 30.0, 300.0, sides) for sides in ([z], None))
+    nearest = 0.5 * BOLTZMANN * 300 * (1.0 + 0.1**2) / 0.2**2 / 30
+    assert with_sides == pytest.approx(nearest, rel=0.1) and without > 1.1 * with_sides
 
 
 @pytest.mark.parametrize(("gap", "spread"), [(1.0, 0.2), (1.0, 0.6)])
