@@ -11,7 +11,7 @@ from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.settings.scaling import OWN, Scaling
 from openmm_geomgnn.cli.settings.yaml_text import read_yaml
 from openmm_geomgnn.cli.tables import new_table, print_table
-from openmm_geomgnn.cli.trainings import NETWORKS, SPLITS, absolute, result_so_far, write_configuration, write_split
+from openmm_geomgnn.cli.trainings import NETWORKS, SPLITS, START, absolute, result_so_far, write_configuration, write_split
 from openmm_geomgnn.formatting import count_of, duration, format_values
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.studies.scaling.figures import axes_figure, law_figure
@@ -23,7 +23,6 @@ from openmm_geomgnn.studies.training.parallel import train_networks
 
 TABLE, NUMBERS, REPORT = "networks.csv", "scaling.json", "report.html"
 FORMAT, VERSION = "openmm-geomgnn scaling", 1
-_START = 15.0  # s that a trainer needs before its first step
 _CAPTIONS = {
     "best_loss": "Smallest validation loss of each network against its size; both axes are logarithmic. A straight line is "
     "a power law, one that bends to the horizontal saturates. The thick line is the law that the points prefer, if they do.",
@@ -73,7 +72,7 @@ def check_scaling(settings: Scaling) -> None:
             if key not in seconds:
                 seconds[key] = trainer.step_seconds(network.settings, sweep.data)
             steps = np.ceil(network.conformers / full["batch_size"]) * full["num_epochs"]
-            spent = _START + steps * seconds[key]
+            spent = START + steps * seconds[key]
             total, estimate = total + spent, duration(spent)
         table.add_row(
             network.name, str(network.parameters or ""), str(network.conformers), str(full["num_epochs"]), estimate

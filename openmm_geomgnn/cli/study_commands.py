@@ -85,3 +85,19 @@ def transfer(
         from openmm_geomgnn.cli import transfer as transferring
 
         transferring.run_transfer(chosen)
+
+
+@studies.command()
+def supervised(
+    settings_file: Annotated[Path, typer.Argument(metavar="STUDY", help="Such as protocols/supervised-qm9.yaml.")],
+    check: Check = False,
+    settings: Settings = None,
+) -> None:
+    """Learn QM9's targets from scratch and from pre-trained encoders, and compare the errors; what is trained stays."""
+    from openmm_geomgnn.cli.settings.yaml_files import load_supervised
+
+    chosen = load_supervised(settings_file, overrides(settings))
+    with interruptible("The same command goes on from the last checkpoints."):
+        from openmm_geomgnn.cli import supervised as study
+
+        study.check_supervised(chosen) if check else study.run_supervised(chosen)

@@ -12,6 +12,7 @@ from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.studies.training.folder import CONFIGURATION, TRAINING, Result, load_result
 
 NETWORKS, SPLITS = "networks", "splits"
+START = 15.0  # s that a trainer needs before its first step
 _FILES = ("dataset_root", "file", "splits")
 
 

@@ -18,6 +18,7 @@ COMPLETE = {
     "project": DATA,
     "label-noise": "protocols/label-noise.yaml",
     "scaling": "protocols/scaling.yaml",
+    "supervised": "protocols/supervised-qm9.yaml",
     "diagnose": "protocols/diagnose.yaml",
     "transfer": "protocols/transfer-peptides.yaml",
     "torchmd-train": "protocols/pretrain.yaml",

@@ -1,13 +1,12 @@
 """All settings of a study of scaling (`geomgnn scaling`), with their defaults."""
 
-from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from openmm_geomgnn.cli.settings.fields import Number, OutputFolder, Section, SettingError, Whole, alone, find_file
-from openmm_geomgnn.processes import cores
+from openmm_geomgnn.cli.settings.fields import Number, Section, SettingError, Whole, alone, find_file
+from openmm_geomgnn.cli.settings.trainings import Counts, Trainings, check_distinct, check_left_out
 
 # what the sweep itself sets for every network
 OWN = ("log_dir", "load_model", "load_weights", "redirect")
@@ -25,9 +24,6 @@ def _models(value: Any) -> Any:
 
 def _base(value: Any, info: ValidationInfo) -> Path:
     return find_file(value, (info.context or {}).get("folder", "."), "file of torchmd-train's settings", (".yaml", ".yml"))
-
-
-Counts = Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], BeforeValidator(alone)]
 
 
 class AspectSection(Section):
@@ -58,9 +54,9 @@ class AxesSection(Section):
     @model_validator(mode="after")
     def _values(self) -> Self:
         for name in ("depth", "width", "cutoff", "data", "source"):
-            _check_distinct(getattr(self, name), name)
+            check_distinct(getattr(self, name), name)
         if self.aspect is not None:
-            _check_distinct(self.aspect.depths, "aspect", "depths")
+            check_distinct(self.aspect.depths, "aspect", "depths")
         if not (self.depth or self.width or self.aspect or self.cutoff or self.data or self.source):
             raise SettingError(f"axes names nothing to vary. Give one of {', '.join(type(self).model_fields)}.")
         if any(not group for group in self.source):
@@ -68,22 +64,9 @@ class AxesSection(Section):
         return self
 
 
-def _check_distinct(values: Iterable[Hashable], *location: str) -> None:
-    values = list(values)
-    twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
-    if twice is not None:
-        raise SettingError(f"{location[-1]} has {twice} twice. Remove one.", *location)
-
-
-class Scaling(Section):
+class Scaling(Trainings):
     """A study of how the loss of denoising depends on the network and on the conformers."""
 
-    output: OutputFolder = Field(
-        None,
-        validate_default=True,
-        description="folder of the networks, the table and the report, relative to where the command runs; by default "
-        "runs/NAME for NAME.yaml",
-    )
     base: Annotated[Path, BeforeValidator(_base)] = Field(
         description="settings of `torchmd-train`, a YAML file such as protocols/pretrain.yaml, that all networks have"
     )
@@ -94,25 +77,11 @@ class Scaling(Section):
         description="architectures (model of `torchmd-train`), with each of which all axes are gone along: names, or names "
         "with settings that replace those of the base; none is the model of the base",
     )
-    seeds: Counts = Field((1,), min_length=1, description="seeds with each of which every network is trained")
-    workers: Whole = Field(1, ge=1, description="networks that are trained side by side on this machine")
-    threads: Whole | None = Field(
-        None, ge=1, description="threads of each training; null shares the cores among the workers"
-    )
-    scheduler: str | None = Field(
-        None, description="address of a Dask scheduler, whose workers train instead of this machine; null is this machine"
-    )
 
     @model_validator(mode="after")
     def _leaves_what_is_set(self) -> Self:
-        _check_distinct(self.seeds, "seeds")
+        check_distinct(self.seeds, "seeds")
         sections = [(("training",), self.training), *((("models", name), one) for name, one in self.models.items())]
         for place, settings in sections:
-            own = [name for name in OWN if settings.get(name) is not None]
-            if own:
-                raise SettingError(f"{own[0]} is set for each network by the sweep. Remove it.", *place, own[0])
+            check_left_out(settings, OWN, *place)
         return self
-
-    def threads_of_each(self) -> int:
-        """Threads of one training."""
-        return self.threads or max(1, cores() // self.workers)

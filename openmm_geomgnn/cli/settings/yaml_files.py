@@ -20,6 +20,7 @@ from openmm_geomgnn.cli.settings.project import Project
 from openmm_geomgnn.cli.settings.protocol import Embed, Fit, Protocol, Schedule
 from openmm_geomgnn.cli.settings.scaling import Scaling
 from openmm_geomgnn.cli.settings.score import Score
+from openmm_geomgnn.cli.settings.supervised import Supervised
 from openmm_geomgnn.cli.settings.transfer import Transfer
 from openmm_geomgnn.cli.settings.yaml_text import Lines, read_value, read_yaml, write_yaml
 from openmm_geomgnn.errors import GeomGNNError
@@ -40,6 +41,7 @@ __all__ = [
     "Scaling",
     "Schedule",
     "Score",
+    "Supervised",
     "Transfer",
     "compute_settings",
     "distill_settings",
@@ -55,6 +57,7 @@ __all__ = [
     "load_protocol",
     "load_scaling",
     "load_score",
+    "load_supervised",
     "load_transfer",
 ]
 
@@ -69,6 +72,7 @@ COMMANDS = {
     DataBuild: "geomgnn data build",
     LabelNoise: "geomgnn label-noise",
     Scaling: "geomgnn scaling",
+    Supervised: "geomgnn supervised",
     Diagnose: "geomgnn diagnose",
     Transfer: "geomgnn transfer",
 }
@@ -194,6 +198,11 @@ def load_diagnose(path: PathLike, overrides: Mapping[str, Any] | None = None) ->
 def load_scaling(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Scaling:
     """The `Scaling` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(Scaling, path, overrides)
+
+
+def load_supervised(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Supervised:
+    """The `Supervised` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(Supervised, path, overrides)
 
 
 def load_transfer(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Transfer:

@@ -18,6 +18,8 @@ from openmm_geomgnn.units import did_you_mean
 from torchmdnet_ext.datasets.labelled import Label, LabelledStore, write_labelled
 
 ENTRIES = 130_831
+DRAW = 2  # seed of a part of QM9, another than that of the encoders' conformers
+
 _FREE_ATOMS = 7, 8, 9, 10  # targets for which PyTorch Geometric has the energies of free atoms, and no other
 _OF_ATOM = (1, 6, 7, 8, 9)  # the elements, in its order
 
@@ -86,7 +88,10 @@ def find_target(name: str) -> Target:
 
 
 def make_store(
-    path: Path, number: int | None = None, seed: int = 1, progress: Callable[[int, int], object] = lambda done, total: None
+    path: Path,
+    number: int | None = None,
+    seed: int = DRAW,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> None:
     """Write entries of QM9 with all targets to a store; groups are `molecule` and `scaffold`, `index` that of QM9.
 
@@ -94,6 +99,9 @@ def make_store(
     ----------
     number : int, optional
         Entries to draw at random, by default all.
+    seed : int
+        Of that draw. With the seed of an encoder's conformers all might be entries that pre-training has seen.
+
     progress : callable
         Called as progress(entries done, all).
 
@@ -108,7 +116,7 @@ def make_store(
     rows = base.draw(ENTRIES, number, seed)
     zs, positions, values, entries = [], [], [], []
     groups: dict[str, list[str]] = {"molecule": [], "scaffold": []}
-    for done, (row, entry) in enumerate(_records(files, rows)):
+    for done, (row, entry) in enumerate(records(files, rows)):
         z, pos = qm9.parse(entry["Elements"], entry["XYZ_Ang"])
         zs.append(z)
         positions.append(pos)
@@ -134,7 +142,7 @@ def make_store(
     write_labelled(path, LabelledStore(_labels(), arrays, numbered, "QM9 from qm9pack; scaffolds by RDKit"))
 
 
-def _records(files: Sequence[str], rows: np.ndarray) -> Iterator[tuple[int, dict[str, str]]]:
+def records(files: Sequence[str], rows: np.ndarray) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (row, record) of the rows, numbers in ascending order over all files."""
     first, wanted = 0, iter(rows.tolist())
     row = next(wanted, None)

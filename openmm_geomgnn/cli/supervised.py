@@ -1,0 +1,215 @@
+"""`geomgnn supervised`: train the networks of a study of QM9's targets, and compare their errors on test molecules."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmm_geomgnn.analysis.report import write_report, write_summary
+from openmm_geomgnn.cli.progress import bar, echo
+from openmm_geomgnn.cli.settings.supervised import Supervised
+from openmm_geomgnn.cli.tables import new_table, print_table, write_rows
+from openmm_geomgnn.cli.trainings import NETWORKS, SPLITS, START, absolute, result_so_far, write_configuration, write_split
+from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.formatting import count_of, duration
+from openmm_geomgnn.locks import locked
+from openmm_geomgnn.studies.supervised.evaluate import test_error
+from openmm_geomgnn.studies.supervised.figures import error_figure
+from openmm_geomgnn.studies.supervised.plan import Plan, Study, make_networks, plan
+from openmm_geomgnn.studies.supervised.qm9 import make_store
+from openmm_geomgnn.studies.supervised.splits import fingerprint, seen_in_pretraining
+from openmm_geomgnn.studies.supervised.table import Row, Summary, summarise
+from openmm_geomgnn.studies.training import trainer
+from openmm_geomgnn.studies.training.folder import Result
+from openmm_geomgnn.studies.training.parallel import train_networks
+from torchmdnet_ext.datasets.labelled import LabelledMolecules, LabelledStore, read_labelled
+
+STORE, TABLE, ERRORS, NUMBERS, REPORT, FIGURE = (
+    "qm9.safetensors", "networks.csv", "errors.csv", "supervised.json", "report.html", "errors.png",
+)  # fmt: skip
+FINGERPRINTS = "splits.json"
+FORMAT, VERSION = "openmm-geomgnn supervised", 1
+_SAMPLE = 300  # molecules on which --check measures, where there is no store yet
+_INFERENCE = 0.4  # of the time of a training step, about, is that of a batch of validation
+_CAPTION = (
+    "Mean absolute errors on test molecules; bars are one standard deviation over the seeds, which draw the weights and the "
+    "training molecules. The test molecules are the same for all networks of a split."
+)
+
+
+def run_supervised(settings: Supervised) -> dict[str, Any]:
+    """Train what is not trained yet, write splits, tables, figure and report; returns the numbers.
+
+    Raises GeomGNNError if settings or data do not suffice, or the folder holds networks of other settings.
+    """
+    with locked(settings.output):
+        root = _root(settings)
+        if not root.exists():
+            with bar("QM9", "molecules") as update:
+                make_store(root, settings.molecules, progress=update)
+        echo("Reading the molecules and building the networks ...")
+        store = _read(root)
+        planned = _planned(settings, store, root)
+        folders, splits = _prepare(settings.output, planned, store)
+        networks = {network.name: network for network in planned.networks}
+        results = {name: result_so_far(folders[name], network.reason) for name, network in networks.items()}
+        open_ = [folders[name] for name in networks if results[name].status == "ended"]
+        done = len(folders) - len(open_)
+        with bar("Training", "networks") as update:
+            update(done, len(folders))
+            for folder, result in train_networks(open_, settings.workers, settings.threads_of_each(), settings.scheduler):
+                results[folder.name], done = result, done + 1
+                update(done, len(folders))
+                network = networks[folder.name]
+                _error(folder, network.settings, splits[network.split_name], result)
+        rows = []
+        for name, network in networks.items():
+            mae = _error(folders[name], network.settings, splits[network.split_name], results[name])
+            rows.append(Row(network, results[name], None if mae is None else mae * network.target.factor))
+        return _conclude(settings, rows, planned)
+
+
+def check_supervised(settings: Supervised) -> None:
+    """Print the networks of settings and how long their training would take; nothing is trained or written."""
+    root = _root(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        if root.exists():
+            planned = _planned(settings, _read(root), root)
+            networks = planned.networks
+            for kind, held in planned.held_out.items():
+                echo(_describe(kind, held))
+        else:
+            root = Path(folder) / STORE
+            make_store(root, min(settings.molecules or _SAMPLE, _SAMPLE))
+            networks = make_networks(_study(settings), root)
+            echo(f"There is no store yet: the splits cannot be checked, and times were measured on {_SAMPLE} molecules.")
+        total, seconds = 0.0, {}
+        table = new_table("network", "molecules", "epochs", "estimate")
+        for network in networks:
+            key = network.encoder, network.way, network.target.head
+            if network.reason:
+                table.add_row(network.name, str(network.size), "", network.reason)
+                continue
+            if key not in seconds:
+                seconds[key] = trainer.step_seconds(network.settings, _sample(network.settings))
+            full = trainer.complete(network.settings)
+            steps = (network.size + _INFERENCE * settings.held_out.val) / full["batch_size"] * full["num_epochs"]
+            spent = START + steps * seconds[key]
+            total += spent
+            table.add_row(network.name, str(network.size), str(full["num_epochs"]), duration(spent))
+        print_table(table)
+    echo(
+        f"{count_of(len(networks), 'network')}; at most about {duration(total)} one after the other (a step of each was "
+        "measured here, with this machine as busy as it is; early stopping makes it less)"
+    )
+    echo("Nothing was trained, and nothing was written.")
+
+
+def _root(settings: Supervised) -> Path:
+    return settings.store or Path(settings.output).absolute() / STORE
+
+
+def _read(root: Path) -> LabelledStore:
+    try:
+        return read_labelled(root)
+    except ValueError as error:
+        raise GeomGNNError(str(error)) from error
+
+
+def _study(settings: Supervised) -> Study:
+    names = ("encoders", "targets", "splits", "ways", "seeds", "epochs", "most_seen", "references", "training_of")
+    return Study(**{name: getattr(settings, name) for name in names}, training=absolute(settings.training))
+
+
+def _planned(settings: Supervised, store: LabelledStore, root: Path) -> Plan:
+    held, before = settings.held_out, settings.pretrained_on
+    seen = seen_in_pretraining(store, before.number, before.seed)
+    return plan(_study(settings), store, root, (held.val, held.test, held.seed), seen)
+
+
+def _sample(settings: Mapping[str, Any]) -> trainer.TrainingData:
+    """Molecules on which a step is measured."""
+    dataset = LabelledMolecules(settings["dataset_root"], **settings["dataset_arg"])
+    chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), 512)).astype(int)
+    none = np.zeros(0, dtype=int)
+    return trainer.TrainingData(dataset, chosen, none, none, (), none)
+
+
+def _describe(kind: str, held: Any) -> str:
+    return (
+        f"{kind} split: {len(held.test)} molecules for test and {len(held.val)} for validation, none of which pre-training "
+        f"has seen; {len(held.train)} to train on; {held.left_out} in no part"
+    )
+
+
+def _prepare(output: Path, planned: Plan, store: LabelledStore) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Write splits and settings of the networks; returns folders of networks and files of splits by name.
+
+    Raises GeomGNNError if settings of a network, or a split, are there that differ.
+    """
+    splits = {name: output / SPLITS / f"{name}.npz" for name in planned.splits}
+    for name, parts in planned.splits.items():
+        write_split(splits[name], parts)
+    folders = {network.name: output / NETWORKS / network.name for network in planned.networks}
+    for network in planned.networks:
+        write_configuration(folders[network.name], network.settings, splits[network.split_name], "study")
+    prints = {name: {"sha256": fingerprint(store, parts)} | _sizes(parts) for name, parts in planned.splits.items()}
+    write_summary(output / SPLITS / FINGERPRINTS, prints)
+    return folders, splits
+
+
+def _sizes(parts: Mapping[str, np.ndarray]) -> dict[str, int]:
+    return {name.removeprefix("idx_"): len(indices) for name, indices in parts.items()}
+
+
+def _error(folder: Path, settings: dict[str, Any], split: Path, result: Result) -> float | None:
+    return test_error(folder, settings, split) if result.status == "trained" else None
+
+
+def _conclude(settings: Supervised, rows: Sequence[Row], planned: Plan) -> dict[str, Any]:
+    """Write and show everything; returns the numbers."""
+    output, summaries = settings.output, summarise(rows)
+    entries = [row.as_dict() for row in rows]
+    write_rows(output / TABLE, entries)
+    errors = [asdict(summary) for summary in summaries]
+    write_rows(output / ERRORS, errors)
+    numbers = {"format": FORMAT, "version": VERSION, "networks": entries, "errors": errors}
+    write_summary(output / NUMBERS, numbers)
+    figures = []
+    if summaries:
+        figure = error_figure(summaries)
+        with atomic_write(output / FIGURE) as temporary:
+            figure.savefig(temporary, format="png")
+        figures.append(("Errors", _CAPTION, figure))
+    notes = [_describe(kind, held) + "." for kind, held in planned.held_out.items()]
+    notes += [f"Warning: {row.network.name} failed: {row.result.reason}" for row in rows if row.mae is None]
+    falling = sum(row.mae is not None and not row.result.converged for row in rows)
+    if falling:
+        notes.append(
+            f"Warning: the validation loss of {count_of(falling, 'network')} was still falling at the end (by more than 1 % "
+            "in the last fifth of the epochs): longer training would give smaller errors, and may change the order."
+        )
+    if any(one.spread is None for one in summaries):
+        notes.append("Warning: errors of a single seed have no error bar; differences between them may be chance.")
+    head = ["target", "split", "molecules", "encoder", "way", "MAE", "unit", "seeds", "gain on scratch", "converged"]
+    cells = [_cells(summary) for summary in summaries]
+    write_report(output / REPORT, "QM9 from scratch and from encoders", {}, figures, notes, [("Errors", [head, *cells])])
+    table = new_table(*head)
+    for one in cells:
+        table.add_row(*one)
+    print_table(table)
+    for note in notes:
+        echo(note)
+    echo(f"written to {output}: {TABLE}, {ERRORS}, {NUMBERS}, {REPORT}, {SPLITS}/{FINGERPRINTS}")
+    return numbers
+
+
+def _cells(one: Summary) -> list[str]:
+    mae = f"{one.mean:.4g}" if one.spread is None else f"{one.mean:.4g} +- {one.spread:.2g}"
+    gain = "" if one.gain is None else f"{100 * one.gain:+.0f} %"
+    counts = [str(one.seeds), gain, f"{one.converged} of {one.seeds}"]
+    return [one.target, one.split, str(one.size), one.encoder, one.way, mae, one.unit, *counts]
