@@ -17,6 +17,8 @@ from openmm_geomgnn.cli.run_folder import round_folders, wall_time
 from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 from openmm_geomgnn.cv import file as cv_file
 from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.cv.shared import KIND as SHARED
+from openmm_geomgnn.cv.shared import MOLECULES
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formatting import count_of
 from openmm_geomgnn.representation.encoder import Encoder
@@ -85,8 +87,9 @@ def _show_cv(path: Path) -> None:
     cv: Any = CollectiveVariable.load(path)
     metadata, _ = cv_file.read(path)
     facts = cv.training_information
-    student = metadata["kind"] == "student"
-    _line("kind", f"collective variable, {'a student' if student else 'a network'}, {count_of(cv.dimension, 'component')}")
+    student, shared = metadata["kind"] == "student", metadata["kind"] == SHARED
+    what = "a student" if student else "a network for several molecules" if shared else "a network"
+    _line("kind", f"collective variable, {what}, {count_of(cv.dimension, 'component')}")
     if student:
         teacher = facts.get("teacher", {})
         made = (f"{name.replace('_', ' ')} {teacher.get(name)}" for name in ("encoder", "mixer", "content_hash"))
@@ -97,9 +100,13 @@ def _show_cv(path: Path) -> None:
         spec = cv.spec
         extent = {"sequence": f", context {spec.context}", "space": f", radius {spec.radius:g} nm"}.get(spec.window, "")
         _line("windows", f"{spec.window}{extent}; pooling {spec.pooling}")
-    atoms = sum(sum(elements.values()) for _, _, elements, *_ in cv.molecule)
-    _line("selection", f"{cv.selection or 'the default'}: {atoms} atoms of {count_of(len(cv.molecule), 'residue')}")
-    _line("molecule", _residues(cv.molecule))
+    if shared:
+        _line("selection", cv.selection or "the default")
+        _line("molecules", ", ".join(facts[MOLECULES]))
+    else:
+        atoms = sum(sum(elements.values()) for _, _, elements, *_ in cv.molecule)
+        _line("selection", f"{cv.selection or 'the default'}: {atoms} atoms of {count_of(len(cv.molecule), 'residue')}")
+        _line("molecule", _residues(cv.molecule))
     _line("lag", "unknown" if math.isnan(cv.lagtime) else f"{cv.lagtime:g} ps")
     if "frames" in facts:
         _line(

@@ -14,6 +14,8 @@ from openmm_geomgnn.analysis.report import write_report
 from openmm_geomgnn.cli.first_frames import load_trajectories
 from openmm_geomgnn.cli.progress import bar, console, echo, progress_bars
 from openmm_geomgnn.cli.settings.transfer import Transfer
+from openmm_geomgnn.cv.network import CollectiveVariable
+from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, remove_leftovers
 from openmm_geomgnn.formatting import count_of
 from openmm_geomgnn.locks import locked
@@ -27,16 +29,19 @@ from openmm_geomgnn.studies.transfer.figures import transfer_figures
 from openmm_geomgnn.studies.transfer.peptides import RUNS, PeptideRuns, make_runs
 from openmm_geomgnn.studies.transfer.scoring import TransferRow, TransferSettings
 from openmm_geomgnn.studies.transfer.study import (
+    MADE_FROM,
     Molecule,
     TransferStudy,
     load_transfer_rows,
     save_transfer_rows,
     score_transfer,
+    train_shared_cv,
 )
 from openmm_geomgnn.studies.transfer.tables import Comparison, as_json, compare, comparison_table, molecule_table, notes
 from openmm_geomgnn.unfinished import Unfinished
 
-ROWS, REPORT, TOKENS = "transfer.json", "report.html", "tokens"
+ROWS, SHARED, REPORT, TOKENS = "transfer.json", "shared.cv.safetensors", "report.html", "tokens"
+UNITS = {"Embedding": "frames", "Scores": "jobs", "Shared CV": "epochs"}
 WIDTH = 150  # characters of a table where there is no terminal
 
 
@@ -44,7 +49,7 @@ class _Names(dict[str, tuple[str, str]]):
     """What is said of the progress with each network."""
 
     def __missing__(self, what: str) -> tuple[str, str]:
-        return what, "frames" if what.startswith("Embedding") else "jobs"
+        return what, UNITS[what.partition(",")[0]]
 
 
 def run_transfer(settings: Transfer) -> list[TransferRow]:
@@ -75,11 +80,24 @@ def run_transfer(settings: Transfer) -> list[TransferRow]:
                 progress=progress,
                 unfinished=kept,
             )
+            _write_shared(settings, study, progress, kept)
         comparisons = compare(rows)
         save_transfer_rows(path, made_from, rows, as_json(comparisons))
         _write(settings.output, rows, comparisons)
         shutil.rmtree(settings.output / TOKENS, ignore_errors=True)
     return rows
+
+
+def _write_shared(settings: Transfer, study: TransferStudy, progress: Any, kept: Any) -> None:
+    """Train and write the CV of all molecules, unless it is there."""
+    path, components = settings.output / SHARED, settings.compare.shared_components
+    try:
+        there: Any = CollectiveVariable.load(path)
+        if there.training_information.get(MADE_FROM) == study.made_from() and there.dimension == components:
+            return
+    except GeomGNNError:
+        pass  # there is none, or it is damaged
+    train_shared_cv(study, components, progress=progress, unfinished=kept).save(path)
 
 
 def _study(settings: Transfer) -> TransferStudy:
@@ -149,7 +167,7 @@ def _write(folder: Path, rows: Sequence[TransferRow], comparisons: Sequence[Comp
     (console if console.is_terminal else Console(width=WIDTH)).print(shown)
     for note in said:
         echo(note)
-    echo(f"written to {folder}: {ROWS}, {REPORT} and {count_of(len(pictures), 'picture')}")
+    echo(f"written to {folder}: {ROWS}, {REPORT}, {SHARED} and {count_of(len(pictures), 'picture')}")
 
 
 @contextmanager

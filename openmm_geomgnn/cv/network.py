@@ -218,17 +218,22 @@ class CollectiveVariable(cv_file.SavedCV):
         return BoundCV(self, topology, precision, engine, device)
 
 
-KINDS: dict[str, Any] = {"network": CollectiveVariable, "student": StudentCV}
+def _kinds() -> dict[str, Any]:
+    """The kinds of CVs, by the name that their files have."""
+    from openmm_geomgnn.cv.shared import KIND, SharedCV
+
+    return {"network": CollectiveVariable, "student": StudentCV, KIND: SharedCV}
 
 
 def _of_its_kind(path: PathLike, metadata: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
     """The CollectiveVariable or StudentCV that a file holds."""
-    if metadata["kind"] not in KINDS:
+    kinds = _kinds()
+    if metadata["kind"] not in kinds:
         raise GeomGNNError(
             f"{path} holds a collective variable of the kind '{metadata['kind']}', and this code knows "
-            f"{', '.join(KINDS)}. Update openmm-geomgnn."
+            f"{', '.join(kinds)}. Update openmm-geomgnn."
         )
-    return KINDS[metadata["kind"]].from_file(path, metadata, tensors)
+    return kinds[metadata["kind"]].from_file(path, metadata, tensors)
 
 
 class BoundCV(Bound):

@@ -94,6 +94,8 @@ class SharedCVSection(TokenSection):
             raise SettingError("mixer none has nothing to train; linear CVs are scored anyway. Leave it out.", "mixer")
         if "seed" in self.mixer_settings:
             raise SettingError("seed is one of compare.mixer_seeds. Remove it.", "mixer_settings", "seed")
+        if self.window == "space":
+            raise SettingError("window space is that of one molecule's structure. Use all or sequence.", "window")
         if self.training.gradient_penalty:
             raise SettingError("there is no gradient_penalty for several molecules. Remove it.", "training")
         for name in self.mixer:
@@ -130,6 +132,9 @@ class CompareSection(Section):
         min_length=1,
         description="how much of the molecule that was left out a CV is fitted to, ps; null is all that is not held out",
     )
+    shared_components: Whole = Field(
+        2, ge=1, description="components of the CV file for any such molecule, which is trained on all of them"
+    )
     folds: Whole = Field(4, ge=2, description="parts of each molecule's trajectories, each of which is held out once")
     workers: Whole | None = Field(None, ge=1, description="processes; null is one for each core")
 
@@ -158,6 +163,17 @@ class Transfer(Section):
             raise SettingError(f"{twice} is there twice. Give each molecule once, with a name of its own.")
         if len(names) < 2:
             raise SettingError("Transfer takes two molecules or more: give them in peptides.sequences, or molecules.")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_components_are_trained(self) -> Self:
+        if self.compare.shared_components > max(self.shared_cv.components):
+            raise SettingError(
+                f"shared_components is {self.compare.shared_components}, but the largest of shared_cv.components is "
+                f"{max(self.shared_cv.components)}. Lower it.",
+                "compare",
+                "shared_components",
+            )
         return self
 
     def processes(self) -> int:

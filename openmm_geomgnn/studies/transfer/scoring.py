@@ -218,11 +218,16 @@ def transferred_rows(
     return rows + _unfitted_rows(key._replace(method=ZERO_SHOT, data=NOTHING), shared, series, settings)
 
 
-def train_lobe(mixer: Mixer, molecules: Sequence[Series], settings: TransferSettings) -> SharedLobe:
+def train_lobe(
+    mixer: Mixer,
+    molecules: Sequence[Series],
+    settings: TransferSettings,
+    progress: Callable[[int, int, float, float | None], None] | None = None,
+) -> SharedLobe:
     """A mixer trained on all frames of several molecules together."""
     options = {**settings.training, "seed": mixer.settings["seed"], "reversible": settings.reversible}
     lags = [one.lag for one in molecules]
-    return train_shared_lobe(mixer, [one.parts for one in molecules], lags, settings.most, **options)
+    return train_shared_lobe(mixer, [one.parts for one in molecules], lags, settings.most, progress=progress, **options)
 
 
 def expected_keys(key: RowKey, settings: TransferSettings) -> list[RowKey]:

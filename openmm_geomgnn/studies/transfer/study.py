@@ -5,16 +5,18 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from openmm_geomgnn.aliases import StageProgress
 from openmm_geomgnn.cv.fit_data import embed_positions
 from openmm_geomgnn.cv.mixers import make_mixer
+from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.cv.rules import lag_in_frames
 from openmm_geomgnn.cv.score_features import TorsionFeatures
 from openmm_geomgnn.cv.score_rows import TORSIONS
+from openmm_geomgnn.cv.shared import ELEMENTS, MOLECULES, SharedCV
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.jobs import run_jobs
@@ -31,11 +33,12 @@ from openmm_geomgnn.studies.transfer.scoring import (
     TransferSettings,
     as_job,
     expected_keys,
+    train_lobe,
 )
 from openmm_geomgnn.unfinished import Unfinished, fingerprint
 
 FORMAT, VERSION = "openmm-geomgnn transfer", 1
-NO_MIXER = "none"
+NO_MIXER, MADE_FROM = "none", "made_from"
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +165,49 @@ def score_transfer(
                 progress(what, done, len(jobs))
     wanted = {key for _, jobs in planned for job in jobs for key in expected_keys(job, study.settings)}
     return [row for key, row in rows.items() if key in wanted]
+
+
+def train_shared_cv(
+    study: TransferStudy,
+    components: int,
+    *,
+    progress: StageProgress = lambda stage, done, total: None,
+    unfinished: Callable[[Molecule, Network], Unfinished] = lambda molecule, network: Unfinished(),
+) -> SharedCV:
+    """A CV for any molecule like those of a study: the first network, mixer and seed, trained on all of them.
+
+    Parameters
+    ----------
+    study : TransferStudy
+    components : int
+        Of the CV, at most those that are scored.
+    progress, unfinished
+        As of `score_transfer`; progress("Shared CV", epochs done, all).
+    """
+    network, settings = study.networks[0], study.settings
+    series = _series(study, network, progress, unfinished)
+    mixer = settings.mixer(settings.mixers[0], network.encoder.hidden_channels, study.seeds[0])
+
+    def report(epoch: int, epochs: int, train_score: float, validation_score: float | None) -> None:
+        progress("Shared CV", epoch + 1, epochs)
+
+    shared = train_lobe(mixer, series, settings, report)
+    model = shared.model.truncate(components)
+    selections = [one.featurization for one in study.molecules]
+    elements = {one.topology.atom(int(index)).element.symbol for one in selections for index in one.atoms}
+    training = {
+        MOLECULES: [one.name for one in series],
+        ELEMENTS: sorted(elements),
+        "frames": [length for one in series for length in one.lengths],
+        "singular_values": model.singular_values.tolist(),
+        "vamp2_validation": max(shared.history["validation"], default=None),
+        "seed": study.seeds[0],
+        MADE_FROM: study.made_from(),
+    }
+    spec = selections[0].spec.resolved(None)
+    koopman = model.mean, model.projection, model.singular_values
+    lobe = cast(Mixer, shared.lobe)
+    return SharedCV(network.encoder, lobe, *koopman, [], spec=spec, lagtime=settings.lagtime, training=training)
 
 
 def _series(

@@ -74,8 +74,8 @@ class Comparison:
     features : str
     score : float
         Mean over molecules, folds and seeds.
-    random : float or None
-        That of random weights.
+    random : tuple of float
+        That of each network with random weights.
     pretraining : Difference or None
         From random weights in the same condition.
     from_torsions, from_linear : Difference or None
@@ -86,7 +86,7 @@ class Comparison:
     condition: Condition
     features: str
     score: float
-    random: float | None
+    random: tuple[float, ...]
     pretraining: Difference | None
     from_torsions: Difference | None
     from_linear: Difference | None
@@ -107,13 +107,12 @@ def compare(rows: Sequence[TransferRow]) -> list[Comparison]:
             mine = by_molecule(usable, name, condition)
             if not mine:
                 continue
-            others = mean_of(random)
             found.append(
                 Comparison(
                     condition,
                     name,
                     float(np.mean(list(mine.values()))),
-                    float(np.mean(list(others.values()))) if others else None,
+                    tuple(float(np.mean(list(one.values()))) for one in random if one),
                     _difference(mine, random),
                     _difference(mine, [torsions]),
                     None if condition == linear else _difference(mine, [by_molecule(usable, name, linear)]),
@@ -173,7 +172,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """The comparisons as rows of text, the first the head."""
     rows = [["components", "CV", "fitted to", "features", "VAMP-2", "random", "pre-training", "- torsions", "- linear"]]
     for one in comparisons:
-        random = "" if one.random is None else f"{one.random:.3f}"
+        random = f"{np.mean(one.random):.3f} ({min(one.random):.3f} to {max(one.random):.3f})" if one.random else ""
         cells = ["" if found is None else str(found) for found in (one.pretraining, one.from_torsions, one.from_linear)]
         condition = one.condition
         what = [str(condition.components), condition.label, data_text(condition.data), one.features]
