@@ -17,7 +17,6 @@ from openmm_geomgnn.cli.run_folder import round_folders, wall_time
 from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 from openmm_geomgnn.cv import file as cv_file
 from openmm_geomgnn.cv.network import CollectiveVariable
-from openmm_geomgnn.cv.shared import KIND as SHARED
 from openmm_geomgnn.cv.shared import MOLECULES
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formatting import count_of
@@ -87,7 +86,7 @@ def _show_cv(path: Path) -> None:
     cv: Any = CollectiveVariable.load(path)
     metadata, _ = cv_file.read(path)
     facts = cv.training_information
-    student, shared = metadata["kind"] == "student", metadata["kind"] == SHARED
+    student, shared = metadata["kind"] == "student", not cv.molecule
     what = "a student" if student else "a network for several molecules" if shared else "a network"
     _line("kind", f"collective variable, {what}, {count_of(cv.dimension, 'component')}")
     if student:

@@ -23,6 +23,7 @@ from openmm_geomgnn.units import NM_TO_ANGSTROM
 WITHOUT_COORDINATES = (".prmtop", ".parm7", ".prm7", ".psf")
 # psi (d,), and what takes weights (d,) to the gradient (n, 3) of their product with psi
 ValueAndVJP: TypeAlias = tuple[np.ndarray, Callable[[np.ndarray], Any]]
+ELEMENTS = "elements"  # in the training information of a CV for any molecule: symbols of those it has seen
 PRECISIONS = {"single": torch.float32, "double": torch.float64}
 
 
@@ -81,7 +82,10 @@ class Bound(nn.Module):
             If they are of another molecule than the CV's.
         """
         selected = SelectedAtoms.find(topology, cv.selection)
-        check_same_molecule(cv.molecule, selected.table)
+        if cv.molecule:
+            check_same_molecule(cv.molecule, selected.table)
+        else:
+            _check_elements(cv.training_information.get(ELEMENTS, []), selected)
         expected = bonds_of(cv.molecule)
         if selected.molecule is None and None in expected:
             warnings.warn(
@@ -154,3 +158,16 @@ def check_precision(precision: str) -> None:
     """Raise a GeomGNNError for a precision that is neither single nor double."""
     if precision not in PRECISIONS:
         raise GeomGNNError(f"The precision must be 'single' or 'double', but was '{precision}'.")
+
+
+def _check_elements(known: list[str], selected: SelectedAtoms) -> None:
+    """Give a UserWarning if selected atoms are of elements that a CV for any molecule was not trained on."""
+    here = {selected.topology.atom(int(index)).element.symbol for index in selected.atoms}
+    strange = sorted(here - set(known))
+    if known and strange:
+        warnings.warn(
+            f"The CV was trained on molecules of {', '.join(known)}, and this one has {', '.join(strange)} as well: what it "
+            "does there is not known.",
+            UserWarning,
+            stacklevel=5,
+        )

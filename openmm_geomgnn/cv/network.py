@@ -51,7 +51,8 @@ class CollectiveVariable(cv_file.SavedCV):
     mean : (n,) array, projection : (n, d) array, singular_values : (d,) array
         The frozen Koopman projection, float64.
     molecule : list
-        The residue table (`selection.residue_table`) of the molecule it was trained on.
+        The residue table (`selection.residue_table`) of the molecule it was trained on; empty if it is for any molecule
+        (`shared.make_shared_cv`).
     spec : TokenSpec
         How atoms become tokens, with the neighbours of each residue (`Featurization.spec`): bonds and reference structure
         are not needed any more. Without neighbours windows by sequence follow from residue numbers, as they did in files of
@@ -120,6 +121,11 @@ class CollectiveVariable(cv_file.SavedCV):
     def selection(self) -> str | None:
         """The atoms that the CV depends on, as in `selection.select_atoms`."""
         return self.spec.selection
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is for any molecule like those it was trained on."""
+        return not self.molecule
 
     def project(self, chi: torch.Tensor) -> torch.Tensor:
         """Project chi (F, n) to psi (F, d), in float64, before the output map."""
@@ -218,22 +224,17 @@ class CollectiveVariable(cv_file.SavedCV):
         return BoundCV(self, topology, precision, engine, device)
 
 
-def _kinds() -> dict[str, Any]:
-    """The kinds of CVs, by the name that their files have."""
-    from openmm_geomgnn.cv.shared import KIND, SharedCV
-
-    return {"network": CollectiveVariable, "student": StudentCV, KIND: SharedCV}
+KINDS: dict[str, Any] = {"network": CollectiveVariable, "student": StudentCV}
 
 
 def _of_its_kind(path: PathLike, metadata: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
     """The CollectiveVariable or StudentCV that a file holds."""
-    kinds = _kinds()
-    if metadata["kind"] not in kinds:
+    if metadata["kind"] not in KINDS:
         raise GeomGNNError(
             f"{path} holds a collective variable of the kind '{metadata['kind']}', and this code knows "
-            f"{', '.join(kinds)}. Update openmm-geomgnn."
+            f"{', '.join(KINDS)}. Update openmm-geomgnn."
         )
-    return kinds[metadata["kind"]].from_file(path, metadata, tensors)
+    return KINDS[metadata["kind"]].from_file(path, metadata, tensors)
 
 
 class BoundCV(Bound):
@@ -243,8 +244,8 @@ class BoundCV(Bound):
     ----------
     cv : CollectiveVariable
     topology : openmm.app.Topology, mdtraj.Topology or path
-        Must be of the molecule the CV was trained on; solvent and ions around it do not matter. The `molecule` of another
-        BoundCV will do as well.
+        Must be of the molecule the CV was trained on, unless it is for any; solvent and ions around it do not matter. The
+        `molecule` of another BoundCV will do as well.
     precision : {"single", "double"}
         Of encoder and mixer; the projection is always in float64.
     engine : {"auto", "eager", "numba", "cuda"}
@@ -270,7 +271,7 @@ class BoundCV(Bound):
         super().__init__()
         check_precision(precision)
         selected, spec = self._select(cv, topology), cv.spec
-        if spec.neighbours is None and spec.window == "sequence":
+        if spec.neighbours is None and spec.window == "sequence" and not cv.is_shared:
             spec = spec.resolved(neighbours_by_number(selected.topology, selected.atoms, spec.context))
         # a copy: two precisions of one CV must not share their parameters
         dtype = PRECISIONS[precision]

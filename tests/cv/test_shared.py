@@ -12,13 +12,13 @@ from openmm_geomgnn.cli import info
 from openmm_geomgnn.conformers.sources.peptides import build_peptide
 from openmm_geomgnn.cv import CollectiveVariable
 from openmm_geomgnn.cv.mixers import make_mixer
-from openmm_geomgnn.cv.shared import SharedCV
+from openmm_geomgnn.cv.shared import cv_of_molecule, make_shared_cv
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.koopman import KoopmanModel
 from openmm_geomgnn.representation.encoder import Encoder
+from openmm_geomgnn.representation.featurization import SelectedAtoms
 from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.sampling.systems import build_system
-
-TRAINING = {"molecules": ["Ace-A-Nme", "Ace-V-Nme"], "elements": ["C", "N", "O"]}
 
 
 def make(window="sequence", n_tokens=None, name="mlp"):
@@ -26,8 +26,9 @@ def make(window="sequence", n_tokens=None, name="mlp"):
     mixer = make_mixer(name, n_tokens, encoder.hidden_channels, pool="sum", width=8, out_features=3)
     mixer.set_statistics(np.random.default_rng(0).normal(size=(50, 3, 4, 64)).astype(np.float32))
     projection = np.random.default_rng(1).normal(size=(3, 2))
-    parts = (encoder, mixer, np.zeros(3), projection, np.array([0.9, 0.5]), [])
-    return SharedCV(*parts, spec=TokenSpec(window=window), lagtime=2.0, training=dict(TRAINING))
+    model = KoopmanModel(np.zeros(3), projection, np.array([0.9, 0.5]))
+    molecules = {name: SelectedAtoms.find(ala2().topology) for name in ("Ace-A-Nme", "another")}
+    return make_shared_cv(encoder, mixer, model, molecules, spec=TokenSpec(window=window), lagtime=2.0)
 
 
 def peptide(sequence):
@@ -50,13 +51,10 @@ def test_a_file_binds_to_molecules_of_any_length(file, sequence):
     frames = mdtraj.Trajectory(positions + 0.01 * np.random.default_rng(2).normal(size=(4, *positions.shape)), None)
     frames = mdtraj.Trajectory(frames.xyz, mdtraj.Topology.from_openmm(topology))
     cv = CollectiveVariable.load(file)
-    assert isinstance(cv, SharedCV)
-    values = GeomGNNCV(file, topology).compute(frames)
-    own = cv.for_molecule(topology)
-    assert type(own) is CollectiveVariable and len(own.molecule) == len(sequence) + 2
-    np.testing.assert_allclose(values, own.bind(topology, engine="eager").compute(frames), atol=1e-5)
-    with pytest.raises(GeomGNNError):  # the CV of one molecule is for no other
-        own.bind(ala2().topology)
+    assert cv.is_shared
+    bound = cv.bind(topology, engine="eager")
+    assert bound.tokenizer.windows.n_tokens == len(sequence) + 2
+    np.testing.assert_allclose(GeomGNNCV(file, topology).compute(frames), bound.compute(frames), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -85,7 +83,7 @@ def test_it_becomes_the_cv_of_a_molecule_with_data_of_it(file, tmp_path):
     shared, structure = CollectiveVariable.load(file), ala2()
     noise = 0.01 * np.random.default_rng(4).normal(size=(120, structure.n_atoms, 3))
     trajectory = mdtraj.Trajectory(structure.xyz + noise, structure.topology)
-    own = shared.for_molecule(structure.topology, [trajectory], 1.0)
+    own = cv_of_molecule(shared, structure.topology, [trajectory], 1.0)
     psi = own.bind(structure.topology).compute(trajectory)
     np.testing.assert_allclose(psi.mean(0), 0, atol=0.1)
     np.testing.assert_allclose(psi.std(0), 1, atol=0.1)
@@ -93,20 +91,22 @@ def test_it_becomes_the_cv_of_a_molecule_with_data_of_it(file, tmp_path):
     own.save(tmp_path / "own.cv.safetensors")
     again = CollectiveVariable.load(tmp_path / "own.cv.safetensors")
     np.testing.assert_array_equal(again.bind(structure.topology).compute(trajectory), psi)
-    with pytest.raises(GeomGNNError, match="frame_interval"):
-        shared.for_molecule(structure.topology, [trajectory])
+    with pytest.raises(GeomGNNError, match="residue"):  # it is for no other
+        own.bind(peptide("S")[0])
+    with pytest.raises(GeomGNNError, match="that of one molecule"):
+        cv_of_molecule(own, structure.topology, [trajectory], 1.0)
 
 
 def test_elements_that_it_has_not_seen_are_named(file):
     topology, _ = peptide("M")
     with pytest.warns(UserWarning, match="trained on molecules of C, N, O, and this one has S"):
-        CollectiveVariable.load(file).for_molecule(topology)
+        CollectiveVariable.load(file).bind(topology)
 
 
 def test_info_says_what_it_is(file, capsys):
     info.show_info(file)
     told = capsys.readouterr().out
-    assert "a network for several molecules" in told and "Ace-A-Nme, Ace-V-Nme" in told
+    assert "a network for several molecules" in told and "Ace-A-Nme, another" in told
 
 
 @pytest.mark.parametrize(

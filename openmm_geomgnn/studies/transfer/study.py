@@ -13,14 +13,15 @@ from openmm_geomgnn.aliases import StageProgress
 from openmm_geomgnn.cv.fit_data import embed_positions
 from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.mixers.base import Mixer
+from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.rules import lag_in_frames
 from openmm_geomgnn.cv.score_features import TorsionFeatures
 from openmm_geomgnn.cv.score_rows import TORSIONS
-from openmm_geomgnn.cv.shared import ELEMENTS, MOLECULES, SharedCV
+from openmm_geomgnn.cv.shared import make_shared_cv
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.jobs import run_jobs
-from openmm_geomgnn.representation.featurization import Featurization
+from openmm_geomgnn.representation.featurization import Featurization, SelectedAtoms
 from openmm_geomgnn.representation.store import encoder_identity
 from openmm_geomgnn.studies.latent.networks import Network
 from openmm_geomgnn.studies.transfer.scoring import (
@@ -173,7 +174,7 @@ def train_shared_cv(
     *,
     progress: StageProgress = lambda stage, done, total: None,
     unfinished: Callable[[Molecule, Network], Unfinished] = lambda molecule, network: Unfinished(),
-) -> SharedCV:
+) -> CollectiveVariable:
     """A CV for any molecule like those of a study: the first network, mixer and seed, trained on all of them.
 
     Parameters
@@ -193,21 +194,17 @@ def train_shared_cv(
 
     shared = train_lobe(mixer, series, settings, report)
     model = shared.model.truncate(components)
-    selections = [one.featurization for one in study.molecules]
-    elements = {one.topology.atom(int(index)).element.symbol for one in selections for index in one.atoms}
+    atoms = {one.name: SelectedAtoms.find(one.featurization.molecule) for one in study.molecules}
     training = {
-        MOLECULES: [one.name for one in series],
-        ELEMENTS: sorted(elements),
         "frames": [length for one in series for length in one.lengths],
         "singular_values": model.singular_values.tolist(),
         "vamp2_validation": max(shared.history["validation"], default=None),
         "seed": study.seeds[0],
         MADE_FROM: study.made_from(),
     }
-    spec = selections[0].spec.resolved(None)
-    koopman = model.mean, model.projection, model.singular_values
+    spec = study.molecules[0].featurization.spec
     lobe = cast(Mixer, shared.lobe)
-    return SharedCV(network.encoder, lobe, *koopman, [], spec=spec, lagtime=settings.lagtime, training=training)
+    return make_shared_cv(network.encoder, lobe, model, atoms, spec=spec, lagtime=settings.lagtime, training=training)
 
 
 def _series(

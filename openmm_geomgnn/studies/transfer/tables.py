@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from openmm_geomgnn.cv.score_rows import TORSIONS
 from openmm_geomgnn.formatting import count_of
@@ -60,8 +61,8 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether it is more than two standard errors from zero."""
-        return bool(abs(self.mean) > 2 * self.error)
+        """Whether zero is outside the interval of 95 % by Student's t, for molecules are few."""
+        return bool(self.molecules > 1 and abs(self.mean) > student_t.ppf(0.975, self.molecules - 1) * self.error)
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def molecule_table(rows: Sequence[TransferRow], components: int) -> list[list[st
 
 
 def notes(rows: Sequence[TransferRow], comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """Sentences: where pre-training and transfer make a difference beyond two standard errors, and what failed."""
+    """Sentences: where pre-training and transfer make a clear difference, and what failed."""
     subjects: list[tuple[str, Callable[[Comparison], Difference | None]]] = [
         ("Pre-training", lambda one: one.pretraining),
         ("Transfer (against the linear CV)", lambda one: one.from_linear if _carried(one) else None),
@@ -208,7 +209,7 @@ def notes(rows: Sequence[TransferRow], comparisons: Sequence[Comparison]) -> Ite
             if clear:
                 yield f"{subject} {word} in {len(clear)} of {count_of(len(tested), 'comparison')}: {'; '.join(clear)}."
         if tested and not any(d.is_clear for _, d in tested):
-            yield f"{subject}: no difference beyond two standard errors in {count_of(len(tested), 'comparison')}."
+            yield f"{subject}: no difference outside an interval of 95 % in {count_of(len(tested), 'comparison')}."
     problems: dict[str, int] = {}
     for row in rows:
         if row.problem is not None:
