@@ -8,6 +8,7 @@ import pytest
 
 from openmm_geomgnn.cli.settings.yaml_files import load_transfer
 from openmm_geomgnn.cli.transfer import run_transfer
+from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import Segment
 from openmm_geomgnn.studies.transfer import study
@@ -68,6 +69,9 @@ def test_a_study_from_nothing_to_a_report(finished):
     for name in ("report.html", "scores.png", "pretraining.png"):
         assert (folder / "out" / name).stat().st_size > 1000
     assert not (folder / "out" / "tokens").exists()
+    shared = CollectiveVariable.load(folder / "out" / "shared.cv.safetensors")
+    assert shared.is_shared and shared.dimension == 2
+    assert shared.training_information["molecules"] == ["Ace-A-Nme", "Ace-G-Nme"]
     content = json.loads((folder / "out" / "transfer.json").read_text())
     assert len(content["rows"]) == len(rows) and content["summary"]["comparisons"]
 
