@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from openmm_geomgnn.formatting import count_of, duration
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.studies.supervised.evaluate import test_error
 from openmm_geomgnn.studies.supervised.figures import error_figure
-from openmm_geomgnn.studies.supervised.plan import Plan, Study, make_networks, plan
+from openmm_geomgnn.studies.supervised.plan import Network, Plan, Study, make_networks, plan
 from openmm_geomgnn.studies.supervised.qm9 import make_store
 from openmm_geomgnn.studies.supervised.splits import fingerprint, seen_in_pretraining
 from openmm_geomgnn.studies.supervised.table import Row, Summary, summarise
@@ -65,11 +65,10 @@ def run_supervised(settings: Supervised) -> dict[str, Any]:
                 results[folder.name], done = result, done + 1
                 update(done, len(folders))
                 network = networks[folder.name]
-                _error(folder, network.settings, splits[network.split_name], result)
-        rows = []
-        for name, network in networks.items():
-            mae = _error(folders[name], network.settings, splits[network.split_name], results[name])
-            rows.append(Row(network, results[name], None if mae is None else mae * network.target.factor))
+                _tested(network, folder, splits[network.split_name], result)
+        rows = [
+            _tested(network, folders[name], splits[network.split_name], results[name]) for name, network in networks.items()
+        ]
         return _conclude(settings, rows, planned)
 
 
@@ -166,8 +165,14 @@ def _sizes(parts: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name.removeprefix("idx_"): len(indices) for name, indices in parts.items()}
 
 
-def _error(folder: Path, settings: dict[str, Any], split: Path, result: Result) -> float | None:
-    return test_error(folder, settings, split) if result.status == "trained" else None
+def _tested(network: Network, folder: Path, split: Path, result: Result) -> Row:
+    """The row of a network; its error on the test molecules is computed once and stays in its folder."""
+    if result.status != "trained":
+        return Row(network, result, None)
+    try:
+        return Row(network, result, network.target.factor * test_error(folder, network.settings, split))
+    except (GeomGNNError, ValueError) as error:
+        return Row(network, replace(result, status="failed", reason=str(error)), None)
 
 
 def _conclude(settings: Supervised, rows: Sequence[Row], planned: Plan) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def error_figure(summaries: Sequence[Summary]) -> Figure:
                     )
         if one_size:
             axes.set_xticks(range(len(ways)), [way.replace("-", "-\n") for way in ways])
-            axes.set_ylim(bottom=0)
+            axes.set_xlim(-0.5, len(ways) - 0.5)
+            axes.set_ylim(0, 1.15 * max(one.mean + (one.spread or 0.0) for one in summaries if one.target == target))
         else:
             axes.set_xscale("log")
             axes.set_yscale("log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,6 +17,9 @@ from openmm_geomgnn.studies.supervised.splits import HeldOut, hold_out, training
 from openmm_geomgnn.studies.training import trainer
 from torchmdnet_ext import registration
 from torchmdnet_ext.datasets.labelled import LabelledStore
+
+# whether a network can be built does not depend on these
+_WITHOUT_EFFECT = ("seed", "num_epochs", "dataset", "dataset_root", "dataset_arg")
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,9 @@ def make_networks(study: Study, root: Path) -> list[Network]:
 @cache
 def encoder_settings(encoder: str) -> dict[str, Any]:
     """Settings of `torchmd-train` that build the network of an encoder. Raises GeomGNNError if it cannot be read."""
+    from torchmdnet_ext.quiet import start_warp
+
+    start_warp()
     from torchmdnet_ext.checkpoints import read_pretrained
     from torchmdnet_ext.transfer import encoder_file
 
@@ -191,20 +198,15 @@ def _network(study: Study, root: Path, target: Target, point: tuple[str, int, st
     stem = Path(encoder).stem if Path(encoder).suffix else encoder
     name = f"{target.symbol}-{split}-{size}-{stem}-{way}-seed{seed}"
     network = Network(name, target, split, size, stem, way, seed, settings)
-    return replace(network, reason=_reason(tuple(sorted((key, str(value)) for key, value in settings.items())), settings))
+    decisive = {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}
+    return replace(network, reason=_reason(json.dumps(decisive, sort_keys=True)))
 
 
-_REASONS: dict[Any, str] = {}
-_WITHOUT_EFFECT = {"seed", "num_epochs", "dataset_root", "dataset_arg"}
-
-
-def _reason(key: Any, settings: Mapping[str, Any]) -> str:
-    """Why a network cannot be built, or ""; each kind is built once."""
-    key = tuple(pair for pair in key if pair[0] not in _WITHOUT_EFFECT)
-    if key not in _REASONS:
-        try:
-            trainer.build({**settings, "remove_ref_energy": False})
-            _REASONS[key] = ""
-        except GeomGNNError as error:
-            _REASONS[key] = str(error)
-    return _REASONS[key]
+@cache
+def _reason(settings: str) -> str:
+    """Why the network of settings (JSON) cannot be built, or ""."""
+    try:
+        trainer.build({**json.loads(settings), "remove_ref_energy": False})
+    except GeomGNNError as error:
+        return str(error)
+    return ""
