@@ -80,15 +80,15 @@ def run_transfer(settings: Transfer) -> list[TransferRow]:
                 progress=progress,
                 unfinished=kept,
             )
-            _write_shared(settings, study, progress, kept)
         comparisons = compare(rows)
         save_transfer_rows(path, made_from, rows, as_json(comparisons))
         _write(settings.output, rows, comparisons)
+        _write_shared(settings, study, kept)
         shutil.rmtree(settings.output / TOKENS, ignore_errors=True)
     return rows
 
 
-def _write_shared(settings: Transfer, study: TransferStudy, progress: Any, kept: Any) -> None:
+def _write_shared(settings: Transfer, study: TransferStudy, kept: Any) -> None:
     """Train and write the CV of all molecules, unless it is there."""
     path, components = settings.output / SHARED, settings.compare.shared_components
     try:
@@ -97,7 +97,9 @@ def _write_shared(settings: Transfer, study: TransferStudy, progress: Any, kept:
             return
     except GeomGNNError:
         pass  # there is none, or it is damaged
-    train_shared_cv(study, components, progress=progress, unfinished=kept).save(path)
+    with progress_bars(_Names()) as progress:
+        train_shared_cv(study, components, progress=progress, unfinished=kept).save(path)
+    echo(f"written to {path}: the CV of all molecules")
 
 
 def _study(settings: Transfer) -> TransferStudy:
@@ -167,7 +169,7 @@ def _write(folder: Path, rows: Sequence[TransferRow], comparisons: Sequence[Comp
     (console if console.is_terminal else Console(width=WIDTH)).print(shown)
     for note in said:
         echo(note)
-    echo(f"written to {folder}: {ROWS}, {REPORT}, {SHARED} and {count_of(len(pictures), 'picture')}")
+    echo(f"written to {folder}: {ROWS}, {REPORT} and {count_of(len(pictures), 'picture')}")
 
 
 @contextmanager
