@@ -34,7 +34,9 @@ NETWORKS = {
 }
 MODELS = tuple(NETWORKS)
 HEADS = ("Noise",)
-DATASETS = ("Conformers", "Denoising", "LabelledMolecules")
+DATASETS = ("Conformers", "Denoising", "LabelledMolecules", "Structures")
+RESIDUES = "residues"  # a model without a head, see `models.residues`
+CLASSIFICATION = "cross_entropy_loss"
 
 
 def flag(text: str) -> bool:
@@ -67,6 +69,8 @@ ARGUMENTS = (
         "Standard deviation in angstrom of noise on training positions, which a second head predicts; 0 is none",
     ),
     ("denoising-weight", float, 0.1, "Weight in the training loss of that noise's mean squared error"),
+    ("network", str, None, "Class of the network on residues, package.module:Class (residues)"),
+    ("network-arg", None, None, "Arguments of that class. Needs to be a dictionary (residues)"),
 )
 OWN_DEFAULTS = {name.replace("-", "_"): default for name, _, default, _ in ARGUMENTS}
 _COMMON = (
@@ -182,6 +186,15 @@ def create_model(args: dict[str, Any], prior_model: Any = None, mean: Any = None
     )
 
 
+def residue_model(args: dict[str, Any]) -> nn.Module:
+    """The model of the settings `network` and `network_arg` of `torchmd-train`; raises ValueError as `make_network` does."""
+    from torchmdnet_ext.models.residues import Residues, make_network
+
+    if args.get("derivative"):
+        raise ValueError(f"model: {RESIDUES} has classes, not an energy: set derivative to false.")
+    return Residues(make_network(args.get("network"), args.get("network_arg")))
+
+
 def _append(names: list[str], new: Iterable[str]) -> None:
     names.extend(name for name in new if name not in names)
 
@@ -200,6 +213,8 @@ def extend_models(module: Any) -> None:
 
     @functools.wraps(upstream_create_model)
     def create(args: dict[str, Any], prior_model: Any = None, mean: Any = None, std: Any = None) -> nn.Module:
+        if args["model"] == RESIDUES:
+            return residue_model(args)
         ours = args["model"] in MODELS
         if args["output_model"] in HEADS and not ours and args["model"] != "equivariant-transformer":
             raise ValueError(
@@ -209,7 +224,7 @@ def extend_models(module: Any) -> None:
         model = (create_model if ours else upstream_create_model)(args, prior_model, mean, std)
         return adapt(model, args) if ours else model
 
-    _append(model_names, MODELS)
+    _append(model_names, (*MODELS, RESIDUES))
     _append(head_names, HEADS)
     output_modules.EquivariantNoise = EquivariantNoise
     module.create_model = create
@@ -224,12 +239,14 @@ def extend_datasets(module: Any) -> None:
     """Extend `torchmdnet.datasets` with our datasets."""
     from torchmdnet_ext.datasets.conformers import Conformers
     from torchmdnet_ext.datasets.labelled import LabelledMolecules
+    from torchmdnet_ext.datasets.structures import Structures
     from torchmdnet_ext.denoising import Denoising
 
     _append(module.__all__, DATASETS)
     module.LabelledMolecules = LabelledMolecules
     module.Conformers = Conformers
     module.Denoising = Denoising
+    module.Structures = Structures
 
 
 def extend_data_module(module: Any) -> None:

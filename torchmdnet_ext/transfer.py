@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch.nn.functional import cross_entropy
+
 from torchmdnet_ext import registration
 from torchmdnet_ext.checkpoints import read_pretrained
 from torchmdnet_ext.denoising import weighted
@@ -49,7 +51,8 @@ def start_from_encoder(model: Any, settings: Mapping[str, Any]) -> None:
 
 
 def extend_training(module: Any) -> None:
-    """Extend `torchmdnet.module` with weights of atoms in the training loss, noisy nodes, and an encoder to start from."""
+    """Extend `torchmdnet.module` with a loss of classes, weights of atoms, noisy nodes, and an encoder to start from."""
+    module.loss_class_mapping.setdefault(registration.CLASSIFICATION, cross_entropy)
     upstream_losses, upstream_training_step = module.LNNP._compute_losses, module.LNNP.training_step
 
     @functools.wraps(upstream_losses)

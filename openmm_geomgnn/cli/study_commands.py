@@ -73,6 +73,21 @@ def scaling(
 
 
 @studies.command()
+def structures(
+    settings_file: Annotated[Path, typer.Argument(metavar="STRUCTURES", help="Such as protocols/structures-backbone.yaml.")],
+    settings: Settings = None,
+) -> None:
+    """Train networks on residues to tell classes of structures, such as folds, with residue tokens and without."""
+    from openmm_geomgnn.cli.settings.yaml_files import load_structures
+
+    chosen = load_structures(settings_file, overrides(settings))
+    with interruptible("The same command continues with what is missing."):
+        from openmm_geomgnn.cli import structures as training
+
+        training.run_structures(chosen)
+
+
+@studies.command()
 def transfer(
     settings_file: Annotated[Path, typer.Argument(metavar="TRANSFER", help="Such as protocols/transfer-peptides.yaml.")],
     settings: Settings = None,

@@ -21,6 +21,7 @@ COMPLETE = {
     "supervised": "protocols/supervised-qm9.yaml",
     "diagnose": "protocols/diagnose.yaml",
     "transfer": "protocols/transfer-peptides.yaml",
+    "structures": "protocols/structures-backbone.yaml",
     "torchmd-train": "protocols/pretrain.yaml",
 }
 MODELS = {command.removeprefix("geomgnn "): model for model, command in COMMANDS.items()}

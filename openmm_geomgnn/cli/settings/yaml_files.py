@@ -20,6 +20,7 @@ from openmm_geomgnn.cli.settings.project import Project
 from openmm_geomgnn.cli.settings.protocol import Embed, Fit, Protocol, Schedule
 from openmm_geomgnn.cli.settings.scaling import Scaling
 from openmm_geomgnn.cli.settings.score import Score
+from openmm_geomgnn.cli.settings.structures import Structures
 from openmm_geomgnn.cli.settings.supervised import Supervised
 from openmm_geomgnn.cli.settings.transfer import Transfer
 from openmm_geomgnn.cli.settings.yaml_text import Lines, read_value, read_yaml, write_yaml
@@ -41,6 +42,7 @@ __all__ = [
     "Scaling",
     "Schedule",
     "Score",
+    "Structures",
     "Supervised",
     "Transfer",
     "compute_settings",
@@ -57,6 +59,7 @@ __all__ = [
     "load_protocol",
     "load_scaling",
     "load_score",
+    "load_structures",
     "load_supervised",
     "load_transfer",
 ]
@@ -75,6 +78,7 @@ COMMANDS = {
     Supervised: "geomgnn supervised",
     Diagnose: "geomgnn diagnose",
     Transfer: "geomgnn transfer",
+    Structures: "geomgnn structures",
 }
 COMMAND_LINE = "the command line"  # where settings are that are in no file
 # among the options of `geomgnn embed` and `geomgnn distill`
@@ -203,6 +207,11 @@ def load_scaling(path: PathLike, overrides: Mapping[str, Any] | None = None) -> 
 def load_supervised(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Supervised:
     """The `Supervised` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(Supervised, path, overrides)
+
+
+def load_structures(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Structures:
+    """The `Structures` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(Structures, path, overrides)
 
 
 def load_transfer(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Transfer:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 
 CONFIGURATION, OUTPUT, TRAINING, RESULT = "train.yaml", "log.txt", "training", "result.json"
-LOSS, EPOCH, TESTED = "val_total_mse_loss", "epoch", "test_total_l1_loss"
+LOSSES = ("val_total_mse_loss", "val_total_cross_entropy_loss")  # whichever the training has
+EPOCH, TESTED = "epoch", "test_total_l1_loss"
 # of the test of TorchMD-Net 3.1 after a training that went on and did not get better: the training itself is done
 _ONLY_THE_TEST = "RuntimeError: Error while merging hparams: the keys ['load_model']"
 _TIMES, _LOCK = "times.json", ".training.lock"
@@ -199,8 +200,12 @@ def losses(folder: Path) -> dict[int, float]:
     found: dict[int, float] = {}
     for row in _rows(folder):
         with suppress(KeyError, ValueError, TypeError):
-            found[int(float(row[EPOCH]))] = float(row[LOSS])
+            found[int(float(row[EPOCH]))] = float(_loss(row))
     return dict(sorted(found.items()))
+
+
+def _loss(row: Mapping[str, Any]) -> str:
+    return next((row[name] for name in LOSSES if row.get(name)), "")
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -219,7 +224,7 @@ def _is_finished(folder: Path) -> bool:
         return False
     with open(last, newline="", encoding="utf-8", errors="replace") as lines:
         rows = list(csv.DictReader(lines))
-    return bool(rows) and bool(rows[-1].get(TESTED)) and not rows[-1].get(LOSS)
+    return bool(rows) and bool(rows[-1].get(TESTED)) and not _loss(rows[-1])
 
 
 def _result(folder: Path, code: int) -> Result:
