@@ -182,7 +182,8 @@ def test_first_import_from_the_middle_of_torchmdnet():
     assert found["same"] and found["network"] == found["reloaded"] == "ViSNet"
     assert found["warnings"] == [] and found["spec"] == "ModuleSpec" and found["source"]
     assert not any(name.startswith("torchmdnet_ext") for name in found["loaders"])
-    for names, ours in (("models", registration.MODELS), ("heads", registration.HEADS), ("datasets", registration.DATASETS)):
+    models = (*registration.MODELS, registration.RESIDUES)
+    for names, ours in (("models", models), ("heads", registration.HEADS), ("datasets", registration.DATASETS)):
         assert found[names][-len(ours) :] == list(ours) and len(set(found[names])) == len(found[names])
     assert found["held out"] == "DataModule.setup"
 
