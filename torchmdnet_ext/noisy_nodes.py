@@ -81,7 +81,7 @@ def with_noise(batch: Any, scale: float) -> Any:
 
 def denoising_loss(module: Any, batch: Any) -> Tensor | float:
     """The mean squared error of the predicted noise with its weight; 0 for a module without noise."""
-    head = module.model.output_model
+    head = getattr(module.model, "output_model", None)  # `model: residues` has none
     predicted = head.take_prediction() if isinstance(head, WithNoise) else None
     if predicted is None or "position_noise" not in batch:
         return 0.0
