@@ -233,7 +233,7 @@ def test_a_study_through_the_trainer(tmp_path):
     scores, _ = classifier(one.z, one.pos, torch.zeros(4, dtype=torch.long), extra_args={"tokens": one.tokens})
     from torchmdnet.models.model import load_model
 
-    theirs = load_model(str(best_checkpoint(folder)))  # TorchMD-Net reads it, too
+    theirs = load_model(str(best_checkpoint(folder))).eval()  # TorchMD-Net reads it, too
     again, _ = theirs(one.z, one.pos, batch=torch.zeros(4, dtype=torch.long), extra_args={"tokens": one.tokens})
     torch.testing.assert_close(again, scores)
     numbers = json.loads((settings.output / "structures.json").read_text())
