@@ -198,7 +198,7 @@ def accuracies(classifier: Residues, structures: Structures) -> dict[str, float]
     """The share of structures whose class is found, for each part that is tested on."""
     parts = np.array(structures.parts)
     found = {}
-    for part in sorted(set(parts)):
+    for part in sorted(set(structures.parts)):
         if part.startswith(TEST):
             rows = np.flatnonzero(parts == part)
             found[part] = float((predict(classifier, structures, rows) == structures.labels[rows].numpy()).mean())
