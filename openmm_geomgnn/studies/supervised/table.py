@@ -40,7 +40,7 @@ class Summary:
     """Errors of the networks that differ in nothing but their seed.
 
     `mean` and `spread`, the standard deviation over `seeds` networks (None for one), are in `unit`; `gain` is the part of
-    the error of networks from scratch that is saved, None without these.
+    the error of networks from scratch that is saved, over the seeds that both have, None without these.
     """
 
     target: str
@@ -63,14 +63,16 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
         if row.mae is not None:
             one = row.network
             groups.setdefault((one.target.symbol, one.split, one.size, one.encoder, one.way), []).append(row)
-    errors = {key: np.array([row.mae for row in found], dtype=float) for key, found in groups.items()}
+    errors = {key: {row.network.seed: float(row.mae or 0.0) for row in found} for key, found in groups.items()}
     summaries = []
     for key, found in groups.items():
         target, split, size, encoder, way = key
-        scratch = None if way == BASELINE else errors.get((target, split, size, encoder, BASELINE))
-        values, unit = errors[key], found[0].network.target.shown
+        values, unit = np.array(list(errors[key].values())), found[0].network.target.shown
+        scratch = {} if way == BASELINE else errors.get((target, split, size, encoder, BASELINE), {})
+        common = [seed for seed in errors[key] if seed in scratch]
         spread = float(values.std(ddof=1)) if len(values) > 1 else None
-        gain = None if scratch is None else float(1 - values.mean() / scratch.mean())
+        ratio = sum(errors[key][seed] for seed in common) / sum(scratch[seed] for seed in common) if common else None
+        gain = None if ratio is None else 1 - ratio
         converged = sum(row.result.converged for row in found)
         numbers = len(values), float(values.mean()), spread, gain, converged
         summaries.append(Summary(target, split, size, encoder, way, unit, *numbers))
