@@ -10,12 +10,18 @@ import numpy as np
 
 from torchmdnet_ext.arguments import dataset_arguments
 from torchmdnet_ext.datasets.conformers import Conformers
+from torchmdnet_ext.datasets.extended_xyz import ExtendedXYZ
 from torchmdnet_ext.datasets.labelled import LabelledMolecules
 from torchmdnet_ext.datasets.splits import NAMES, split
 from torchmdnet_ext.denoising import Denoising
 from torchmdnet_ext.files import PathLike
 
-OURS = {"Conformers": Conformers, "Denoising": Denoising, "LabelledMolecules": LabelledMolecules}
+OURS = {
+    "Conformers": Conformers,
+    "Denoising": Denoising,
+    "LabelledMolecules": LabelledMolecules,
+    "ExtendedXYZ": ExtendedXYZ,
+}
 KEYS = tuple(f"idx_{name}" for name in NAMES)
 
 
@@ -28,8 +34,9 @@ def is_ours(module: Any) -> bool:
 def prepared(module: Any) -> Iterator[None]:
     """Make the dataset of a DataModule, and the splits that its own `setup`, called within, reads.
 
-    Without a file of splits, whole molecules of `Conformers` and `LabelledMolecules` are held out. Other datasets within
-    `Denoising` are split by the trainer.
+    Without a file of splits, the sets are those that come with the data (`ExtendedXYZ` of three files), or whole molecules
+    are held out of `Conformers`, `LabelledMolecules` and `ExtendedXYZ`. Other datasets within `Denoising` are split by the
+    trainer.
 
     Raises ValueError if a setting does not fit the dataset.
     """
@@ -47,12 +54,8 @@ def prepared(module: Any) -> Iterator[None]:
     if given is not None or not known:
         yield
         return
-    sizes = [settings[f"{name}_size"] for name in NAMES]
-    *indices, whole = split(conformers.molecules(), sizes, settings["seed"])
-    if whole:
-        print("Whole molecules are held out.")
-    else:
-        print("There are fewer than three molecules: their last conformers are held out, not whole molecules.")
+    indices, how = _held_out(conformers, settings)
+    print(how)
     # a file of this process: several may be setting up at once, and the trainer writes the one in its log folder
     handle, path = tempfile.mkstemp(suffix=".npz")
     os.close(handle)
@@ -64,6 +67,18 @@ def prepared(module: Any) -> Iterator[None]:
     finally:
         settings["splits"] = None
         os.unlink(path)
+
+
+def _held_out(conformers: Any, settings: Any) -> tuple[tuple[np.ndarray, ...], str]:
+    """Indices of the three sets, and a sentence on how they came about."""
+    held = conformers.given_split() if isinstance(conformers, LabelledMolecules) else None
+    if held is not None:
+        return held, "The training, validation and test sets are those of the three files."
+    sizes = [settings[f"{name}_size"] for name in NAMES]
+    *indices, whole = split(conformers.molecules(), sizes, settings["seed"])
+    if whole:
+        return tuple(indices), "Whole molecules are held out."
+    return tuple(indices), "There are fewer than three molecules: their last conformers are held out, not whole molecules."
 
 
 def _check_elements(conformers: Any, max_z: int | None) -> None:

@@ -34,7 +34,7 @@ NETWORKS = {
 }
 MODELS = tuple(NETWORKS)
 HEADS = ("Noise",)
-DATASETS = ("Conformers", "Denoising", "LabelledMolecules", "Structures")
+DATASETS = ("Conformers", "Denoising", "LabelledMolecules", "ExtendedXYZ", "Structures")
 RESIDUES = "residues"  # a model without a head, see `models.residues`
 CLASSIFICATION = "cross_entropy_loss"
 
@@ -238,12 +238,14 @@ def extend_models(module: Any) -> None:
 def extend_datasets(module: Any) -> None:
     """Extend `torchmdnet.datasets` with our datasets."""
     from torchmdnet_ext.datasets.conformers import Conformers
+    from torchmdnet_ext.datasets.extended_xyz import ExtendedXYZ
     from torchmdnet_ext.datasets.labelled import LabelledMolecules
     from torchmdnet_ext.datasets.structures import Structures
     from torchmdnet_ext.denoising import Denoising
 
     _append(module.__all__, DATASETS)
     module.LabelledMolecules = LabelledMolecules
+    module.ExtendedXYZ = ExtendedXYZ
     module.Conformers = Conformers
     module.Denoising = Denoising
     module.Structures = Structures

@@ -127,15 +127,20 @@ class LabelledMolecules(torch.utils.data.Dataset):
     """
 
     def __init__(self, root: PathLike, label: str, references: str = "stored") -> None:
-        self.store = read_labelled(root)
-        names = [one.name for one in self.store.labels]
+        store = read_labelled(root)
+        names = [one.name for one in store.labels]
         if label not in names:
             raise ValueError(f"{root} has no label '{label}', but {', '.join(names)}.{did_you_mean(label, names)}")
         if references not in REFERENCES:
             raise ValueError(f"references is {references!r}, but must be one of {', '.join(REFERENCES)}.")
-        self.label = self.store.labels[names.index(label)]
-        self.values = self.store.arrays["labels"][:, names.index(label)]
-        self._fitted = references == "fitted"
+        self._use(store, names.index(label), references == "fitted")
+
+    def _use(self, store: LabelledStore, number: int, fitted: bool) -> None:
+        """Take the label with this number of a store."""
+        self.store = store
+        self.label = store.labels[number]
+        self.values = store.arrays["labels"][:, number]
+        self._fitted = fitted
         self._table: np.ndarray | None = None if self._fitted else self._stored()
 
     def _stored(self) -> np.ndarray | None:
@@ -224,6 +229,10 @@ class LabelledMolecules(torch.utils.data.Dataset):
         sums = np.add.reduceat(pos, ptr[:-1])
         squares = np.add.reduceat(np.square(pos).sum(axis=1), ptr[:-1])
         return squares - np.square(sums).sum(axis=1) / np.diff(ptr)
+
+    def given_split(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Indices for training, validation and test that come with the data; None, as a store has none."""
+        return None
 
     def __repr__(self) -> str:
         return f"LabelledMolecules({len(self)}, {self.label.name} in {self.label.unit})"
