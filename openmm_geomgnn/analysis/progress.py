@@ -268,9 +268,9 @@ def _cost(s: np.ndarray, target: np.ndarray, upper: np.ndarray) -> float:
     """
     between = np.abs(target) < _NEAR
     middles = [s[between & way] for way in (upper, ~upper)]
-    middles = [middle for middle in middles if len(middle) >= _FEWEST_FRAMES]
+    middles = [middle for middle in middles if len(middle) >= _FEWEST_FRAMES] or [s[between]]
     ends = [s[np.abs(target - end) < _NEAR] for end in (-1.0, 1.0)]
-    if not middles or min(map(len, ends)) < _FEWEST_FRAMES:
+    if min(map(len, (*middles, *ends))) < _FEWEST_FRAMES:
         return float("nan")
     costs = []
     for end, middle in product(ends, middles):

@@ -166,11 +166,11 @@ def _candidate(
 
 
 def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:
-    """The one with the largest drive margin, of those that can be biased; the first where none is known.
+    """The one with the largest drive margin, of those that can be biased; where none is known the one that follows what is slow.
 
     Raises NotBiasable if none can.
     """
     fit = [one for one in candidates if not one.fault]
     if not fit:
         raise NotBiasable(candidates[0].fault)
-    return max(fit, key=lambda one: -math.inf if math.isnan(one.margin) else one.margin)
+    return max(fit, key=lambda one: (-math.inf if math.isnan(one.margin) else one.margin, one.estimator == "progress"))
