@@ -243,12 +243,22 @@ def extend_datasets(module: Any) -> None:
     from torchmdnet_ext.datasets.structures import Structures
     from torchmdnet_ext.denoising import Denoising
 
+    _allow_saved_graphs()
     _append(module.__all__, DATASETS)
     module.LabelledMolecules = LabelledMolecules
     module.ExtendedXYZ = ExtendedXYZ
     module.Conformers = Conformers
     module.Denoising = Denoising
     module.Structures = Structures
+
+
+def _allow_saved_graphs() -> None:
+    """Let TorchMD-Net's MD17 and MD22 read graphs that they saved: from PyTorch 2.6 on their classes must be named."""
+    import torch
+    from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
+    from torch_geometric.data.storage import GlobalStorage
+
+    torch.serialization.add_safe_globals([DataEdgeAttr, DataTensorAttr, GlobalStorage])
 
 
 def extend_data_module(module: Any) -> None:

@@ -166,7 +166,7 @@ def _candidate(
 
 
 def choose_candidate(candidates: Sequence[Candidate]) -> Candidate:
-    """The one with the largest drive margin, of those that can be biased; where none is known the one that follows what is slow.
+    """The one with the largest drive margin, of those that can be biased; where none is known, the one of progress.
 
     Raises NotBiasable if none can.
     """

@@ -1,6 +1,7 @@
 """`geomgnn run` with explore, seeds and rounds: from one structure to a report."""
 
 import json
+import math
 import random
 import subprocess
 from types import SimpleNamespace
@@ -78,6 +79,8 @@ class TestChoice:
         known = [candidate("linear", [0.4, 3.0]), candidate("progress", [0.5, 0.6])]
         assert choose_candidate(known) is known[1]
         assert choose_candidate([candidate("linear", []), known[0]]) is known[0]  # of the other nothing is known
+        unknown = [candidate("linear", [math.nan]), candidate("progress", [math.nan])]
+        assert choose_candidate(unknown) is unknown[1]  # it follows what is slow, whatever may fool it
 
     def test_only_what_can_be_biased(self):
         stiff = candidate("linear", [2.0], "too stiff")
