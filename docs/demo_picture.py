@@ -19,7 +19,10 @@ def torsions(folder, name):
 
 def rows_of_frames(folder, walker, frames):
     """Time, CV and bias of each saved frame of a walker; there is a frame at every n-th row of COLVAR."""
-    time, walkers, cv, bias = np.loadtxt(folder / "COLVAR", usecols=(0, 1, 2, 3)).T
+    with open(folder / "COLVAR", encoding="utf-8") as file:
+        fields = file.readline().split()[2:]  # after "#! FIELDS"
+    columns = [fields.index(name) for name in ("time", "walker", "cv.1", "opes.bias")]
+    time, walkers, cv, bias = np.loadtxt(folder / "COLVAR", usecols=columns).T
     rows = np.flatnonzero(walkers == walker)
     every = len(rows) // frames
     rows = rows[every - 1 :: every][:frames]
