@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,6 +44,12 @@ def finish(figure: Figure, grid: bool = True) -> Figure:
             axes.grid(color="#e5e7eb", lw=0.8)
             axes.set_axisbelow(True)
     return figure
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, under its name once it is whole; the same data give the same file."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def colour_bar(figure: Figure, mesh: Any, axes: Any, label: str) -> None:

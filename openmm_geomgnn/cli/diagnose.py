@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from openmm_geomgnn.analysis.canvas import new_figure
+from openmm_geomgnn.analysis.canvas import new_figure, save_figure
 from openmm_geomgnn.analysis.report import write_report, write_summary
 from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.settings.diagnose import Diagnose
-from openmm_geomgnn.cli.tables import new_table, print_table, write_rows
-from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.cli.tables import print_rows, write_rows
 from openmm_geomgnn.formatting import format_values
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.representation.encoder import Encoder
@@ -64,16 +63,12 @@ def _write(folder: Path, found: list[Depth]) -> None:
         ("smoothing", "Do the features become alike?", smoothing_figure(found)),
         ("reach", "How far does an atom see?", reach_figure(found)),
     ):
-        with atomic_write(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
+        save_figure(folder / f"{name}.png", figure)
         pictures.append((title, _CAPTIONS[name], figure))
     head = ["encoder", "structure", "layer", "energy", "rank", "random weights: energy", "rank"]
     rows = [[f"{row['encoder']}", row["conformation"], str(row["layer"]), *_cells(row)] for row in layers]
     write_report(folder / REPORT, "What depth does to encoders", {}, pictures, notes, [("Layers", [head, *rows])])
-    table = new_table(*head)
-    for row in rows:
-        table.add_row(*row)
-    print_table(table)
+    print_rows(head, rows)
     for note in notes:
         echo(note)
     echo(f"written to {folder}: {LAYERS}, {REACH}, {NUMBERS}, {REPORT}, smoothing.png, reach.png")

@@ -2,6 +2,7 @@
 
 import time
 
+from openmm_geomgnn.analysis.canvas import save_figure
 from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.settings.label_noise import LabelNoise
 from openmm_geomgnn.files import atomic_write, remove_leftovers
@@ -48,7 +49,6 @@ def run_label_noise(settings: LabelNoise) -> None:
         for name in settings.properties:
             figures.append(FIGURE.format(name))
             figure = label_figure(rows, grid, name, settings.model_mae if name == "gap" else None)
-            with atomic_write(settings.output / figures[-1]) as temporary:
-                figure.savefig(temporary, format="png")
+            save_figure(settings.output / figures[-1], figure)
         took = f"{count_of(len(rows), 'calculation')}, {summary['failed']} failed, {time.monotonic() - started:.0f} s"
         echo(f"{took}; written to {settings.output}: {', '.join((ROWS, TABLES, *figures))}")

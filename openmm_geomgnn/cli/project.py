@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openmm_geomgnn.analysis.canvas import new_figure
+from openmm_geomgnn.analysis.canvas import new_figure, save_figure
 from openmm_geomgnn.analysis.report import write_report, write_summary
 from openmm_geomgnn.cli.fit import FitData, read_data
 from openmm_geomgnn.cli.progress import echo, progress_bars
@@ -109,8 +109,7 @@ def _write(folder: Path, space: LatentSpace, intervals: list[float]) -> None:
     write_summary(folder / RESULTS, as_json(space))
     pictures, notes = [], [one.in_words() for one in compare(space)]
     for name, title, caption, figure in standard_figures(space):
-        with atomic_write(folder / name) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
+        save_figure(folder / name, figure)
         pictures.append((title, caption, figure))
     tables = [*probe_tables(space), *similarity_tables(space)]
     facts = {"frames": int(np.sum(space.lengths)), "trajectories": len(space.lengths), "observables": len(space.observables)}

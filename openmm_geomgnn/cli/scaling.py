@@ -7,11 +7,20 @@ from typing import Any
 import numpy as np
 
 from openmm_geomgnn.analysis.report import write_report, write_summary
-from openmm_geomgnn.cli.progress import bar, echo
+from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.settings.scaling import OWN, Scaling
 from openmm_geomgnn.cli.settings.yaml_text import read_yaml
-from openmm_geomgnn.cli.tables import new_table, print_table
-from openmm_geomgnn.cli.trainings import NETWORKS, SPLITS, START, absolute, result_so_far, write_configuration, write_split
+from openmm_geomgnn.cli.tables import new_table, print_rows, print_table
+from openmm_geomgnn.cli.trainings import (
+    NETWORKS,
+    SPLITS,
+    START,
+    absolute,
+    result_so_far,
+    train_open,
+    write_configuration,
+    write_split,
+)
 from openmm_geomgnn.formatting import count_of, duration, format_values
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.studies.scaling.figures import axes_figure, law_figure
@@ -19,7 +28,6 @@ from openmm_geomgnn.studies.scaling.sweep import Aspect, Axes, Sweep, plan
 from openmm_geomgnn.studies.scaling.table import LOSSES, AxisLaw, Row, fit_axes, write_table
 from openmm_geomgnn.studies.training import trainer
 from openmm_geomgnn.studies.training.folder import Result
-from openmm_geomgnn.studies.training.parallel import train_networks
 
 TABLE, NUMBERS, REPORT = "networks.csv", "scaling.json", "report.html"
 FORMAT, VERSION = "openmm-geomgnn scaling", 1
@@ -40,14 +48,8 @@ def run_scaling(settings: Scaling) -> dict[str, Any]:
     with locked(settings.output):
         folders = _prepare(settings.output, sweep)
         results = {network.name: result_so_far(folders[network.name], network.reason) for network in sweep.networks}
-        open_ = [folders[n.name] for n in sweep.networks if results[n.name].status == "ended" and not n.reason]
-        done = len(folders) - len(open_)
-        with bar("Training", "networks") as update:
-            update(done, len(folders))
-            for folder, result in train_networks(open_, settings.workers, settings.threads_of_each(), settings.scheduler):
-                results[folder.name], done = result, done + 1
-                update(done, len(folders))
-                write_table(settings.output / TABLE, _rows(sweep, results))
+        for _ in train_open(settings, folders, results):
+            write_table(settings.output / TABLE, _rows(sweep, results))
         return _conclude(settings, _rows(sweep, results))
 
 
@@ -138,10 +140,7 @@ def _conclude(settings: Scaling, rows: Sequence[Row]) -> dict[str, Any]:
     head = ["network", "parameters", "conformers", "samples", "first epoch", "converged", "epochs", "wall time", "status"]
     tables = [("Networks", [head, *map(_cells, rows)]), ("Laws", _law_rows(laws))]
     write_report(output / REPORT, "Scaling of the denoising loss", {}, figures, notes, tables)
-    table = new_table(*head)
-    for row in rows:
-        table.add_row(*_cells(row))
-    print_table(table)
+    print_rows(head, map(_cells, rows))
     for note in notes:
         echo(note)
     echo(f"written to {output}: {TABLE}, {NUMBERS}, {REPORT}")

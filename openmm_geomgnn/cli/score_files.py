@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from openmm_geomgnn.analysis.canvas import save_figure
 from openmm_geomgnn.analysis.score_plots import score_map
 from openmm_geomgnn.cv.score_rows import ScoreRow
 from openmm_geomgnn.files import atomic_write
@@ -59,5 +60,4 @@ def save_map(path: Path, rows: Sequence[ScoreRow], chosen: Sequence[ScoreRow]) -
         panels.append((f"{kind[0]}, window {kind[1]}{several}", scores))
     labels = ["all" if value is None else str(value) for value in pca]
     figure = score_map(panels, labels, [f"{value:g}" for value in softening], frames)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(path, figure)

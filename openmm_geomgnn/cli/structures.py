@@ -9,8 +9,9 @@ from pathlib import Path
 from openmm_geomgnn.analysis.report import write_summary
 from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.settings.structures import Structures as Settings
-from openmm_geomgnn.cli.tables import new_table, print_table
-from openmm_geomgnn.cli.trainings import NETWORKS, SPLITS, result_so_far, write_configuration, write_split
+from openmm_geomgnn.cli.tables import print_rows
+from openmm_geomgnn.cli.trainings import NETWORKS, SPLITS, result_so_far, train_open, write_configuration, write_split
+from openmm_geomgnn.cv.score_rows import RANDOM
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formatting import count_of, duration
 from openmm_geomgnn.locks import locked
@@ -20,7 +21,6 @@ from openmm_geomgnn.studies.structures.embedding import embed_structures
 from openmm_geomgnn.studies.structures.peptides import BuiltPeptides
 from openmm_geomgnn.studies.structures.sources import TEST, LabelledStructure, read_folder, read_scope
 from openmm_geomgnn.studies.structures.study import (
-    RANDOM,
     Training,
     accuracies,
     best_checkpoint,
@@ -32,7 +32,6 @@ from openmm_geomgnn.studies.structures.study import (
 from openmm_geomgnn.studies.structures.tables import AccuracyRow, accuracy_table, notes
 from openmm_geomgnn.studies.training import trainer
 from openmm_geomgnn.studies.training.folder import Result
-from openmm_geomgnn.studies.training.parallel import train_networks
 from torchmdnet_ext.datasets.structures import Structures, read_structures
 
 NUMBERS, TOKENS = "structures.json", "tokens"
@@ -61,13 +60,8 @@ def run_structures(settings: Settings) -> list[AccuracyRow]:
         )
         folders = _prepare(settings.output, trainings, structures)
         results = {one.name: result_so_far(folders[one.name]) for one in trainings}
-        open_ = [folders[one.name] for one in trainings if results[one.name].status == "ended"]
-        done = len(folders) - len(open_)
-        with bar("Training", "networks") as update:
-            update(done, len(folders))
-            for folder, result in train_networks(open_, settings.workers, settings.threads_of_each(), settings.scheduler):
-                results[folder.name], done = result, done + 1
-                update(done, len(folders))
+        for _ in train_open(settings, folders, results):
+            pass  # what each gives is looked at when all are trained
         rows = [_row(one, folders[one.name], results[one.name]) for one in trainings]
         _conclude(settings.output, rows, encoder.name, structures)
     return rows
@@ -148,11 +142,8 @@ def _conclude(output: Path, rows: Sequence[AccuracyRow], encoder: str, structure
     numbers |= {"commonest_class": chances, "rows": [asdict(row) for row in rows], "notes": said}
     write_summary(output / NUMBERS, numbers)
     head, *body = accuracy_table(rows, chances)
-    table = new_table(*head)
-    for row in body:
-        table.add_row(*row)
     echo(f"accuracy in percent, mean and standard error over seeds; structures: {sizes}")
-    print_table(table)
+    print_rows(head, body)
     for note in said:
         echo(note)
     spent = duration(sum(row.wall_seconds for row in rows))

@@ -8,13 +8,22 @@ from typing import Any
 
 import numpy as np
 
+from openmm_geomgnn.analysis.canvas import save_figure
 from openmm_geomgnn.analysis.report import write_report, write_summary
 from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.settings.supervised import Supervised
-from openmm_geomgnn.cli.tables import new_table, print_table, write_rows
-from openmm_geomgnn.cli.trainings import NETWORKS, SPLITS, START, absolute, result_so_far, write_configuration, write_split
+from openmm_geomgnn.cli.tables import new_table, print_rows, print_table, write_rows
+from openmm_geomgnn.cli.trainings import (
+    NETWORKS,
+    SPLITS,
+    START,
+    absolute,
+    result_so_far,
+    train_open,
+    write_configuration,
+    write_split,
+)
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.formatting import count_of, duration
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.studies.supervised.evaluate import test_error
@@ -25,7 +34,6 @@ from openmm_geomgnn.studies.supervised.splits import fingerprint, seen_in_pretra
 from openmm_geomgnn.studies.supervised.table import Row, Summary, summarise
 from openmm_geomgnn.studies.training import trainer
 from openmm_geomgnn.studies.training.folder import Result
-from openmm_geomgnn.studies.training.parallel import train_networks
 from torchmdnet_ext.datasets.labelled import LabelledMolecules, LabelledStore, read_labelled
 
 STORE, TABLE, ERRORS, NUMBERS, REPORT, FIGURE = (
@@ -57,15 +65,9 @@ def run_supervised(settings: Supervised) -> dict[str, Any]:
         folders, splits = _prepare(settings.output, planned, store)
         networks = {network.name: network for network in planned.networks}
         results = {name: result_so_far(folders[name], network.reason) for name, network in networks.items()}
-        open_ = [folders[name] for name in networks if results[name].status == "ended"]
-        done = len(folders) - len(open_)
-        with bar("Training", "networks") as update:
-            update(done, len(folders))
-            for folder, result in train_networks(open_, settings.workers, settings.threads_of_each(), settings.scheduler):
-                results[folder.name], done = result, done + 1
-                update(done, len(folders))
-                network = networks[folder.name]
-                _tested(network, folder, splits[network.split_name], result)
+        for name in train_open(settings, folders, results):
+            network = networks[name]
+            _tested(network, folders[name], splits[network.split_name], results[name])
         rows = [
             _tested(network, folders[name], splits[network.split_name], results[name]) for name, network in networks.items()
         ]
@@ -187,8 +189,7 @@ def _conclude(settings: Supervised, rows: Sequence[Row], planned: Plan) -> dict[
     figures = []
     if summaries:
         figure = error_figure(summaries)
-        with atomic_write(output / FIGURE) as temporary:
-            figure.savefig(temporary, format="png")
+        save_figure(output / FIGURE, figure)
         figures.append(("Errors", _CAPTION, figure))
     notes = [_describe(kind, held) + "." for kind, held in planned.held_out.items()]
     notes += [f"Warning: {row.network.name} failed: {row.result.reason}" for row in rows if row.mae is None]
@@ -203,10 +204,7 @@ def _conclude(settings: Supervised, rows: Sequence[Row], planned: Plan) -> dict[
     head = ["target", "split", "molecules", "encoder", "way", "MAE", "unit", "seeds", "gain on scratch", "converged"]
     cells = [_cells(summary) for summary in summaries]
     write_report(output / REPORT, "QM9 from scratch and from encoders", {}, figures, notes, [("Errors", [head, *cells])])
-    table = new_table(*head)
-    for one in cells:
-        table.add_row(*one)
-    print_table(table)
+    print_rows(head, cells)
     for note in notes:
         echo(note)
     echo(f"written to {output}: {TABLE}, {ERRORS}, {NUMBERS}, {REPORT}, {SPLITS}/{FINGERPRINTS}")

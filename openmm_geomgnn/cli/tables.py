@@ -1,7 +1,7 @@
 """Tables as commands print them."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,14 @@ def new_table(*head: str) -> Table:
 def print_table(table: Table, width: int = WIDTH) -> None:
     """Print a table, where there is no terminal of a width in characters."""
     (console if console.is_terminal else Console(width=width)).print(table)
+
+
+def print_rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows of text below the names of their columns."""
+    table = new_table(*head)
+    for row in rows:
+        table.add_row(*row)
+    print_table(table)
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,15 +1,18 @@
 """What commands that train many networks share: files of settings and of splits, which are never replaced by others."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openmm_geomgnn.cli.progress import bar
+from openmm_geomgnn.cli.settings.trainings import Trainings
 from openmm_geomgnn.cli.settings.yaml_text import read_yaml, write_yaml
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.studies.training.folder import CONFIGURATION, TRAINING, Result, load_result
+from openmm_geomgnn.studies.training.parallel import train_networks
 
 NETWORKS, SPLITS = "networks", "splits"
 START = 15.0  # s that a trainer needs before its first step
@@ -71,3 +74,15 @@ def result_so_far(folder: Path, reason: str = "") -> Result:
     if reason:
         return Result("failed", reason)
     return load_result(folder) or Result("ended", "it was not trained yet")
+
+
+def train_open(settings: Trainings, folders: Mapping[str, Path], results: dict[str, Result]) -> Iterator[str]:
+    """Train the networks that have no result yet, and yield the name of each when its result is in `results`."""
+    open_ = [folder for name, folder in folders.items() if results[name].status == "ended"]
+    done = len(folders) - len(open_)
+    with bar("Training", "networks") as update:
+        update(done, len(folders))
+        for folder, result in train_networks(open_, settings.workers, settings.threads_of_each(), settings.scheduler):
+            results[folder.name], done = result, done + 1
+            update(done, len(folders))
+            yield folder.name

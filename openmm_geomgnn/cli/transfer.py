@@ -6,17 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from openmm_geomgnn.analysis.canvas import new_figure
+from openmm_geomgnn.analysis.canvas import new_figure, save_figure
 from openmm_geomgnn.analysis.report import write_report
 from openmm_geomgnn.cli.first_frames import load_trajectories
-from openmm_geomgnn.cli.progress import bar, console, echo, progress_bars
+from openmm_geomgnn.cli.progress import bar, echo, progress_bars
 from openmm_geomgnn.cli.settings.transfer import Transfer
+from openmm_geomgnn.cli.tables import print_table
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.files import atomic_write, remove_leftovers
+from openmm_geomgnn.files import remove_leftovers
 from openmm_geomgnn.formatting import count_of
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.representation.encoder import Encoder
@@ -151,8 +151,7 @@ def _write(folder: Path, rows: Sequence[TransferRow], comparisons: Sequence[Comp
     """Write pictures and report into a folder, and say what they say."""
     pictures = []
     for name, title, caption, figure in transfer_figures(rows):
-        with atomic_write(folder / name) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
+        save_figure(folder / name, figure)
         pictures.append((title, caption, figure))
     table, said = comparison_table(comparisons), list(notes(rows, comparisons))
     tables = [("Means over molecules", table)]
@@ -166,7 +165,7 @@ def _write(folder: Path, rows: Sequence[TransferRow], comparisons: Sequence[Comp
         shown.add_column(column, overflow="fold")
     for row in table[1:]:
         shown.add_row(*row)
-    (console if console.is_terminal else Console(width=WIDTH)).print(shown)
+    print_table(shown, WIDTH)
     for note in said:
         echo(note)
     echo(f"written to {folder}: {ROWS}, {REPORT} and {count_of(len(pictures), 'picture')}")

@@ -16,9 +16,9 @@ from openmm_geomgnn.cli.settings.fields import (
     alone,
 )
 from openmm_geomgnn.cli.settings.sections import TokenSection
+from openmm_geomgnn.cli.settings.trainings import Trainings
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import plugin_names
-from openmm_geomgnn.processes import cores
 from openmm_geomgnn.units import did_you_mean
 
 GRAPHS = ("graph", "gvp")
@@ -61,7 +61,7 @@ class BuiltSection(Section):
     noise: Number = Field(25.0, ge=0, le=180, description="standard deviation of each torsion about its class, degrees")
 
 
-class Structures(Section):
+class Structures(Trainings):
     """A study of classes of structures: networks on residues with residue tokens as features and without."""
 
     seed: Whole = Field(1, ge=0, lt=2**31, description="seed of built peptides, and of parts that a folder does not give")
@@ -93,13 +93,6 @@ class Structures(Section):
         (1, 2, 3), min_length=1, description="seeds of trainings; tokens of random weights are those of as many networks"
     )
     training: dict[str, Any] = Field({}, description="settings of `torchmd-train` for all networks")
-    workers: Whole = Field(1, ge=1, description="networks that are trained side by side on this machine")
-    threads: Whole | None = Field(
-        None, ge=1, description="threads of each training; null shares the cores among the workers"
-    )
-    scheduler: str | None = Field(
-        None, description="address of a Dask scheduler, whose workers train instead of this machine; null is this machine"
-    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -116,7 +109,3 @@ class Structures(Section):
         if twice:
             raise SettingError(f"{twice[0]} has an entry twice. Remove one.", twice[0])
         return self
-
-    def threads_of_each(self) -> int:
-        """Threads of one training."""
-        return self.threads or max(1, cores() // self.workers)

@@ -8,12 +8,12 @@ import torch
 
 from openmm_geomgnn.cv.fit_data import taken
 from openmm_geomgnn.cv.mixers.features import invariants
+from openmm_geomgnn.cv.score_rows import RANDOM
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.featurization import Featurization
 from openmm_geomgnn.representation.tokens import Tokenizer
 from torchmdnet_ext.layers import recorded_states
 
-RANDOM = "random weights"
 POOLED, TOKENS = "pooled", "tokens"
 REPRESENTATIONS = (POOLED, TOKENS)
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from openmm_geomgnn.analysis.canvas import colour_bar, finish, new_figure
 from openmm_geomgnn.analysis.plots import GREY, WALKER_COLOURS
-from openmm_geomgnn.studies.latent.networks import RANDOM, REPRESENTATIONS
+from openmm_geomgnn.cv.score_rows import RANDOM
+from openmm_geomgnn.studies.latent.networks import REPRESENTATIONS
 from openmm_geomgnn.studies.latent.observables import CONTACTS, RADIUS_OF_GYRATION, RMSD, Observable
 from openmm_geomgnn.studies.latent.study import LatentSpace, Similarity
 from openmm_geomgnn.studies.latent.tables import kind_means, kinds, standard_error

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from openmm_geomgnn.cv.score_rows import RANDOM
 from openmm_geomgnn.formatting import count_of
-from openmm_geomgnn.studies.latent.networks import RANDOM, REPRESENTATIONS
+from openmm_geomgnn.studies.latent.networks import REPRESENTATIONS
 from openmm_geomgnn.studies.latent.study import LatentSpace, Similarity
 
 FORMAT, VERSION = "openmm-geomgnn latent space", 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ class AxisLaw:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
-        found: dict[str, Any] = asdict(replace(self, comparison=None)) | {"laws": []}
-        found.pop("comparison")
+        names = "model", "axis", "loss", "size", "words"
+        found: dict[str, Any] = {name: getattr(self, name) for name in names} | {"laws": []}
         if self.comparison is not None:
             found |= {"preferred": self.comparison.preferred, "weights": self.comparison.weights}
             for fit in self.comparison.fits:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch_geometric.loader import DataLoader
 
+from openmm_geomgnn.cv.score_rows import RANDOM
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.studies.structures.sources import TEST, TRAIN, VALIDATION
 from openmm_geomgnn.studies.training.folder import TRAINING
@@ -19,7 +20,7 @@ from torchmdnet_ext.datasets.structures import Structures
 from torchmdnet_ext.models.residues import Residues, make_network
 from torchmdnet_ext.networks import load_torch_file
 
-NO_TOKENS, RANDOM = "none", "random weights"
+NO_TOKENS = "none"
 GRAPHS = {"graph": "AlphaCarbonNetwork", "gvp": "GVPNetwork"}
 _LOSS = "val_total_cross_entropy_loss"
 _MODULE = "openmm_geomgnn.studies.structures.networks"

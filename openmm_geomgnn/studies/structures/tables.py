@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from openmm_geomgnn.studies.structures.study import NO_TOKENS, RANDOM
+from openmm_geomgnn.cv.score_rows import RANDOM
+from openmm_geomgnn.studies.structures.study import NO_TOKENS
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ import numpy as np
 
 from openmm_geomgnn.analysis.canvas import finish, new_figure
 from openmm_geomgnn.analysis.plots import BLUE, GREEN, GREY, ORANGE, PINK
-from openmm_geomgnn.cv.score_rows import TORSIONS
+from openmm_geomgnn.cv.score_rows import RANDOM, TORSIONS
 from openmm_geomgnn.formatting import count_of
-from openmm_geomgnn.studies.latent.networks import RANDOM
 from openmm_geomgnn.studies.transfer.scoring import FITTED, LINEAR, NOTHING, TRANSFERRED, UNTRAINED, ZERO_SHOT, TransferRow
 from openmm_geomgnn.studies.transfer.tables import Condition, Scores, by_molecule, conditions, data_text, mean_of
 

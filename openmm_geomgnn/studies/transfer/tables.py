@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t as student_t
 
-from openmm_geomgnn.cv.score_rows import TORSIONS
+from openmm_geomgnn.cv.score_rows import RANDOM, TORSIONS
 from openmm_geomgnn.formatting import count_of
-from openmm_geomgnn.studies.latent.networks import RANDOM
 from openmm_geomgnn.studies.transfer.scoring import (
     FITTED,
     LINEAR,
