@@ -63,6 +63,15 @@ def test_files_of_three_sets(tmp_path):
         ExtendedXYZ(tmp_path / "none.xyz")
 
 
+def test_a_file_that_would_be_two_sets_is_refused(tmp_path):
+    for name in ("train_val", "test"):
+        write(tmp_path / f"{name}.xyz", frames(2), format="extxyz")
+    with pytest.raises(ValueError, match="The same file is named for more than one set"):
+        ExtendedXYZ(tmp_path)
+    with pytest.raises(ValueError, match="The same file is named for more than one set"):
+        ExtendedXYZ(tmp_path, train="test.xyz", val="train_val.xyz", test="test.xyz")
+
+
 def test_labels_of_other_names(tmp_path):
     made = frames(2)
     for atoms in made:

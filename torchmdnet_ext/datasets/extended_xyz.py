@@ -110,6 +110,11 @@ def _files(root: Path, given: dict[str, PathLike | None]) -> dict[str, Path]:
         files = {name: _only(root, name) for name in given}
     else:
         files = {"": root}
+    if len(set(files.values())) < len(files):
+        raise ValueError(
+            f"The same file is named for more than one set ({', '.join(map(str, files.values()))}), and frames would be "
+            "tested that were trained on: give train, val and test in dataset_arg."
+        )
     for file in files.values():
         if not file.is_file():
             raise ValueError(f"There is no file {file} of extended XYZ: give its path as dataset_root.")
