@@ -48,6 +48,8 @@ CASES = {
     "pro-one": Case("pro", "proline-rounds.yaml"),
     # that none of our settings was chosen on
     "glypro-one": Case("glypro", "proline-rounds.yaml", {"system.structures": f"[{find_molecule('glypro').structure}]"}),
+    # the next of that kind: named before it was run
+    "val-one": Case("val", "ala3-rounds.yaml", {"system.structures": f"[{find_molecule('val').structure}]"}),
     "ala3-one": Case("ala3", "ala3-rounds.yaml"),
 }
 

@@ -40,6 +40,7 @@ MOLECULES = {
     "ala2": Known(DATA / "ala2-c7eq.pdb", ("phi ALA2", "psi ALA2"), 40.0),
     "pro": Known(DATA / "pro-trans.pdb", ("omega ACE1-PRO2",), 70.0),
     "glypro": Known(Path(__file__).with_name("gly-pro.pdb"), ("omega GLY2-PRO3",), 70.0),
+    "val": Known(Path(__file__).with_name("val.pdb"), ("phi VAL2", "psi VAL2"), 40.0),
     "ala3": Known(DATA / "ala3.pdb", ("phi ALA2", "phi ALA3", "phi ALA4"), 40.0),
 }
 # of kinds of torsions; the others, as psi, may be biased but divide no states. "+" is C7ax, and cis
