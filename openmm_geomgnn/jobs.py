@@ -13,7 +13,11 @@ from openmm_geomgnn.processes import how_it_ended, start_process
 
 
 def run_jobs(
-    function: Callable[..., Any], jobs: Iterable[tuple], processes: int, describe: Callable[[tuple], str]
+    function: Callable[..., Any],
+    jobs: Iterable[tuple],
+    processes: int,
+    describe: Callable[[tuple], str],
+    then: Callable[[tuple], tuple | None] = lambda job: None,
 ) -> Generator[tuple[tuple, Any], None, None]:
     """Yield (job, function(*job)) for each of `jobs` as they finish; they are started in order.
 
@@ -27,6 +31,8 @@ def run_jobs(
         Number of processes. They end with this generator, so close it.
     describe : callable
         The name of a job in errors, from the job.
+    then : callable
+        The job that follows from one that is done, before any other; None for none.
 
     Raises
     ------
@@ -52,7 +58,7 @@ def run_jobs(
                     raise _death(workers[connection], describe(job)) from error
                 if kind != "done":
                     raise GeomGNNError(f"{describe(job)} failed: {content}")
-                following = next(jobs, None)
+                following = then(job) or next(jobs, None)
                 if following is not None:
                     busy[connection] = following
                     _send(connection, following, workers[connection], describe)

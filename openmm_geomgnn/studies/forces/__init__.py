@@ -1,0 +1,1 @@
+"""Energies and forces of molecules that are distorted: labelled trajectories, networks from scratch and from encoders."""
