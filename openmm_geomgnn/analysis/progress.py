@@ -1,7 +1,7 @@
-"""What a bias has to move: torsions that are slow, the progress between their wells, and whether a CV can drive it."""
+"""What a bias has to move: torsions that are slow, and the progress between their wells."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations, product
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,13 +11,9 @@ from openmm_geomgnn.analysis.found_states import core_arrivals
 from openmm_geomgnn.analysis.verdict import FEWEST_CROSSINGS
 from openmm_geomgnn.analysis.wells import check_runs, lag_steps, wells_of
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.units import BOLTZMANN
 
 MOST_SLOW = 3  # a bias along more components than this fills them too slowly
 CORE_REACH = 0.25  # of the way from a well to the next, that belongs to it
-_NEAR = 0.25  # of a target from the end, or from the middle, of the way
-_FEWEST_FRAMES = 10  # there
-_RIDGE = 1e-9  # added to the covariance of a CV at an end, in units of its variance over all frames
 
 
 class SlowTorsion(NamedTuple):
@@ -205,76 +201,3 @@ def side_targets(slow: Sequence[SlowTorsion], torsions: Sequence[np.ndarray]) ->
     angles = [np.asarray(run, dtype=np.float64)[:, one.column] for run in torsions]
     sides = [2 * (np.exp(1j * angle) * np.conj(b - a)).imag[:, None] / abs(b - a) ** 2 for angle in angles]
     return [f"side of {one.name}"], sides
-
-
-def drive_margin(
-    values: Sequence[npt.ArrayLike],
-    targets: Sequence[npt.ArrayLike],
-    barrier: float,
-    temperature: float,
-    sides: Sequence[npt.ArrayLike] | None = None,
-) -> np.ndarray:
-    """Tell whether a bias on a CV would drive targets, or distortions that look like them.
-
-    At an end of the way (a target near -1 or +1) the CV s has the mean m and the covariance C, in the middle (near 0) the
-    mean m'. To look like the middle while staying at the end costs about kT/2 (m' - m)^T C^-1 (m' - m), if the fluctuations
-    are Gaussian. The margin is the smaller of the costs of both ends over the barrier: above 1 the bias pays less for
-    crossing than for the distortion. It is an estimate by fluctuations that were seen, and worth the more the more of the
-    frames had a bias on s.
-
-    Parameters
-    ----------
-    values : list of (F, d) array
-        The CV in every frame.
-    targets : list of (F, m) array
-        Of `progress_targets`.
-    barrier : float
-        kJ/mol.
-    temperature : float
-        K.
-    sides : list of (F, 1) array, optional
-        Of `side_targets`: the middles of the two ways are then told apart, and the cheaper one counts.
-
-    Returns
-    -------
-    (m,) ndarray
-        nan where fewer than ten frames are at an end, or in the middle.
-
-    Raises
-    ------
-    GeomGNNError
-        If values and targets are not of the same frames.
-    """
-    parts = [[np.asarray(part, dtype=np.float64) for part in both] for both in (values, targets)]
-    shapes = [[part.shape for part in both] for both in parts]
-    frames = [[shape[0] for shape in both if len(shape) == 2] for both in shapes]
-    if not frames[0] or frames[0] != frames[1] or list(map(len, shapes)) != list(map(len, frames)):
-        raise GeomGNNError(
-            f"The CV has the shapes {shapes[0]} and the targets {shapes[1]}: give (F, d) and (F, m) for the same frames of "
-            "each run."
-        )
-    s, y = map(np.concatenate, parts)
-    scale = s.std(axis=0)
-    s = s / np.where(scale > 0, scale, 1.0)
-    side = np.concatenate([np.asarray(part, dtype=np.float64) for part in sides]) if sides else y[:, :0]
-    upper = side[:, 0] > 0 if side.shape[1] else np.ones(len(s), dtype=bool)
-    return np.array([_cost(s, column, upper) for column in y.T]) * BOLTZMANN * temperature / barrier
-
-
-def _cost(s: np.ndarray, target: np.ndarray, upper: np.ndarray) -> float:
-    """The smallest of the costs, in kT, of looking like the middle of a way while staying at an end.
-
-    s: (N, d), of unit variance. target: (N,). upper: (N,) bool, one of the two ways.
-    """
-    between = np.abs(target) < _NEAR
-    middles = [s[between & way] for way in (upper, ~upper)]
-    middles = [middle for middle in middles if len(middle) >= _FEWEST_FRAMES] or [s[between]]
-    ends = [s[np.abs(target - end) < _NEAR] for end in (-1.0, 1.0)]
-    if min(map(len, (*middles, *ends))) < _FEWEST_FRAMES:
-        return float("nan")
-    costs = []
-    for end, middle in product(ends, middles):
-        covariance = np.atleast_2d(np.cov(end.T)) + _RIDGE * np.eye(s.shape[1])
-        away = middle.mean(axis=0) - end.mean(axis=0)
-        costs.append(0.5 * float(away @ np.linalg.solve(covariance, away)))
-    return min(costs)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from openmm_geomgnn.analysis.progress import SlowTorsion, drive_margin, progress_targets, side_targets, slow_torsions
+from openmm_geomgnn.analysis.driving import drive_margin
+from openmm_geomgnn.analysis.progress import SlowTorsion, progress_targets, side_targets, slow_torsions
 from openmm_geomgnn.cli.biasing import NotBiasable, check_verdict, make_bias
 from openmm_geomgnn.cli.choose import chosen_cv
 from openmm_geomgnn.cli.fitting import fit_settings, fit_with_progress
@@ -34,7 +35,7 @@ class Candidate(NamedTuple):
     ----------
     cv : CollectiveVariable
     margins : list of float
-        The `drive_margin` of each target; nan where there are no frames to tell.
+        The `drive_margin` of each slow torsion; nan where there are no frames to tell.
     fault : str
         Why it cannot be biased; "" if it can.
     """
@@ -92,9 +93,9 @@ def learned_cv(
             both = [np.hstack(pair) for pair in zip(targets, sides, strict=True)]
             given |= {"targets": both, "target_names": [*target_names, *side_names]}
         cv = fit_with_progress(data.trajectories, data.topology, settings, unfinished, **given)
-        candidates.append(_candidate(protocol, cv, data, targets, sides))
+        candidates.append(_candidate(protocol, cv, data, slow, torsions))
     unfinished.remove()
-    for one in candidates if target_names else ():
+    for one in candidates if slow else ():
         echo(one.in_words())
     chosen = choose_candidate(candidates)
     if chosen.margin < DRIVEN:
@@ -148,15 +149,15 @@ def _sections(
 
 
 def _candidate(
-    protocol: Protocol, cv: Any, data: LearningData, targets: Sequence[np.ndarray], sides: Sequence[np.ndarray]
+    protocol: Protocol, cv: Any, data: LearningData, slow: Sequence[SlowTorsion], torsions: Sequence[np.ndarray]
 ) -> Candidate:
     stride = data.stride(_MARGIN_FRAMES)
     margins: list[float] = []
-    if targets[0].shape[1]:
+    if slow:
         bound = cv.bind(data.topology, engine=protocol.run.engine)
         values = [bound.compute(one[::stride]) for one in data.trajectories]
-        seen, ways = ([one[::stride] for one in part] for part in (targets, sides))
-        margins = drive_margin(values, seen, protocol.bias.barrier, protocol.system.temperature, ways).tolist()
+        seen = [one[::stride] for one in torsions]
+        margins = drive_margin(values, slow, seen, protocol.bias.barrier, protocol.system.temperature).tolist()
     try:
         check_verdict(cv, protocol)
         make_bias(cv, protocol)

@@ -7,14 +7,12 @@ import pytest
 
 from openmm_geomgnn.analysis.progress import (
     SlowTorsion,
-    drive_margin,
     progress_targets,
     side_targets,
     slow_torsions,
     well_crossings,
 )
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.units import BOLTZMANN
 
 
 def wrapped(angles):
@@ -119,40 +117,9 @@ def test_no_side_where_there_is_no_room_for_it(slow):
     assert names == [] and targets.shape == (5, 0)
 
 
-def test_the_margin_of_the_cheaper_way_counts():
-    """A CV that knows the side is near an end on the one way, and far on the other."""
-    rng = np.random.default_rng(4)
-    y, z = np.repeat([[-1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [1.0, 0.0]], 2000, axis=0).T[:, :, None]
-    s = np.hstack([y, np.where(z > 0, z, 0.1 * z)]) + 0.2 * rng.normal(size=(8000, 2))
-    (with_sides,), (without,) = (drive_margin([s], [y], 30.0, 300.0, sides) for sides in ([z], None))
-    nearest = 0.5 * BOLTZMANN * 300 * (1.0 + 0.1**2) / 0.2**2 / 30
-    assert with_sides == pytest.approx(nearest, rel=0.1) and without > 1.1 * with_sides
-
-
-@pytest.mark.parametrize(("gap", "spread"), [(1.0, 0.2), (1.0, 0.6)])
-def test_the_margin_is_the_cost_of_a_gaussian(gap, spread):
-    rng = np.random.default_rng(3)
-    target = np.repeat([-1.0, 0.0, 1.0], 4000)[:, None]
-    # one end is wider than the other, and the second component knows nothing; the third hardly moves
-    widths = np.where(target == 1.0, 2 * spread, spread)
-    s = np.column_stack([gap * target + widths * rng.normal(size=target.shape), rng.normal(size=(12000, 2))])
-    s = s @ np.array([[1, 0.5, 0], [0, 1, 0], [0, 0, 1e-9]])  # any linear map: the same cost
-    (margin,) = drive_margin([s[:5000], s[5000:]], [target[:5000], target[5000:]], barrier=30.0, temperature=300.0)
-    expected = 0.5 * BOLTZMANN * 300 * (gap / (2 * spread)) ** 2 / 30
-    assert margin == pytest.approx(expected, rel=0.1)
-
-
-def test_there_is_no_margin_without_frames_on_the_way():
-    target = np.repeat([-1.0, 1.0], 100)[:, None]
-    assert np.isnan(drive_margin([target], [target], 30.0, 300.0)).all()
-
-
 def test_what_does_not_fit_is_refused(data):
     with pytest.raises(GeomGNNError, match="There are 3 runs, but unbiased has 1"):
         slow_torsions(data, 1.0, NAMES, unbiased=[True], time_to_come=10)
-    # the sums of the frames agree, the frames of each run do not
-    with pytest.raises(GeomGNNError, match="for the same frames"):
-        drive_margin([np.zeros((5, 1)), np.zeros((4, 1))], [np.zeros((4, 1)), np.zeros((5, 1))], 30.0, 300.0)
 
 
 def test_crossings_between_wells():
