@@ -150,8 +150,11 @@ def test_what_cannot_be_had(base, axes, message):
         ("axes: {dept: [1]}", "Unknown key 'dept'.*Did you mean 'depth'"),
         ("axes: {source: [qm9, []]}", "source has an empty list"),
         ("axes: {aspect: {depths: [2]}}", "2 or more"),
-        ("axes: {depth: 1}\ntraining: {log_dir: here}", "log_dir is set for each network by the sweep"),
-        ("axes: {depth: 1}\nmodels: {visnet: {log_dir: here}}", "log_dir is set for each network by the sweep"),
+        ("axes: {depth: 1}\ntraining: {log_dir: here}", "log_dir is set for each network by the study"),
+        ("axes: {depth: 1}\nmodels: {visnet: {log_dir: here}}", "log_dir is set for each network by the study"),
+        ("axes: {depth: 1}\ntraining: {num_layer: 2}", r"section training .*line 3.*'num_layer'. Did you mean 'num_layers'"),
+        ("axes: {depth: 1}\nmodels: {visnet: {lmx: 1}}", r"section models of .*line 3.*'lmx'. Did you mean 'lmax'. Known: "),
+        ("axes: {depth: 1}\nmodels: {visnett: {}}", "no model 'visnett'. Did you mean 'visnet'. Known: graph-network"),
         ("axes: {depth: 1}\nseeds: []", "1 or more"),
     ],
 )

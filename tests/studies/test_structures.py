@@ -196,6 +196,8 @@ def test_networks_that_cannot_be_made_are_refused():
         ("networks: [graph]", "none of built, folder and scope is given"),
         ("built: {}\nnetworks: [gpv]", "Did you mean 'gvp'"),
         ("built: {}\ntraining: {model: visnet}", "model is set for each network by the study"),
+        ("built: {}\ntraining: {batch: 8}", r"section training of .*no setting 'batch'"),
+        ("built: {}\nseeds: [1, 1]", "seeds has 1 twice"),
         ("folder: absent", "There is no folder"),
     ],
 )

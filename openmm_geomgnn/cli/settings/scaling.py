@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from openmm_geomgnn.cli.settings.fields import Number, Section, SettingError, Whole, alone, find_file
-from openmm_geomgnn.cli.settings.trainings import Counts, Trainings, check_distinct, check_left_out
+from openmm_geomgnn.cli.settings.trainings import Counts, Trainings, check_distinct, check_training
 
 # what the sweep itself sets for every network
 OWN = ("log_dir", "load_model", "load_weights", "redirect")
@@ -81,7 +81,8 @@ class Scaling(Trainings):
     @model_validator(mode="after")
     def _leaves_what_is_set(self) -> Self:
         check_distinct(self.seeds, "seeds")
-        sections = [(("training",), self.training), *((("models", name), one) for name, one in self.models.items())]
-        for place, settings in sections:
-            check_left_out(settings, OWN, *place)
+        check_training(self.training, OWN, "training")
+        for name, settings in self.models.items():
+            check_training({"model": name}, (), "models")
+            check_training(settings, OWN, "models", name)
         return self

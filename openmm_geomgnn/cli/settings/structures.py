@@ -16,7 +16,7 @@ from openmm_geomgnn.cli.settings.fields import (
     alone,
 )
 from openmm_geomgnn.cli.settings.sections import TokenSection
-from openmm_geomgnn.cli.settings.trainings import Trainings
+from openmm_geomgnn.cli.settings.trainings import Trainings, check_distinct, check_training
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import plugin_names
 from openmm_geomgnn.units import did_you_mean
@@ -102,10 +102,7 @@ class Structures(Trainings):
             raise SettingError(f"The structures come from one place, but {said} is given. Give one.")
         if self.tokens.reference is not None:
             raise SettingError("windows by space are made from each structure itself. Remove reference.", "tokens")
-        own = [name for name in _OWN if name in self.training]
-        if own:
-            raise SettingError(f"{own[0]} is set for each network by the study. Remove it.", "training", own[0])
-        twice = [name for name in ("networks", "seeds") if len(set(getattr(self, name))) < len(getattr(self, name))]
-        if twice:
-            raise SettingError(f"{twice[0]} has an entry twice. Remove one.", twice[0])
+        check_training(self.training, _OWN, "training")
+        for name in ("networks", "seeds"):
+            check_distinct(getattr(self, name), name)
         return self

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from openmm_geomgnn.cli.settings.fields import EncoderNames, Section, Whole, alone, find_file
-from openmm_geomgnn.cli.settings.trainings import Counts, Trainings, check_distinct, check_left_out
+from openmm_geomgnn.cli.settings.trainings import Counts, Trainings, check_distinct, check_training
 
 WayName = Literal["scratch", "fine-tuned", "frozen", "frozen-random", "scratch-noisy", "fine-tuned-noisy"]
 SplitName = Literal["random", "scaffold"]
@@ -93,7 +93,7 @@ class Supervised(Trainings):
         for name, sizes in self.targets.items():
             check_distinct(sizes, "targets", name)
 
-        check_left_out(self.training, OWN, "training")
+        check_training(self.training, OWN, "training")
         for way, settings in self.training_of.items():
-            check_left_out(settings, OWN, "training_of", way)
+            check_training(settings, OWN, "training_of", way)
         return self

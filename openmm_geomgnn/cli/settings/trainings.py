@@ -1,11 +1,12 @@
 """Settings that all studies have which train many networks: where, with which seeds, how many side by side."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from openmm_geomgnn.cli.settings.fields import OutputFolder, Section, SettingError, Whole, alone
+from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.processes import cores
 
 Counts = Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], BeforeValidator(alone)]
@@ -19,11 +20,18 @@ def check_distinct(values: Iterable[Hashable], *location: str) -> None:
         raise SettingError(f"{location[-1]} has {twice} twice. Remove one.", *location)
 
 
-def check_left_out(training: dict[str, Any], own: Iterable[str], *location: str) -> None:
-    """Raise SettingError if settings of `torchmd-train` are among those that the study itself sets."""
+def check_training(training: Mapping[str, Any], own: Iterable[str], *location: str) -> None:
+    """Raise SettingError for a setting of `torchmd-train` that the study itself sets, or that the trainer does not know."""
+    from openmm_geomgnn.studies.training import trainer
+
     wrong = [name for name in own if training.get(name) is not None]
     if wrong:
-        raise SettingError(f"{wrong[0]} is set for each network by the sweep. Remove it.", *location, wrong[0])
+        raise SettingError(f"{wrong[0]} is set for each network by the study. Remove it.", *location, wrong[0])
+    for name, value in training.items():
+        try:
+            trainer.complete({name: value})
+        except GeomGNNError as error:
+            raise SettingError(str(error), *location, name) from None
 
 
 class Trainings(Section):

@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,23 +44,32 @@ class TrainingData:
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of `torchmd-train` with its defaults.
 
-    Raises GeomGNNError for one that it does not know.
+    Raises GeomGNNError for one that it does not know, and for a model that it does not know.
     """
-    from torchmdnet_ext.quiet import start_warp
-
-    start_warp()
-    from torchmdnet.scripts.train import get_argparse
-
-    defaults = vars(get_argparse().parse_args([]))
+    known, models = _known()
     for name in settings:
-        if name not in defaults:
-            raise GeomGNNError(
-                f"torchmd-train has no setting '{name}'.{did_you_mean(name, defaults)} See torchmd-train --help."
-            )
-    full = {**defaults, **settings}
+        if name not in known:
+            guess = did_you_mean(name, known)
+            raise GeomGNNError(f"torchmd-train has no setting '{name}'.{guess} Known: {', '.join(known)}.")
+    full = {**known, **settings}
+    if full["model"] not in models:
+        guess = did_you_mean(full["model"], models)
+        raise GeomGNNError(f"torchmd-train has no model '{full['model']}'.{guess} Known: {', '.join(models)}.")
     if full["inference_batch_size"] is None:
         full["inference_batch_size"] = full["batch_size"]
     return full
+
+
+@cache
+def _known() -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Defaults of all settings of the trainer, and the names of its models."""
+    from torchmdnet_ext.quiet import start_warp
+
+    start_warp()
+    from torchmdnet import models
+    from torchmdnet.scripts.train import get_argparse
+
+    return vars(get_argparse().parse_args([])), tuple(models.__all_models__)
 
 
 def build(settings: Mapping[str, Any]) -> Any:
