@@ -116,3 +116,19 @@ def supervised(
         from openmm_geomgnn.cli import supervised as study
 
         study.check_supervised(chosen) if check else study.run_supervised(chosen)
+
+
+@studies.command()
+def forces(
+    settings_file: Annotated[Path, typer.Argument(metavar="STUDY", help="Such as protocols/forces-malonaldehyde.yaml.")],
+    check: Check = False,
+    settings: Settings = None,
+) -> None:
+    """Learn energies and forces of a distorted molecule from scratch and from pre-trained encoders; what is there stays."""
+    from openmm_geomgnn.cli.settings.yaml_files import load_forces
+
+    chosen = load_forces(settings_file, overrides(settings))
+    with interruptible("The same command goes on from the last frames and checkpoints."):
+        from openmm_geomgnn.cli import forces as study
+
+        study.check_forces(chosen) if check else study.run_forces(chosen)

@@ -13,16 +13,7 @@ from openmm_geomgnn.analysis.report import write_report, write_summary
 from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.settings.supervised import Supervised
 from openmm_geomgnn.cli.tables import new_table, print_rows, print_table, write_rows
-from openmm_geomgnn.cli.trainings import (
-    NETWORKS,
-    SPLITS,
-    START,
-    absolute,
-    result_so_far,
-    train_open,
-    write_configuration,
-    write_split,
-)
+from openmm_geomgnn.cli.trainings import SPLITS, START, absolute, prepare, result_so_far, train_open, warnings_about
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.formatting import count_of, duration
 from openmm_geomgnn.locks import locked
@@ -148,16 +139,8 @@ def _describe(kind: str, held: Any) -> str:
 
 
 def _prepare(output: Path, planned: Plan, store: LabelledStore) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Write splits and settings of the networks; returns folders of networks and files of splits by name.
-
-    Raises GeomGNNError if settings of a network, or a split, are there that differ.
-    """
-    splits = {name: output / SPLITS / f"{name}.npz" for name in planned.splits}
-    for name, parts in planned.splits.items():
-        write_split(splits[name], parts)
-    folders = {network.name: output / NETWORKS / network.name for network in planned.networks}
-    for network in planned.networks:
-        write_configuration(folders[network.name], network.settings, splits[network.split_name], "study")
+    """Write splits with their fingerprints, and settings of the networks, as `prepare` does."""
+    folders, splits = prepare(output, planned.networks, planned.splits)
     prints = {name: {"sha256": fingerprint(store, parts)} | _sizes(parts) for name, parts in planned.splits.items()}
     write_summary(output / SPLITS / FINGERPRINTS, prints)
     return folders, splits
@@ -192,15 +175,7 @@ def _conclude(settings: Supervised, rows: Sequence[Row], planned: Plan) -> dict[
         save_figure(output / FIGURE, figure)
         figures.append(("Errors", _CAPTION, figure))
     notes = [_describe(kind, held) + "." for kind, held in planned.held_out.items()]
-    notes += [f"Warning: {row.network.name} failed: {row.result.reason}" for row in rows if row.mae is None]
-    falling = sum(row.mae is not None and not row.result.converged for row in rows)
-    if falling:
-        notes.append(
-            f"Warning: the validation loss of {count_of(falling, 'network')} was still falling at the end (by more than 1 % "
-            "in the last fifth of the epochs): longer training would give smaller errors, and may change the order."
-        )
-    if any(one.spread is None for one in summaries):
-        notes.append("Warning: errors of a single seed have no error bar; differences between them may be chance.")
+    notes += warnings_about({row.network.name: row.result for row in rows}, settings.seeds)
     head = ["target", "split", "molecules", "encoder", "way", "MAE", "unit", "seeds", "gain on scratch", "converged"]
     cells = [_cells(summary) for summary in summaries]
     write_report(output / REPORT, "QM9 from scratch and from encoders", {}, figures, notes, [("Errors", [head, *cells])])

@@ -1,8 +1,8 @@
 """What commands that train many networks share: files of settings and of splits, which are never replaced by others."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,12 +11,29 @@ from openmm_geomgnn.cli.settings.trainings import Trainings
 from openmm_geomgnn.cli.settings.yaml_text import read_yaml, write_yaml
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
+from openmm_geomgnn.formatting import count_of
 from openmm_geomgnn.studies.training.folder import CONFIGURATION, TRAINING, Result, load_result
 from openmm_geomgnn.studies.training.parallel import train_networks
 
 NETWORKS, SPLITS = "networks", "splits"
 START = 15.0  # s that a trainer needs before its first step
 _FILES = ("dataset_root", "file", "splits")
+
+
+class Planned(Protocol):
+    """A network of a study, the name of its split, and its settings without that and without `log_dir`."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+
+    @property
+    def split_name(self) -> str:
+        """Of the file of its split."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of `torchmd-train`."""
 
 
 def absolute(value: Any, key: str = "") -> Any:
@@ -67,6 +84,37 @@ def write_configuration(folder: Path, settings: Mapping[str, Any], split: Path, 
             )
     with atomic_write(path) as temporary:
         temporary.write_text(write_yaml({**settings, **places}), encoding="utf-8")
+
+
+def prepare(
+    output: Path, networks: Iterable[Planned], splits: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Write splits and settings of the networks of a study; returns folders of networks and files of splits by name.
+
+    Raises GeomGNNError if settings of a network, or a split, are there that differ.
+    """
+    files = {name: output / SPLITS / f"{name}.npz" for name in splits}
+    for name, parts in splits.items():
+        write_split(files[name], parts)
+    folders = {}
+    for network in networks:
+        folders[network.name] = output / NETWORKS / network.name
+        write_configuration(folders[network.name], network.settings, files[network.split_name], "study")
+    return folders, files
+
+
+def warnings_about(results: Mapping[str, Result], seeds: Sequence[int]) -> list[str]:
+    """What there is to warn of: networks that failed or were still learning, and a single seed."""
+    notes = [f"Warning: {name} failed: {result.reason}" for name, result in results.items() if result.status != "trained"]
+    falling = sum(result.status == "trained" and not result.converged for result in results.values())
+    if falling:
+        notes.append(
+            f"Warning: the validation loss of {count_of(falling, 'network')} was still falling at the end (by more than 1 % "
+            "in the last fifth of the epochs): longer training would give smaller errors, and may change the order."
+        )
+    if len(seeds) == 1:
+        notes.append("Warning: errors of a single seed have no error bar; differences between them may be chance.")
+    return notes
 
 
 def result_so_far(folder: Path, reason: str = "") -> Result:

@@ -19,6 +19,7 @@ COMPLETE = {
     "label-noise": "protocols/label-noise.yaml",
     "scaling": "protocols/scaling.yaml",
     "supervised": "protocols/supervised-qm9.yaml",
+    "forces": "protocols/forces-malonaldehyde.yaml",
     "diagnose": "protocols/diagnose.yaml",
     "transfer": "protocols/transfer-peptides.yaml",
     "structures": "protocols/structures-backbone.yaml",

@@ -2,24 +2,18 @@
 
 import csv
 import json
-import sys
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from torchmdnet.scripts import train as upstream
-from torchmdnet.scripts.train import get_argparse
+from trained import train_again, write_small_encoder
 
 from openmm_geomgnn.cli.settings.yaml_files import load_supervised
 from openmm_geomgnn.cli.supervised import ERRORS, FINGERPRINTS, NUMBERS, REPORT, TABLE, check_supervised, run_supervised
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.studies.training.folder import CONFIGURATION, TRAINING, losses
-from torchmdnet_ext import registration
-from torchmdnet_ext.checkpoints import write_encoder
 
 pytestmark = pytest.mark.slow
-NETWORK = {"embedding_dimension": 8, "num_layers": 1, "num_heads": 4, "num_rbf": 8, "cutoff_upper": 4.0, "max_z": 100}
 STUDY = """
 encoders: small.safetensors
 targets: {U0: 60}
@@ -38,10 +32,7 @@ NAME = "U0-scaffold-60-small-fine-tuned-seed1"
 def study(tmp_path_factory):
     """The folder of a finished study, and its numbers."""
     folder = tmp_path_factory.mktemp("supervised")
-    settings = {**vars(get_argparse().parse_args([])), **NETWORK, "model": "smooth-equivariant-transformer"}
-    with torch.random.fork_rng():
-        network = registration.representation_model({**settings, "box_vecs": None})
-    write_encoder(folder / "small.safetensors", settings, network)
+    write_small_encoder(folder / "small.safetensors")
     (folder / "s.yaml").write_text(STUDY)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -70,12 +61,7 @@ def test_what_a_study_leaves(study):
 
 def test_a_network_is_repeated_by_hand(study, tmp_path):
     configuration = study[0] / "runs" / "s" / "networks" / NAME / CONFIGURATION
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
-        patch.setattr(sys, "argv", ["torchmd-train", "--conf", str(configuration), "--log-dir", str(tmp_path / TRAINING)])
-        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # the trainer sets them
-            patch.setenv(name, "0")
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        upstream.main()
+    train_again(configuration, tmp_path / TRAINING)
     assert losses(tmp_path) == losses(configuration.parent)
 
 

@@ -61,7 +61,7 @@ class ExtendedXYZ(LabelledMolecules):
         frames: list[tuple[np.ndarray, np.ndarray, float, np.ndarray]] = []
         self._counts: dict[str, int] = {}
         for name, file in self.files.items():
-            read = list(_read(file, energy, forces))
+            read = list(read_frames(file, energy, forces))
             if not read:
                 raise ValueError(f"{file} has no frames. Give another file.")
             frames.extend(read)
@@ -107,7 +107,7 @@ def _files(root: Path, given: dict[str, PathLike | None]) -> dict[str, Path]:
     if named:
         files = {name: root / Path(path).expanduser() for name, path in named.items()}
     elif root.is_dir():
-        files = {name: _only(root, name) for name in given}
+        files = files_of_sets(root)
     else:
         files = {"": root}
     if len(set(files.values())) < len(files):
@@ -119,6 +119,11 @@ def _files(root: Path, given: dict[str, PathLike | None]) -> dict[str, Path]:
         if not file.is_file():
             raise ValueError(f"There is no file {file} of extended XYZ: give its path as dataset_root.")
     return files
+
+
+def files_of_sets(root: Path) -> dict[str, Path]:
+    """The files of a folder whose names contain train, val and test. Raises ValueError unless there is one of each."""
+    return {name: _only(root, name) for name in NAMES}
 
 
 def _only(root: Path, name: str) -> Path:
@@ -133,8 +138,13 @@ def _only(root: Path, name: str) -> Path:
     return found[0]
 
 
-def _read(file: Path, energy: str, forces: str) -> Iterator[tuple[np.ndarray, np.ndarray, float, np.ndarray]]:
-    """Yield z (N,), pos (N, 3), energy and forces (N, 3) of each frame of a file."""
+def read_frames(
+    file: Path, energy: str = "energy", forces: str = "forces"
+) -> Iterator[tuple[np.ndarray, np.ndarray, float, np.ndarray]]:
+    """Yield z (N,), pos (N, 3), energy and forces (N, 3) of each frame of a file, whose labels have these names.
+
+    Raises ValueError as `ExtendedXYZ` does.
+    """
     from ase.io import iread
 
     number = 0

@@ -84,8 +84,8 @@ class Supervised(Trainings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        from openmm_geomgnn.studies.supervised.plan import OWN
         from openmm_geomgnn.studies.supervised.qm9 import find_target
+        from openmm_geomgnn.studies.training.ways import OWN
 
         for name in ("seeds", "encoders", "ways", "splits"):
             check_distinct(getattr(self, name), name)

@@ -15,6 +15,7 @@ from openmm_geomgnn.cli.settings.conformers import DataBuild
 from openmm_geomgnn.cli.settings.diagnose import Diagnose
 from openmm_geomgnn.cli.settings.distill import Distill
 from openmm_geomgnn.cli.settings.fields import Section, find_file
+from openmm_geomgnn.cli.settings.forces import Forces
 from openmm_geomgnn.cli.settings.label_noise import LabelNoise
 from openmm_geomgnn.cli.settings.project import Project
 from openmm_geomgnn.cli.settings.protocol import Embed, Fit, Protocol, Schedule
@@ -36,6 +37,7 @@ __all__ = [
     "Distill",
     "Embed",
     "Fit",
+    "Forces",
     "LabelNoise",
     "Project",
     "Protocol",
@@ -54,6 +56,7 @@ __all__ = [
     "load_distill",
     "load_embed",
     "load_fit",
+    "load_forces",
     "load_label_noise",
     "load_project",
     "load_protocol",
@@ -76,6 +79,7 @@ COMMANDS = {
     LabelNoise: "geomgnn label-noise",
     Scaling: "geomgnn scaling",
     Supervised: "geomgnn supervised",
+    Forces: "geomgnn forces",
     Diagnose: "geomgnn diagnose",
     Transfer: "geomgnn transfer",
     Structures: "geomgnn structures",
@@ -207,6 +211,11 @@ def load_scaling(path: PathLike, overrides: Mapping[str, Any] | None = None) -> 
 def load_supervised(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Supervised:
     """The `Supervised` in a YAML file; arguments and errors are those of `load_protocol`."""
     return _load(Supervised, path, overrides)
+
+
+def load_forces(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Forces:
+    """The `Forces` in a YAML file; arguments and errors are those of `load_protocol`."""
+    return _load(Forces, path, overrides)
 
 
 def load_structures(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Structures:

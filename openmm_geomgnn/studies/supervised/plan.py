@@ -2,52 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.studies.supervised.qm9 import Target, find_target
 from openmm_geomgnn.studies.supervised.splits import HeldOut, hold_out, training_set
-from openmm_geomgnn.studies.training import trainer
-from torchmdnet_ext import registration
+from openmm_geomgnn.studies.training.ways import DEFAULTS, WAYS, epochs_of, settings_of_way, short_name, why_not
 from torchmdnet_ext.datasets.labelled import LabelledStore
 
-# whether a network can be built does not depend on these
-_WITHOUT_EFFECT = ("seed", "num_epochs", "dataset", "dataset_root", "dataset_arg")
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a network comes to its weights: from the encoder or at random, trained or frozen, with noisy nodes or without."""
-
-    from_encoder: bool = False
-    frozen: bool = False
-    noisy: bool = False
-
-
-WAYS = {
-    "scratch": Way(),
-    "fine-tuned": Way(from_encoder=True),
-    "frozen": Way(from_encoder=True, frozen=True),
-    "frozen-random": Way(frozen=True),
-    "scratch-noisy": Way(noisy=True),
-    "fine-tuned-noisy": Way(from_encoder=True, noisy=True),
-}
-# of the trainer, where a study says nothing; one device, and a checkpoint after each epoch to go on from
-DEFAULTS = {"ngpus": 1, "num_workers": 0, "save_interval": 1, "derivative": False, "redirect": False, "precision": 32}
 NOISE = {"position_noise_scale": 0.05, "denoising_weight": 0.1}  # angstrom; of noisy nodes, where a study says nothing
-# what the study itself sets for every network
-OWN = (
-    "log_dir", "load_model", "load_weights", "redirect", "seed", "splits", "train_size", "val_size", "test_size", "dataset",
-    "dataset_root", "dataset_arg", "encoder", "freeze_encoder", "output_model", "reduce_op", "prior_model",
-    "remove_ref_energy", "standardize", "num_epochs",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,7 +54,7 @@ class Study:
 
     def epochs_of(self, size: int) -> int:
         """Epochs of a network with so many training molecules."""
-        return self.epochs if self.most_seen is None else max(1, min(self.epochs, self.most_seen // size))
+        return epochs_of(size, self.epochs, self.most_seen)
 
 
 @dataclass(frozen=True)
@@ -162,51 +129,19 @@ def make_networks(study: Study, root: Path) -> list[Network]:
     return found
 
 
-@cache
-def encoder_settings(encoder: str) -> dict[str, Any]:
-    """Settings of `torchmd-train` that build the network of an encoder. Raises GeomGNNError if it cannot be read."""
-    from torchmdnet_ext.quiet import start_warp
-
-    start_warp()
-    from torchmdnet_ext.checkpoints import read_pretrained
-    from torchmdnet_ext.transfer import encoder_file
-
-    try:
-        settings = read_pretrained(encoder_file(encoder)).settings
-    except ValueError as error:
-        raise GeomGNNError(f"The encoder {encoder} cannot be used: {error}") from error
-    settings = {**registration.OWN_DEFAULTS, **settings}
-    names = ("model", *registration.own_settings(settings["model"]))
-    return {name: settings[name] for name in names if name in settings}
-
-
 def _network(study: Study, root: Path, target: Target, point: tuple[str, int, str, str, int]) -> Network:
     split, size, encoder, way, seed = point
-    how = WAYS[way]
     noise = {**NOISE, **{name: study.training[name] for name in NOISE if name in study.training}}
     common = {name: value for name, value in study.training.items() if name not in NOISE}
     settings = {
-        **DEFAULTS, **common, **(noise if how.noisy else {}), **study.training_of.get(way, {}), **encoder_settings(encoder),
-        "seed": seed, "num_epochs": study.epochs_of(size),
+        **DEFAULTS, **common, **(noise if WAYS[way].noisy else {}), **study.training_of.get(way, {}),
+        **settings_of_way(way, encoder), "seed": seed, "num_epochs": study.epochs_of(size),
         "dataset": "LabelledMolecules", "dataset_root": str(root),
         "dataset_arg": {"label": target.name, "references": study.references if target.references else "stored"},
         "output_model": target.head, "reduce_op": target.reduce, "standardize": True,
         # null, as the trainer adds the references to what an earlier session left there
         "prior_model": None, "remove_ref_energy": target.references,
-        "encoder": encoder if how.from_encoder else None, "freeze_encoder": how.frozen,
     }  # fmt: skip
-    stem = Path(encoder).stem if Path(encoder).suffix else encoder
+    stem = short_name(encoder)
     name = f"{target.symbol}-{split}-{size}-{stem}-{way}-seed{seed}"
-    network = Network(name, target, split, size, stem, way, seed, settings)
-    decisive = {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}
-    return replace(network, reason=_reason(json.dumps(decisive, sort_keys=True)))
-
-
-@cache
-def _reason(settings: str) -> str:
-    """Why the network of settings (JSON) cannot be built, or ""."""
-    try:
-        trainer.build({**json.loads(settings), "remove_ref_energy": False})
-    except GeomGNNError as error:
-        return str(error)
-    return ""
+    return Network(name, target, split, size, stem, way, seed, settings, why_not(settings))

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from openmm_geomgnn.studies.supervised.plan import Network
 from openmm_geomgnn.studies.training.folder import Result
+from openmm_geomgnn.studies.training.seeds import over_seeds
+from openmm_geomgnn.studies.training.ways import BASELINE
 
-BASELINE = "scratch"
 _LOSSES = ("first_epoch_loss", "best_loss")  # of validation, in the square of the target's unit
 
 
@@ -67,13 +66,9 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
     summaries = []
     for key, found in groups.items():
         target, split, size, encoder, way = key
-        values, unit = np.array(list(errors[key].values())), found[0].network.target.shown
         scratch = {} if way == BASELINE else errors.get((target, split, size, encoder, BASELINE), {})
-        common = [seed for seed in errors[key] if seed in scratch]
-        spread = float(values.std(ddof=1)) if len(values) > 1 else None
-        ratio = sum(errors[key][seed] for seed in common) / sum(scratch[seed] for seed in common) if common else None
-        gain = None if ratio is None else 1 - ratio
+        mean, spread, gain = over_seeds(errors[key], scratch)
         converged = sum(row.result.converged for row in found)
-        numbers = len(values), float(values.mean()), spread, gain, converged
-        summaries.append(Summary(target, split, size, encoder, way, unit, *numbers))
+        numbers = len(found), mean, spread, gain, converged
+        summaries.append(Summary(target, split, size, encoder, way, found[0].network.target.shown, *numbers))
     return summaries

@@ -138,8 +138,11 @@ def step_seconds(settings: Mapping[str, Any], data: TrainingData) -> float:
         for _ in range(2):  # kernels are compiled in the first
             began = time.perf_counter()
             batch = Batch.from_data_list([data.dataset[int(i)] for i in chosen]).to(device)
-            predicted, _ = network(batch.z, batch.pos, batch=batch.batch)
-            torch.nn.functional.mse_loss(predicted, batch.y).backward()
+            predicted, forces = network(batch.z, batch.pos, batch=batch.batch)
+            loss = torch.nn.functional.mse_loss(predicted, batch.y)
+            if args["derivative"]:
+                loss = loss + torch.nn.functional.mse_loss(forces, batch.neg_dy)
+            loss.backward()
             optimiser.step()
             if device == "cuda":
                 torch.cuda.synchronize()
