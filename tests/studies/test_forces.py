@@ -145,7 +145,8 @@ def test_errors_over_seeds():
         ("molecule: O\nlabels: {interval: 0.1 fs}", "less than the timestep of 0.0005 ps"),
         ("molecule: O\nheld_out: {val: 0.5, test: 0.5}", "leave nothing to train on"),
         ("molecule: O\nsizes: [3, 3]", "sizes has 3 twice"),
-        ("molecule: O\ntraining: {derivative: false}", "derivative is set for each network by the sweep"),
+        ("molecule: O\ntraining: {derivative: false}", "derivative is set for each network by the study"),
+        ("molecule: O\ntraining: {y_wight: 1}", "no setting .y_wight.. Did you mean .y_weight."),
         ("molecule: O\ntraining_of: {scratch: {encoder: et-64}}", "encoder is set for each network"),
     ],
 )

@@ -18,7 +18,7 @@ from openmm_geomgnn.cli.settings.fields import (
     alone,
     find_file,
 )
-from openmm_geomgnn.cli.settings.trainings import Counts, Trainings, check_distinct, check_left_out
+from openmm_geomgnn.cli.settings.trainings import Counts, Trainings, check_distinct, check_training
 from openmm_geomgnn.errors import GeomGNNError
 
 WayName = Literal["scratch", "fine-tuned", "frozen", "frozen-random"]
@@ -165,9 +165,9 @@ class Forces(Trainings):
                 "or more, given a folder with files for train, val and test.",
                 "splits",
             )
-        check_left_out(self.training, OWN, "training")
+        check_training(self.training, OWN, "training")
         for way, settings in self.training_of.items():
-            check_left_out(settings, OWN, "training_of", way)
+            check_training(settings, OWN, "training_of", way)
         return self
 
     def possible_splits(self) -> tuple[str, ...]:
