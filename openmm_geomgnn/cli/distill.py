@@ -10,7 +10,7 @@ from openmm_geomgnn.cli.progress import echo, progress_bars
 from openmm_geomgnn.cli.settings.distill import Distill
 from openmm_geomgnn.cv.distillation import DistillSettings, benchmark_evaluation, distill
 from openmm_geomgnn.cv.network import CollectiveVariable
-from openmm_geomgnn.cv.verdict import GOOD_R2, in_words
+from openmm_geomgnn.cv.verdict import GOOD_GRADIENT, GOOD_R2, GOOD_TURNING, in_words, turning_errors
 from openmm_geomgnn.formatting import format_values
 from openmm_geomgnn.locks import locked
 from openmm_geomgnn.representation.selection import as_topology
@@ -27,7 +27,6 @@ WHERE = {
     "displaced": "these, atoms displaced",
     "turned": "these, turned about bonds",
 }
-GOOD_GRADIENT = 0.5  # relative error of the gradient
 
 
 def run_distill(settings: Distill) -> Any:
@@ -66,12 +65,14 @@ def _distill(settings: Distill) -> Any:
 def table(student: Any) -> Iterator[str]:
     """Yield lines with the errors of the student, by component and kind of conformation."""
     found = student.training_information["distillation"]
-    yield f"{'':<28}{'component':>10}{'R2':>12}{'RMSE':>12}{'gradient error':>16}"
+    yield f"{'':<28}{'component':>10}{'R2':>12}{'RMSE':>12}{'gradient error':>16}{'along turns':>14}"
     for name in filter(found.get, WHERE):
-        rows = zip(*(found[name][figure] for figure in ("r2", "rmse", "gradient_error")), strict=True)
-        for number, (r2, rmse, gradient) in enumerate(rows, start=1):
+        figures = [found[name][figure] for figure in ("r2", "rmse", "gradient_error")]
+        turning = [f"{100 * one:.3g} %" for one in found[name].get("turning_error", ())]
+        rows = zip(*figures, turning or [""] * len(figures[0]), strict=True)
+        for number, (r2, rmse, gradient, along) in enumerate(rows, start=1):
             label = WHERE[name] if number == 1 else ""
-            yield f"{label:<28}{f'cv.{number}':>10}{r2:>12.5f}{rmse:>12.4g}{100 * gradient:>14.3g} %"
+            yield f"{label:<28}{f'cv.{number}':>10}{r2:>12.5f}{rmse:>12.4g}{100 * gradient:>14.3g} %{along:>14}".rstrip()
 
 
 def remarks(student: Any, cost: Mapping[str, Any]) -> Iterator[str]:
@@ -106,11 +107,12 @@ def _warn(found: Mapping[str, Any]) -> None:
                 stacklevel=2,
             )
             return
+    turning = max(turning_errors(found))
     steepest = max(found["held_out"]["gradient_error"])
-    if steepest > GOOD_GRADIENT:
-        warnings.warn(
-            f"The student's gradient is off by {100 * steepest:.0f} % of the teacher's. {advice}.", UserWarning, stacklevel=2
-        )
+    where = "of the teacher's" if steepest > GOOD_GRADIENT else "along turns about bonds, by which a bias crosses"
+    if steepest > GOOD_GRADIENT or turning > GOOD_TURNING:
+        off = steepest if steepest > GOOD_GRADIENT else turning
+        warnings.warn(f"The student's gradient is off by {100 * off:.0f} % {where}. {advice}.", UserWarning, stacklevel=2)
 
 
 def _time(milliseconds: float) -> str:

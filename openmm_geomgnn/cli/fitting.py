@@ -5,7 +5,7 @@ from typing import Any
 
 from openmm_geomgnn.cli.progress import progress_bars
 from openmm_geomgnn.cv.fit import FitSettings, fit_cv
-from openmm_geomgnn.cv.verdict import in_words
+from openmm_geomgnn.cv.verdict import in_words, turning_errors
 from openmm_geomgnn.formatting import count_of, format_values
 from openmm_geomgnn.unfinished import Unfinished
 
@@ -50,9 +50,10 @@ def describe(cv: Any) -> Iterator[str]:
     """Yield lines on the quality of a fitted CV, or of a student and its teacher."""
     facts = cv.training_information
     if "distillation" in facts:
-        found = facts["distillation"]["held_out"]
+        found, turning = facts["distillation"]["held_out"], turning_errors(facts["distillation"])
         r2, gradient_error = format_values(found["r2"]), format_values(found["gradient_error"])
-        origin = f"Student: R2 {r2}, error of the gradient {gradient_error}; its teacher"
+        along = f", along turns {format_values(turning)}" if any(turning) else ""
+        origin = f"Student: R2 {r2}, error of the gradient {gradient_error}{along}; its teacher"
     else:
         origin = "CV"
     held_out, error = facts.get("vamp2_held_out"), facts.get("vamp2_held_out_error")

@@ -19,7 +19,7 @@ from openmm_geomgnn.cli.results import Results, read_results
 from openmm_geomgnn.cli.round_notes import read_rounds, round_figures, round_tables, seed_tables
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.state_examples import example_names, write_examples
-from openmm_geomgnn.cv.verdict import GRADES, in_words
+from openmm_geomgnn.cv.verdict import GRADES, in_words, turning_errors
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.representation.rotatable import rotatable_torsions
@@ -168,8 +168,9 @@ def cv_summary(cv: Any) -> dict[str, Any]:
         own["cv_verdict"] = in_words(facts["verdict"])
     if "distillation" not in facts:
         return {f"cv_{name}": value for name, value in learned.items()} | own
-    held_out = facts["distillation"]["held_out"]
+    held_out, turning = facts["distillation"]["held_out"], turning_errors(facts["distillation"])
     own |= {"cv_r2_of_teacher": held_out["r2"], "cv_gradient_error": held_out["gradient_error"]}
+    own |= {"cv_turning_error": turning} if any(turning) else {}
     return own | {f"teacher_{name}": value for name, value in learned.items()}
 
 

@@ -10,13 +10,14 @@ from openmm_geomgnn.cli.names import NETWORK_FILE
 from openmm_geomgnn.cli.progress import echo, progress_bars
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cv.distillation import DistillSettings, distill
-from openmm_geomgnn.cv.verdict import GOOD_R2
+from openmm_geomgnn.cv.verdict import FINE_ERROR, GOOD_R2, finest_widths, missed, turning_errors
 from openmm_geomgnn.formatting import format_values
 from openmm_geomgnn.unfinished import Unfinished
 
-LABELS, EPOCHS = 8000, 40
+LABELS, EPOCHS = 8000, 80
 # sets of held-out conformations, and the R2 that a student needs there to be biased in place of its network
-LEAST_R2 = {"held_out": GOOD_R2, "displaced": 0.9}
+LEAST_R2 = {"held_out": GOOD_R2, "displaced": 0.9, "turned": 0.9}
+LARGEST_TURNING_ERROR = 0.5  # of the change along turns about bonds, by which a bias crosses
 
 
 def student_or_network(protocol: Protocol, network: Any, trajectories: Sequence[mdtraj.Trajectory]) -> Any:
@@ -42,8 +43,18 @@ def student_or_network(protocol: Protocol, network: Any, trajectories: Sequence[
 
 def why_not(student: Any) -> str:
     """Why a student is not to be biased in place of its network; "" if it is."""
-    found = student.training_information["distillation"]
+    facts = student.training_information
+    found, widths = facts["distillation"], finest_widths(facts)
     for name, least in LEAST_R2.items():
-        if name in found and min(found[name]["r2"]) < least:
-            return f"its R2 on {name.replace('_', '-')} frames is {format_values(found[name]['r2'])}, below {least:g}"
+        if name in found and missed(found[name], least, widths):
+            return (
+                f"its R2 on {name.replace('_', '-')} frames is {format_values(found[name]['r2'])}, below {least:g}, and its "
+                f"error more than {FINE_ERROR:g} of the width of kernels"
+            )
+    turning = turning_errors(found)
+    if max(turning) > LARGEST_TURNING_ERROR:
+        return (
+            f"its change along turns about bonds, by which a bias crosses, is off by {format_values(turning)} of the "
+            f"network's, more than {LARGEST_TURNING_ERROR:g}"
+        )
     return ""

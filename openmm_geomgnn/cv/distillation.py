@@ -19,7 +19,7 @@ from openmm_geomgnn.cv.students.augmentation import Moves
 from openmm_geomgnn.cv.students.coordinates import InternalCoordinates, nearest_pairs, proper_torsions
 from openmm_geomgnn.cv.students.cv import StudentCV, named_atoms
 from openmm_geomgnn.cv.students.network import StudentNetwork
-from openmm_geomgnn.cv.students.training import TeacherLabels, errors, label_frames, train
+from openmm_geomgnn.cv.students.training import TeacherLabels, Turn, errors, label_frames, train
 from openmm_geomgnn.cv.verdict import judge_student
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman.validation import hold_out_blocks
@@ -133,8 +133,10 @@ def distill(
     split = _split([frames.numpy() for frames in whole], gap, settings.seed)
     bonds = _bonds(topology, teacher.atoms)
     coordinates = _coordinates(split[0], bonds, teacher, settings.distances)
-    labels = _ask_all(teacher, cv.content_hash(), _conformations(split, bonds, settings), progress, unfinished)
-    network, result = _trained(coordinates, labels, cv.dimension, settings, progress, unfinished)
+    moves = [Moves(bonds, split[part], settings.displacement, settings.seed + part // 2) for part in (0, 2)]
+    turns = moves[0].turnable
+    labels = _ask_all(teacher, cv.content_hash(), _conformations(split, moves, settings), progress, unfinished)
+    network, result = _trained(coordinates, labels, turns, cv.dimension, settings, progress, unfinished)
     facts = cv.training_information
     student = StudentCV(
         network,
@@ -148,7 +150,7 @@ def distill(
         output=cv.output,
     )
     distillation = {
-        **_quality(network, coordinates, labels),
+        **_quality(network, coordinates, labels, turns),
         "frames": [len(frames) for frames in whole],
         "largest": network.largest.tolist(),
         "epochs": result["epochs"],
@@ -156,7 +158,7 @@ def distill(
         "seed": settings.seed,
     }
     student.training_information |= {"teacher": _teacher_facts(cv), "distillation": distillation}
-    student.training_information["verdict"] = judge_student(facts, distillation["held_out"]["r2"])
+    student.training_information["verdict"] = judge_student(facts, distillation)
     figures = stiffness(student, topology, whole, 1.0, progress=lambda done, total: progress("stiffness", done, total))
     # the spread within a basin takes frames at even times: it is that of the teacher
     student.training_information |= {name: figures[name] for name in ("rate_300K_per_ps", "range")}
@@ -241,13 +243,15 @@ def _coordinates(frames: np.ndarray, bonds: Sequence[tuple[int, int]], teacher: 
 
 
 def _conformations(
-    split: tuple[np.ndarray, ...], bonds: Sequence[tuple[int, int]], settings: DistillSettings
+    split: tuple[np.ndarray, ...], moves: Sequence[Moves], settings: DistillSettings
 ) -> dict[str, np.ndarray]:
-    """What the teacher is asked about, (K, n, 3) each: to train on, to stop by, and what errors are reported on."""
+    """What the teacher is asked about, (K, n, 3) each: to train on, to stop by, and what errors are reported on.
+
+    moves: of the frames to train on, and of those held out.
+    """
     training, stopping, held_out = split
-    at_rest = min(len(training), settings.labels // 2)
-    made = _moved(Moves(bonds, training, settings.displacement, settings.seed), settings.labels - at_rest)
-    unseen = Moves(bonds, held_out, settings.displacement, settings.seed + 1)
+    at_rest, unseen = min(len(training), settings.labels // 2), moves[1]
+    made = _moved(moves[0], settings.labels - at_rest)
     return {
         "training": np.concatenate([_evenly(training, at_rest), made]),
         "stopping": _evenly(stopping, HELD_OUT_FRAMES),
@@ -297,6 +301,7 @@ def _ask_all(
 def _trained(
     coordinates: InternalCoordinates,
     labels: dict[str, TeacherLabels],
+    turns: Sequence[Turn],
     dimension: int,
     settings: DistillSettings,
     progress: StageProgress,
@@ -307,12 +312,14 @@ def _trained(
         torch.manual_seed(settings.seed)
         network = StudentNetwork(len(coordinates), settings.hidden, dimension)
     seen = coordinates.torsions, coordinates.distances
-    part, made_from = "student", fingerprint(*labels["training"], *labels["stopping"], *seen, asdict(settings))
+    about = [turn[:2] for turn in turns]
+    part, made_from = "student", fingerprint(*labels["training"], *labels["stopping"], *seen, about, asdict(settings))
     result = train(
         network,
         coordinates,
         labels["training"],
         labels["stopping"],
+        turns=turns,
         gradient_weight=settings.gradient_weight,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
@@ -336,10 +343,12 @@ def _teacher_facts(cv: CollectiveVariable) -> dict[str, Any]:
     }
 
 
-def _quality(network: StudentNetwork, coordinates: InternalCoordinates, labels: dict[str, TeacherLabels]) -> dict[str, Any]:
+def _quality(
+    network: StudentNetwork, coordinates: InternalCoordinates, labels: dict[str, TeacherLabels], turns: Sequence[Turn]
+) -> dict[str, Any]:
     """Errors on each set of frames that they are reported on, and how many frames it was trained on and stopped by."""
     return {
-        **{name: errors(network, coordinates, labels[name]) for name in REPORTED if len(labels[name].pos) > 1},
+        **{name: errors(network, coordinates, labels[name], turns) for name in REPORTED if len(labels[name].pos) > 1},
         **{name: len(labels[name].pos) for name in ("training", "stopping")},
     }
 

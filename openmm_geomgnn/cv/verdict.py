@@ -28,6 +28,11 @@ FEW_BETWEEN = 5
 FEW_PAIRS = 500
 STIFF_STEP = 0.002  # ps; a CV that is too stiff even when the bias is evaluated this often is only weakly usable
 GOOD_R2, LEAST_R2 = 0.98, 0.5  # of a student
+# An R2 is of the spread of the frames. Where these lie in basins that a component does not tell apart, this is the
+# fluctuation within a basin, which a bias does not resolve: no kernel is narrower, and an error of this share of it is lost.
+FINE_ERROR = 0.25
+# relative errors of a student's gradient: all of it, and that of the change along turns about bonds, by which a bias crosses
+GOOD_GRADIENT, GOOD_TURNING = 0.5, 0.3
 FOLLOWED = 0.9  # R2 of a CV that is to follow a target
 
 
@@ -61,14 +66,58 @@ def judge(facts: Mapping[str, Any]) -> Verdict:
     return _verdict([*_scores(facts), *_weights(facts), *_timescales(facts), *_between(facts), *_stiffness(facts)])
 
 
-def judge_student(facts: Mapping[str, Any], r2: Sequence[float]) -> Verdict:
-    """The verdict on a student: that on its teacher, whose `facts` are known, and how well it reproduces it (R2)."""
+def judge_student(facts: Mapping[str, Any], found: Mapping[str, Any]) -> Verdict:
+    """The verdict on a student: that on its teacher, whose `facts` are known, and how well it reproduces it.
+
+    found: the errors on "held_out" frames, and on these "turned" about bonds, as `distillation.distill` notes them.
+    """
     teacher = facts.get("verdict")
     reasons = [(teacher["grade"], _of_the_teacher(reason)) for reason in teacher["reasons"]] if teacher else []
-    if min(r2) < GOOD_R2:
+    r2 = found["held_out"]["r2"]
+    if missed(found["held_out"], GOOD_R2, finest_widths(facts)):
         grade = "not usable" if min(r2) < LEAST_R2 else "weak"
         reasons.append((grade, f"it reproduces its teacher with an R2 of {min(r2):.3f} on held-out frames only"))
+    turning = max(turning_errors(found))
+    gradient = max(found["held_out"].get("gradient_error", [0.0]))
+    if turning > GOOD_TURNING:
+        reasons.append(
+            ("weak", f"its change along turns about bonds, by which a bias crosses, is off by {100 * turning:.0f} %")
+        )
+    if gradient > GOOD_GRADIENT:
+        of = "mostly along bonds and angles" if turning <= GOOD_TURNING else "as a whole"
+        reasons.append(("usable", f"its gradient is off by {100 * gradient:.0f} %, {of}"))
     return _verdict(reasons)
+
+
+def turning_errors(found: Mapping[str, Any]) -> list[float]:
+    """Relative errors (d,) of a student's change along turns about bonds, on frames turned; [0] where nothing turns.
+
+    found: as of `judge_student`; files of before say nothing of it.
+    """
+    return found.get("turned", {}).get("turning_error", [0.0])
+
+
+def finest_widths(facts: Mapping[str, Any]) -> list[float]:
+    """The narrowest kernels (d,) of a bias on a CV, by its `training_information`; [] where nothing is known of them."""
+    return [max(spread, facts.get("least_kernel_width", 0.0)) for spread in facts.get("in_basin_spread", ())]
+
+
+def missed(found: Mapping[str, Sequence[float]], least: float, widths: Sequence[float]) -> list[int]:
+    """The components, from 0, that a student does not reproduce.
+
+    Their R2 is below `least`, and their error is more than FINE_ERROR of the narrowest kernels of a bias.
+
+    Parameters
+    ----------
+    found : dict
+        `r2` and `rmse` of each component on some frames.
+    least : float
+    widths : list of float
+        As of `finest_widths`.
+    """
+    r2 = found["r2"]
+    fine = [FINE_ERROR * width for width in widths] or [0.0] * len(r2)
+    return [k for k, one in enumerate(r2) if not (one >= least or found["rmse"][k] <= fine[k])]
 
 
 def _of_the_teacher(reason: str) -> str:

@@ -84,7 +84,7 @@ class TestStudent:
         """Of frames that were held out; less of these frames displaced and turned about bonds."""
         found = student.training_information["distillation"]
         assert min(found["held_out"]["r2"]) > 0.97 and found["held_out"]["r2"][0] > 0.995
-        assert found["held_out"]["gradient_error"][0] < 0.5
+        assert found["held_out"]["gradient_error"][0] < 0.5 and found["turned"]["turning_error"][0] < 0.4
         assert found["displaced"]["r2"][0] > 0.98 and found["turned"]["r2"][0] > 0.9
         assert found["training"] > 1500 and found["frames"] == [300, 300] and 1 <= found["best_epoch"] <= 25
 
@@ -115,6 +115,7 @@ class TestStudent:
         summary, before = cv_summary(student), cv_summary(teacher)
         assert summary["cv_r2_of_teacher"] == facts["distillation"]["held_out"]["r2"]
         assert summary["cv_gradient_error"] == facts["distillation"]["held_out"]["gradient_error"]
+        assert summary["cv_turning_error"] == facts["distillation"]["turned"]["turning_error"]
         assert summary["teacher_vamp2"] == before["cv_vamp2"]
         assert summary["teacher_timescales_ps"] == before["cv_timescales_ps"]
         assert "cv_vamp2" not in summary and summary["cv_rate_300K_per_ps"] != before["cv_rate_300K_per_ps"]
@@ -246,9 +247,10 @@ class TestCommand:
         assert student.network.first.out_features == 32 and found["frames"] == [150, 150] and found["epochs"] <= 10
         assert found["cost_ms"]["student"] < found["cost_ms"]["eager"]
         lines = output.splitlines()
-        header = next(k for k, line in enumerate(lines) if line.split() == ["component", "R2", "RMSE", "gradient", "error"])
+        header = next(k for k, line in enumerate(lines) if line.split()[:3] == ["component", "R2", "RMSE"])
         row = lines[header + 1].split()
-        assert lines[header + 1].startswith("frames held out") and row[3] == "cv.1" and row[-1] == "%"
+        assert lines[header + 1].startswith("frames held out") and row[3] == "cv.1" and row[-1] == row[-3] == "%"
+        assert float(row[-2]) == pytest.approx(100 * found["held_out"]["turning_error"][0], rel=1e-2)
         assert float(row[4]) == pytest.approx(found["held_out"]["r2"][0], abs=1e-5)
         assert lines[header + 2].split()[0] == "cv.2"
         for part in ("times cheaper", "in plain PyTorch", "stiffness", "|s| stays below", "written to"):
@@ -261,8 +263,10 @@ class TestCommand:
         with pytest.warns(UserWarning, match="poor on frames held out: R2 is 0.500, below 0.98.*still exact.*more labels"):
             command._warn(facts)
         good = {"r2": [0.999], "gradient_error": [0.1]}
-        with pytest.warns(UserWarning, match="gradient is off by 70 %"):
+        with pytest.warns(UserWarning, match="gradient is off by 70 % of the teacher's"):
             command._warn({"held_out": {**good, "gradient_error": [0.7]}, "displaced": good})
+        with pytest.warns(UserWarning, match="gradient is off by 40 % along turns about bonds"):
+            command._warn({"held_out": good, "displaced": good, "turned": {**good, "turning_error": [0.4]}})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             command._warn({"held_out": good, "displaced": good, "turned": good})

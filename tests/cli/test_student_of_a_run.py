@@ -1,6 +1,7 @@
 """`cv.student: true`: a run distils its CV and biases the student, or the network where the student is no good."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from protocol_texts import TINY
@@ -54,8 +55,22 @@ def test_runs_from_before_there_were_students(protocol):
 
 
 def test_network_is_biased_where_the_student_is_no_good(protocol, monkeypatch, capsys):
-    monkeypatch.setattr(students, "LEAST_R2", {"held_out": 1.1})
+    monkeypatch.setattr(students, "LARGEST_TURNING_ERROR", 0.0)
     run_protocol(protocol)
     cv = CollectiveVariable.load(protocol.output / CV_FILE)
-    assert not isinstance(cv, StudentCV) and "below 1.1" in cv.training_information["student_refused"]
+    assert not isinstance(cv, StudentCV) and "along turns" in cv.training_information["student_refused"]
     assert "The network itself is biased." in capsys.readouterr().out
+
+
+def test_a_poor_student_is_refused_and_says_why():
+    def refused(facts=None, **found):
+        good = {"r2": [0.999, 0.99], "rmse": [0.05, 0.05], "turning_error": [0.1, 0.1]}
+        distillation = {name: {**good, **found.get(name, {})} for name in ("held_out", "displaced", "turned")}
+        return students.why_not(SimpleNamespace(training_information={**(facts or {}), "distillation": distillation}))
+
+    assert refused() == ""
+    assert "R2 on held-out frames is 0.999, 0.966, below 0.98" in refused(held_out={"r2": [0.999, 0.966]})
+    assert refused({"in_basin_spread": [0.04, 0.21]}, held_out={"r2": [0.999, 0.966]}) == ""  # an error of 0.05
+    assert "below 0.98" in refused({"in_basin_spread": [0.04, 0.19]}, held_out={"r2": [0.999, 0.966]})
+    assert "below 0.9," in refused(displaced={"r2": [0.85, 0.99]}) and refused(turned={"r2": [0.95, 0.99]}) == ""
+    assert "off by 0.1, 0.6 of the network's" in refused(turned={"turning_error": [0.1, 0.6]})

@@ -5,6 +5,7 @@ import pytest
 import torch
 from student_cases import BONDS, HEAVY, PAIRS, TORSIONS, frames, student
 
+from openmm_geomgnn.cv.students import training
 from openmm_geomgnn.cv.students.augmentation import Moves
 from openmm_geomgnn.cv.students.coordinates import (
     InternalCoordinates,
@@ -12,7 +13,7 @@ from openmm_geomgnn.cv.students.coordinates import (
     rotatable_bonds,
 )
 from openmm_geomgnn.cv.students.network import StudentNetwork
-from openmm_geomgnn.cv.students.training import TeacherLabels, errors, train, values_and_gradients
+from openmm_geomgnn.cv.students.training import TeacherLabels, change_along, errors, train, values_and_gradients
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +57,40 @@ class TestTraining:
         found = errors(cv.network, cv.coordinates, shifted)
         np.testing.assert_allclose(found["rmse"], [0.0, 2.0], atol=1e-4)
         np.testing.assert_allclose(found["gradient_error"], 0.2, rtol=1e-4)
+        assert "turning_error" not in found
+        turning = errors(cv.network, cv.coordinates, shifted, rotatable_bonds(BONDS, len(HEAVY)))["turning_error"]
+        np.testing.assert_allclose(turning, 0.2, rtol=1e-4)
         np.testing.assert_allclose(found["r2"][1], 1 - 4 / float(labels.values[:, 1].var(correction=0)), rtol=1e-3)
+
+    def test_change_along_turns(self, cv):
+        """That of turning a part of the molecule by a small angle."""
+        turns, pos, step = rotatable_bonds(BONDS, len(HEAVY)), self.pos[:3].double(), 1e-5
+        found = change_along(turns, pos, values_and_gradients(cv.network, cv.coordinates, pos)[1])
+        assert found.shape == (3, 2, len(turns)) and len(turns) > 1
+        for number, (a, b, rows) in enumerate(turns):
+            moved = pos.clone()
+            axis = torch.nn.functional.normalize(pos[:, b] - pos[:, a], dim=1)
+            moved[:, rows] += step * torch.linalg.cross(axis[:, None], pos[:, rows] - pos[:, b, None])
+            change = (cv.network(cv.coordinates(moved)) - cv.network(cv.coordinates(pos))) / step
+            torch.testing.assert_close(found[:, :, number], change, rtol=1e-3, atol=1e-4)
+        assert change_along([], pos, torch.ones(3, 2, len(HEAVY), 3)).shape == (3, 2, 0)
+
+    def test_turns_are_learned_where_they_are_asked_for(self, cv, monkeypatch):
+        """And what is kept of the frames is what would be computed."""
+        turns = rotatable_bonds(BONDS, len(HEAVY))
+        labels, arguments = self.labels(cv.network, self.pos), {"epochs": 15, "batch_size": 30, "learning_rate": 1e-2}
+
+        def error(turns, weight=1.0):
+            torch.manual_seed(0)
+            network = StudentNetwork(len(cv.coordinates), 16, 2)
+            train(network, cv.coordinates, labels, labels, turns=turns, gradient_weight=weight, **arguments)
+            found = errors(network, cv.coordinates, labels, rotatable_bonds(BONDS, len(HEAVY)))
+            return np.mean(found["turning_error"])
+
+        learned = error(turns)
+        assert learned < error([]) < error([], weight=0.0)
+        monkeypatch.setattr(training, "_KEPT", 0)
+        assert error(turns) == pytest.approx(learned, rel=1e-3)
 
     def test_patience(self, cv):
         """The gradients say something else than the values, so nothing is learned for long."""

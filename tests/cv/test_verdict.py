@@ -8,7 +8,16 @@ from molecules import ala2, random_cv
 from openmm_geomgnn.cli import run as workflow
 from openmm_geomgnn.cli.settings.yaml_files import load_protocol
 from openmm_geomgnn.cv.network import CollectiveVariable
-from openmm_geomgnn.cv.verdict import SEPARATES, estimate_note, in_words, judge, judge_student, timescale_notes
+from openmm_geomgnn.cv.verdict import (
+    SEPARATES,
+    estimate_note,
+    finest_widths,
+    in_words,
+    judge,
+    judge_student,
+    missed,
+    timescale_notes,
+)
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.koopman import fit_linear, timescales, transitions
 
@@ -130,12 +139,38 @@ class TestVerdict:
 
     def test_a_student_is_no_better_than_its_teacher(self):
         teacher = {"verdict": judge({**self.GOOD, "transitions": [2]})}
-        inherited = judge_student(teacher, [0.999])
+        inherited = judge_student(teacher, reproduces([0.999]))
         assert inherited["grade"] == "weak" and inherited["reasons"][0].startswith("its teacher has 2 transitions between")
         poor = {"verdict": judge({**self.GOOD, "vamp2_held_out": 1.01})}
-        assert judge_student(poor, [1.0])["reasons"][0].startswith("for its teacher, the held-out VAMP-2 score is 1.010")
-        assert judge_student({}, [0.999, 0.99]) == {"grade": "usable", "reasons": []}
-        assert judge_student({}, [0.999, 0.9])["grade"] == "weak" and judge_student({}, [0.3])["grade"] == "not usable"
+        assert judge_student(poor, reproduces([1.0]))["reasons"][0].startswith(
+            "for its teacher, the held-out VAMP-2 score is 1.010"
+        )
+        assert judge_student({}, reproduces([0.999, 0.99])) == {"grade": "usable", "reasons": []}
+        assert judge_student({}, reproduces([0.999, 0.9]))["grade"] == "weak"
+        assert judge_student({}, reproduces([0.3]))["grade"] == "not usable"
+
+    def test_an_error_that_no_kernel_resolves_is_none(self):
+        """An R2 of frames in basins is of their fluctuation, which may be all that a component shows there."""
+        facts = {"in_basin_spread": [0.18, 0.04], "least_kernel_width": 0.1}
+        assert finest_widths(facts) == [0.18, 0.1] and finest_widths({}) == []
+        assert judge_student(facts, reproduces([0.96, 0.999], rmse=0.04)) == {"grade": "usable", "reasons": []}
+        assert judge_student(facts, reproduces([0.96, 0.999], rmse=0.05))["grade"] == "weak"
+        assert judge_student({}, reproduces([0.96, 0.999], rmse=0.04))["grade"] == "weak"
+        assert missed(reproduces([0.5, np.nan])["held_out"], 0.98, [0.18, 0.1]) == [0, 1]
+
+    def test_the_gradient_of_a_student_counts(self):
+        """Along turns about bonds most, by which a bias crosses."""
+        stiff = judge_student({}, reproduces([0.999], gradient=0.6))
+        assert stiff["grade"] == "usable" and "off by 60 %, mostly along bonds and angles" in stiff["reasons"][0]
+        turning = judge_student({}, reproduces([0.999], gradient=0.6, turning=0.4))
+        assert turning["grade"] == "weak" and "by which a bias crosses, is off by 40 %" in turning["reasons"][0]
+        assert "as a whole" in turning["reasons"][1]
+
+
+def reproduces(r2, rmse=1.0, gradient=0.1, turning=0.1):
+    """Errors of a student, the same on all frames."""
+    found = {"r2": r2, "rmse": [rmse] * len(r2), "gradient_error": [gradient], "turning_error": [turning]}
+    return {"held_out": found, "turned": found}
 
 
 FACTS = {

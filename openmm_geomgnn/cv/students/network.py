@@ -39,6 +39,21 @@ class StudentNetwork(nn.Module):
 
     def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
         """(F, d) of coordinates (F, m)."""
-        z = (coordinates - self.mean) / self.scale
-        x = z * (1.0 + (z / BOUND).square()).rsqrt()
+        x = self._bounded(coordinates)
         return self.last(torch.tanh(self.second(torch.tanh(self.first(x))))) + self.skip(x)
+
+    def with_slopes(self, coordinates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values (F, d) of coordinates (F, m), and their derivatives by these (F, d, m); both differentiable."""
+        x = self._bounded(coordinates)
+        first = torch.tanh(self.first(x))
+        second = torch.tanh(self.second(first))
+        by_second = self.last.weight * (1.0 - second.square()).unsqueeze(1)
+        by_first = (by_second @ self.second.weight) * (1.0 - first.square()).unsqueeze(1)
+        # 1 - (x / BOUND)^2 is 1 / (1 + (z / BOUND)^2)
+        inside = (1.0 - (x / BOUND).square()).clamp(min=0.0)
+        slopes = (by_first @ self.first.weight + self.skip.weight) * (inside * inside.sqrt() / self.scale).unsqueeze(1)
+        return self.last(second) + self.skip(x), slopes
+
+    def _bounded(self, coordinates: torch.Tensor) -> torch.Tensor:
+        z = (coordinates - self.mean) / self.scale
+        return z * (1.0 + (z / BOUND).square()).rsqrt()

@@ -5,8 +5,8 @@ W. M. Czarnecki et al., Sobolev training for neural networks, NeurIPS 2017, arXi
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from openmm_geomgnn.cv.students.network import StudentNetwork
 
 SMALLEST_SCALE = 0.02  # of a coordinate (angstrom, or cosine): what hardly moves in the data must not be blown up
 _EVALUATED = 256  # frames at once
+_KEPT = 50_000_000  # numbers: the coordinates of all frames and their gradients are kept if they are no more than that
+
+# a bond (a, b) and the atoms (rows,) on the side of b that turn about it, as of `coordinates.rotatable_bonds`
+Turn: TypeAlias = tuple[int, int, np.ndarray]
 
 
 class TeacherLabels(NamedTuple):
@@ -64,6 +68,7 @@ def train(
     labels: TeacherLabels,
     stopping: TeacherLabels,
     *,
+    turns: Sequence[Turn] = (),
     gradient_weight: float = 1.0,
     epochs: int = 100,
     batch_size: int = 64,
@@ -77,13 +82,16 @@ def train(
     """Train a student in place; it ends with the weights of the epoch that was best on `stopping`.
 
     The loss is, for each component, the mean squared error of the value over the variance of the teacher's values, plus
-    `gradient_weight` times that of the gradient over the mean square of the teacher's gradients; the same of `stopping`
-    decides when to stop. Adam, its rate falling along a cosine to zero.
+    `gradient_weight` times that of the gradient over the mean square of the teacher's gradients, plus as much of the
+    change along `turns`, by which a bias crosses: a GNN's gradient is nearly all along bonds and angles, and its error too.
+    The same of `stopping` decides when to stop. Adam, its rate falling along a cosine to zero.
 
     Parameters
     ----------
     network, coordinates : StudentNetwork, InternalCoordinates
     labels, stopping : TeacherLabels
+    turns : list of (a, b, rows), optional
+        Bonds about which the molecule turns.
     progress : callable, optional
         Called as progress(epoch, epochs, loss on stopping).
     keep : callable, optional
@@ -102,7 +110,10 @@ def train(
         network.mean.copy_(found.mean(0))
         network.scale.copy_(found.std(0).clamp(min=SMALLEST_SCALE))
         network.last.bias.copy_(labels.values.mean(0))
-    weights = 1.0 / labels.values.var(0), gradient_weight / labels.gradients.square().sum((2, 3)).mean(0)
+    size, along = labels.gradients.square().sum((2, 3)).mean(0), change_along(turns, labels.pos, labels.gradients)
+    weights = [1.0 / labels.values.var(0), gradient_weight / size]
+    weights += [(gradient_weight / along.square().sum(2).mean(0)).nan_to_num(0.0, 0.0)]  # nothing where nothing turns
+    parts = _Parts(coordinates, labels.pos)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * math.ceil(len(labels.pos) / batch_size))
     generator = torch.Generator().manual_seed(seed)
@@ -122,13 +133,13 @@ def train(
         run["epoch"] += 1
         for batch in torch.randperm(len(labels.pos), generator=generator).split(batch_size):
             chosen = TeacherLabels(*(part[batch] for part in labels))
-            values, gradients = values_and_gradients(network, coordinates, chosen.pos, training=True)
-            loss = _loss(*_squared_errors(chosen, values, gradients), weights)
+            values, gradients = _of_parts(network, coordinates, parts.of(batch), labels.pos.shape[1])
+            loss = _loss(_squared_errors(chosen, values, gradients, turns), weights)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        held_out = float(_loss(*_mean_errors(network, coordinates, stopping), weights))
+        held_out = float(_loss(_mean_errors(network, coordinates, stopping, turns), weights))
         if held_out < run["best"]:
             run |= {"best": held_out, "best_epoch": run["epoch"], "best_state": copy.deepcopy(network.state_dict())}
         if keep is not None:
@@ -140,58 +151,109 @@ def train(
     return {"epochs": run["epoch"], "best_epoch": run["best_epoch"], "loss": run["best"]}
 
 
-def errors(network: StudentNetwork, coordinates: InternalCoordinates, labels: TeacherLabels) -> dict[str, list[float]]:
+def errors(
+    network: StudentNetwork, coordinates: InternalCoordinates, labels: TeacherLabels, turns: Sequence[Turn] = ()
+) -> dict[str, list[float]]:
     """How far a student is from its teacher.
 
     Returns
     -------
     dict
-        For each component: `r2`, the share of the variance of the teacher's values that it reproduces; `rmse`; and
-        `gradient_error`, the root mean square of the error of the gradient over that of the teacher's gradient.
+        For each component: `r2`, the share of the variance of the teacher's values that it reproduces; `rmse`;
+        `gradient_error`, the root mean square of the error of the gradient over that of the teacher's gradient; and, where
+        there are `turns`, `turning_error`, the same of the change along these.
     """
-    by_value, by_gradient = _mean_errors(network, coordinates, labels)
+    by_value, by_gradient, by_turns = _mean_errors(network, coordinates, labels, turns)
     variance, size = labels.values.var(0, correction=0), labels.gradients.square().sum((2, 3)).mean(0)
-    return {
+    along = change_along(turns, labels.pos, labels.gradients).square().sum(2).mean(0)
+    found = {
         "r2": (1.0 - by_value / variance).tolist(),
         "rmse": by_value.sqrt().tolist(),
         "gradient_error": (by_gradient / size).sqrt().tolist(),
     }
+    return found | ({"turning_error": (by_turns / along).sqrt().tolist()} if len(turns) else {})
+
+
+def change_along(turns: Sequence[Turn], pos: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """The change of a CV as a molecule turns about bonds, (F, d, T) per radian; differentiable in the gradients.
+
+    Parameters
+    ----------
+    turns : list of (a, b, rows)
+        T bonds.
+    pos : (F, n, 3) tensor
+        Angstrom.
+    gradients : (F, d, n, 3) tensor
+        Per angstrom.
+    """
+    if not len(turns):
+        return gradients.new_zeros(*gradients.shape[:2], 0)
+    pos = pos.to(gradients.dtype)
+    first, second = (torch.tensor([turn[side] for turn in turns]) for side in (0, 1))
+    moved = torch.zeros(len(turns), pos.shape[1], dtype=pos.dtype)
+    for row, (_, _, rows) in zip(moved, turns, strict=True):
+        row[torch.as_tensor(rows)] = 1.0
+    axes = torch.nn.functional.normalize(pos[:, second] - pos[:, first], dim=2)
+    # what moves by axis x (r - b) changes the CV by axis . ((r - b) x gradient)
+    moments = moved @ torch.linalg.cross(pos.unsqueeze(1).expand_as(gradients), gradients)
+    pulls = moved @ gradients
+    arms = pos[:, second].unsqueeze(1).expand_as(pulls)
+    return (axes.unsqueeze(1) * (moments - torch.linalg.cross(arms, pulls))).sum(3)
 
 
 def values_and_gradients(
-    network: StudentNetwork, coordinates: InternalCoordinates, pos: torch.Tensor, training: bool = False
+    network: StudentNetwork, coordinates: InternalCoordinates, pos: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Values (F, d) and their gradients (F, d, n, 3) by the positions (F, n, 3), in the precision of the network."""
-    inputs, cosines, sines, distances = coordinates.with_gradients(pos.to(network.mean.dtype))
-    inputs.requires_grad_(True)
-    values = network(inputs)
-    gradients = []
-    for component in range(values.shape[1]):
-        total = values[:, component].sum()
-        (by_inputs,) = torch.autograd.grad(total, inputs, create_graph=training, retain_graph=True)
-        gradients.append(coordinates.gradient(by_inputs, cosines, sines, distances, pos.shape[1]))
-    return values if training else values.detach(), torch.stack(gradients, 1)
+    parts = coordinates.with_gradients(pos.to(network.mean.dtype))
+    with torch.no_grad():
+        return _of_parts(network, coordinates, parts, pos.shape[1])
+
+
+def _of_parts(
+    network: StudentNetwork, coordinates: InternalCoordinates, parts: Sequence[torch.Tensor], n_atoms: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `values_and_gradients`, from what `coordinates.with_gradients` gave; differentiable in the network's weights."""
+    inputs, cosines, sines, distances = parts
+    values, slopes = network.with_slopes(inputs)
+    return values, coordinates.gradient(slopes, cosines, sines, distances, n_atoms)
+
+
+class _Parts:
+    """The coordinates of frames and their gradients: kept, or where they are too many computed as they are asked for."""
+
+    def __init__(self, coordinates: InternalCoordinates, pos: torch.Tensor) -> None:
+        self._coordinates, self._pos = coordinates, pos
+        self._kept: list[torch.Tensor] = []
+        if len(pos) * sum(part[0].numel() for part in coordinates.with_gradients(pos[:1])) <= _KEPT:
+            chunks = map(coordinates.with_gradients, pos.split(_EVALUATED))
+            self._kept = [torch.cat(part) for part in zip(*chunks, strict=True)]
+
+    def of(self, batch: torch.Tensor) -> Sequence[torch.Tensor]:
+        """What `coordinates.with_gradients` gives of frames by number."""
+        return [part[batch] for part in self._kept] or self._coordinates.with_gradients(self._pos[batch])
 
 
 def _squared_errors(
-    labels: TeacherLabels, values: torch.Tensor, gradients: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean squared errors (d,) of values and gradients."""
-    by_gradient = (gradients - labels.gradients).square().sum((2, 3))
-    return (values - labels.values).square().mean(0), by_gradient.mean(0)
+    labels: TeacherLabels, values: torch.Tensor, gradients: torch.Tensor, turns: Sequence[Turn]
+) -> list[torch.Tensor]:
+    """Mean squared errors (d,) of values, of gradients, and of the change along turns."""
+    wrong = gradients - labels.gradients
+    along = change_along(turns, labels.pos, wrong).square().sum(2)
+    return [part.mean(0) for part in ((values - labels.values).square(), wrong.square().sum((2, 3)), along)]
 
 
 def _mean_errors(
-    network: StudentNetwork, coordinates: InternalCoordinates, labels: TeacherLabels
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean squared errors (d,) of values and gradients, over many frames."""
-    total: list[Any] = [0.0, 0.0]
+    network: StudentNetwork, coordinates: InternalCoordinates, labels: TeacherLabels, turns: Sequence[Turn]
+) -> list[torch.Tensor]:
+    """As `_squared_errors`, over many frames."""
+    total: list[Any] = [0.0, 0.0, 0.0]
     for chunk in zip(*(part.split(_EVALUATED) for part in labels), strict=True):
         chosen = TeacherLabels(*chunk)
-        found = _squared_errors(chosen, *values_and_gradients(network, coordinates, chosen.pos))
-        total = [sum_ + len(chosen.pos) * part.detach() for sum_, part in zip(total, found, strict=True)]
-    return total[0] / len(labels.pos), total[1] / len(labels.pos)
+        found = _squared_errors(chosen, *values_and_gradients(network, coordinates, chosen.pos), turns)
+        total = [sum_ + len(chosen.pos) * part for sum_, part in zip(total, found, strict=True)]
+    return [part / len(labels.pos) for part in total]
 
 
-def _loss(by_value: torch.Tensor, by_gradient: torch.Tensor, weights: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    return (by_value * weights[0] + by_gradient * weights[1]).mean()
+def _loss(found: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([part * weight for part, weight in zip(found, weights, strict=True)]).sum(0).mean()
