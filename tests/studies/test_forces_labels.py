@@ -52,7 +52,7 @@ def test_labels_are_energies_and_their_gradients(water):
 
 @needs_tblite
 @pytest.mark.slow
-def test_a_killed_trajectory_goes_on_as_it_would_have(water):
+def test_a_killed_trajectory_goes_on_as_it_would_have(water, monkeypatch):
     folder, _, files = water
     before = files[1].read_bytes()
     files[1].unlink()
@@ -61,6 +61,8 @@ def test_a_killed_trajectory_goes_on_as_it_would_have(water):
     assert sorted(label(folder, (300.0, 900.0), SHORT, 1)) == files and files[1].read_bytes() == before
     assert [file.stat().st_mtime_ns for file in files if file != files[1]] == times
     assert not list(files[1].parent.glob(".*"))
+    monkeypatch.setattr(labelling, "run_jobs", lambda *given, **more: pytest.fail("a process was started"))
+    assert sorted(label(folder, (300.0, 900.0), SHORT, 1)) == files
     with pytest.raises(GeomGNNError, match=r"holds labels of other settings \(seed\)"):
         prepare(folder, "O", Dynamics(**{**vars(SHORT), "seed": 2}))
     assert json.loads((folder / labelling.MADE_FROM).read_text())["molecule"] == "O"

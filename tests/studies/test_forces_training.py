@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase.io import write
 from labelled_frames import frames
-from trained import train_again, write_small_encoder
+from trainer_runs import torchmd_train, write_small_encoder
 
 from openmm_geomgnn.cli import forces
 from openmm_geomgnn.cli.forces import ERRORS, FIGURE, NUMBERS, REPORT, TABLE, check_forces, run_forces
@@ -73,7 +73,7 @@ def test_what_a_study_leaves(study):
 
 def test_a_network_is_repeated_by_hand(study, tmp_path):
     configuration = study[0] / "runs" / "s" / "networks" / NAME / CONFIGURATION
-    train_again(configuration, tmp_path / TRAINING)
+    torchmd_train("--conf", configuration, "--log-dir", tmp_path / TRAINING)
     assert losses(tmp_path) == losses(configuration.parent)
 
 

@@ -12,9 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from torchmdnet.scripts import train as upstream
+from trainer_runs import torchmd_train
 
 from openmm_geomgnn.cli.scaling import NUMBERS, REPORT, TABLE, run_scaling
 from openmm_geomgnn.cli.settings.yaml_files import load_scaling
@@ -47,16 +46,6 @@ BASE = {
     "num_epochs": 2, "batch_size": 20, "inference_batch_size": 30, "lr": 1e-3, "precision": 32,
 }  # fmt: skip
 FULL, BAD, HALF = (f"layers1-width{width}-cutoff4-data{number}-seed1" for width, number in ((8, 120), (10, 120), (8, 60)))
-
-
-def train_here(*arguments):
-    """What the console script calls, in this process."""
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
-        patch.setattr(sys, "argv", ["torchmd-train", *map(str, arguments)])
-        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # the trainer sets them
-            patch.setenv(name, "0")
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        upstream.main()
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +104,7 @@ def test_the_table_after_a_kill(killed):
 @pytest.mark.parametrize("name", [FULL, HALF])
 def test_a_network_is_repeated_by_hand(killed, tmp_path, name):
     folder, numbers = killed
-    train_here("--conf", folder / "networks" / name / CONFIGURATION, "--log-dir", tmp_path / TRAINING)
+    torchmd_train("--conf", folder / "networks" / name / CONFIGURATION, "--log-dir", tmp_path / TRAINING)
     (row,) = (row for row in numbers["networks"] if row["network"] == name)
     found = losses(tmp_path)
     assert (found[0], min(found.values())) == (row["first_epoch_loss"], row["best_loss"])
@@ -126,7 +115,7 @@ def test_a_training_goes_on_from_its_checkpoint(killed, tmp_path, monkeypatch):
     settings = yaml.safe_load((killed[0] / "networks" / HALF / CONFIGURATION).read_text())
     settings |= {"log_dir": str(tmp_path / TRAINING), "num_epochs": 1}
     (tmp_path / CONFIGURATION).write_text(yaml.safe_dump(settings))
-    train_here("--conf", tmp_path / CONFIGURATION)
+    torchmd_train("--conf", tmp_path / CONFIGURATION)
     first = losses(tmp_path)
     (tmp_path / TRAINING / "metrics.csv").write_text(
         "".join((tmp_path / TRAINING / "metrics.csv").read_text().splitlines(True)[:-1])  # as if killed before its test

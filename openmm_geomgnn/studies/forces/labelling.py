@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,18 +206,25 @@ def label(folder: Path, temperatures: Sequence[float], dynamics: Dynamics, proce
     GeomGNNError
         If a process ends, or a frame cannot be computed.
     """
+    open_: list[tuple[Any, ...]] = []
+    for temperature in temperatures:
+        files = [piece_file(folder, temperature, piece) for piece in range(dynamics.pieces())]
+        there = list(takewhile(Path.exists, files))
+        yield from there
+        if len(there) < len(files):
+            open_.append((folder, temperature, len(there), dynamics))
 
     def following(job: tuple[Any, ...]) -> tuple[Any, ...] | None:
         _, temperature, piece, _ = job
         return (folder, temperature, piece + 1, dynamics) if piece + 1 < dynamics.pieces() else None
 
-    first = [(folder, temperature, 0, dynamics) for temperature in temperatures]
-    jobs = run_jobs(
-        label_piece, first, min(processes, len(first)), lambda job: f"The trajectory at {job[1]:g} K", then=following
-    )
-    with closing(jobs):
-        for _, path in jobs:
-            yield path
+    if open_:
+        name = "The trajectory at {1:g} K".format
+        with closing(
+            run_jobs(label_piece, open_, min(processes, len(open_)), lambda job: name(*job), then=following)
+        ) as jobs:
+            for _, path in jobs:
+                yield path
 
 
 def trajectory(folder: Path, temperature: float) -> Path:

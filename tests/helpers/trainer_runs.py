@@ -1,4 +1,4 @@
-"""An encoder that is quick to train on, and a network that is trained again as a user does it."""
+"""An encoder that is quick to train on, and the trainer as a user starts it."""
 
 import sys
 
@@ -21,10 +21,10 @@ def write_small_encoder(path):
     write_encoder(path, settings, network)
 
 
-def train_again(configuration, log_dir):
-    """`torchmd-train --conf CONFIGURATION --log-dir LOG_DIR` in this process, on the CPU."""
+def torchmd_train(*arguments):
+    """What the console script `torchmd-train` calls, in this process and on the CPU."""
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
-        patch.setattr(sys, "argv", ["torchmd-train", "--conf", str(configuration), "--log-dir", str(log_dir)])
+        patch.setattr(sys, "argv", ["torchmd-train", *map(str, arguments)])
         for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # the trainer sets them
             patch.setenv(name, "0")
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
