@@ -37,7 +37,8 @@ FORMAT, VERSION = "openmm-geomgnn forces", 1
 _SAMPLE = 16  # frames on which --check measures
 _INFERENCE = 0.4  # of the time of a training step, about, is that of a batch of validation
 _CAPTION = (
-    "Mean absolute errors of the energy of the molecule and of components of forces, on the test frames of each set; bars "
+    "Mean absolute errors of the energy of the molecule (without the median error of all test frames, a constant that no "
+    "force depends on) and of components of forces, on the test frames of each set; bars "
     "are one standard deviation over the seeds, which draw weights and training frames. Test frames are the same for "
     "all networks."
 )
@@ -214,7 +215,7 @@ def _conclude(settings: Forces, rows: Sequence[Row], gathered: Sequence[Gathered
     tested = ", ".join(f"{len(one['test'])} of {name}" for name, one in parts.items())
     notes = [one.describe() for one in gathered]
     notes.append(f"Test frames, the last of each set: {tested}." if "test" not in parts else f"Test frames: {tested}.")
-    notes += warnings_about({row.network.name: row.result for row in rows}, settings.seeds)
+    notes += warnings_about({row.network.name: row.result for row in rows}, any(one.spread is None for one in summaries))
     head = [
         "split",
         "frames",

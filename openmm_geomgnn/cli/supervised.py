@@ -175,7 +175,7 @@ def _conclude(settings: Supervised, rows: Sequence[Row], planned: Plan) -> dict[
         save_figure(output / FIGURE, figure)
         figures.append(("Errors", _CAPTION, figure))
     notes = [_describe(kind, held) + "." for kind, held in planned.held_out.items()]
-    notes += warnings_about({row.network.name: row.result for row in rows}, settings.seeds)
+    notes += warnings_about({row.network.name: row.result for row in rows}, any(one.spread is None for one in summaries))
     head = ["target", "split", "molecules", "encoder", "way", "MAE", "unit", "seeds", "gain on scratch", "converged"]
     cells = [_cells(summary) for summary in summaries]
     write_report(output / REPORT, "QM9 from scratch and from encoders", {}, figures, notes, [("Errors", [head, *cells])])

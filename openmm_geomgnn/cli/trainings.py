@@ -1,6 +1,6 @@
 """What commands that train many networks share: files of settings and of splits, which are never replaced by others."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,8 +103,8 @@ def prepare(
     return folders, files
 
 
-def warnings_about(results: Mapping[str, Result], seeds: Sequence[int]) -> list[str]:
-    """What there is to warn of: networks that failed or were still learning, and a single seed."""
+def warnings_about(results: Mapping[str, Result], single_seed: bool) -> list[str]:
+    """What there is to warn of: networks that failed or were still learning, and errors of a single seed."""
     notes = [f"Warning: {name} failed: {result.reason}" for name, result in results.items() if result.status != "trained"]
     falling = sum(result.status == "trained" and not result.converged for result in results.values())
     if falling:
@@ -112,7 +112,7 @@ def warnings_about(results: Mapping[str, Result], seeds: Sequence[int]) -> list[
             f"Warning: the validation loss of {count_of(falling, 'network')} was still falling at the end (by more than 1 % "
             "in the last fifth of the epochs): longer training would give smaller errors, and may change the order."
         )
-    if len(seeds) == 1:
+    if single_seed:
         notes.append("Warning: errors of a single seed have no error bar; differences between them may be chance.")
     return notes
 

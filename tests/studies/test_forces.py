@@ -103,19 +103,20 @@ def test_errors_of_frames_of_different_sizes():
         "predicted_forces": np.repeat([[0.0], [0.003], [0.1]], [2, 3, 1], axis=0) * np.ones(3),
     }
     found = errors(known, np.array([True, True, False]))
-    assert found.energy == pytest.approx(3.5) and found.energy_per_atom == pytest.approx((0.5 + 2) / 2)
+    assert found.energy == pytest.approx(3.5) and found.relative_energy == pytest.approx((0 + 7) / 2)  # 1 meV in the middle
+    assert found.energy_per_atom == pytest.approx((0.5 + 2) / 2)
     assert found.forces == pytest.approx(3 * 3 / 5)  # over the atoms of both
 
 
 def test_errors_over_seeds():
     def row(way, seed, forces, split="temporal"):
-        found = {"300 K": Errors(1.0, 0.1, forces), "900 K": Errors(2.0, 0.2, 2 * forces)} if forces else {}
+        found = {"300 K": Errors(1.0, 0.5, 0.1, forces), "900 K": Errors(2.0, 1.0, 0.2, 2 * forces)} if forces else {}
         result = Result("trained" if forces else "failed", converged=seed == 1)
         return Row(Network(f"{way}{seed}", split, 300, "et-64", way, seed, {}), result, found)
 
     rows = [row("scratch", 1, 100.0), row("scratch", 2, 120.0), row("fine-tuned", 1, 55.0), row("fine-tuned", 2, None)]
     summaries = summarise(rows)
-    assert len(summaries) == 2 * 2 * 3
+    assert len(summaries) == 2 * 2 * 4
     by = {(one.way, one.tested, one.kind): one for one in summaries}
     hot = by["scratch", "900 K", "forces"]
     assert (hot.mean, hot.seeds, hot.gain, hot.converged) == (220.0, 2, None, 1) and hot.spread == pytest.approx(
@@ -126,7 +127,7 @@ def test_errors_over_seeds():
     assert rows[3].as_dict()["status"] == "failed" and rows[0].as_dict()["forces of 900 K"] == 200.0
     axes = error_figure([*summaries, *summarise([row("scratch", 1, 50.0, "hotter")])]).axes
     assert [one.get_title() for one in axes] == [
-        f"{kind}, {split} split" for split in ("temporal", "hotter") for kind in ("energy", "forces")
+        f"{kind}, {split} split" for split in ("temporal", "hotter") for kind in ("energy without a constant", "forces")
     ]
     assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["scratch", "fine-tuned"]
 

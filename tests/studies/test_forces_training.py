@@ -51,7 +51,7 @@ def test_what_a_study_leaves(study):
     (row,) = numbers["networks"]
     assert row["network"] == NAME and row["status"] == "trained" and row["epochs"] == 2
     assert [(one["tested"], one["kind"]) for one in numbers["errors"]] == [
-        (tested, kind) for tested in ("cold", "hot") for kind in ("energy", "energy_per_atom", "forces")
+        (tested, kind) for tested in ("cold", "hot") for kind in ("energy", "relative_energy", "energy_per_atom", "forces")
     ]
     assert row["energy of hot"] == pytest.approx(4 * row["energy_per_atom of hot"])
     for name in (TABLE, ERRORS, NUMBERS, REPORT, FIGURE):

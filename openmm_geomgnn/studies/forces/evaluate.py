@@ -19,10 +19,18 @@ _BATCH = 64
 class Errors:
     """Mean absolute errors.
 
-    energy, energy_per_atom: of a molecule, and that by its number of atoms, meV. forces: of components, meV/angstrom.
+    Attributes
+    ----------
+    energy, energy_per_atom : float
+        Of the energy of a molecule, and of that by its number of atoms, meV.
+    relative_energy : float
+        The same as `energy` without the median error of all test frames, a constant that no force depends on.
+    forces : float
+        Of components, meV/angstrom.
     """
 
     energy: float
+    relative_energy: float
     energy_per_atom: float
     forces: float
 
@@ -43,11 +51,11 @@ def test_errors(
 
 def errors(known: Mapping[str, np.ndarray], chosen: np.ndarray) -> Errors:
     """Errors over the frames that are chosen, (T,) bool, of what `test.npz` has."""
-    energy = np.abs(known["predicted_energy"] - known["energy"])[chosen]
+    wrong = known["predicted_energy"] - known["energy"]
+    energy, relative = np.abs(wrong)[chosen], np.abs(wrong - np.median(wrong))[chosen]
     forces = np.abs(known["predicted_forces"] - known["forces"])[np.repeat(chosen, known["atoms"])]
-    return Errors(
-        float(1000 * energy.mean()), float(1000 * (energy / known["atoms"][chosen]).mean()), float(1000 * forces.mean())
-    )
+    found = energy, relative, energy / known["atoms"][chosen], forces
+    return Errors(*(float(1000 * one.mean()) for one in found))
 
 
 def _predict(settings: Mapping[str, Any], checkpoint: Path, test: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from openmm_geomgnn.studies.forces.table import Summary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SHOWN = {"energy": "energy", "forces": "forces"}
+_SHOWN = {"relative_energy": "energy without a constant", "forces": "forces"}
 _STYLES = ("o-", "s--", "^:", "D-.")  # of pairs of an encoder and a number of training frames
 _ASIDE = 0.06  # between points of one set
 
@@ -23,7 +23,7 @@ def error_figure(summaries: Sequence[Summary]) -> Figure:
     sets = list(dict.fromkeys(one.tested for one in summaries))
     ways = list(dict.fromkeys(one.way for one in summaries))
     styles = list(dict.fromkeys((one.encoder, one.size) for one in summaries))
-    figure, panels = new_figure(len(splits), len(_SHOWN), (8.4, 0.6 + 3.0 * len(splits)), sharey="col")
+    figure, panels = new_figure(len(splits), len(_SHOWN), (8.4, 0.6 + 3.0 * len(splits)))
     for number, axes in enumerate(panels):
         split, kind = splits[number // len(_SHOWN)], list(_SHOWN)[number % len(_SHOWN)]
         here = [one for one in summaries if (one.split, one.kind) == (split, kind)]
@@ -44,7 +44,8 @@ def error_figure(summaries: Sequence[Summary]) -> Figure:
                     )
         axes.set_xticks(range(len(sets)), sets)
         axes.set_xlim(-0.5, len(sets) - 0.5)
-        axes.set_ylim(bottom=0)
+        highest = max(one.mean + (one.spread or 0.0) for one in summaries if one.kind == kind)
+        axes.set_ylim(0, 1.1 * highest)
         axes.set_title(f"{_SHOWN[kind]}, {split} split", fontsize=11)
         axes.set_ylabel(f"MAE ({here[0].unit})" if here else "")
     panels[0].legend(fontsize=8, frameon=False)

@@ -12,7 +12,7 @@ from openmm_geomgnn.studies.training.folder import Result
 from openmm_geomgnn.studies.training.seeds import over_seeds
 from openmm_geomgnn.studies.training.ways import BASELINE
 
-UNITS = {"energy": "meV", "energy_per_atom": "meV/atom", "forces": "meV/angstrom"}
+UNITS = {"energy": "meV", "relative_energy": "meV", "energy_per_atom": "meV/atom", "forces": "meV/angstrom"}
 KINDS = tuple(UNITS)
 
 
