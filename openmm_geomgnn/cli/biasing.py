@@ -8,7 +8,9 @@ import numpy as np
 from openmm_geomgnn.cli.molecule import walker_spec
 from openmm_geomgnn.cli.names import CV_FILE, TOPOLOGY
 from openmm_geomgnn.cli.progress import bar, echo
+from openmm_geomgnn.cli.run_folder import as_begun, evaluated_every, settle
 from openmm_geomgnn.cli.settings.protocol import Protocol
+from openmm_geomgnn.cli.settings.protocol_checks import LONGEST_BIAS_STEP, is_resonant
 from openmm_geomgnn.cv.kernel_widths import is_too_stiff, kernel_widths, narrowest_width
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.verdict import GRADES, in_words
@@ -18,9 +20,7 @@ from openmm_geomgnn.sampling.opes import OPES
 from openmm_geomgnn.sampling.runner import Runner
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
 
-# beyond these, kicks heat bonds and angles whatever the CV is like: docs/concepts/multiple-time-steps.md
-MOST_EVERY = 4
-MOST_OUTER_STEP = 0.008  # ps
+MOST_EVERY = 4  # beyond, kicks heat bonds and angles whatever the CV is like: docs/concepts/multiple-time-steps.md
 
 
 class NotBiasable(GeomGNNError):
@@ -54,11 +54,12 @@ def kernel_width(cv: Any, protocol: Protocol) -> dict[str, Any]:
     spread = basin_width(cv)
     narrowest = narrowest_width(facts["rate_300K_per_ps"], step, protocol.system.temperature)
     if bias.sigma is None and bias.sigma_min is None and is_too_stiff(narrowest, spread).any():
+        more_often = "Evaluate the bias more often (run.every: 1), fit" if protocol.every > 1 else "Fit"
         raise NotBiasable(
             f"The CV is too stiff to bias: at {1000 * step:g} fs between evaluations (run.every times system.timestep) the "
             f"narrowest kernel that does not heat the system is {format_values(narrowest)} wide, but the CV fluctuates by "
-            f"only {format_values(spread)} within a basin. Evaluate the bias more often (run.every: 1), fit a softer CV (a "
-            "longer cv.softening, or gradient_penalty with a vampnet), or set bias.sigma yourself."
+            f"only {format_values(spread)} within a basin. {more_often} a softer CV (a longer cv.softening, or "
+            "gradient_penalty with a vampnet), or set bias.sigma yourself."
         )
     return kernel_widths(spread, narrowest, bias.sigma, bias.sigma_min, adaptive=bias.adaptive_stride is not None)
 
@@ -71,20 +72,39 @@ def make_bias(cv: Any, protocol: Protocol) -> Any:
     return protocol.make_bias(**(kernel_width(cv, protocol) if protocol.bias.method == "opes" else {}))
 
 
-def every_hint(cv: Any, protocol: Protocol) -> str:
-    """That the bias of a protocol could be evaluated less often, as a sentence; "" where it could not, or need not.
+def largest_every(cv: Any, protocol: Protocol) -> int:
+    """The most MD steps between two evaluations of the bias for which kernels need not be wider.
 
-    Kernels as wide as a basin must not become wider by it. A student costs too little for that to matter.
+    Those are kernels as wide as a basin, or as the protocol says. Of a student it is 1: it costs too little for that to
+    matter. Of a bias of another package, whose kernels are not known, it is 1 as well.
     """
-    facts, run = cv.training_information, protocol.run
-    if "distillation" in facts or protocol.bias.method != "opes":
-        return ""
-    spread = basin_width(cv)
-    one = narrowest_width(facts["rate_300K_per_ps"], protocol.system.timestep, protocol.system.temperature)
-    every = min(MOST_EVERY, MOST_OUTER_STEP / protocol.system.timestep, (spread / one).min()) + 1e-6
-    if not int(every) > run.every:
-        return ""
-    return f"The CV is soft enough for run.every: {int(every)}, with which it is evaluated less often and costs less."
+    facts, bias, system = cv.training_information, protocol.bias, protocol.system
+    if "distillation" in facts or bias.method != "opes" or is_resonant(system):
+        return 1
+    narrowest = narrowest_width(facts["rate_300K_per_ps"], system.timestep, system.temperature)
+    given = bias.sigma if bias.sigma_min is None else bias.sigma_min
+    widths = basin_width(cv) if given is None else np.asarray(given)
+    longest = min(LONGEST_BIAS_STEP, bias.pace, protocol.run.colvar_interval)
+    return max(1, int(min(MOST_EVERY, longest / system.timestep, (widths / narrowest).min()) + 1e-6))
+
+
+def with_every(protocol: Protocol, cv: Any) -> Protocol:
+    """The protocol with `run.every` as a number: that with which its biased run was begun, or `largest_every` of its CV."""
+    protocol = as_begun(protocol)
+    return evaluated_every(protocol, largest_every(cv, protocol)) if protocol.run.every == "auto" else protocol
+
+
+def decide_every(protocol: Protocol, cv: Any) -> Protocol:
+    """As `with_every`; what was decided is said, and stands in the protocol in the folder. Else a hint is given."""
+    decided = with_every(protocol, cv)
+    if protocol.run.every != "auto":
+        if largest_every(cv, protocol) > protocol.every:
+            echo(f"The CV is soft enough for run.every: {largest_every(cv, protocol)}, which costs less.")
+        return protocol
+    settle(decided)
+    steps = f"every {decided.every} steps" if decided.every > 1 else "at every step"
+    echo(f"The bias is evaluated {steps} of {1000 * protocol.system.timestep:g} fs (run.every: auto).")
+    return decided
 
 
 def in_one_line(bias: Any) -> str:
@@ -124,7 +144,7 @@ def _biased_spec(protocol: Protocol, index: int) -> WalkerSpec:
         protocol,
         index,
         cv_path=str(protocol.output / CV_FILE),
-        every=protocol.run.every,
+        every=protocol.every,
         colvar_interval=schedule.colvar_interval,
         frame_interval=schedule.frame_interval,
     )

@@ -64,9 +64,10 @@ def describe(plan: Plan) -> Iterator[str]:
     if protocol.rounds is not None:
         yield f"rounds         up to {protocol.rounds.number}, of {protocol.rounds.length:g} ps for each walker"
     schedule = protocol.schedule
+    often = "as rarely as the CV allows" if protocol.run.every == "auto" else f"every {protocol.every} steps"
     yield (
         f"biased run     {count_of(protocol.run.walkers, 'walker')} of {schedule.length * schedule.bias_step:g} ps, a "
-        f"kernel each {schedule.pace * schedule.bias_step:g} ps, the bias every {protocol.run.every} steps"
+        f"kernel each {schedule.pace * schedule.bias_step:g} ps, the bias {often}"
     )
     folder = protocol.output
     while not folder.is_dir():

@@ -77,7 +77,7 @@ def _step_seconds(plan: Plan, announce: Callable[[], None]) -> tuple[float, floa
         return GeomGNNCV(plan.cv, topology, engine=plan.protocol.run.engine, failures=None)
 
     feather: Any = _Feather()  # a walker needs less than the whole interface of a bias
-    biased = replace(plain, make_cv=make_cv, bias=feather, every=plan.protocol.run.every)
+    biased = replace(plain, make_cv=make_cv, bias=feather, every=plan.protocol.every)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the process of a walker
     try:

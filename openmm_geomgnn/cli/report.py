@@ -117,6 +117,7 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
     verdict = judge_run(analysis.summary, results.missing, results.cv.training_information.get("verdict"))
     analysis.notes = [*sentences(verdict), *analysis.notes]
     progress: dict[str, Any] = {"complete": results.complete, "done_ps": results.done, "planned_ps": results.planned}
+    progress["every"] = protocol.every
     if not results.complete:
         progress["missing"] = results.missing
     judged = {"converged": verdict.converged, "verdict": verdict.in_words()}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from openmm_geomgnn.analysis.verdict import FEWEST_CROSSINGS
-from openmm_geomgnn.cli.biasing import NotBiasable, in_one_line, kernel_width, make_bias, run_biased
+from openmm_geomgnn.cli.biasing import NotBiasable, decide_every, in_one_line, kernel_width, make_bias, run_biased
 from openmm_geomgnn.cli.candidates import CHOSEN, cv_to_bias, learned_cv
 from openmm_geomgnn.cli.fitting import describe
 from openmm_geomgnn.cli.learning_data import LearningData
@@ -16,7 +16,7 @@ from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.provenance import current_cv, write_cv
 from openmm_geomgnn.cli.report import report
 from openmm_geomgnn.cli.round_notes import least_crossings_per_ns, write_rounds
-from openmm_geomgnn.cli.run_folder import has_biased_steps, prepare_output_folder, settle
+from openmm_geomgnn.cli.run_folder import as_begun, has_biased_steps, prepare_output_folder, settle
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.starts import starting_from
 from openmm_geomgnn.errors import GeomGNNError
@@ -61,7 +61,7 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
     widths = 0.0
     for number in range(1, section.number + 1):
         echo(f"Round {number} of at most {section.number}")
-        one = _protocol_of(protocol, number, starts)
+        one = as_begun(_protocol_of(protocol, number, starts))
         time_to_come = protocol.run.walkers * protocol.run.length
         try:
             with prepare_output_folder(one):
@@ -71,6 +71,7 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
                     rounds[-1]["overlap_with_refit"] = cv.training_information["overlap"]
                     write_rounds(protocol.output, rounds)
                     break
+                one = decide_every(one, cv)
                 bias = make_bias(cv, one)
         except NotBiasable as error:
             if not rounds:

@@ -14,10 +14,11 @@ from openmm_geomgnn.cli.biasing import (
     NotBiasable,
     biased_runner,
     check_verdict,
-    every_hint,
+    decide_every,
     in_one_line,
     make_bias,
     run_biased,
+    with_every,
 )
 from openmm_geomgnn.cli.candidates import cv_to_bias, learned_cv
 from openmm_geomgnn.cli.choose import chosen_cv
@@ -32,6 +33,7 @@ from openmm_geomgnn.cli.report import check_analysis, report, report_nothing
 from openmm_geomgnn.cli.results import comparison_frame
 from openmm_geomgnn.cli.rounds import learn_in_rounds
 from openmm_geomgnn.cli.run_folder import (
+    as_begun,
     count_wall_time,
     first_structure,
     has_biased_steps,
@@ -81,6 +83,7 @@ def run_protocol(protocol: Protocol, overwrite: bool = False, source: PathLike |
     given = beginning.given
     with prepare_output_folder(protocol, overwrite, source):
         cv = _check_claimed(protocol, beginning)
+        protocol = as_begun(protocol)
         settle(protocol)
         with count_wall_time(protocol.output, began):
             if given is not None:
@@ -96,10 +99,9 @@ def run_protocol(protocol: Protocol, overwrite: bool = False, source: PathLike |
             for line in describe(cv):
                 echo(line)
             check_verdict(cv, protocol)
+            protocol = decide_every(protocol, cv)
             bias = make_bias(cv, protocol)
             echo(in_one_line(bias))
-            if hint := every_hint(cv, protocol):
-                echo(hint)
             started = with_starts(protocol)
             run_biased(started, bias)
             _comparison(started)
@@ -155,6 +157,7 @@ def _check_claimed(protocol: Protocol, beginning: Beginning) -> Any:
         check_given(protocol)
     if cv is not None:
         check_verdict(cv, protocol)
+        protocol = with_every(protocol, cv)
         bias = make_bias(cv, protocol)
         if has_biased_steps(protocol.output) and (protocol.output / CV_FILE).exists():
             biased_runner(with_starts(protocol), bias).check()

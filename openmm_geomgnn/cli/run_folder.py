@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from openmm.app import PDBFile
@@ -127,18 +127,39 @@ def first_structure(protocol: Protocol) -> tuple[Any, np.ndarray]:
     return topology, positions
 
 
-def _check_unchanged(protocol: Protocol, settled: Any) -> None:
-    folder = settled.parent
+def as_begun(protocol: Protocol) -> Protocol:
+    """The protocol, whose `run.every` is that of its folder where it is auto and biased steps were made; else as it is."""
+    settled = protocol.output / PROTOCOL
+    if protocol.run.every != "auto" or not _has_any_biased_steps(protocol.output) or not settled.is_file():
+        return protocol
+    return evaluated_every(protocol, _settled(settled).run.every)
+
+
+def evaluated_every(protocol: Protocol, every: int | Literal["auto"]) -> Protocol:
+    """The protocol with another `run.every`."""
+    return protocol.model_copy(update={"run": protocol.run.model_copy(update={"every": every})})
+
+
+def _has_any_biased_steps(folder: Path) -> bool:
+    return any(map(has_biased_steps, (folder, *round_folders(folder))))
+
+
+def _settled(path: Path) -> Protocol:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when it was begun
-        old = _identity(load_protocol(settled))
-    changed = sorted(name for name, value in _identity(protocol).items() if value != old[name])
+        return load_protocol(path)
+
+
+def _check_unchanged(protocol: Protocol, settled: Any) -> None:
+    folder = settled.parent
+    old, new = _identity(_settled(settled)), _identity(as_begun(protocol))
+    changed = sorted(name for name, value in new.items() if value != old[name])
     if find_checkpoint(folder) is None and (folder / "COLVAR").exists():
         raise GeomGNNError(
             f"{folder} holds a COLVAR file, but no checkpoint to continue from. Restore it, choose another output, or start "
             "again with --overwrite."
         )
-    if not any(map(has_biased_steps, (folder, *round_folders(folder)))):
+    if not _has_any_biased_steps(folder):
         has_data = (folder / SEEDS).is_dir() or any((folder / UNBIASED).glob("trajectory.*.dcd"))
         changed = [name for name in changed if has_data and not name.startswith(_BEFORE_THE_BIAS)]
     if changed:

@@ -42,7 +42,7 @@ def test_defaults_are_those_of_the_prototype(load_text, tmp_path):
     assert (cv.encoder, cv.selection, cv.window, cv.mixer, cv.estimator) == ("et-64", None, "all", "none", "linear")
     assert (cv.lag, cv.components, cv.pca, cv.reversible) == (5.0, 1, 50, True)
     assert (protocol.bias.method, protocol.bias.barrier, protocol.bias.pace) == ("opes", 40.0, 1.0)
-    assert (run.length, run.walkers, run.every, run.engine) == (1000.0, 2, 3, "auto")
+    assert (run.length, run.walkers, run.every, run.engine) == (1000.0, 2, "auto", "auto")
     assert (protocol.analysis.torsions, protocol.analysis.cores, protocol.analysis.discard) == ({}, None, 0.2)
     # results go where the command runs, not next to the protocol
     assert protocol.output == tmp_path / "runs/x"
@@ -57,8 +57,8 @@ def test_shipped_protocol(load_text, shipped_files):
     assert protocol.analysis.torsions == {"phi": "auto", "psi": "auto"}
     cores = protocol.analysis.cores
     assert (cores.along, cores.a, cores.b) == ("phi", (-2.8, -0.5), (0.3, 2.0))
-    # everything it spells out is a default, but for what belongs to alanine dipeptide
-    own = {"system": {"structures"}, "analysis": {"torsions", "cores"}, "output": True}
+    # everything it spells out is a default, but for what belongs to alanine dipeptide, and `every` of measured figures
+    own = {"system": {"structures"}, "analysis": {"torsions", "cores"}, "output": True, "run": {"every"}}
     minimal = load_text(f"system: {{structures: {[str(file) for file in protocol.system.structures]}}}")
     assert protocol.model_dump(exclude=own) == minimal.model_dump(exclude=own)
 

@@ -62,20 +62,49 @@ class TestKernelWidth:
             self.widths(load, [1.0, 30.0], [0.1, 0.1])
 
 
-class TestEveryHint:
+class TestEvery:
     """The most time steps of 2 fs in which the phase is 0.5 at most, of a kernel as wide as a basin."""
 
-    def hint(self, load, rate, spread, every=1, **others):
-        facts = {"rate_300K_per_ps": rate, "in_basin_spread": spread, **others}
-        changes = {"run__every": every} | ({} if len(rate) == 1 else {"cv__components": len(rate)})
-        return biasing.every_hint(SimpleNamespace(training_information=facts), load(**changes))
+    def protocol_and_cv(self, load, rate, spread, every="auto", facts=None, **changes):
+        facts = {"rate_300K_per_ps": rate, "in_basin_spread": spread, **(facts or {})}
+        changes |= {"run__every": every} | ({} if len(rate) == 1 else {"cv__components": len(rate)})
+        return SimpleNamespace(training_information=facts), load(**changes)
+
+    def every(self, load, *arguments, **changes):
+        cv, protocol = self.protocol_and_cv(load, *arguments, **changes)
+        assert protocol.every == 1  # until it is decided
+        return biasing.with_every(protocol, cv).run.every
 
     def test_as_far_as_the_stiffest_component_goes(self, load):
-        assert "run.every: 3" in self.hint(load, [5.0, 8.0], [0.1, 0.1])
-        assert "run.every: 4" in self.hint(load, [0.1], [0.1])  # no further, however soft
-        assert "run.every: 4" in self.hint(load, [8.0], [0.05], least_kernel_width=0.15)
+        assert self.every(load, [5.0, 8.0], [0.1, 0.1]) == 3
+        assert self.every(load, [30.0], [0.1]) == 1
+        assert self.every(load, [0.1], [0.1]) == 4  # no further, however soft
+        assert self.every(load, [8.0], [0.05], facts={"least_kernel_width": 0.15}) == 4
 
-    def test_where_there_is_nothing_to_gain(self, load):
-        assert self.hint(load, [8.0], [0.1], every=3) == ""
-        assert self.hint(load, [30.0], [0.1]) == ""
-        assert self.hint(load, [0.1], [0.1], distillation={}) == ""
+    def test_of_a_student_it_is_1(self, load):
+        assert self.every(load, [0.1], [0.1], facts={"distillation": {}}) == 1
+
+    def test_widths_that_are_given_count(self, load):
+        assert self.every(load, [8.0], [0.1], bias__sigma=0.04) == 1
+        assert self.every(load, [8.0], [0.1], bias__sigma=0.04, bias__sigma_min=0.02) == 1
+        assert self.every(load, [8.0], [0.03], bias__sigma=0.3) == 4
+
+    def test_kernels_are_as_wide_as_at_every_step(self, load):
+        for spread in (0.03, 0.04, 0.1, 0.5):
+            cv, protocol = self.protocol_and_cv(load, [8.0], [spread])
+            decided = biasing.with_every(protocol, cv)
+            assert biasing.kernel_width(cv, decided)["sigma"] == biasing.kernel_width(cv, protocol)["sigma"]
+
+    def test_times_of_the_run_are_kept(self, load):
+        times = {"run__colvar_interval": 0.004, "run__frame_interval": 1}
+        assert self.every(load, [0.1], [0.1], **times) == 2
+        long = {"system__timestep": 0.004, "run__colvar_interval": 0.2, "run__frame_interval": 1}
+        assert self.every(load, [0.1], [0.1], **long) == 1  # bonds would resonate
+        assert self.every(load, [0.1], [0.1], system__constraints="AllBonds", **long) == 2
+
+    def test_a_number_stays_and_a_hint_is_given(self, load, capsys):
+        for rate, every, hint in ([5.0, 1, "run.every: 4"], [8.0, 3, ""], [30.0, 1, ""]):
+            cv, protocol = self.protocol_and_cv(load, [rate], [0.1], every)
+            assert biasing.decide_every(protocol, cv) is protocol
+            said = capsys.readouterr().out
+            assert hint in said if hint else not said

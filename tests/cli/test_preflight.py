@@ -99,7 +99,13 @@ class TestCheck:
         rng = np.random.default_rng(1)
         path = written(load().output.parent.parent / "a.pdb", topology, positions + 0.02 * rng.normal(size=positions.shape))
         check.check_run(
-            load(system__structures=[path], system__constraints=None, system__timestep="5 fs", unbiased__length="60 ps")
+            load(
+                system__structures=[path],
+                system__constraints=None,
+                system__timestep="5 fs",
+                unbiased__length="60 ps",
+                run__every=3,
+            )
         )
         assert "time           not known, as the first steps failed: " in capsys.readouterr().out
 

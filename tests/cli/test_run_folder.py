@@ -62,6 +62,16 @@ class TestFolder:
         prepare(protocol)
         assert load_protocol(copied / "protocol.yaml") == protocol
 
+    def test_auto_is_what_a_run_began_with(self, load, copied):
+        begun = load()
+        assert begun.run.every == 3
+        prepare(folders.as_begun(load(run__every="auto")))
+        assert load_protocol(copied / "protocol.yaml") == begun
+        with folders.prepare_output_folder(load(run__every="auto")):
+            pass  # also where rounds were biased, before the biased run
+        not_biased_yet(copied)
+        assert folders.as_begun(load(run__every="auto")).run.every == "auto"
+
     def test_what_is_not_used_yet_may_change(self, load, copied):
         """The advice that a fit or a stiff CV gives can be followed without losing the training data."""
         not_biased_yet(copied)

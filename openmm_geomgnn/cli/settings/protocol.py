@@ -89,9 +89,14 @@ class Protocol(Section):
     analysis: AnalysisSection = Field(default_factory=AnalysisSection, description="what the report shows")
 
     @property
+    def every(self) -> int:
+        """`run.every` as a number: 1 while it is auto, before the CV is known by which it is decided."""
+        return 1 if self.run.every == "auto" else self.run.every
+
+    @property
     def schedule(self) -> Schedule:
         """The biased run's times as whole numbers: a `Schedule`."""
-        run, step = self.run, self.run.every * self.system.timestep
+        run, step = self.run, self.every * self.system.timestep
         pace, row = _whole(self.bias.pace, step), _whole(run.colvar_interval, step)
         return Schedule(
             bias_step=step,

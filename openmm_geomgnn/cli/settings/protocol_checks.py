@@ -27,7 +27,7 @@ def check_lag(lag: float, frame_interval: float) -> None:
 
 def check_dynamics(protocol: Any) -> None:
     """Raise a SettingError for time steps that cannot be, and a warning of doubtful ones."""
-    system, every = protocol.system, protocol.run.every
+    system, every = protocol.system, protocol.every
     femtoseconds = 1000 * system.timestep
     hydrogen = system.hydrogen_mass or 1.008
     if femtoseconds > 3.999 and hydrogen < LIGHTEST_HYDROGEN:
@@ -42,12 +42,16 @@ def check_dynamics(protocol: Any) -> None:
             "fast for it. Use constraints: HBonds, or a shorter timestep."
         )
     outer = every * system.timestep
-    resonant = every > 1 and femtoseconds > 3.999 and system.constraints != "AllBonds"
-    if outer > LONGEST_BIAS_STEP + 1e-9 or resonant:
+    if outer > LONGEST_BIAS_STEP + 1e-9 or (every > 1 and is_resonant(system)):
         _warn(
             f"The bias acts every {every} steps of {femtoseconds:g} fs = {1000 * outer:g} fs. So rare a force can heat the "
             "system, and heat fakes crossings. Every 3 steps of 2 fs is safe; else look at the report's temperatures."
         )
+
+
+def is_resonant(system: Any) -> bool:
+    """Whether time steps are so long that a bias at every second one heats bonds."""
+    return system.timestep > 0.003999 and system.constraints != "AllBonds"
 
 
 def check_training_data(protocol: Any) -> None:
@@ -100,7 +104,7 @@ def check_bias(protocol: Any) -> None:
         if value < step * (1 - 1e-9):
             raise SettingError(
                 f"{name} is {value:g} ps, shorter than the {step:g} ps between evaluations of the bias (run.every = "
-                f"{protocol.run.every} steps of {1000 * protocol.system.timestep:g} fs). Use at least {step:g} ps.",
+                f"{protocol.every} steps of {1000 * protocol.system.timestep:g} fs). Use at least {step:g} ps.",
                 *(section, name),
             )
     try:

@@ -4,7 +4,7 @@ Values are stored in OpenMM's units: times in ps, energies in kJ/mol, masses in 
 temperatures in K. A bare number in a file is in these units; any other unit is written behind it ("2 fs").
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -358,8 +358,10 @@ class RunSection(Section):
         ge=1,
         description="threads of each walker on OpenMM's platform CPU; all walkers together use no more than there are cores",
     )
-    every: Whole = Field(
-        3, ge=1, description="MD steps from one evaluation of the CV and its bias to the next (multiple time stepping)"
+    every: Annotated[Whole, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="MD steps from one evaluation of the CV and its bias to the next (multiple time stepping); auto: as "
+        "many as the stiffness of the CV allows without wider kernels, at most 4, and 1 where a student is biased",
     )
     colvar_interval: Picoseconds = Field(
         0.2, gt=0, description="time between rows of COLVAR, ps; rounded to whole evaluations of the bias"
