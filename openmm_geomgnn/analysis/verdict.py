@@ -57,7 +57,9 @@ class RunVerdict:
         return f"{grade}: {problems}. {advice}"
 
 
-def judge_run(summary: Mapping[str, Any], missing: str = "", cv_verdict: Mapping[str, Any] | None = None) -> RunVerdict:
+def judge_run(
+    summary: Mapping[str, Any], missing: str = "", cv_verdict: Mapping[str, Any] | None = None, components: int = 1
+) -> RunVerdict:
     """Judge a biased run by the summary of `pipeline.analyse_biased_run`.
 
     A run has converged if it crossed between its states at least FEWEST_CROSSINGS times after the start that is left out,
@@ -72,8 +74,10 @@ def judge_run(summary: Mapping[str, Any], missing: str = "", cv_verdict: Mapping
         What of the run is not done yet.
     cv_verdict : dict, optional
         That on its CV, see `cv.verdict.judge`.
+    components : int, optional
+        Of the CV.
     """
-    reasons = [*_progress(missing), *_heat(summary)]
+    reasons = [*_progress(missing), *_heat(summary, components)]
     if cv_verdict is not None and cv_verdict["grade"] == "not usable":
         reasons.append(Reason("its CV is not usable", "Look at the verdict on the CV"))
     if summary["crossing_variable"] == "none":
@@ -93,7 +97,7 @@ def _progress(missing: str) -> Iterator[Reason]:
         yield Reason(f"it is not finished: {missing}", "Go on with it by `geomgnn run`")
 
 
-def _heat(summary: Mapping[str, Any]) -> Iterator[Reason]:
+def _heat(summary: Mapping[str, Any], components: int) -> Iterator[Reason]:
     if is_hot(summary):
         mean, target = summary["mean_temperature_K"], summary["target_temperature_K"]
         if mean < target:
@@ -102,9 +106,11 @@ def _heat(summary: Mapping[str, Any]) -> Iterator[Reason]:
                 "Run longer (run.length), and look for what takes heat out if it stays cold",
             )
             return
+        filling = f", as a bias on {components} components does while it fills" if components > 1 else ""
         yield Reason(
-            f"its mean temperature is {mean:.0f} K at a target of {target:.0f} K, and heat fakes crossings",
-            "Evaluate the bias more often (run.every), use wider kernels (bias.sigma) or a softer CV (cv.softening)",
+            f"its mean temperature is {mean:.0f} K at a target of {target:.0f} K{filling}, and heat fakes crossings",
+            "Evaluate the bias more often (run.every), use wider kernels (bias.sigma) or a softer CV (cv.softening)"
+            + (", deposit less often (bias.pace) or run longer (run.length)" if components > 1 else ""),
         )
 
 

@@ -37,9 +37,13 @@ def check_verdict(cv: Any, protocol: Protocol) -> None:
 
 
 def basin_width(cv: Any) -> np.ndarray:
-    """How wide kernels are that are as wide as a basin, (d,): as the CV fluctuates there, but no less than its fit says."""
+    """How wide kernels are that are as wide as a basin, (d,): as the CV fluctuates there, but no less than its fit says.
+
+    Files of before do not say that several components take wider ones, and runs with them go on as they were begun.
+    """
     facts = cv.training_information
-    return np.maximum(facts["in_basin_spread"], facts.get("least_kernel_width", 0.0))
+    spread = np.multiply(facts["in_basin_spread"], facts.get("kernel_widening", 1.0))
+    return np.maximum(spread, facts.get("least_kernel_width", 0.0))
 
 
 def kernel_width(cv: Any, protocol: Protocol) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from openmm_geomgnn.cli.progress import echo
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.settings.sections import CVSection
 from openmm_geomgnn.cli.student import student_or_network
+from openmm_geomgnn.cv.kernel_widths import kernel_widening
 from openmm_geomgnn.unfinished import Unfinished
 
 # drive margin below which a bias may well pay for what looks like crossing: a CV of 1.5 was fooled on Ace-Pro-Nme
@@ -93,6 +94,8 @@ def learned_cv(
             both = [np.hstack(pair) for pair in zip(targets, sides, strict=True)]
             given |= {"targets": both, "target_names": [*target_names, *side_names]}
         cv = fit_with_progress(data.trajectories, data.topology, settings, unfinished, **given)
+        if section.estimator == "progress":  # all components of one torsion are one direction in which it moves
+            cv.training_information["kernel_widening"] = kernel_widening(len(slow))
         candidates.append(_candidate(protocol, cv, data, slow, torsions))
     unfinished.remove()
     for one in candidates if slow else ():

@@ -114,7 +114,8 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
         )
     analysis.notes = [*notes, *analysis.notes, *_cv_notes(results.cv)]
     analysis.summary |= _slow_crossings(results)
-    verdict = judge_run(analysis.summary, results.missing, results.cv.training_information.get("verdict"))
+    cv_verdict = results.cv.training_information.get("verdict")
+    verdict = judge_run(analysis.summary, results.missing, cv_verdict, results.cv.dimension)
     analysis.notes = [*sentences(verdict), *analysis.notes]
     progress: dict[str, Any] = {"complete": results.complete, "done_ps": results.done, "planned_ps": results.planned}
     progress["every"] = protocol.every

@@ -36,7 +36,7 @@ REPORTED = ("held_out", "displaced", "turned")  # frames that errors are reporte
 # figures of the teacher
 _INHERITED = (
     *("vamp2_training", "vamp2_held_out", "vamp2_held_out_error", "timescales_ps", "timescale_notes", "transitions"),
-    *("in_basin_spread", "least_kernel_width", "targets", "r2_held_out", "noise"),
+    *("in_basin_spread", "least_kernel_width", "kernel_widening", "targets", "r2_held_out", "noise"),
 )
 _COST_SECONDS = 0.3  # of turns, for each that is timed
 

@@ -12,6 +12,7 @@ from openmm_geomgnn.aliases import StageProgress, TopologyLike
 from openmm_geomgnn.cv.estimators import FOLDS, estimate_linear, estimate_vampnet
 from openmm_geomgnn.cv.fit_data import Features, TrainingFrames, featurize, lengths_of, read_frames
 from openmm_geomgnn.cv.fit_settings import FitSettings
+from openmm_geomgnn.cv.kernel_widths import kernel_widening
 from openmm_geomgnn.cv.mixers import make_mixer
 from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.cv.network import CollectiveVariable
@@ -220,6 +221,7 @@ def _judge(
         lambda done, total: progress("stiffness", done, total),
         biased=weights.biased,
     )
+    facts["kernel_widening"] = kernel_widening(cv.dimension)
     facts["verdict"] = judge(facts)
 
 

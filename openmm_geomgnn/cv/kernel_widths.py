@@ -1,5 +1,6 @@
 """How wide the kernels of a bias on a CV are: as a basin, but no narrower than the integrator can follow."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -33,6 +34,16 @@ def narrowest_width(rate: npt.ArrayLike, step: float, temperature: float = 300.0
 def is_too_stiff(width: npt.ArrayLike, spread: npt.ArrayLike) -> Any:
     """Whether the narrowest kernel is too wide for a basin, per component; `spread` is `in_basin_spread` of `stiffness`."""
     return ~np.isfinite(width) | (np.asarray(width) > WIDEST_KERNEL * np.asarray(spread))
+
+
+def kernel_widening(dimension: int) -> float:
+    """How much wider than a component's fluctuation in a basin kernels in so many dimensions are: sqrt(dimension).
+
+    Two frames of a Gaussian basin are sqrt(2 d) fluctuations apart. So kernels of this width cover as much of a basin in
+    any number of dimensions as those as wide as the fluctuation do in one. Narrower ones fill it one by one, and what each
+    of them adds to the energy becomes heat.
+    """
+    return math.sqrt(dimension)
 
 
 def kernel_widths(

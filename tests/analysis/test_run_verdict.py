@@ -20,6 +20,12 @@ GOOD = {
 }
 
 
+def test_a_bias_on_several_components_heats_while_it_fills():
+    hot = GOOD | {"mean_temperature_K": 309.0}
+    assert "on 3 components does while it fills" in judge_run(hot, components=3).in_words()
+    assert "fills" not in judge_run(hot).in_words() and "fills" not in judge_run(GOOD, components=3).in_words()
+
+
 def test_a_run_that_crossed_often_and_agrees_with_itself_has_converged():
     verdict = judge_run(GOOD)
     assert verdict.converged is True and not verdict.reasons

@@ -7,6 +7,7 @@ from protocol_texts import TINY
 
 from openmm_geomgnn.cli import biasing
 from openmm_geomgnn.cli.settings.yaml_files import load_protocol
+from openmm_geomgnn.cv.kernel_widths import kernel_widening
 from openmm_geomgnn.errors import GeomGNNError
 
 pytestmark = pytest.mark.filterwarnings("ignore:tiny.yaml")  # doubtful settings are meant here
@@ -30,6 +31,18 @@ class TestKernelWidth:
     def test_spread_within_a_basin(self, load):
         widths = self.widths(load, [5.0], [0.1])
         assert widths["sigma"] == pytest.approx((0.1,)) and widths["sigma_min"] == pytest.approx((0.06,))
+
+    def test_several_components_take_wider_ones(self, load):
+        """Where the fit says so: runs on CVs of before go on as they were begun."""
+        facts = {"rate_300K_per_ps": [5.0, 5.0], "in_basin_spread": [0.1, 0.2], "least_kernel_width": 0.15}
+        protocol = load(cv__components=2)
+
+        def sigma(**others):
+            cv = SimpleNamespace(training_information={**facts, **others})
+            return biasing.kernel_width(cv, protocol)["sigma"]
+
+        assert sigma() == pytest.approx((0.15, 0.2))
+        assert sigma(kernel_widening=kernel_widening(2)) == pytest.approx((0.15, 0.2 * 2**0.5))
 
     def test_no_narrower_than_the_integrator_follows(self, load):
         widths = self.widths(load, [12.0], [0.1])

@@ -9,6 +9,7 @@ import pytest
 from biases import KT, TORSION, deposit
 from openmm import unit
 
+from openmm_geomgnn.cv.kernel_widths import kernel_widening
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.sampling.opes.kernel_sum import minimum_image
 from openmm_geomgnn.sampling.opes.method import OPES
@@ -74,6 +75,25 @@ def test_restart_refuses_what_does_not_fit():
         OPES(40, 500).from_arrays(saved)
     # the same barrier in other units, and another pace, are no obstacle
     OPES(40 / 4.184 * unit.kilocalories_per_mole, 250, sigma=0.2).from_arrays(saved)
+
+
+def test_wider_kernels_release_less_heat_in_several_dimensions():
+    """What depositions in a Gaussian basin add to the energy, kJ/mol, while the bias sets in."""
+
+    def released(dimension, width):
+        rng, total = np.random.default_rng(3), 0.0
+        for _ in range(4):
+            opes = OPES(40, 1, sigma=width, ramp=20)
+            state = opes.initial_state(dimension=dimension)
+            for s in rng.normal(size=(40, 1, dimension)):
+                before, state = opes.bias(state, s)[0], opes.update(state, s)
+                total += float((opes.bias(state, s)[0] - before)[0])
+        return total / 4
+
+    one = released(1, kernel_widening(1))
+    assert released(3, 1.0) > 3 * one  # as wide as the fluctuation
+    for dimension in (2, 3):
+        assert released(dimension, kernel_widening(dimension)) < 2 * one
 
 
 def test_states_are_immutable():
