@@ -50,7 +50,8 @@ def stage_seconds(plan: Plan, announce: Callable[[], None] = lambda: None) -> di
         steps = (protocol.seeds.length + protocol.unbiased.equilibration) / timestep
         found["runs from seeds"] = math.ceil(protocol.seeds.number / walkers) * steps * step * _slowed(plan, walkers)
     if protocol.rounds is not None:
-        outer = protocol.rounds.length / protocol.schedule.bias_step * biased_step
+        further = protocol.explore.length if protocol.explore is not None and protocol.explore.along_cv else 0.0
+        outer = (protocol.rounds.length + further) / protocol.schedule.bias_step * biased_step
         found["rounds"] = protocol.rounds.number * (outer * _slowed(plan, walkers) + found["fit"])
     equilibration = protocol.unbiased.equilibration / timestep * step
     biased = protocol.schedule.length * biased_step + equilibration

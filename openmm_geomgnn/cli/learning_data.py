@@ -56,6 +56,10 @@ class LearningData:
             [np.zeros(len(one)) if one.bias is None else one.bias for one in moving],
         )
 
+    def with_unbiased(self, runs: Sequence[mdtraj.Trajectory], frame_interval: float) -> "LearningData":
+        """With further unbiased runs with so many ps between frames."""
+        return self._with(runs, [frame_interval] * len(runs), [None] * len(runs))
+
     def with_run(self, folder: Path) -> "LearningData":
         """With the biased run in a folder, less its start, which its report leaves out too."""
         walkers = read_biased([BiasedRuns.model_construct(run=folder)], self.topology)
@@ -64,7 +68,7 @@ class LearningData:
         )
 
     def _with(
-        self, trajectories: Sequence[mdtraj.Trajectory], intervals: Sequence[float], biases: Sequence[np.ndarray]
+        self, trajectories: Sequence[mdtraj.Trajectory], intervals: Sequence[float], biases: Sequence[np.ndarray | None]
     ) -> "LearningData":
         every = zip(trajectories, intervals, biases, strict=True)
         long = [one for one in every if (len(one[0]) - 1) * one[1] > self.lagtime]

@@ -8,7 +8,8 @@ from typing import Any
 
 from openmm_geomgnn.analysis.report import plain
 from openmm_geomgnn.analysis.round_plots import round_history
-from openmm_geomgnn.cli.names import ROUNDS_FILE, SEEDS
+from openmm_geomgnn.cli.names import ROUNDS, ROUNDS_FILE, SEEDS
+from openmm_geomgnn.cli.run_folder import round_folders
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.sampling.seeds import read_seeds
 
@@ -26,16 +27,24 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 
 
 def seed_tables(folder: Path) -> list[tuple[str, list]]:
-    """(title, rows) with the seeds in the folder of a run, for its report; [] where there are none."""
-    seeds = read_seeds(folder / SEEDS)
+    """(title, rows) with the seeds in the folder of a run and of its rounds, for its report; [] where there are none."""
+    found = _seed_table(folder, SEEDS, "Seeds: minima of what was explored, from which unbiased runs started")
+    for one in round_folders(folder):
+        inside = f"{ROUNDS}/{one.name}/{SEEDS}"
+        found += _seed_table(folder, inside, f"Seeds after round {one.name}: further minima that were explored along its CV")
+    return found
+
+
+def _seed_table(folder: Path, inside: str, title: str) -> list[tuple[str, list]]:
+    seeds = read_seeds(folder / inside)
     if not seeds:
         return []
     rows: list[list[Any]] = [["seed", "found as", "energy above the lowest (kJ/mol)", "torsions (degrees)"]]
     lowest = min(seed["energy"] for seed in seeds)
     for seed in seeds:
         torsions = ", ".join(f"{name} {angle:.0f}" for name, angle in seed["torsions (degrees)"].items())
-        rows.append([f"{SEEDS}/{seed['file']}", seed["origin"], f"{seed['energy'] - lowest:.1f}", torsions])
-    return [("Seeds: minima of what was explored, from which unbiased runs started", rows)]
+        rows.append([f"{inside}/{seed['file']}", seed["origin"], f"{seed['energy'] - lowest:.1f}", torsions])
+    return [(title, rows)]
 
 
 def round_tables(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, list]]:
@@ -48,7 +57,7 @@ def round_tables(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, list]]:
         states = ", ".join(f"{state['name']} ({100 * state['population']:.2g} %)" for state in one["states"])
         rows.append(
             [
-                f"{one['round']}{' (taken)' if one.get('taken') else ''}",
+                f"{one['round']}{' (taken)' if one.get('taken') else ''}{_explored(one)}",
                 "; ".join(one["candidates"]),
                 _number(one.get("overlap"), 2),
                 _rates(one),
@@ -80,6 +89,12 @@ def least_crossings_per_ns(one: Mapping[str, Any]) -> float:
     """Crossings per ns of the slow torsion with the fewest in a round, changes of the states where no torsion is slow."""
     rates = one.get("slow_torsion_crossings_per_ns") or {}
     return min(rates.values()) if rates else (one.get("state_changes") or 0) / max(one.get("biased_ns") or 0.0, 1e-9)
+
+
+def _explored(one: Mapping[str, Any]) -> str:
+    """What was explored after a round, along its CV."""
+    found = one.get("explored")
+    return f"; then {found['frames']} frames explored along its CV, {found['seeds']} new seeds" if found else ""
 
 
 def _rates(one: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from openmm_geomgnn.analysis.verdict import FEWEST_CROSSINGS
 from openmm_geomgnn.cli.biasing import NotBiasable, decide_every, in_one_line, kernel_width, make_bias, run_biased
 from openmm_geomgnn.cli.candidates import CHOSEN, cv_to_bias, learned_cv
 from openmm_geomgnn.cli.fitting import describe
+from openmm_geomgnn.cli.further import look_further
 from openmm_geomgnn.cli.learning_data import LearningData
 from openmm_geomgnn.cli.names import ROUNDS
 from openmm_geomgnn.cli.progress import echo
@@ -31,7 +32,9 @@ _FIGURES = (
 )
 
 
-def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Path], record: Mapping[str, Any]) -> Any:
+def learn_in_rounds(
+    protocol: Protocol, data: LearningData, starts: Sequence[Path], record: Mapping[str, Any]
+) -> tuple[Any, list[Path]]:
     """The CV for the biased run of a protocol: that of the round which crossed most often between its states.
 
     A round that was stopped goes on where it was.
@@ -48,7 +51,9 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
 
     Returns
     -------
-    CollectiveVariable or StudentCV
+    cv : CollectiveVariable or StudentCV
+    starts : list of Path
+        With seeds of what was explored along CVs.
 
     Raises
     ------
@@ -83,6 +88,10 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
         widths = _wider(widths, cv, one) if "failed" in rounds[-1] else widths
         write_rounds(protocol.output, rounds)
         data = data.with_run(one.output) if rounds[-1]["biased_ns"] else data
+        if number < section.number and "failed" not in rounds[-1] and not _crosses(rounds[-1]):
+            data, starts, noted = look_further(one, cv.dimension, bias, data, starts)
+            rounds[-1] |= noted
+            write_rounds(protocol.output, rounds)
     if all("failed" in one for one in rounds):
         raise NotBiasable(f"No round came to its end. The last one: {rounds[-1]['failed']}")
     best = best_round(rounds)
@@ -90,7 +99,7 @@ def learn_in_rounds(protocol: Protocol, data: LearningData, starts: Sequence[Pat
     for number, noted in enumerate(rounds):
         noted["taken"] = number == best
     write_rounds(protocol.output, rounds)
-    return cvs[best]
+    return cvs[best], list(starts)
 
 
 def best_round(rounds: Sequence[Mapping[str, Any]]) -> int:

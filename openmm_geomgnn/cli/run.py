@@ -4,7 +4,6 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mdtraj
@@ -25,7 +24,7 @@ from openmm_geomgnn.cli.choose import chosen_cv
 from openmm_geomgnn.cli.fitting import describe, fit_settings, fit_with_progress
 from openmm_geomgnn.cli.learning_data import LearningData, spread_starts
 from openmm_geomgnn.cli.molecule import walker_spec
-from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, FIRST_SEED, TOPOLOGY, UNBIASED
+from openmm_geomgnn.cli.names import COMPARISON, CV_FILE, UNBIASED
 from openmm_geomgnn.cli.preflight import Plan, examine
 from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.provenance import MADE_FROM, check_given, current_cv, learned_from, made_from, write_cv
@@ -44,11 +43,11 @@ from openmm_geomgnn.cli.run_folder import (
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.starts import explore_molecule, seed_structures, with_starts, write_starts
 from openmm_geomgnn.cli.student import student_or_network
+from openmm_geomgnn.cli.unbiased_runs import runs_from_seeds, training_runs
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write, sha256
 from openmm_geomgnn.locks import set_aside
-from openmm_geomgnn.representation.selection import as_topology
 from openmm_geomgnn.sampling.outputs import read_dcd, trajectory_path
 from openmm_geomgnn.sampling.unbiased import begun_length, check_made, fingerprints, run_unbiased
 from openmm_geomgnn.sampling.walker_spec import WalkerSpec
@@ -175,38 +174,14 @@ def _training_specs(protocol: Protocol) -> list[WalkerSpec]:
 
 def _unbiased(protocol: Protocol) -> list[mdtraj.Trajectory]:
     """Run the unbiased training runs; returns one mdtraj trajectory from each structure."""
-    return _run_unbiased(protocol, _training_specs(protocol), protocol.unbiased.length, "Unbiased runs")
-
-
-def _from_seeds(protocol: Protocol, seeds: Sequence[Path]) -> list[mdtraj.Trajectory]:
-    """Run the unbiased runs from seeds; returns one mdtraj trajectory from each."""
-    frame = protocol.md_steps(protocol.unbiased.frame_interval)
-    specs = [
-        walker_spec(protocol, FIRST_SEED + k, structure=str(seed), frame_interval=frame, colvar_interval=frame)
-        for k, seed in enumerate(seeds)
-    ]
-    return _run_unbiased(protocol, specs, protocol.seeds.length, "Runs from seeds") if specs else []
-
-
-def _run_unbiased(protocol: Protocol, specs: Sequence[WalkerSpec], length: float, title: str) -> list[mdtraj.Trajectory]:
-    with bar(title) as update:
-        runs = run_unbiased(
-            specs,
-            length,
-            protocol.output / UNBIASED,
-            processes=protocol.run.walkers,
-            checkpoint_interval=protocol.run.checkpoint_interval,
-            progress=lambda p: update(p.time, p.length, f"{p.temperature:.0f} K"),
-        )
-    topology = as_topology(protocol.output / TOPOLOGY)
-    return [run.trajectory(topology) for run in runs]
+    return training_runs(protocol, _training_specs(protocol), protocol.unbiased.length, "Unbiased runs")
 
 
 def _learn(protocol: Protocol, record: Mapping[str, Any] | None) -> Any:
     """Learn the CV and write it with the record of what it was made from; an existing one is moved aside."""
     explored = explore_molecule(protocol)
     seeds = seed_structures(protocol, explored)
-    runs = [*_unbiased(protocol), *_from_seeds(protocol, seeds)]
+    runs = [*_unbiased(protocol), *runs_from_seeds(protocol, seeds)]
     if not protocol.learns_from_a_bias:
         return _fit(protocol, runs, record)
     data = LearningData.of_runs(runs, protocol.unbiased.frame_interval, protocol.cv.lag).with_explored(explored)
@@ -215,7 +190,7 @@ def _learn(protocol: Protocol, record: Mapping[str, Any] | None) -> Any:
     if protocol.rounds is None:
         cv = cv_to_bias(protocol, learned_cv(protocol, data, protocol.run.walkers * protocol.run.length), data)
     else:
-        cv = learn_in_rounds(protocol, data, starts, record or {})
+        cv, starts = learn_in_rounds(protocol, data, starts, record or {})
     write_starts(protocol, starts)
     write_cv(protocol, cv, record)
     return cv

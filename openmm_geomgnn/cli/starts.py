@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +29,26 @@ STAGES = {"exploring": ("Exploration", "pieces")}
 
 def explore_molecule(protocol: Protocol) -> list[Explored]:
     """Look for other states from the structures of a protocol, once; [] if the protocol does not ask for it."""
-    if protocol.explore is None:
+    section = protocol.explore
+    if section is None or not section.ways_at_first:
         return []
+    return _explored(protocol, section.settings(protocol.seed, ways=section.ways_at_first))
+
+
+def explore_along(protocol: Protocol, cv_file: Path, sigma: tuple[float, ...] | None) -> list[Explored]:
+    """Look for other states by OPES_EXPLORE on a CV, once, from the structures of a protocol and up to its bias's barrier.
+
+    sigma: widths of the kernels of its bias in units of the CV; None measures them.
+    """
+    section: Any = protocol.explore
+    given = {"ways": ("opes",), "barrier": protocol.bias.barrier, "cv": str(cv_file), "sigma": sigma}
+    return _explored(protocol, section.settings(protocol.seed, **given))
+
+
+def _explored(protocol: Protocol, settings: Any) -> list[Explored]:
     specs = [walker_spec(protocol, k) for k in range(len(protocol.system.structures))]
-    settings, folder = protocol.explore.settings(protocol.seed), protocol.output / EXPLORE
     with progress_bars(STAGES) as progress:
-        found = explore(specs, settings, folder, protocol.run.walkers, progress)
+        found = explore(specs, settings, protocol.output / EXPLORE, protocol.run.walkers, progress)
     for one in found:
         for note in one.notes:
             echo(f"{one.name}: {note}")

@@ -19,13 +19,13 @@ from openmm_geomgnn.errors import GeomGNNError
 
 ONE = """
 system: {structures: [ala2-c7eq.pdb], platform: Reference}
-explore: {ways: [torsions], length: 40 ps, frame_interval: 0.4 ps, in_turn: false}
+explore: {ways: [torsions, opes], length: 40 ps, frame_interval: 0.4 ps, in_turn: false}
 seeds: {number: 4, length: 10 ps}
 unbiased: {length: 20 ps, frame_interval: 0.2 ps, equilibration: 1 ps, comparison_length: 0}
 cv: {estimator: progress, lag: 2 ps, student: false}
 bias: {pace: 0.6 ps, ramp: 3 ps}
 rounds: {number: 2, length: 9 ps}
-run: {length: 12 ps, walkers: 2, every: 3, colvar_interval: 0.12 ps, frame_interval: 0.24 ps, checkpoint_interval: 1.2 ps,
+run: {length: 12 ps, walkers: 2, colvar_interval: 0.12 ps, frame_interval: 0.24 ps, checkpoint_interval: 1.2 ps,
   accept: not-usable}
 """
 
@@ -54,7 +54,11 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"explore__ways": ["opes"]}, "opes, which explores along a CV that is known"),
+            (
+                {"explore__ways": ["torsions", "opes"], "rounds__number": 1},
+                "opes.* along the CV between rounds.*no two rounds",
+            ),
+            ({"explore__ways": ["opes"], "rounds": None}, "opes.* along the CV between rounds.*no two rounds"),
             ({"explore__frame_interval": "3 ps"}, "longer than the lag time"),
             ({"rounds__length": "5 ps"}, "fewer than 10 depositions.*at least 6 ps"),
             ({"explore": None, "rounds": None}, "Add explore: auto"),
@@ -121,9 +125,18 @@ class TestRun:
             assert (folder / one["folder"] / "report.html").is_file()
         seeds = json.loads((folder / "seeds" / "seeds.json").read_text())["seeds"]
         starts = json.loads((folder / "starts.json").read_text())["structures"]
-        assert len(starts) == 1 + len(seeds) and starts[0].endswith("ala2-c7eq.pdb")
+        assert len(starts) == 1 + len(seeds) + noted[0]["explored"]["seeds"] and starts[0].endswith("ala2-c7eq.pdb")
         page = (folder / "report.html").read_text()
+        explored = noted[0]["explored"]  # it is too short to drive anything
+        assert explored["frames"] > 0 and "frames explored along its CV" in page
+        assert len(list((folder / "rounds" / "1" / "explore").glob("opes.*.dcd"))) == 2  # from as many starts as walkers
+        further = json.loads((folder / "rounds" / "1" / "seeds" / "seeds.json").read_text())["seeds"]
+        assert (
+            len(further) == explored["seeds"] == len(list((folder / "rounds" / "1" / "unbiased").glob("trajectory.*.dcd")))
+        )
         assert "Rounds of learning" in page and "Seeds: minima of what was explored" in page and seeds[0]["origin"] in page
+        assert 1 <= summary["every"] <= 4 and load_protocol(folder / "protocol.yaml").run.every == summary["every"]
+        assert done.stdout.count("(run.every: auto)") == 1 + len(noted)  # of each CV
         assert "Round 1 of at most 2" in done.stdout and "Seeds: " in done.stdout
 
     def test_asked_for_again(self, whole, no_simulation):

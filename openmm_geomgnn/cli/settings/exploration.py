@@ -26,8 +26,9 @@ class ExploreSection(Section):
     ways: Annotated[Literal["auto"] | Names, BeforeValidator(_known)] = Field(
         "auto",
         description="torsions: every bond that turns is biased by metadynamics, all at once and each in turn; conformers: "
-        "RDKit's, minimised, for up to 60 atoms; opes: OPES_EXPLORE on the CV so far; tempering: one simulation moves "
-        "between temperatures (OpenMM 8.6); auto is those of the first three that fit, else tempering",
+        "RDKit's, minimised, for up to 60 atoms; tempering: one simulation moves between temperatures (OpenMM 8.6); auto is "
+        "those of the first two that fit, else tempering; opes, beside others: after each round that drove a slow torsion "
+        "too rarely, OPES_EXPLORE on its CV up to bias.barrier",
     )
     length: Picoseconds = Field(200.0, gt=0, description="length of each piece of exploration, ps")
     frame_interval: Picoseconds = Field(1.0, gt=0, description="time between its frames, ps")
@@ -51,10 +52,20 @@ class ExploreSection(Section):
         return {} if data == "auto" else data
 
     def settings(self, seed: int, **others: Any) -> Any:
-        """The ExploreSettings of this section. others: cv, the CV of the round before, and its sigma."""
+        """The ExploreSettings of this section. others: those that differ, as ways, or cv and sigma for the way "opes"."""
         from openmm_geomgnn.sampling.explore import ExploreSettings
 
-        return ExploreSettings(**{name: getattr(self, name) for name in type(self).model_fields}, seed=seed, **others)
+        return ExploreSettings(**{name: getattr(self, name) for name in type(self).model_fields} | others, seed=seed)
+
+    @property
+    def along_cv(self) -> bool:
+        """Whether a CV is explored along between rounds."""
+        return self.ways != "auto" and "opes" in self.ways
+
+    @property
+    def ways_at_first(self) -> Literal["auto"] | tuple[str, ...]:
+        """The ways before there is a CV."""
+        return "auto" if self.ways == "auto" else tuple(way for way in self.ways if way != "opes")
 
 
 class SeedsSection(Section):

@@ -151,10 +151,10 @@ def check_rounds(protocol: Any) -> None:
             if section is not None:
                 raise SettingError(f"{name} is for a CV that is learned, but cv.file is one that exists. Remove one.", name)
         return
-    if explore is not None and "opes" in explore.ways:
+    if explore is not None and explore.along_cv and (rounds is None or rounds.number < 2):
         raise SettingError(
-            "ways has opes, which explores along a CV that is known, but here none is yet. Remove it: rounds explore along "
-            "the CV.",
+            "ways has opes, which explores along the CV between rounds, but there are no two rounds. Add rounds: 3, or "
+            "remove opes.",
             *("explore", "ways"),
         )
     if explore is not None and explore.frame_interval > protocol.cv.lag:
