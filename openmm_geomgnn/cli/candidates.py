@@ -94,8 +94,8 @@ def learned_cv(
             both = [np.hstack(pair) for pair in zip(targets, sides, strict=True)]
             given |= {"targets": both, "target_names": [*target_names, *side_names]}
         cv = fit_with_progress(data.trajectories, data.topology, settings, unfinished, **given)
-        if section.estimator == "progress":  # all components of one torsion are one direction in which it moves
-            cv.training_information["kernel_widening"] = kernel_widening(len(slow))
+        if section.estimator == "progress" and len(slow) == 1:  # its components are a line, around a circle
+            cv.training_information["kernel_widening"] = kernel_widening(1)
         candidates.append(_candidate(protocol, cv, data, slow, torsions))
     unfinished.remove()
     for one in candidates if slow else ():

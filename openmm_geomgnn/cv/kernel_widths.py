@@ -1,6 +1,5 @@
 """How wide the kernels of a bias on a CV are: as a basin, but no narrower than the integrator can follow."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -37,13 +36,13 @@ def is_too_stiff(width: npt.ArrayLike, spread: npt.ArrayLike) -> Any:
 
 
 def kernel_widening(dimension: int) -> float:
-    """How much wider than a component's fluctuation in a basin kernels in so many dimensions are: sqrt(dimension).
+    """How much wider than a component's fluctuation in a basin kernels in so many dimensions are: dimension^(3/4).
 
-    Two frames of a Gaussian basin are sqrt(2 d) fluctuations apart. So kernels of this width cover as much of a basin in
-    any number of dimensions as those as wide as the fluctuation do in one. Narrower ones fill it one by one, and what each
-    of them adds to the energy becomes heat.
+    Two frames of a Gaussian basin are sqrt(2 d) fluctuations apart. Kernels as wide as the fluctuation fill it one by one,
+    and what each of them adds to the energy becomes heat. With this width depositions in such a basin add as much in up to
+    four dimensions as in one; the exponent is fitted to that.
     """
-    return math.sqrt(dimension)
+    return float(dimension**0.75)
 
 
 def kernel_widths(

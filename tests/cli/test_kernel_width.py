@@ -42,7 +42,7 @@ class TestKernelWidth:
             return biasing.kernel_width(cv, protocol)["sigma"]
 
         assert sigma() == pytest.approx((0.15, 0.2))
-        assert sigma(kernel_widening=kernel_widening(2)) == pytest.approx((0.15, 0.2 * 2**0.5))
+        assert sigma(kernel_widening=kernel_widening(2)) == pytest.approx((0.1 * 2**0.75, 0.2 * 2**0.75))
 
     def test_no_narrower_than_the_integrator_follows(self, load):
         widths = self.widths(load, [12.0], [0.1])

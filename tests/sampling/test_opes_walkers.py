@@ -93,7 +93,7 @@ def test_wider_kernels_release_less_heat_in_several_dimensions():
     one = released(1, kernel_widening(1))
     assert released(3, 1.0) > 3 * one  # as wide as the fluctuation
     for dimension in (2, 3):
-        assert released(dimension, kernel_widening(dimension)) < 2 * one
+        assert released(dimension, kernel_widening(dimension)) == pytest.approx(one, rel=0.3)
 
 
 def test_states_are_immutable():

@@ -300,7 +300,7 @@ class BiasSection(Section):
     sigma: Widths | None = Field(
         None,
         description="kernel width in units of the CV, one for all components or a list; null: as the CV "
-        "fluctuates in a basin of the unbiased runs, times the root of the number of components (of torsions it follows)",
+        "fluctuates in a basin of the unbiased runs, wider where it follows several things",
     )
     sigma_min: Widths | None = Field(
         None, description="floor of the kernel widths, like sigma; null: chosen by how stiff the CV is"
