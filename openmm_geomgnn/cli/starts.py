@@ -42,11 +42,11 @@ def explore_along(protocol: Protocol, cv_file: Path, sigma: tuple[float, ...] | 
     """
     section: Any = protocol.explore
     given = {"ways": ("opes",), "barrier": protocol.bias.barrier, "cv": str(cv_file), "sigma": sigma}
-    return _explored(protocol, section.settings(protocol.seed, **given))
+    return _explored(protocol, section.settings(protocol.seed, **given), protocol.every)
 
 
-def _explored(protocol: Protocol, settings: Any) -> list[Explored]:
-    specs = [walker_spec(protocol, k) for k in range(len(protocol.system.structures))]
+def _explored(protocol: Protocol, settings: Any, every: int = 1) -> list[Explored]:
+    specs = [walker_spec(protocol, k, every=every) for k in range(len(protocol.system.structures))]
     with progress_bars(STAGES) as progress:
         found = explore(specs, settings, protocol.output / EXPLORE, protocol.run.walkers, progress)
     for one in found:
