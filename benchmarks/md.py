@@ -2,9 +2,9 @@
 
     python benchmarks/md.py                             # alanine dipeptide, and chignolin where PeptideBuilder is installed
     python benchmarks/md.py --chignolin FILE.pdb        # with hydrogens
-    python benchmarks/md.py --only chignolin --rounds 20
+    python benchmarks/md.py --only chignolin --rounds 20 --encoder et-64
 
-amber14 and OBC2 implicit solvent at 300 K, 2 fs; the CV is the encoder et-64 on heavy atoms (chignolin: one window for each
+amber14 and OBC2 implicit solvent at 300 K, 2 fs; the CV is the encoder (by default et-64) on heavy atoms (chignolin: one window for each
 residue and its neighbours) with a linear projection. Its weights are random: that costs as much as a fitted one. OPES with
 a deposition in every round acts on it, every 1, 2, 4 or 8 steps. One thread. Unbiased and biased walkers are advanced in
 turns in one process; times are of the processor, so that other programs disturb them less. Ratios are those of the medians,
@@ -54,10 +54,9 @@ WINDOWS = {"ala2": "all", "chignolin": "sequence"}
 AIMED_EVERY = 4
 
 
-def random_cv(structure, window):
+def random_cv(structure, encoder, window):
     """A CV with random weights, whose values vary by about 1 when atoms move by 0.1 angstrom."""
     topology = structure.topology
-    encoder = Encoder.load("et-64")
     featurization = Featurization(topology, TokenSpec(window=window), encoder)
     atoms = featurization.atoms
     mixer = make_mixer("none", featurization.windows.n_tokens, encoder.hidden_channels)
@@ -71,10 +70,10 @@ def random_cv(structure, window):
     return CollectiveVariable(encoder, mixer, *koopman, featurization.table, spec=featurization.spec)
 
 
-def compare(molecule, structure, folder, rounds):
+def compare(molecule, structure, encoder, folder, rounds):
     pdb, cv = str(folder / f"{molecule}.pdb"), str(folder / f"{molecule}.safetensors")
     structure.save_pdb(pdb)
-    random_cv(structure, WINDOWS[molecule]).save(cv)
+    random_cv(structure, encoder, WINDOWS[molecule]).save(cv)
     n_heavy = len(select_atoms(structure.topology))
     for name, system, platform, steps, aim in CASES[molecule]:
         print(f"\n{name}: {structure.n_atoms} atoms, {n_heavy} heavy; {platform}")
@@ -117,14 +116,16 @@ def spec(every=1, **settings):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chignolin", help="structure file with hydrogens; without it PeptideBuilder makes a helix")
+    parser.add_argument("--encoder", default="et-64", help="name or file")
     parser.add_argument("--only", choices=tuple(CASES))
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    encoder = Encoder.load(arguments.encoder)
     ala2 = mdtraj.load(str(resources.files("openmm_geomgnn") / "data" / "ala2-c7eq.pdb"))
     with tempfile.TemporaryDirectory() as folder:
         if arguments.only != "chignolin":
-            compare("ala2", ala2, Path(folder), arguments.rounds)
+            compare("ala2", ala2, encoder, Path(folder), arguments.rounds)
         if arguments.only == "ala2":
             return
         try:
@@ -132,7 +133,7 @@ def main():
         except ImportError as error:
             print(f'\nno chignolin: {error}; pip install "openmm-geomgnn[data]", or give --chignolin FILE.pdb')
             return
-        compare("chignolin", structure, Path(folder), arguments.rounds)
+        compare("chignolin", structure, encoder, Path(folder), arguments.rounds)
 
 
 if __name__ == "__main__":
