@@ -4,11 +4,11 @@
     python benchmarks/md.py --chignolin FILE.pdb        # with hydrogens
     python benchmarks/md.py --only chignolin --rounds 20 --encoder et-64
 
-amber14 and OBC2 implicit solvent at 300 K, 2 fs; the CV is the encoder (by default et-64) on heavy atoms (chignolin: one window for each
-residue and its neighbours) with a linear projection. Its weights are random: that costs as much as a fitted one. OPES with
-a deposition in every round acts on it, every 1, 2, 4 or 8 steps. One thread. Unbiased and biased walkers are advanced in
-turns in one process; times are of the processor, so that other programs disturb them less. Ratios are those of the medians,
-and of the least times, which other programs disturb least.
+amber14 and OBC2 implicit solvent at 300 K, 2 fs; the CV is an encoder, by default et-64, on heavy atoms (chignolin: one
+window for each residue and its neighbours) with a linear projection. Its weights are random: that costs as much as a fitted
+one. OPES with a deposition in every round acts on it, every 1, 2, 4 or 8 steps. One thread. Unbiased and biased walkers are
+advanced in turns in one process; times are of the processor, so that other programs disturb them less. Ratios are those of
+the medians, and of the least times, which other programs disturb least.
 """
 
 import argparse
