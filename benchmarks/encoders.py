@@ -1,5 +1,6 @@
 """How good a linear CV the tokens of encoders make: held-out VAMP-2 and, where labels are given, how well it tells states.
 
+    python benchmarks/encoders.py                       # of Ace-Ala3-Nme, simulated for that: shows how it works, no more
     python benchmarks/encoders.py topology.pdb a.dcd b.dcd --interval 1 --lag 10 --lag 50 --components 2 --components 5 \
         --encoder et-64 --encoder other.safetensors
     python benchmarks/encoders.py topology.pdb traj.dcd --interval 500 --lag 500 --labels COLVAR 1 0.2 --encoder et-64
@@ -22,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import mdtraj
 import numpy as np
+import openmm
 import torch
 from sklearn.metrics import roc_auc_score
 
@@ -32,9 +34,30 @@ from openmm_geomgnn.cv.score_features import NetworkFeatures, TorsionFeatures
 from openmm_geomgnn.cv.score_rows import Features, ScoreGrid, of_segments, score_cases
 from openmm_geomgnn.cv.scores import ScoreSettings, make_split
 from openmm_geomgnn.koopman import linear_basis
+from openmm_geomgnn.representation.encoder import shipped_encoders
 from openmm_geomgnn.representation.featurization import Featurization, SelectedAtoms
+from openmm_geomgnn.representation.shipped import DATA
 from openmm_geomgnn.representation.spec import TokenSpec
+from openmm_geomgnn.sampling.systems import SystemSettings, build_system, load_structure
 from openmm_geomgnn.unfinished import Unfinished
+
+
+def simulated(number=2, frames=400, interval=0.5):
+    """Short runs at 300 K of the peptide that ships, and the time between their frames in ps."""
+    topology, positions = load_structure(DATA / "ala3.pdb")
+    system, runs = build_system(topology, SystemSettings()), []
+    for seed in range(1, number + 1):
+        integrator = openmm.LangevinMiddleIntegrator(300, 1, 0.002)
+        integrator.setRandomNumberSeed(seed)
+        context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
+        context.setPositions(positions)
+        context.setVelocitiesToTemperature(300, seed)
+        xyz = []
+        for _ in range(frames):
+            integrator.step(round(interval / 0.002))
+            xyz.append(context.getState(getPositions=True).getPositions(asNumpy=True)._value)
+        runs.append(mdtraj.Trajectory(np.array(xyz), mdtraj.Topology.from_openmm(topology)))
+    return runs, interval
 
 
 def sources(trajectories, topology, settings, arguments):
@@ -98,20 +121,26 @@ def table(title, rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("topology")
-    parser.add_argument("trajectories", nargs="+")
-    parser.add_argument("--interval", type=float, required=True, help="ps between frames")
-    parser.add_argument("--lag", type=float, action="append", required=True, help="ps; several may be given")
+    parser.add_argument("topology", nargs="?")
+    parser.add_argument("trajectories", nargs="*")
+    parser.add_argument("--interval", type=float, help="ps between frames")
+    parser.add_argument("--lag", type=float, action="append", help="ps; several may be given (default: 5)")
     parser.add_argument("--components", type=int, action="append", help="of the CV; several may be given (default: 2)")
     parser.add_argument("--pca", type=int, action="append", help="principal components, 0 for all (default: 50, 150, 0)")
-    parser.add_argument("--window", default="sequence")
-    parser.add_argument("--encoder", action="append", required=True, help="name or file; several may be given")
+    parser.add_argument("--window", default="sequence", choices=("all", "sequence", "space"))
+    parser.add_argument("--encoder", action="append", help="name or file; several may be given (default: those shipped)")
     parser.add_argument("--random", type=int, default=3, help="networks with random weights of each")
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--labels", nargs=3, metavar=("FILE", "COLUMN", "THRESHOLD"), help="of one trajectory")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    trajectories = [mdtraj.load(file, top=arguments.topology) for file in arguments.trajectories]
+    arguments.encoder, arguments.lag = arguments.encoder or shipped_encoders(), arguments.lag or [5.0]
+    if arguments.topology and not (arguments.trajectories and arguments.interval):
+        parser.error("a topology comes with trajectories and --interval")
+    if arguments.topology:
+        trajectories = [mdtraj.load(file, top=arguments.topology) for file in arguments.trajectories]
+    else:
+        trajectories, arguments.interval = simulated()
     lengths = [len(part) for part in trajectories]
     labels = None
     if arguments.labels:
