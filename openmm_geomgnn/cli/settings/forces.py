@@ -25,6 +25,7 @@ WayName = Literal["scratch", "fine-tuned", "frozen", "frozen-random"]
 SplitName = Literal["temporal", "hotter", "given"]
 STRUCTURES = (".xyz", ".extxyz", ".sdf", ".mol", ".pdb")
 FRAMES = (".xyz", ".extxyz")
+_WHOLE = 1e-6  # steps by which a whole number of them may be missed, as floats are rounded
 
 
 def _folder(info: ValidationInfo) -> Any:
@@ -77,9 +78,11 @@ class LabelsSection(Section):
         check_distinct(self.temperatures, "temperatures")
         if list(self.temperatures) != sorted(self.temperatures):
             raise SettingError("temperatures must rise, as the split `hotter` trains on the first one.", "temperatures")
-        if self.interval < self.timestep:
+        steps = self.interval / self.timestep
+        if round(steps) < 1 or abs(steps - round(steps)) > _WHOLE:
             raise SettingError(
-                f"interval is {self.interval:g} ps, less than the timestep of {self.timestep:g} ps.", "interval"
+                f"interval is {self.interval:g} ps, but it must be a multiple of the timestep of {self.timestep:g} ps.",
+                "interval",
             )
         return self
 

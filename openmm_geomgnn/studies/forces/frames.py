@@ -129,8 +129,9 @@ def _gather(one: FrameSet, labels: Labels, checks: dict[bytes, BondCheck]) -> tu
 
     factor, counts, kept = labels.factor(), Counter[str](), []
     for z, pos, energy, forces in _read(one.files, labels):
-        check = checks.setdefault(z.tobytes(), BondCheck(z, pos))
-        state = check(pos)
+        if z.tobytes() not in checks:
+            checks[z.tobytes()] = BondCheck(z, pos)
+        state = checks[z.tobytes()](pos)
         counts[state] += 1
         if state != APART:
             atoms = Atoms(z, pos, info={"set": one.name})
