@@ -49,6 +49,40 @@ def read_tensor_file(path: PathLike, name: str, framework: str = "pt") -> tuple[
     return header if isinstance(header, dict) else None, tensors
 
 
+def read_arrays(path: PathLike, name: str, version: int, what: str, remedy: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read (header, arrays) of a file that was written `with_checksum`, with its `format` and `version` in the header.
+
+    Parameters
+    ----------
+    name : str
+        Of the header, and its `format`.
+    version : int
+        The one that is read.
+    what, remedy : str
+        For errors, such as "store of labelled molecules" and "`geomgnn supervised` makes one".
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it is damaged, of another kind or of another version.
+    """
+    try:
+        header, arrays = read_tensor_file(path, name, "numpy")
+    except FileNotFoundError:
+        raise ValueError(f"There is no {what} {path}. Check the path; {remedy}.") from None
+    except DamagedFile as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): it is damaged, or no {what}. Copy it again; {remedy}."
+        ) from error
+    if header is None or header.get("format") != name:
+        raise ValueError(f"{path} is a safetensors file, but no {what}. Give another file; {remedy}.")
+    if header.get("version") != version:
+        raise ValueError(f"{path} has version {header.get('version')} and this code reads {version}. Update openmm-geomgnn.")
+    if not is_as_written(header, arrays):
+        raise ValueError(f"{path} was changed or damaged after it was written. Copy it again; {remedy}.")
+    return header, arrays
+
+
 def read_tensor_bytes(data: bytes, name: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Read (header, tensors) from the bytes of a safetensors file, as `read_tensor_file` does from the file.
 

@@ -17,9 +17,8 @@ from openmm_geomgnn.cv.mixers.base import Mixer
 from openmm_geomgnn.cv.score_rows import RANDOM, TORSIONS, Case, Features
 from openmm_geomgnn.cv.stiffness import atomic_masses, stiffness, stiffness_of
 from openmm_geomgnn.cv.students.coordinates import InternalCoordinates
-from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation.featurization import Featurization
-from openmm_geomgnn.representation.rotatable import rotatable_torsions
+from openmm_geomgnn.representation.rotatable import torsions_among
 from openmm_geomgnn.representation.store import Embeddings
 from openmm_geomgnn.unfinished import Unfinished
 
@@ -107,14 +106,7 @@ class TorsionFeatures:
 
 def _torsion_coordinates(featurization: Featurization) -> InternalCoordinates | None:
     """Cosine and sine of every rotatable torsion between selected atoms; None where there is none."""
-    try:
-        rows = rotatable_torsions(featurization.topology).atoms
-    except GeomGNNError:  # no bonds
-        return None
-    place = np.full(featurization.topology.n_atoms, -1)
-    place[featurization.atoms] = np.arange(len(featurization.atoms))
-    rows = place[rows]
-    rows = rows[(rows >= 0).all(axis=1)]
+    rows = torsions_among(featurization.topology, featurization.atoms).atoms
     return InternalCoordinates(rows, np.zeros((0, 2), int)) if len(rows) else None
 
 

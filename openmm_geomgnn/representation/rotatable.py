@@ -37,6 +37,19 @@ class Torsions(NamedTuple):
         return mdtraj.compute_dihedrals(trajectory, self.atoms).astype(np.float64)
 
 
+def torsions_among(topology: TopologyLike, atoms: np.ndarray) -> Torsions:
+    """The rotatable torsions between selected atoms (n,), as rows of these; none where the topology has no bonds."""
+    topology = as_topology(topology)
+    try:
+        names, rows = rotatable_torsions(topology)
+    except GeomGNNError:
+        return Torsions((), np.zeros((0, 4), int))
+    place = np.full(topology.n_atoms, -1)
+    place[atoms] = np.arange(len(atoms))
+    there = np.flatnonzero((place[rows] >= 0).all(axis=1))
+    return Torsions(tuple(names[k] for k in there), place[rows[there]])
+
+
 def rotatable_torsions(topology: TopologyLike) -> Torsions:
     """Find one torsion for every bond about which parts with heavy atoms turn, omega of peptide bonds among them.
 

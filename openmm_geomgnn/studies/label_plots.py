@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openmm_geomgnn.analysis.canvas import finish, new_figure
-from openmm_geomgnn.analysis.plots import GREY, WALKER_COLOURS
+from openmm_geomgnn.analysis.plots import GREY, MARKERS, WALKER_COLOURS
 from openmm_geomgnn.studies.label_molecules import PROPERTIES
 from openmm_geomgnn.studies.label_noise import LabelGrid, LabelRow
 from openmm_geomgnn.studies.label_spread import values_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-MARKERS = "osD^vP"
 
 
 def label_figure(

@@ -4,8 +4,15 @@ import copy
 
 import pytest
 import torch
-from physics import NetworkSuite
-from training_cases import batch, check_by_differences, gradients, largest_difference, plain, scalar
+from training_cases import (
+    CompiledTrainingSuite,
+    PhysicsOfTraining,
+    batch,
+    check_by_differences,
+    gradients,
+    largest_difference,
+    plain,
+)
 
 pytest.importorskip("numba")
 
@@ -31,18 +38,19 @@ def make(dtype=torch.float64, **settings):
     return as_if_trained(network.to(dtype)).train()
 
 
-class TestPhysicsOfCompiledMessages(NetworkSuite):
-    """The suite in training mode: without a gradient of the positions its messages are the compiled ones."""
+class TestPhysicsOfCompiledMessages(PhysicsOfTraining):
+    reason_against = staticmethod(reason_against)
 
     def make(self, **settings):
         return SmoothEquivariantTransformer(
             **SIZES, num_layers=2, num_rbf=8, cutoff_upper=CUTOFF, max_z=40, neighbor_embedding=False, **settings
         )
 
-    def network_of(self, dtype, **settings):
-        network = super().network_of(dtype, **settings).train()
-        assert reason_against(network, torch.zeros(1, 3, dtype=dtype), None) is None
-        return network
+
+class TestCompiledTraining(CompiledTrainingSuite):
+    make, reason_against = staticmethod(make), staticmethod(reason_against)
+    function, weight = fused_attention._Messages, "attention_layers.0.q_proj.weight"
+    uncovered = [({"num_heads": 8}, f"multiple of {LANES}"), ({"attn_activation": "tanh"}, "not silu")]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-5)])
@@ -71,16 +79,6 @@ def test_all_gradients_are_those_of_the_plain_path(settings, dtype, tolerance):
 def test_other_numbers_of_heads_and_channels():
     network = make(hidden_channels=48, num_heads=3, num_layers=2)
     assert largest_difference(gradients(network, *batch()), gradients(plain(network), *batch())) < 1e-12
-
-
-@pytest.mark.parametrize("sizes", [(1,), (1, 1), (2,)])
-def test_graphs_without_pairs(sizes):
-    network = make()
-    z, pos, graphs = (part[: sum(sizes)] for part in batch((14, 1)))
-    graphs = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    pos = pos * 10.0
-    assert len(network.distance(pos, graphs).i) == 0
-    assert largest_difference(gradients(network, z, pos, graphs), gradients(plain(network), z, pos, graphs)) < 1e-12
 
 
 class TestGrid:
@@ -173,77 +171,5 @@ def test_training_takes_the_same_steps():
     assert found[-1] < found[0]
 
 
-def test_the_same_batch_gives_the_same_bits():
-    network = make(torch.float32)
-    arguments = batch((30, 1, 31, 32), dtype=torch.float32)
-    one, other = gradients(network, *arguments), gradients(network, *arguments)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-class TestPlainPath:
-    """Whatever the kernels do not cover runs in plain PyTorch, whose gradients are those of differences."""
-
-    @pytest.fixture(autouse=True)
-    def no_kernels(self, monkeypatch):
-        def refuse(*arguments):
-            raise AssertionError("the compiled messages were used")
-
-        monkeypatch.setattr(fused_attention._Messages, "apply", refuse)
-
-    def test_without_numba(self, monkeypatch):
-        monkeypatch.setattr(radial_grid, "numba_is_there", lambda: False)
-        assert "numba" in reason_against(make(), batch()[1], None)
-        check_by_differences(make())
-
-    def test_positions_with_a_gradient(self):
-        """Forces, and the gradient of their length by the positions."""
-        network, (z, pos, graphs) = make(), batch((10, 1, 8))
-        pos[7] += 0.6  # not at the place of another atom, where there is a kink
-        direction, h = randn(*pos.shape, seed=9), 1e-5
-
-        def energy_and_squared_force(pos):
-            pos = pos.clone().requires_grad_()
-            energy = scalar(*network(z, pos, graphs)[:2])
-            (force,) = torch.autograd.grad(energy, pos, create_graph=True)
-            squared = force.square().sum()
-            slopes = force, torch.autograd.grad(squared, pos)[0]
-            return torch.stack([energy, squared]).detach(), [float((slope.detach() * direction).sum()) for slope in slopes]
-
-        _, found = energy_and_squared_force(pos)
-        up, down = (energy_and_squared_force(pos + step * direction)[0] for step in (h, -h))
-        assert found == pytest.approx(((up - down) / (2 * h)).tolist(), rel=1e-5)
-        assert min(map(abs, found)) > 1e-3
-
-    def test_evaluation(self):
-        network, arguments = make(), batch()
-        expected = plain(network)(*arguments)[:2]
-        with torch.no_grad():
-            found = [network(*arguments)[:2]]
-        found.append(network.eval()(*arguments)[:2])
-        for values in found:
-            torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
-        assert all(float(part.detach().abs().max()) > 0.1 for part in expected)
-
-    def test_switched_off(self):
-        check_by_differences(plain(make()))
-
-    def test_mixed_precision(self):
-        network, arguments = make(torch.float32), batch(dtype=torch.float32)
-        expected = gradients(plain(network), *arguments)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = gradients(network, *arguments)
-        # bfloat16 has 8 bits
-        assert 1e-4 < largest_difference(found, expected) < 0.1
-
-    @pytest.mark.parametrize("settings", [{"num_heads": 8}, {"attn_activation": "tanh"}])
-    def test_settings_without_kernels(self, settings):
-        check_by_differences(make(**settings))
-
-
-def test_second_derivatives_are_refused():
-    network = make()
-    x, *_ = network(*batch())
-    parameter = network.attention_layers[0].q_proj.weight
-    (gradient,) = torch.autograd.grad(x.square().sum(), parameter, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+def test_gradients_of_the_plain_path_are_those_of_differences():
+    check_by_differences(plain(make()))

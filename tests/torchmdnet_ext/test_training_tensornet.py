@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from physics import NetworkSuite
-from training_cases import batch, gradients, largest_difference, plain
+from training_cases import CompiledTrainingSuite, PhysicsOfTraining, batch, gradients, largest_difference, plain
 
 pytest.importorskip("numba")
 
 from openmm_geomgnn.testing.encoders import CUTOFF
 from openmm_geomgnn.testing.numerics import JUMP, as_if_trained, randn
-from torchmdnet_ext.models import fused_tensors, radial_grid
+from torchmdnet_ext.models import fused_tensors
 from torchmdnet_ext.models.fused_tensors import Edges, reason_against
 from torchmdnet_ext.models.radial_grid import arrays, filter_table
 from torchmdnet_ext.models.tensornet import SmoothTensorNet
@@ -24,20 +23,21 @@ def make(dtype=torch.float64, **settings):
     return as_if_trained(SmoothTensorNet(**{**SETTINGS, "dtype": dtype, **settings})).train()
 
 
-class TestPhysicsOfCompiledLayers(NetworkSuite):
-    """The suite in training mode: without a gradient of the positions its layers are the compiled ones."""
+class TestPhysicsOfCompiledLayers(PhysicsOfTraining):
+    reason_against = staticmethod(reason_against)
 
     def make(self, **settings):
         return SmoothTensorNet(**{**SETTINGS, "num_rbf": 8, "cutoff_upper": CUTOFF}, **settings)
 
-    def network_of(self, dtype, **settings):
-        network = super().network_of(dtype, **settings).train()
-        assert reason_against(network, torch.zeros(1, 3, dtype=dtype), None) is None
-        return network
-
     def test_the_published_network_jumps_at_the_cutoff(self):
         value, slope = self.across_the_cutoff(self.network_of(torch.float64, smooth_cutoff=False), 0)
         assert value < JUMP and JUMP < slope < 1e-5
+
+
+class TestCompiledTraining(CompiledTrainingSuite):
+    make, reason_against = staticmethod(make), staticmethod(reason_against)
+    function, weight = fused_tensors._Embed, "tensor_embedding.emb.weight"
+    uncovered = [({"hidden_channels": 8}, "multiple of 16")]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-5)])
@@ -60,20 +60,6 @@ def test_all_gradients_are_those_of_the_plain_path(settings, dtype, tolerance, c
 def test_other_numbers_of_channels(channels):
     network = make(hidden_channels=channels)
     assert largest_difference(gradients(network, *batch()), gradients(plain(network), *batch())) < 1e-12
-
-
-@pytest.mark.parametrize("sizes", [(1,), (1, 1), (2,)])
-def test_graphs_without_pairs(sizes):
-    network = make()
-    z, pos, _ = (part[: sum(sizes)] for part in batch((14, 1)))
-    graphs = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    pos = pos * 10.0
-    assert len(network.distance(pos, graphs).i) == 0
-    # without directions, antisymmetric and symmetric parts are 0 but for rounding in the plain path
-    found, expected = (gradients(one, z, pos, graphs) for one in (network, plain(network)))
-    for name in found:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-12)
-    assert max(float(part.detach().abs().max()) for part in found.values()) > 1.0
 
 
 @pytest.mark.parametrize("settings", [{}, {"trainable_rbf": True}])
@@ -112,54 +98,6 @@ def test_gradients_of_the_messages_are_exact_transposes():
     check(lambda *inputs: fused_tensors._Embed.apply(*inputs, edges), table, centre, neighbour)
     check(lambda x, u: fused_tensors._Next.apply(x, u, charge, False), y, randn(9, 3, 16, seed=7))
     check(fused_tensors._First.apply, y, randn(3, 48, seed=8))
-
-
-def test_the_same_batch_gives_the_same_bits():
-    network, arguments = make(torch.float32), batch((30, 1, 31, 32), dtype=torch.float32)
-    one, other = gradients(network, *arguments), gradients(network, *arguments)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-class TestPlainPath:
-    """Whatever the kernels do not cover runs in plain PyTorch."""
-
-    @pytest.fixture(autouse=True)
-    def no_kernels(self, monkeypatch):
-        def refuse(*arguments):
-            raise AssertionError("the compiled layers were used")
-
-        monkeypatch.setattr(fused_tensors._Embed, "apply", refuse)
-
-    def test_without_numba(self, monkeypatch):
-        monkeypatch.setattr(radial_grid, "numba_is_there", lambda: False)
-        assert "numba" in reason_against(make(), batch()[1], None)
-        assert largest_difference(gradients(make(), *batch()), gradients(plain(make()), *batch())) == 0
-
-    def test_positions_with_a_gradient(self):
-        network, (z, pos, graphs) = make(), batch((10, 1, 8))
-        pos.requires_grad_()
-        assert "positions" in reason_against(network, pos, None)
-        x, *_ = network(z, pos, graphs)
-        (force,) = torch.autograd.grad(x.square().sum(), pos, create_graph=True)
-        force.square().sum().backward()
-        assert network.linear.weight.grad.abs().max() > 1e-3
-
-    def test_evaluation_and_other_widths(self):
-        network = make()
-        with torch.no_grad():
-            network(*batch())
-        network.eval()(*batch())
-        narrow = make(hidden_channels=8)
-        assert "multiple of 16" in reason_against(narrow, batch()[1], None)
-        assert largest_difference(gradients(narrow, *batch()), gradients(plain(narrow), *batch())) == 0
-
-
-def test_second_derivatives_are_refused():
-    network = make()
-    x, *_ = network(*batch())
-    (gradient,) = torch.autograd.grad(x.square().sum(), network.tensor_embedding.emb.weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
 
 
 def test_a_tensor_that_is_not_contiguous_is_refused():

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from physics import NetworkSuite
-from training_cases import batch, gradients, largest_difference, plain
+from training_cases import CompiledTrainingSuite, PhysicsOfTraining, batch, gradients, largest_difference, plain
 
 pytest.importorskip("numba")
 
 from openmm_geomgnn.testing.encoders import CUTOFF
 from openmm_geomgnn.testing.numerics import randn
-from torchmdnet_ext.models import fused_visnet, radial_grid
+from torchmdnet_ext.models import fused_visnet
 from torchmdnet_ext.models.fused_visnet import make_edges, reason_against
 from torchmdnet_ext.models.visnet import ViSNet
 
@@ -33,16 +32,17 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(fused_visnet, "PAIRS_AT_ONCE", 50)
 
 
-class TestPhysicsOfCompiledMessages(NetworkSuite):
-    """The suite in training mode: without a gradient of the positions its messages are the compiled ones."""
+class TestPhysicsOfCompiledMessages(PhysicsOfTraining):
+    reason_against = staticmethod(reason_against)
 
     def make(self, **settings):
         return ViSNet(**{**SETTINGS, "num_layers": 2, "num_rbf": 8, "cutoff_upper": CUTOFF}, **settings)
 
-    def network_of(self, dtype, **settings):
-        network = super().network_of(dtype, **settings).train()
-        assert reason_against(network, torch.zeros(1, 3, dtype=dtype), None) is None
-        return network
+
+class TestCompiledTraining(CompiledTrainingSuite):
+    make, reason_against = staticmethod(make), staticmethod(reason_against)
+    function, weight = fused_visnet._Messages, "vis_mp_layers.0.q_proj.weight"
+    uncovered = [({"num_heads": 4}, "multiple of 8")]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-5)])
@@ -75,16 +75,6 @@ def test_other_numbers_of_heads_and_channels(settings):
     assert largest_difference(gradients(network, *batch()), gradients(plain(network), *batch())) < 1e-12
 
 
-@pytest.mark.parametrize("sizes", [(1,), (1, 1), (2,)])
-def test_graphs_without_pairs(sizes):
-    network = make()
-    z, pos, _ = (part[: sum(sizes)] for part in batch((14, 1)))
-    graphs = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    pos = pos * 10.0
-    assert len(network.distance(pos, graphs).i) == 0
-    assert largest_difference(gradients(network, z, pos, graphs), gradients(plain(network), z, pos, graphs)) < 1e-12
-
-
 @pytest.mark.parametrize("lmax", [1, 2])
 @pytest.mark.parametrize("shared", [False, True])
 def test_gradients_of_the_messages_are_those_of_differences(lmax, shared):
@@ -102,51 +92,3 @@ def test_gradients_of_the_messages_are_those_of_differences(lmax, shared):
     # the first layer: no vectors, factors of directions only, no update
     inputs = [inputs[0], inputs[3], *(randn(*shape, seed=9).requires_grad_() for shape in ((16, 8), (16,), (8, 8), (8,)))]
     check(lambda qkv, *others: fused_visnet._Messages.apply(qkv, None, None, *others, edges, 1)[:2], inputs)
-
-
-def test_the_same_batch_gives_the_same_bits():
-    network, arguments = make(torch.float32), batch((30, 1, 31, 32), dtype=torch.float32)
-    one, other = gradients(network, *arguments), gradients(network, *arguments)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-class TestPlainPath:
-    """Whatever the kernels do not cover runs in plain PyTorch."""
-
-    @pytest.fixture(autouse=True)
-    def no_kernels(self, monkeypatch):
-        def refuse(*arguments):
-            raise AssertionError("the compiled messages were used")
-
-        monkeypatch.setattr(fused_visnet._Messages, "apply", refuse)
-
-    def test_without_numba(self, monkeypatch):
-        monkeypatch.setattr(radial_grid, "numba_is_there", lambda: False)
-        assert "numba" in reason_against(make(), batch()[1], None)
-        assert largest_difference(gradients(make(), *batch()), gradients(plain(make()), *batch())) == 0
-
-    def test_positions_with_a_gradient(self):
-        network, (z, pos, graphs) = make(), batch((10, 1, 8))
-        pos.requires_grad_()
-        assert "positions" in reason_against(network, pos, None)
-        x, *_ = network(z, pos, graphs)
-        (force,) = torch.autograd.grad(x.square().sum(), pos, create_graph=True)
-        force.square().sum().backward()
-        assert network.vis_mp_layers[0].q_proj.weight.grad.abs().max() > 1e-3
-
-    def test_evaluation_and_other_heads(self):
-        network = make()
-        with torch.no_grad():
-            network(*batch())
-        network.eval()(*batch())
-        narrow = make(num_heads=4)
-        assert "multiple of 8" in reason_against(narrow, batch()[1], None)
-        assert largest_difference(gradients(narrow, *batch()), gradients(plain(narrow), *batch())) == 0
-
-
-def test_second_derivatives_are_refused():
-    network = make()
-    x, *_ = network(*batch())
-    (gradient,) = torch.autograd.grad(x.square().sum(), network.vis_mp_layers[0].q_proj.weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()

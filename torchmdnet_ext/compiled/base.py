@@ -83,10 +83,11 @@ def have_kernels(functions, dtype):
 class CompiledNetwork:
     """Base of a network for fixed atoms and fixed candidate pairs.
 
-    A network's own class has `supports`, the kernels `_forward` and `_backward`, and what makes their arguments, named
-    tuples that its module of arguments defines: `_make_weights(network, z, intervals)` sets `_start` (two arrays with a row
-    for each atom), `_shared`, `_forward_weights` and, with `gradient`, `_backward_weights`; `_make_work(atoms, pairs)`, for
-    the largest numbers of them in a part, sets `_kept`, `_forward_work` and, with `gradient`, `_backward_work`.
+    A network's own class has its `network_class`, perhaps `_uncovered`, the kernels `_forward` and `_backward`, and what
+    makes their arguments, named tuples that its module of arguments defines: `_make_weights(network, z, intervals)` sets
+    `_start` (two arrays with a row for each atom), `_shared`, `_forward_weights` and, with `gradient`, `_backward_weights`;
+    `_make_work(atoms, pairs)`, for the largest numbers of them in a part, sets `_kept`, `_forward_work` and, with
+    `gradient`, `_backward_work`.
 
     Parameters
     ----------
@@ -154,10 +155,17 @@ class CompiledNetwork:
             max(len(first) for _, first, _ in self._parts),
         )
 
-    @staticmethod
-    def supports(network) -> str | None:
+    @classmethod
+    def supports(cls, network) -> str | None:
         """None if a network can be run, otherwise the reason why not."""
-        raise NotImplementedError
+        if not isinstance(network, cls.network_class):
+            return f"it is a {type(network).__name__}, not a {cls.network_class.__name__}"
+        return cls._uncovered(network) or ("periodic boxes are not covered" if bool(network.distance.box.any()) else None)
+
+    @staticmethod
+    def _uncovered(network) -> str | None:
+        """Which settings of a network of the right class the kernels do not cover; None if they do."""
+        return None
 
     def _make_order(self, network):
         heads, width = network.num_heads, network.hidden_channels // network.num_heads

@@ -58,12 +58,10 @@ class NumbaET(CompiledNetwork):
 
     shares_pairs = True
     _forward, _backward = staticmethod(forward), staticmethod(backward)
+    network_class = SmoothEquivariantTransformer
 
     @staticmethod
-    def supports(network) -> str | None:
-        """None if a network can be run, otherwise the reason why not."""
-        if not isinstance(network, SmoothEquivariantTransformer):
-            return f"it is a {type(network).__name__}, not a SmoothEquivariantTransformer"
+    def _uncovered(network) -> str | None:
         if getattr(network, "neighbor_embedding", None) is not None:
             return "neighbor_embedding is not covered"
         if network.attn_activation not in ("silu", "swish"):
@@ -74,8 +72,6 @@ class NumbaET(CompiledNetwork):
             return f"cutoff_lower must be 0, but is {network.cutoff_lower}"
         if len(network.attention_layers) == 0:
             return "it has no layers"
-        if bool(network.distance.box.any()):
-            return "periodic boxes are not covered"
         return None
 
     def _interleaved(self, parts):

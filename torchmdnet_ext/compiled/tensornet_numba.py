@@ -59,18 +59,14 @@ class NumbaTensorNet(CompiledNetwork):
     """A `SmoothTensorNet` of neutral molecules; see `CompiledNetwork`."""
 
     _forward, _backward = staticmethod(forward), staticmethod(backward)
+    network_class = SmoothTensorNet
 
     @staticmethod
-    def supports(network) -> str | None:
-        """None if a network can be run, otherwise the reason why not."""
-        if not isinstance(network, SmoothTensorNet):
-            return f"it is a {type(network).__name__}, not a SmoothTensorNet"
+    def _uncovered(network) -> str | None:
         if not isinstance(network.act, torch.nn.SiLU):
             return f"activation must be silu, but is {type(network.act).__name__}"
         if len(network.layers) == 0:
             return "it has no layers"
-        if bool(network.distance.box.any()):
-            return "periodic boxes are not covered"
         return None
 
     def _make_order(self, network):

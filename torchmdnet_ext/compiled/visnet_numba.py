@@ -77,15 +77,7 @@ class NumbaViSNet(CompiledNetwork):
     """A `ViSNet`; see `CompiledNetwork`."""
 
     _forward, _backward = staticmethod(forward), staticmethod(backward)
-
-    @staticmethod
-    def supports(network) -> str | None:
-        """None if a network can be run, otherwise the reason why not."""
-        if not isinstance(network, ViSNet):
-            return f"it is a {type(network).__name__}, not a ViSNet"
-        if bool(network.distance.box.any()):
-            return "periodic boxes are not covered"
-        return None
+    network_class = ViSNet
 
     def _make_weights(self, network, z, intervals):
         hidden, channels, count = network.hidden_channels, self.channels, len(network.vis_mp_layers)

@@ -11,12 +11,11 @@ import torch
 from torch_geometric.data import Data
 
 from torchmdnet_ext.arguments import did_you_mean
-from torchmdnet_ext.datasets.labelled import Label, LabelledMolecules, LabelledStore
+from torchmdnet_ext.datasets.labelled import MAX_Z, Label, LabelledMolecules, LabelledStore
 from torchmdnet_ext.datasets.splits import NAMES
 from torchmdnet_ext.files import PathLike
 
 SUFFIXES = (".xyz", ".extxyz")
-_HEAVIEST = 99  # atomic number; atomic references are a table up to it
 
 
 class ExtendedXYZ(LabelledMolecules):
@@ -168,8 +167,8 @@ def _checked(atoms: Any, where: str, energy: str, forces: str) -> tuple[np.ndarr
     if atoms.pbc.any():
         raise ValueError(f"{where} is periodic, and only molecules in open space are read. Set pbc to F F F if it is one.")
     numbers = atoms.numbers
-    if not len(numbers) or numbers.min() < 1 or numbers.max() > _HEAVIEST:
-        raise ValueError(f"{where} has no atoms, or atoms of unknown elements (atomic numbers 1 to {_HEAVIEST} are known).")
+    if not len(numbers) or numbers.min() < 1 or numbers.max() >= MAX_Z:
+        raise ValueError(f"{where} has no atoms, or atoms of unknown elements (atomic numbers 1 to {MAX_Z - 1} are known).")
     found = [_label(atoms, name, what, where) for name, what in ((energy, "energy"), (forces, "forces"))]
     for value, shape, what in zip(found, ((), atoms.positions.shape), ("energy", "forces"), strict=True):
         if value.shape != shape:

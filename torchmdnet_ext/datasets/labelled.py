@@ -30,14 +30,14 @@ from torch_geometric.data import Data
 from torchmdnet_ext.arguments import did_you_mean
 from torchmdnet_ext.datasets import splits
 from torchmdnet_ext.files import PathLike, write_whole
-from torchmdnet_ext.tensor_files import DamagedFile, is_as_written, read_tensor_file, with_checksum
+from torchmdnet_ext.tensor_files import read_arrays, with_checksum
 
 FORMAT, VERSION = "labelled molecules", 1
 GROUP = "group."
 TENSORS = ("z", "pos", "ptr", "labels", "index")
 REFERENCES = ("stored", "fitted")
 _NO_SPREAD = 1e-9  # of labels that are all the same, or that the composition explains
-_MAX_Z = 100  # atomic references are a table of this length, as in TorchMD-Net
+MAX_Z = 100  # atomic references are a table of this length, as in TorchMD-Net
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,7 @@ def read_labelled(path: PathLike) -> LabelledStore:
         If there is none, or it is truncated, changed, of another kind or of a later version.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise ValueError(f"There is no store of labelled molecules {path}. Check the path; `geomgnn supervised` makes one.")
-    try:
-        header, tensors = read_tensor_file(path, FORMAT, "numpy")
-    except DamagedFile as error:
-        raise ValueError(
-            f"{path} cannot be read as labelled molecules ({error}). Copy it again, or make it anew."
-        ) from error
-    if header is None or header.get("format") != FORMAT:
-        raise ValueError(f"{path} is a safetensors file, but not one of labelled molecules. Give another file.")
-    if header.get("version") != VERSION:
-        raise ValueError(f"{path} has version {header.get('version')} and this code reads {VERSION}. Update openmm-geomgnn.")
-    if not is_as_written(header, tensors):
-        raise ValueError(f"{path} was changed or damaged after it was written. Copy it again, or make it anew.")
+    header, tensors = read_arrays(path, FORMAT, VERSION, "store of labelled molecules", "`geomgnn supervised` makes one")
     labels = tuple(
         Label(one["name"], one["unit"], one["references"] and {int(z): value for z, value in one["references"].items()})
         for one in header["labels"]
@@ -146,7 +133,7 @@ class LabelledMolecules(torch.utils.data.Dataset):
     def _stored(self) -> np.ndarray | None:
         if self.label.references is None:
             return None
-        table = np.zeros(_MAX_Z)
+        table = np.zeros(MAX_Z)
         for z, value in self.label.references.items():
             table[z] = value
         return table
@@ -177,21 +164,21 @@ class LabelledMolecules(torch.utils.data.Dataset):
         """Number of atoms of each element in each molecule, (M, 100)."""
         z, ptr = self.store.arrays["z"].astype(np.int64), self.store.arrays["ptr"]
         owner = np.repeat(np.arange(len(self)), np.diff(ptr))
-        return np.bincount(owner * _MAX_Z + z, minlength=len(self) * _MAX_Z).reshape(len(self), _MAX_Z)
+        return np.bincount(owner * MAX_Z + z, minlength=len(self) * MAX_Z).reshape(len(self), MAX_Z)
 
     def fit_references(self, train: Sequence[int] | np.ndarray | Tensor) -> None:
         """Fit the atomic references to training molecules, given by their indices, if they are to be fitted."""
         if not self._fitted:
             return
         stored, counts = self._stored(), self.composition()[np.asarray(train)]
-        table = np.zeros(_MAX_Z) if stored is None else stored
+        table = np.zeros(MAX_Z) if stored is None else stored
         present = np.flatnonzero(counts.any(axis=0))
         rest = self.values[np.asarray(train)] - counts @ table
         # an element that no training molecule has keeps its stored reference
         table[present] += np.linalg.lstsq(counts[:, present].astype(float), rest, rcond=None)[0]
         self._table = table
 
-    def get_atomref(self, max_z: int = _MAX_Z) -> Tensor:
+    def get_atomref(self, max_z: int = MAX_Z) -> Tensor:
         """Atomic references (max_z, 1), float64, for TorchMD-Net's prior `Atomref`.
 
         Raises

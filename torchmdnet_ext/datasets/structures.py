@@ -27,11 +27,9 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from torchmdnet_ext.files import PathLike, write_whole
-from torchmdnet_ext.tensor_files import DamagedFile, is_as_written, read_tensor_file, with_checksum
+from torchmdnet_ext.tensor_files import read_arrays, with_checksum
 
 FORMAT, VERSION = "structures", 1
-TENSORS = ("residue", "pos", "ptr", "label", "tokens")
-HOW_TO_MAKE = "`geomgnn structures` writes one"
 
 
 def write_structures(path: PathLike, tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
@@ -53,21 +51,7 @@ def read_structures(path: PathLike) -> tuple[dict[str, Any], dict[str, np.ndarra
 
     Raises ValueError if there is no such file, or it is damaged or of another kind.
     """
-    try:
-        header, tensors = read_tensor_file(path, FORMAT, "numpy")
-    except FileNotFoundError:
-        raise ValueError(f"There is no file of structures {path}: {HOW_TO_MAKE}.") from None
-    except DamagedFile as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}): it is damaged or no file of structures. Write it again."
-        ) from error
-    if header is None or header.get("format") != FORMAT or not set(TENSORS) <= tensors.keys():
-        raise ValueError(f"{path} is no file of structures: {HOW_TO_MAKE}.")
-    if header.get("version") != VERSION:
-        raise ValueError(f"{path} is of version {header.get('version')} and this release reads {VERSION}. Write it again.")
-    if not is_as_written(header, tensors):
-        raise ValueError(f"{path} was changed or damaged after it was written. Write it again.")
-    return header, tensors
+    return read_arrays(path, FORMAT, VERSION, "file of structures", "`geomgnn structures` writes one")
 
 
 class Structures(Dataset):

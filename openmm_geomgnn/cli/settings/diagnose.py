@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from openmm_geomgnn.cli.settings.fields import EncoderNames, OutputFolder, Section, Structures, Whole
+from openmm_geomgnn.cli.settings.fields import RESULTS, EncoderNames, OutputFolder, Section, Structures, Whole
 
 
 class Diagnose(Section):
@@ -22,8 +22,4 @@ class Diagnose(Section):
     )
     draws: Whole = Field(8, ge=1, description="random projections from which the Jacobians of an atom are estimated")
     seed: Whole = Field(1, ge=0, description="of random weights and projections")
-    output: OutputFolder = Field(
-        None,
-        validate_default=True,
-        description="folder of the results, relative to where the command runs; by default runs/NAME for NAME.yaml",
-    )
+    output: OutputFolder = RESULTS

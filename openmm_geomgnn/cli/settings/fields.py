@@ -10,7 +10,16 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from openmm_geomgnn.aliases import PathLike
@@ -342,6 +351,11 @@ def alone(value: Any) -> Any:
 
 
 OutputFolder = _output("runs/{name}")
+RESULTS = Field(
+    None,
+    validate_default=True,
+    description="folder of the results, relative to where the command runs; by default runs/NAME for NAME.yaml",
+)
 OutputCV = _output("{name}.cv.safetensors", ".safetensors", "a CV is a .safetensors file")
 OutputScores = _output("{name}.scores")
 OutputProjection = _output("{name}.projection")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from openmm_geomgnn.cli.settings.fields import (
+    RESULTS,
     Number,
     OutputFolder,
     Section,
@@ -52,11 +53,7 @@ else:
 class LabelNoise(Section):
     """A study of labels: the same molecules, computed by PySCF with all combinations of functionals and bases."""
 
-    output: OutputFolder = Field(
-        None,
-        validate_default=True,
-        description="folder of the results, relative to where the command runs; by default runs/NAME for NAME.yaml",
-    )
+    output: OutputFolder = RESULTS
     molecules: Molecules = Field(
         min_length=1,
         description="indices or SMILES of QM9 (as it writes them), which have a published label, or `.xyz` files; neutral, "

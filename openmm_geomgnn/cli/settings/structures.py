@@ -9,7 +9,6 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from openmm_geomgnn.cli.settings.fields import (
     OUR_MIXERS,
     Number,
-    OutputFolder,
     Section,
     SettingError,
     Whole,
@@ -65,11 +64,6 @@ class Structures(Trainings):
     """A study of classes of structures: networks on residues with residue tokens as features and without."""
 
     seed: Whole = Field(1, ge=0, lt=2**31, description="seed of built peptides, and of parts that a folder does not give")
-    output: OutputFolder = Field(
-        None,
-        validate_default=True,
-        description="folder of the results, relative to where the command runs; by default runs/NAME for NAME.yaml",
-    )
     built: BuiltSection | None = Field(None, description="peptides that are built in a known way; null is none")
     folder: Directory | None = Field(
         None,

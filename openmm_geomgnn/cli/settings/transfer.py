@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from openmm_geomgnn.cli.settings.fields import (
+    RESULTS,
     EncoderNames,
     Kelvin,
     MixerName,
@@ -143,11 +144,7 @@ class Transfer(Section):
     """A study of CVs that are trained on some molecules and used on another."""
 
     seed: Whole = Field(1, ge=0, lt=2**31, description="seed of runs and of random weights")
-    output: OutputFolder = Field(
-        None,
-        validate_default=True,
-        description="folder of the results, relative to where the command runs; by default runs/NAME for NAME.yaml",
-    )
+    output: OutputFolder = RESULTS
     peptides: PeptidesSection | None = Field(None, description="peptides that are simulated first; null is none")
     molecules: tuple[MoleculeSection, ...] = Field((), description="molecules with trajectories that exist")
     stride: Whole = Field(1, ge=1, description="use every stride-th frame")

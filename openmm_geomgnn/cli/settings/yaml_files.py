@@ -4,6 +4,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
@@ -108,8 +109,8 @@ REQUIREMENTS = {
 }
 
 
-def load_protocol(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Protocol:
-    """The `Protocol` in a YAML file.
+def _load(model: type[S], path: PathLike, overrides: Mapping[str, Any] | None = None) -> S:
+    """The settings in a YAML file.
 
     Parameters
     ----------
@@ -123,32 +124,27 @@ def load_protocol(path: PathLike, overrides: Mapping[str, Any] | None = None) ->
     GeomGNNError
         One paragraph that says what is wrong in which line, and what to do. Doubtful settings give a UserWarning.
     """
-    return _load(Protocol, path, overrides)
+    path = find_file(path, os.getcwd(), "settings file", (".yaml", ".yml"))
+    data, lines = read_yaml(path)
+    for key, value in (overrides or {}).items():
+        _override(data, lines, tuple(key.split(".")), value)
+    return _validated(model, data, lines, {"folder": path.parent, "name": path.stem}, path.name)
 
 
-def load_fit(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Fit:
-    """The `Fit` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(Fit, path, overrides)
-
-
-def load_score(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Score:
-    """The `Score` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(Score, path, overrides)
-
-
-def load_project(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Project:
-    """The `Project` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(Project, path, overrides)
-
-
-def load_embed(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Embed:
-    """The `Embed` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(Embed, path, overrides)
-
-
-def load_distill(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Distill:
-    """The `Distill` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(Distill, path, overrides)
+load_protocol = partial(_load, Protocol)
+load_fit = partial(_load, Fit)
+load_score = partial(_load, Score)
+load_project = partial(_load, Project)
+load_embed = partial(_load, Embed)
+load_distill = partial(_load, Distill)
+load_data_build = partial(_load, DataBuild)
+load_label_noise = partial(_load, LabelNoise)
+load_scaling = partial(_load, Scaling)
+load_supervised = partial(_load, Supervised)
+load_forces = partial(_load, Forces)
+load_diagnose = partial(_load, Diagnose)
+load_transfer = partial(_load, Transfer)
+load_structures = partial(_load, Structures)
 
 
 def embed_settings(inputs: Sequence[str], options: Mapping[str, Any]) -> Embed:
@@ -188,46 +184,6 @@ def _from_command_line(
     return _validated(model, data, {}, {"folder": os.getcwd()}, COMMAND_LINE)
 
 
-def load_data_build(path: PathLike, overrides: Mapping[str, Any] | None = None) -> DataBuild:
-    """The `DataBuild` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(DataBuild, path, overrides)
-
-
-def load_label_noise(path: PathLike, overrides: Mapping[str, Any] | None = None) -> LabelNoise:
-    """The `LabelNoise` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(LabelNoise, path, overrides)
-
-
-def load_diagnose(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Diagnose:
-    """The `Diagnose` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(Diagnose, path, overrides)
-
-
-def load_scaling(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Scaling:
-    """The `Scaling` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(Scaling, path, overrides)
-
-
-def load_supervised(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Supervised:
-    """The `Supervised` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(Supervised, path, overrides)
-
-
-def load_forces(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Forces:
-    """The `Forces` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(Forces, path, overrides)
-
-
-def load_structures(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Structures:
-    """The `Structures` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(Structures, path, overrides)
-
-
-def load_transfer(path: PathLike, overrides: Mapping[str, Any] | None = None) -> Transfer:
-    """The `Transfer` in a YAML file; arguments and errors are those of `load_protocol`."""
-    return _load(Transfer, path, overrides)
-
-
 def dump(config: Section) -> str:
     """Write all settings of a `Protocol` or `Fit` as YAML, with defaults filled in and absolute paths.
 
@@ -235,14 +191,6 @@ def dump(config: Section) -> str:
     """
     data = config.model_dump(mode="json")
     return f"# All settings, for `{COMMANDS[type(config)]}`.\n{write_yaml(data)}"
-
-
-def _load(model: type[S], path: PathLike, overrides: Mapping[str, Any] | None) -> S:
-    path = find_file(path, os.getcwd(), "settings file", (".yaml", ".yml"))
-    data, lines = read_yaml(path)
-    for key, value in (overrides or {}).items():
-        _override(data, lines, tuple(key.split(".")), value)
-    return _validated(model, data, lines, {"folder": path.parent, "name": path.stem}, path.name)
 
 
 def _validated(model: type[S], data: Any, lines: Lines, context: Mapping[str, Any], source: str) -> S:
@@ -255,7 +203,7 @@ def _validated(model: type[S], data: Any, lines: Lines, context: Mapping[str, An
             raise GeomGNNError(_explain(error, model, source, lines)) from None
     for warning in caught:
         text = f"{source}: {warning.message}" if issubclass(warning.category, UserWarning) else warning.message
-        warnings.warn(text, warning.category, stacklevel=4)
+        warnings.warn(text, warning.category, stacklevel=3)
     return config
 
 

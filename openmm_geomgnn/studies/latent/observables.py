@@ -8,7 +8,7 @@ import mdtraj
 import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.representation.rotatable import rotatable_torsions
+from openmm_geomgnn.representation.rotatable import torsions_among
 from openmm_geomgnn.representation.spec import RADIUS
 
 APART = 3  # residues in sequence, from which on a pair can be a contact
@@ -107,18 +107,10 @@ def _radius_of_gyration(trajectory: mdtraj.Trajectory) -> np.ndarray:
 
 
 def _torsions(trajectory: mdtraj.Trajectory, topology: mdtraj.Topology, atoms: np.ndarray) -> list[Observable]:
-    """Every torsion between selected atoms about which the molecule turns; none where there are no bonds."""
-    try:
-        names, rows = rotatable_torsions(topology)
-    except GeomGNNError:
-        return []
-    place = np.full(topology.n_atoms, -1)
-    place[atoms] = np.arange(len(atoms))
-    there = [k for k, row in enumerate(place[rows]) if (row >= 0).all()]
-    if not there:
-        return []
-    angles = mdtraj.compute_dihedrals(trajectory, place[rows][there], periodic=False).astype(np.float64)
-    return [Observable(names[k], _kind(names[k]), column, "rad") for k, column in zip(there, angles.T, strict=True)]
+    """Every torsion between selected atoms about which the molecule turns."""
+    torsions = torsions_among(topology, atoms)
+    angles = torsions.compute(trajectory)
+    return [Observable(name, _kind(name), column, "rad") for name, column in zip(torsions.names, angles.T, strict=True)]
 
 
 def _kind(name: str) -> str:

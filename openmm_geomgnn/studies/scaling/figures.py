@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openmm_geomgnn.analysis.canvas import finish, new_figure
-from openmm_geomgnn.analysis.plots import BLUE, GREY, ORANGE, WALKER_COLOURS
+from openmm_geomgnn.analysis.plots import BLUE, GREY, MARKERS, ORANGE, WALKER_COLOURS
 from openmm_geomgnn.studies.scaling.fits import CONSTANT, POWER, SATURATING
 from openmm_geomgnn.studies.scaling.table import LOSSES, SIZES, AxisLaw, Row, models_of, points
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LINES = {CONSTANT.name: (GREY, ":"), POWER.name: (ORANGE, "--"), SATURATING.name: (BLUE, "-")}
-MARKERS = "osD^vP"
 _LABELS = {"aspect": "width / depth", "cutoff": "cutoff (Å)", "source": "source"}
 
 
