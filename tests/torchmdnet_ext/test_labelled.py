@@ -85,7 +85,7 @@ def test_damaged_files(path, tmp_path):
     with pytest.raises(ValueError, match="was changed or damaged"):
         read_labelled(tmp_path / "changed.safetensors")
     (tmp_path / "short.safetensors").write_bytes(content[:50])
-    with pytest.raises(ValueError, match="cannot be read as labelled molecules"):
+    with pytest.raises(ValueError, match="damaged, or no store of labelled molecules"):
         read_labelled(tmp_path / "short.safetensors")
     with pytest.raises(ValueError, match="There is no store"):
         read_labelled(tmp_path / "none.safetensors")
