@@ -42,7 +42,8 @@ class Case:
 
 
 CASES = {
-    "ala2-both": Case("ala2", "ala2-opes.yaml"),
+    "ala2-both": Case("ala2", "ala2-rounds.yaml", {"system.structures": "[ala2-c7eq.pdb, ala2-c7ax.pdb]"}),
+    "ala2-linear": Case("ala2", "ala2-opes.yaml"),  # both states given, no rounds
     "ala2-one": Case("ala2", "ala2-rounds.yaml"),
     "pro-both": Case("pro", "proline-rounds.yaml", {"system.structures": "[pro-trans.pdb, pro-cis.pdb]"}),
     "pro-one": Case("pro", "proline-rounds.yaml"),
