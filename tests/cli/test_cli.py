@@ -280,7 +280,7 @@ class TestErrors:
         command = [sys.executable, "-c", program, "--debug", "run", "x.yaml"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
-        assert "Traceback" in done.stderr and "in load_protocol" in done.stderr
+        assert "Traceback" in done.stderr and "in _load" in done.stderr
 
     def test_ctrl_c(self, geomgnn, monkeypatch, protocol):
         def interrupted(protocol, overwrite, source):
