@@ -6,7 +6,7 @@ units of `sigma`. A network that predicts 0 has a loss of 1.0.
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from torchmdnet_ext.arguments import dataset_arguments
+from torchmdnet_ext.datasets.conformers import Conformers
 from torchmdnet_ext.files import PathLike
 
 COUNTED = 2000  # number of conformers in which elements are counted for balanced weights
@@ -107,22 +108,45 @@ class Denoising(Dataset):
         return len(self.clean)
 
     def __getitem__(self, index: int) -> Data:
-        index = int(index)
-        conformer = self.clean[index]
-        generator = torch.Generator().manual_seed(index) if self.fixed else None
-        z, pos = conformer.z, conformer.pos
-        noise = torch.randn(pos.shape, generator=generator, dtype=pos.dtype)
-        if self.remove_hydrogens and torch.rand((), generator=generator) < self.remove_hydrogens:
-            heavy = z > 1
-            if int(heavy.sum()) >= 2:
-                z, pos, noise = z[heavy], pos[heavy], noise[heavy]
-        sigma = self.sigma[torch.randint(len(self.sigma), (), generator=generator)]
-        noisy = Data(z=z, pos=pos + sigma * noise, y=noise)
+        conformer = self.clean[int(index)]
+        [noisy] = self._noisy(conformer.z, conformer.pos, [len(conformer.z)], [index])
         if "box" in conformer:
             noisy.box = conformer.box
-        if self.weights is not None and not self.fixed:
-            noisy.loss_weight = self.weights[z]
         return noisy
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Data]:
+        """Return noisy conformers, as `self[i]` does for one: PyTorch's loaders ask for batches like this."""
+        if not isinstance(self.clean, Conformers):
+            return [self[index] for index in indices]
+        return self._noisy(*self.clean.gather(indices), indices)
+
+    def _draw(self, atoms: int, conformers: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise (atoms, 3), a number from 0 to 1 that decides about hydrogens, and which sigma, of each conformer."""
+        noise = torch.randn((atoms, 3), generator=generator)
+        hydrogens = torch.rand(conformers, generator=generator) if self.remove_hydrogens else torch.ones(conformers)
+        return noise, hydrogens, torch.randint(len(self.sigma), (conformers,), generator=generator)
+
+    def _noisy(self, z: Tensor, pos: Tensor, sizes: Sequence[int], indices: Sequence[int]) -> list[Data]:
+        """Noisy copies of the conformers `indices` of these sizes, whose z (A,) and pos (A, 3) follow one another."""
+        if self.fixed:
+            generators = [torch.Generator().manual_seed(int(index)) for index in indices]
+            draws = [self._draw(size, 1, generator) for size, generator in zip(sizes, generators, strict=True)]
+            noise, hydrogens, scale = (torch.cat(parts) for parts in zip(*draws, strict=True))
+        else:
+            noise, hydrogens, scale = self._draw(len(z), len(sizes), None)
+        owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        if self.remove_hydrogens:
+            heavy = z > 1
+            number = torch.bincount(owner[heavy], minlength=len(sizes))
+            bare = (hydrogens < self.remove_hydrogens) & (number >= 2)
+            kept = heavy | ~bare[owner]
+            z, pos, noise, owner = z[kept], pos[kept], noise[kept], owner[kept]
+            sizes = torch.where(bare, number, torch.tensor(sizes)).tolist()
+        tensors = {"z": z, "pos": pos + self.sigma[scale][owner].unsqueeze(1) * noise, "y": noise}
+        if self.weights is not None and not self.fixed:
+            tensors["loss_weight"] = self.weights[z]
+        parts = zip(*(tensor.split(sizes) for tensor in tensors.values()), strict=True)
+        return [Data.from_dict(dict(zip(tensors, part, strict=True))) for part in parts]
 
     def fixed_noise(self) -> "Denoising":
         """Return the same conformers with noise that depends only on the index, for validation and tests."""

@@ -60,6 +60,12 @@ ARGUMENTS = (
     ("vecnorm-type", str, "none", "Normalisation of the vector features, none or max_min (visnet)"),
     ("trainable-vecnorm", flag, False, "Whether that normalisation has trainable weights (visnet)"),
     ("vertex", flag, False, "Whether to use vertex geometric features (visnet)"),
+    (
+        "lr-schedule",
+        str,
+        "plateau",
+        "plateau: TorchMD-Net's own, by lr-patience and lr-factor. cosine: down to lr-min over all steps of num-epochs",
+    ),
     ("encoder", str, None, "Start from the weights of this pre-trained encoder: its file, or a name such as et-64"),
     ("freeze-encoder", flag, False, "Train the head only, and leave the network as it is"),
     (

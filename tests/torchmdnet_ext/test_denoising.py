@@ -82,6 +82,28 @@ def test_hydrogens_are_removed_at_random(store):
         torch.testing.assert_close(data.pos - 0.2 * data.y, clean[i].pos[kept], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("settings", [{}, {"remove_hydrogens": 0.5, "sigma": [0.1, 0.4]}])
+def test_several_at_once_are_those_one_by_one(settings, store):
+    indices = [5, 0, 5, 37]
+    clean, dataset = Conformers(file=store), Denoising(dataset_arg={"file": store}, **settings)
+    for one in (clean, dataset.fixed_noise()):
+        for together, alone in zip(one.__getitems__(indices), (one[i] for i in indices), strict=True):
+            assert together.keys() == alone.keys() and all(torch.equal(together[key], alone[key]) for key in alone.keys())
+    torch.manual_seed(1)
+    drawn = dataset.__getitems__(list(range(MOLECULES)) * 20)
+    noise = torch.cat([data.y for data in drawn])
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+    bare = [not bool((data.z == 1).any()) for data in drawn]
+    hydrogens = [bool((clean[i].z == 1).any()) for i in range(MOLECULES)] * 20
+    share = sum(without and there for without, there in zip(bare, hydrogens, strict=True)) / sum(hydrogens)
+    assert 0.35 < share < 0.6 if settings else share == 0
+    for data, number in zip(drawn, list(range(MOLECULES)) * 20, strict=True):
+        original = clean[number]
+        kept = original.pos if len(data.z) == len(original.z) else original.pos[original.z > 1]
+        scale = (data.pos - kept).norm() / data.y.norm()
+        assert min(abs(scale - sigma) for sigma in settings.get("sigma", [0.2])) < 1e-3
+
+
 def test_a_molecule_with_one_heavy_atom_keeps_its_hydrogens(tmp_path):
     methane = torch.tensor([6, 1, 1, 1, 1]), torch.randn(5, 3)
     write_conformers(tmp_path / "methane.safetensors", [(*methane, "methane")])

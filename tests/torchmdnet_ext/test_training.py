@@ -76,6 +76,7 @@ class Run:
             rows = list(csv.DictReader(file))
         self.validation = [float(row["val_total_mse_loss"]) for row in rows if row.get("val_total_mse_loss")]
         self.training = [float(row["train_total_mse_loss"]) for row in rows if row.get("train_total_mse_loss")]
+        self.rates = [float(row["lr"]) for row in rows if row.get("lr")]
         self.epochs = [int(float(row["epoch"])) for row in rows if row.get("val_total_mse_loss")]
         self.checkpoints = {int(path.name.split("-")[0].removeprefix("epoch=")): path for path in folder.glob("*.ckpt")}
 
@@ -180,6 +181,22 @@ def test_resume_with_load_model(transformer_run, tmp_path):
     assert after["global_step"] == before["global_step"] * 3 // 2
     moved = max(float((after["state_dict"][k] - before["state_dict"][k]).abs().max()) for k in before["state_dict"])
     assert 0 < moved < 0.1  # went on from there
+
+
+def test_the_learning_rate_falls_along_a_cosine(train, tmp_path):
+    settings = {"lr_schedule": "cosine", "lr_warmup_steps": 3, "lr_min": 1e-4}
+    run = train(model="smooth-equivariant-transformer", num_epochs=3, **settings)
+    done = np.array([4 - 3, 8 - 3, 12 - 3]) / (12 - 3)  # four steps an epoch; warming up is not part of it
+    expected = 1e-4 + (1e-3 - 1e-4) * (1 + np.cos(np.pi * done)) / 2
+    assert run.rates == pytest.approx(expected, rel=1e-6)
+    # resumed after the second epoch, it ends where it would have ended
+    torchmd_train_here("--load-model", run.checkpoints[1], "--num-epochs", 3, "--log-dir", tmp_path / "log")
+    assert Run(tmp_path / "log").rates == pytest.approx(expected[2:], rel=1e-6)
+
+
+def test_an_unknown_schedule_is_an_error(train):
+    with pytest.raises(ValueError, match="lr_schedule is 'cosin'.*Did you mean 'cosine'"):
+        train(lr_schedule="cosin")
 
 
 def test_two_processes_train_together(train):
