@@ -41,6 +41,14 @@ class Sampled:
         return sum(map(len, self.energies)) * self.interval / 1000
 
 
+def together(parts):
+    """Several of the same molecule as the walkers of one."""
+    walkers = {
+        name: [walker for part in parts for walker in getattr(part, name)] for name in ("angles", "energies", "temperatures")
+    }
+    return Sampled(**walkers, interval=parts[0].interval, seconds=sum(part.seconds for part in parts))
+
+
 def sample(known, method, length, seed, folder):
     """Simulate up to `length` ps, force field, masses and integrator being those of `geomgnn run` by default.
 
