@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
@@ -58,3 +61,27 @@ def colour_bar(figure: Figure, mesh: Any, axes: Any, label: str) -> None:
     bar.set_label(label, fontsize=11)
     bar.ax.tick_params(labelsize=10)
     bar.outline.set_visible(False)
+
+
+def value_map(
+    axes: Any,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    ends: tuple[float, float],
+    written: str = "",
+    **settings: Any,
+) -> Any:
+    """Draw values (rows, columns) as colours between two ends, each written into its cell in a format such as ".2f".
+
+    Values that are nan are left white; settings are those of `imshow`. Returns the mesh.
+    """
+    low, high = ends
+    mesh = axes.imshow(values, vmin=low, vmax=high, cmap="viridis", **settings)
+    for (row, column), value in np.ndenumerate(values if written else np.zeros((0, 0))):
+        if np.isfinite(value):
+            colour = "black" if value > 0.5 * (low + high) else "white"
+            axes.text(column, row, format(value, written), ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    return mesh

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openmm_geomgnn.analysis.canvas import colour_bar, finish, new_figure
+from openmm_geomgnn.analysis.canvas import colour_bar, finish, new_figure, value_map
 from openmm_geomgnn.analysis.plots import ORANGE
 
 if TYPE_CHECKING:
@@ -30,15 +30,11 @@ def score_map(
     every = np.concatenate([scores.ravel() for _, scores in panels])
     low, high = float(np.nanmin(every)), float(np.nanmax(every))
     for number, (axis, (title, scores)) in enumerate(zip(axes, panels, strict=True)):
-        mesh = axis.imshow(scores, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=max(high, low + 1e-6))
-        for (row, column), value in np.ndenumerate(scores):
-            if np.isfinite(value):
-                colour = "black" if value > 0.5 * (low + high) else "white"
-                axis.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=9, color=colour)
+        ends = low, max(high, low + 1e-6)
+        mesh = value_map(axis, scores, softening, pca, ends, ".3f", origin="lower", aspect="auto")
+        for row, column in np.ndindex(scores.shape):
             if (number, row, column) in chosen:
                 axis.plot(column, row, "s", ms=30, mfc="none", mec=ORANGE, mew=2.5)
-        axis.set_xticks(range(len(pca)), pca)
-        axis.set_yticks(range(len(softening)), softening)
         axis.set_xlabel("principal components")
         axis.set_title(title, fontsize=11)
     axes[0].set_ylabel("softening (ps)")

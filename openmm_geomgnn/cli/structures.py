@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from openmm_geomgnn.analysis.report import write_summary
+import numpy as np
+
+from openmm_geomgnn.analysis.canvas import new_figure, save_figure
+from openmm_geomgnn.analysis.report import write_report, write_summary
 from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.settings.structures import Structures as Settings
 from openmm_geomgnn.cli.tables import print_rows
@@ -18,13 +21,14 @@ from openmm_geomgnn.locks import locked
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.studies.latent.networks import Network
 from openmm_geomgnn.studies.structures.embedding import embed_structures
+from openmm_geomgnn.studies.structures.figures import standard_figures
 from openmm_geomgnn.studies.structures.peptides import BuiltPeptides
 from openmm_geomgnn.studies.structures.sources import TEST, LabelledStructure, read_folder, read_scope
 from openmm_geomgnn.studies.structures.study import (
     Training,
-    accuracies,
     best_checkpoint,
     chance,
+    confusions,
     load_classifier,
     plan_trainings,
     split_of,
@@ -34,16 +38,18 @@ from openmm_geomgnn.studies.training import trainer
 from openmm_geomgnn.studies.training.folder import Result
 from torchmdnet_ext.datasets.structures import Structures, read_structures
 
-NUMBERS, TOKENS = "structures.json", "tokens"
+NUMBERS, REPORT, TOKENS = "structures.json", "report.html", "tokens"
 FORMAT, VERSION = "openmm-geomgnn structures", 1
+_MOST_CLASSES = 50  # up to which it is kept which are taken for which
 Files = dict[tuple[str, int], Path]
 
 
 def run_structures(settings: Settings) -> list[AccuracyRow]:
-    """Embed and train what is not there yet; write and show the accuracies.
+    """Embed and train what is not there yet; write and show the accuracies, with a report.
 
     Raises GeomGNNError if an optional package is missing, the structures do not suffice, or the folder holds others.
     """
+    new_figure(1, 1, (1, 1))  # raises an error without matplotlib
     encoder = Encoder.load(settings.tokens.encoder)
     with locked(settings.output):
         files = _files(settings, encoder)
@@ -123,12 +129,15 @@ def _prepare(output: Path, trainings: Sequence[Training], structures: Structures
 
 
 def _row(one: Training, folder: Path, result: Result) -> AccuracyRow:
-    found, problem = {}, "" if result.status == "trained" else result.reason
+    problem = "" if result.status == "trained" else result.reason
+    counts: dict[str, np.ndarray] = {}
     if not problem:
         classifier = load_classifier(best_checkpoint(folder))
-        found = accuracies(classifier, Structures(one.file, **one.settings["dataset_arg"]))
+        counts = confusions(classifier, Structures(one.file, **one.settings["dataset_arg"]))
+    found = {part: float(np.trace(table) / table.sum()) for part, table in counts.items()}
+    kept = {part: table.tolist() for part, table in counts.items() if len(table) <= _MOST_CLASSES}
     return AccuracyRow(
-        one.network, one.tokens, one.seed, found, result.best_loss, result.epochs, result.wall_seconds, problem
+        one.network, one.tokens, one.seed, found, result.best_loss, result.epochs, result.wall_seconds, problem, kept
     )
 
 
@@ -142,9 +151,16 @@ def _conclude(output: Path, rows: Sequence[AccuracyRow], encoder: str, structure
     numbers |= {"commonest_class": chances, "rows": [asdict(row) for row in rows], "notes": said}
     write_summary(output / NUMBERS, numbers)
     head, *body = accuracy_table(rows, chances)
+    spent = f"{count_of(len(rows), 'training')}, {duration(sum(row.wall_seconds for row in rows))} in all"
+    pictures = []
+    for name, title, caption, figure in standard_figures(rows, chances, structures.classes, encoder):
+        save_figure(output / name, figure)
+        pictures.append((title, caption, figure))
+    described = [f"Structures: {', '.join(f'{number} of {part}' for part, number in sizes.items())}. {spent}."]
+    table = [("Accuracy in percent, mean and standard error over seeds", [head, *body])]
+    write_report(output / REPORT, "Classes of structures, with and without tokens", {}, pictures, [*said, *described], table)
     echo(f"accuracy in percent, mean and standard error over seeds; structures: {sizes}")
     print_rows(head, body)
     for note in said:
         echo(note)
-    spent = duration(sum(row.wall_seconds for row in rows))
-    echo(f"{count_of(len(rows), 'training')}, {spent} in all; written to {output}: {NUMBERS}")
+    echo(f"{spent}; written to {output}: {NUMBERS}, {REPORT} and {count_of(len(pictures), 'picture')}")

@@ -15,11 +15,12 @@ from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.spec import TokenSpec
 from openmm_geomgnn.studies.latent.networks import Network
 from openmm_geomgnn.studies.structures.embedding import embed_structures
+from openmm_geomgnn.studies.structures.figures import accuracy_figure, baseline_and_best, standard_figures
 from openmm_geomgnn.studies.structures.networks import AlphaCarbonNetwork, GVPNetwork, MixerNetwork
 from openmm_geomgnn.studies.structures.peptides import BACKBONES, BuiltPeptides
 from openmm_geomgnn.studies.structures.sources import read_folder, read_scope
 from openmm_geomgnn.studies.structures.study import best_checkpoint, chance, load_classifier, predict
-from openmm_geomgnn.studies.structures.tables import AccuracyRow, accuracy_table, notes
+from openmm_geomgnn.studies.structures.tables import AccuracyRow, accuracy_table, notes, summarise
 from torchmdnet_ext.datasets.structures import Structures, read_structures
 from torchmdnet_ext.models.residues import make_network
 
@@ -217,6 +218,36 @@ def test_differences_are_paired_by_seed():
     assert said[1] == "Warning: gvp with tokens: random weights, seed 1, failed: it diverged"
 
 
+def test_pictures_of_accuracies_and_confusions():
+    def row(network, tokens, seed, counts):
+        return AccuracyRow(network, tokens, seed, {"test": np.trace(counts) / np.sum(counts)}, confusion={"test": counts})
+
+    rows = [row("graph", "none", s, [[2, 2], [2 - s, 2 + s]]) for s in (0, 1)]
+    rows += [row("gvp", "none", 1, [[0, 4], [2, 2]]), row("gvp", "et-64", 1, [[4, 0], [1, 3]])]
+    rows.append(AccuracyRow("gvp", "et-64", 2, problem="it diverged"))
+    found = summarise(rows)
+    assert found[0].mean == pytest.approx(0.5625) and found[0].error == pytest.approx(0.0625) and found[1].error is None
+    axes = accuracy_figure(found, {"test": 0.5}).axes[0]
+    drawn = [(bars.get_label(), bars.lines[0].get_ydata().tolist()) for bars in axes.containers]
+    assert drawn == [("no tokens", [56.25, 25.0]), ("et-64", [87.5])]
+    (_, bars), *_ = [(line, bars) for line, _, (bars,) in axes.containers]
+    np.testing.assert_allclose(bars.get_segments()[0][:, 1], [50, 62.5])  # one standard error to either side
+    assert [(one.network, one.tokens) for one in baseline_and_best(found, "test", "et-64")] == [
+        ("graph", "none"), ("gvp", "et-64"),
+    ]  # fmt: skip
+    *_, (name, _, _, figure) = standard_figures(rows, {"test": 0.5}, ["a", "b"], "et-64")
+    assert name == "confusion.png"
+    left, right = figure.axes[:2]
+    np.testing.assert_allclose(left.images[0].get_array(), [[50, 50], [37.5, 62.5]])  # of both seeds together
+    np.testing.assert_allclose(right.images[0].get_array(), [[100, 0], [25, 75]])
+    assert left.get_title() == "graph, no tokens: 56.2 %" and [text.get_text() for text in right.texts] == [
+        "100", "0", "25", "75",
+    ]  # fmt: skip
+    only_mixers = summarise([row("mlp", "random weights", 1, [[1, 0], [0, 1]]), row("mlp", "et-64", 1, [[1, 0], [0, 1]])])
+    assert [one.tokens for one in baseline_and_best(only_mixers, "test", "et-64")] == ["random weights", "et-64"]
+    assert not list(standard_figures(rows[-1:], {"test": 0.5}, ["a", "b"], "et-64"))  # nothing was trained
+
+
 @pytest.mark.slow
 def test_a_study_through_the_trainer(tmp_path):
     """Peptides, tokens, trainings and accuracies; the second time nothing is trained."""
@@ -230,6 +261,9 @@ def test_a_study_through_the_trainer(tmp_path):
     classifier = load_classifier(best_checkpoint(folder))
     found = predict(classifier, structures, tested)
     assert rows[1].accuracy["test"] == pytest.approx((found == structures.labels[tested].numpy()).mean())
+    counts = np.array(rows[1].confusion["test"])
+    assert counts.sum(1).tolist() == [2, 2, 2]  # sequences of each class, as labels are sorted by name
+    assert counts.sum(0).tolist() == np.bincount(found, minlength=3).tolist()
     assert chance(structures, "test") == pytest.approx(1 / 3)
     one = structures[int(tested[0])]
     scores, _ = classifier(one.z, one.pos, torch.zeros(4, dtype=torch.long), extra_args={"tokens": one.tokens})
@@ -240,6 +274,10 @@ def test_a_study_through_the_trainer(tmp_path):
     torch.testing.assert_close(again, scores)
     numbers = json.loads((settings.output / "structures.json").read_text())
     assert numbers["structures"] == {"test": 6, "train": 18, "val": 6}
+    assert numbers["rows"][1]["confusion"]["test"] == counts.tolist()
+    report = (settings.output / "report.html").read_text()
+    assert report.count("<figure>") == 2 and report.count("graph, test: tokens of et-64 against") == 2
+    assert (settings.output / "accuracy.png").exists() and (settings.output / "confusion.png").exists()
     before = [path.stat().st_mtime_ns for path in sorted(settings.output.rglob("metrics.csv"))]
     assert run_structures(settings) == rows and len(before) == 3
     assert [path.stat().st_mtime_ns for path in sorted(settings.output.rglob("metrics.csv"))] == before

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openmm_geomgnn.analysis.canvas import colour_bar, finish, new_figure
+from openmm_geomgnn.analysis.canvas import colour_bar, finish, new_figure, value_map
 from openmm_geomgnn.analysis.plots import GREY, WALKER_COLOURS
 from openmm_geomgnn.cv.score_rows import RANDOM
 from openmm_geomgnn.studies.latent.networks import REPRESENTATIONS
@@ -52,13 +52,9 @@ def similarity_figure(similarity: Similarity, title: str = "") -> Figure:
     number = len(similarity.names)
     size = 3.2 + 0.27 * max(number, 8)
     figure, (axes,) = new_figure(1, 1, (size + 0.8, size - 0.4))
-    mesh = axes.imshow(similarity.values, vmin=0, vmax=1, cmap="viridis")
-    if number <= _MOST_NUMBERS:
-        for (row, column), value in np.ndenumerate(similarity.values):
-            colour = "black" if value > 0.5 else "white"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(range(number), similarity.names, rotation=90)
-    axes.set_yticks(range(number), similarity.names)
+    written = ".2f" if number <= _MOST_NUMBERS else ""
+    mesh = value_map(axes, similarity.values, similarity.names, similarity.names, (0, 1), written)
+    axes.tick_params(axis="x", labelrotation=90)
     axes.set_title(title, fontsize=11)
     colour_bar(figure, mesh, axes, "CKA")
     return finish(figure, grid=False)

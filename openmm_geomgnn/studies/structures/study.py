@@ -195,14 +195,21 @@ def predict(classifier: Residues, structures: Structures, rows: np.ndarray) -> n
     return torch.cat(scores).argmax(1).numpy()
 
 
-def accuracies(classifier: Residues, structures: Structures) -> dict[str, float]:
-    """The share of structures whose class is found, for each part that is tested on."""
-    parts = np.array(structures.parts)
+def confusions(classifier: Residues, structures: Structures) -> dict[str, np.ndarray]:
+    """How many structures of each class are given which, for each part that is tested on.
+
+    Returns
+    -------
+    dict of (classes, classes) int ndarray
+        By the name of the part; rows are the true classes, columns those that the network gives.
+    """
+    parts, number = np.array(structures.parts), len(structures.classes)
     found = {}
     for part in sorted(set(structures.parts)):
         if part.startswith(TEST):
             rows = np.flatnonzero(parts == part)
-            found[part] = float((predict(classifier, structures, rows) == structures.labels[rows].numpy()).mean())
+            found[part] = np.zeros((number, number), dtype=np.int64)
+            np.add.at(found[part], (structures.labels[rows].numpy(), predict(classifier, structures, rows)), 1)
     return found
 
 

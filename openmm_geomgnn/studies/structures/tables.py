@@ -27,6 +27,8 @@ class AccuracyRow:
     epochs : int
     wall_seconds : float
     problem : str
+    confusion : dict of lists
+        By part, how many structures of each class (rows) are given which (columns); empty where the classes are many.
     """
 
     network: str
@@ -37,10 +39,43 @@ class AccuracyRow:
     epochs: int = 0
     wall_seconds: float = 0.0
     problem: str = ""
+    confusion: dict[str, list[list[int]]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """What files hold of it."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of a network with one kind of tokens on one part: its accuracies (seeds,), their mean and its standard error.
+
+    The error is None where there is but one seed.
+    """
+
+    network: str
+    tokens: str
+    part: str
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return float(np.mean(self.values))
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean."""
+        return float(np.std(self.values, ddof=1) / len(self.values) ** 0.5) if len(self.values) > 1 else None
+
+
+def summarise(rows: Sequence[AccuracyRow]) -> list[Accuracy]:
+    """Accuracies over seeds, in the order of the rows; without what failed in all of them."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        for part, value in row.accuracy.items():
+            found.setdefault((row.network, row.tokens, part), []).append(value)
+    return [Accuracy(*key, tuple(values)) for key, values in found.items()]
 
 
 def mean_and_error(values: Sequence[float]) -> str:
