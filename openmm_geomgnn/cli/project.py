@@ -16,12 +16,13 @@ from openmm_geomgnn.locks import locked
 from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.featurization import Featurization
 from openmm_geomgnn.representation.reference import read_reference
+from openmm_geomgnn.studies.latent.layers import layer_notes, layer_tables, layers_as_json
 from openmm_geomgnn.studies.latent.networks import make_networks
 from openmm_geomgnn.studies.latent.observables import Observable, observables
 from openmm_geomgnn.studies.latent.pictures import standard_figures
 from openmm_geomgnn.studies.latent.projections import check_umap
 from openmm_geomgnn.studies.latent.study import UMAP, LatentSettings, LatentSpace, study_latent_space
-from openmm_geomgnn.studies.latent.tables import as_json, columns, compare, probe_tables, similarity_tables
+from openmm_geomgnn.studies.latent.tables import as_json, columns, compare, frame_notes, probe_tables, similarity_tables
 from openmm_geomgnn.unfinished import Unfinished
 from openmm_geomgnn.units import NM_TO_ANGSTROM
 
@@ -84,8 +85,10 @@ def _settings(project: Project, data: FitData) -> LatentSettings:
         projections=section.projections,
         neighbours=section.neighbours,
         min_distance=section.min_distance,
+        umap_frames=section.umap_frames,
         cka_frames=section.cka_frames,
         layers=section.layers,
+        layer_frames=section.layer_frames,
         seed=project.seed,
     )
 
@@ -106,12 +109,12 @@ def _write(folder: Path, space: LatentSpace, intervals: list[float]) -> None:
         writer = csv.writer(file)
         writer.writerow(names)
         writer.writerows([f"{value:.8g}" for value in row] for row in values)
-    write_summary(folder / RESULTS, as_json(space))
-    pictures, notes = [], [one.in_words() for one in compare(space)]
+    write_summary(folder / RESULTS, {**as_json(space), "probes_of_layers": layers_as_json(space)})
+    pictures, notes = [], [*(one.in_words() for one in compare(space)), *layer_notes(space), *frame_notes(space)]
     for name, title, caption, figure in standard_figures(space):
         save_figure(folder / name, figure)
         pictures.append((title, caption, figure))
-    tables = [*probe_tables(space), *similarity_tables(space)]
+    tables = [*probe_tables(space), *layer_tables(space), *similarity_tables(space)]
     facts = {"frames": int(np.sum(space.lengths)), "trajectories": len(space.lengths), "observables": len(space.observables)}
     write_report(folder / REPORT, "What the features of networks hold", facts, pictures, notes, tables)
     for note in notes:

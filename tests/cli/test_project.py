@@ -11,7 +11,11 @@ from turning_phi import INTERVAL, encoder, trajectory  # noqa: F401
 from openmm_geomgnn.cli.project import FRAMES, REPORT, RESULTS, run_project
 from openmm_geomgnn.cli.settings.yaml_files import dump, load_project
 from openmm_geomgnn.errors import GeomGNNError
+from openmm_geomgnn.representation.encoder import Encoder
 from openmm_geomgnn.representation.tokens import Tokenizer
+from torchmdnet_ext.layers import layers_of
+
+ET_LAYERS = len(layers_of(Encoder.load("et-64").network))
 
 
 @pytest.fixture
@@ -31,7 +35,8 @@ def test_command(written, geomgnn):
     code, output, error = geomgnn("project", "s.yaml")
     assert code == 0 and not error
     folder = written / "s.projection"
-    pictures = ["cka-layers.png", "cka-pooled.png", "cka-tokens.png", "pca-pooled.png", "pca-tokens.png", "probes.png"]
+    pictures = ["cka-layers.png", "cka-pooled.png", "cka-tokens.png", "pca-pooled.png", "pca-tokens.png"]
+    pictures += ["probes.png", "probes-layers.png"]
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     assert names == sorted([*pictures, RESULTS, FRAMES, REPORT])
     content = json.loads((folder / RESULTS).read_text())
@@ -48,6 +53,17 @@ def test_command(written, geomgnn):
     np.testing.assert_allclose(np.diag(content["cka"]["tokens"]["values"]), 1)
     layers = content["cka_of_layers"]["names"]
     assert "et-64, layer 3" in layers and "random weights 1, layer 2" in layers and "random weights 2, layer 2" not in layers
+    by_layer = {}
+    for row in content["probes_of_layers"]:
+        by_layer[row["network"], row["representation"], row["layer"], row["observable"]] = row["r2_by_fold"]
+    # of every network, also those with random weights; the last layer is the output, on all frames as here
+    assert {(name, layer) for name, _, layer, _ in by_layer} == {
+        *((name, layer) for name in networks[:1] + networks[2:] for layer in ("embedding", "layer 1", "layer 2")),
+        *(("et-64", layer) for layer in ("embedding", *(f"layer {k}" for k in range(1, ET_LAYERS + 1)))),
+    }
+    for (name, kind, observable), found in r2.items():
+        last = f"layer {ET_LAYERS if name == 'et-64' else 2}"
+        np.testing.assert_allclose(by_layer[name, kind, last, observable], found, atol=2e-3)
     with (folder / FRAMES).open(newline="") as file:
         head, *rows = csv.reader(file)
     assert len(rows) == 300 and rows[149][:2] == ["0", "298"] and rows[150][:2] == ["1", "0"]
@@ -55,7 +71,8 @@ def test_command(written, geomgnn):
     first = [float(row[head.index("random, tokens, pca 1")]) for row in rows]
     assert abs(np.corrcoef(phi, first)[0, 1]) > 0.8
     report = (folder / REPORT).read_text()
-    assert report.count("<figure>") == 6 and "Linear probes of tokens features" in report
+    assert report.count("<figure>") == 7 and "Linear probes of tokens features" in report
+    assert "et-64, tokens, by layer: most is read after" in output and "Linear probes of tokens features by layer" in report
     assert "et-64, pooled: mean R2" in report and "et-64, pooled: mean R2" in output and f"written to {folder}" in output
 
 

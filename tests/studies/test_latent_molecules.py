@@ -119,8 +119,9 @@ def test_layers_end_in_the_output(turning):
     assert list(found) == ["embedding", "layer 1", "layer 2"]
     tokens = featurization.tokenizer.embed(positions[0])
     both = representations([tokens])
-    np.testing.assert_allclose(found["layer 2"], both["pooled"][::3], atol=1e-5)
-    assert np.ptp(found["layer 1"], axis=0).max() > 1e-3
+    for name, features in found["layer 2"].items():
+        np.testing.assert_allclose(features, both[name][::3], atol=1e-5)
+    assert np.ptp(found["layer 1"]["pooled"], axis=0).max() > 1e-3
     assert both["pooled"].shape == (60, 32) and both["tokens"].shape == (60, 3 * 32)
     np.testing.assert_allclose(both["tokens"].reshape(60, 3, 32).mean(axis=1), both["pooled"], atol=1e-5)
     assert [one.name for one in untrained] == ["random weights 1", "random weights 2"]

@@ -6,7 +6,7 @@ from scipy.signal import lfilter
 from scipy.stats import ortho_group
 
 from openmm_geomgnn.errors import GeomGNNError
-from openmm_geomgnn.studies.latent.probes import make_folds, probe
+from openmm_geomgnn.studies.latent.probes import make_folds, of_frames, probe
 from openmm_geomgnn.studies.latent.projections import check_umap, principal_components, umap_projection
 from openmm_geomgnn.studies.latent.similarity import cka_matrix, linear_cka
 
@@ -130,6 +130,21 @@ class TestProbes:
         assert np.ptp(rounding) > 0
         found = probe(np.stack([rounding, rng.normal(size=300)], axis=1), [hidden], folds)
         assert found.mean() < 0.05
+
+    def test_features_that_are_the_same_in_all_frames(self):
+        """Such as the embedding of elements, of which a probe can but name the mean."""
+        folds, y = make_folds([300], 3, 2), RNG(2).normal(size=300)
+        np.testing.assert_allclose(probe(np.ones((300, 5)), [y], folds), 0, atol=0.05)
+
+    def test_folds_of_some_of_the_frames(self):
+        folds, rows = make_folds([300], 3, 5), np.arange(0, 300, 4)
+        x, y = features(300), RNG(2).normal(size=300) + features(300)[:, 0]
+        thinned = of_frames(folds, rows)
+        np.testing.assert_array_equal(thinned[1].held_out, folds[1].held_out[rows])
+        assert not (thinned[1].held_out & thinned[1].training).any()
+        assert probe(x[rows], [y[rows]], thinned).mean() > 0.5
+        with pytest.raises(GeomGNNError, match="3 frames are too few for 3 folds"):
+            of_frames(folds, np.arange(3))
 
     def test_an_observable_that_does_not_vary_in_a_fold(self):
         folds = make_folds([300], 3, 2)

@@ -36,6 +36,12 @@ class ProjectSection(Section):
     )
     neighbours: Whole = Field(15, ge=2, description="frames near each one that UMAP keeps near")
     min_distance: Number = Field(0.1, ge=0, le=1, description="how near frames may lie in UMAP, in its own units")
+    umap_frames: Whole = Field(
+        10000,
+        ge=50,
+        description="frames, evenly spread over all trajectories, that UMAP projects, at most; the report says where it is "
+        "not all",
+    )
     reference: Structure | None = Field(
         None,
         description="structure file from which the RMSD is measured and whose contacts are counted; null is the first frame",
@@ -49,7 +55,10 @@ class ProjectSection(Section):
     cka_frames: Whole = Field(
         500, ge=4, le=5000, description="frames, evenly spread, on which networks and layers are compared, at most"
     )
-    layers: bool = Field(True, description="compare the layers of the networks, not only their outputs")
+    layers: bool = Field(True, description="compare and probe the layers of the networks, not only their outputs")
+    layer_frames: Whole = Field(
+        1000, ge=50, description="frames, evenly spread over all trajectories, on which layers are looked at, at most"
+    )
 
 
 class Project(Fit):

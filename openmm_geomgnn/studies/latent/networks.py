@@ -60,8 +60,8 @@ def representations(tokens: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
 
 def layer_features(
     network: Network, featurization: Featurization, positions: Sequence[torch.Tensor], frames: Sequence[torch.Tensor]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Pooled features (K, 2H) after each layer of a network: ("embedding", ...), ("layer 1", ...), the last the output.
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Features after each layer of a network: ("embedding", ...), ("layer 1", ...), the last the output.
 
     Parameters
     ----------
@@ -73,7 +73,8 @@ def layer_features(
     Yields
     ------
     name : str
-    features : (K, 2H) ndarray
+    features : dict
+        As of `representations`: "pooled" (K, 2H) and "tokens" (K, R * 2H).
     """
     tokenizer = Tokenizer(network.encoder, featurization.windows, featurization.spec.pooling, engine="eager")
     pos = taken(positions, frames).to(network.encoder.dtype)
@@ -81,7 +82,6 @@ def layer_features(
     with torch.no_grad(), recorded_states(network.encoder.network) as states:
         for chunk in pos.split(tokenizer.frames_per_pass):
             output = tokenizer.window_features(chunk)
-            tokens = [tokenizer.pool(x, v, len(chunk)) for x, v in [*states, output]]
-            parts.append([invariants(one.float()).mean(dim=1) for one in tokens])
+            parts.append([tokenizer.pool(x, v, len(chunk)) for x, v in [*states, output]])
     for number, pieces in enumerate(zip(*parts, strict=True)):
-        yield "embedding" if number == 0 else f"layer {number}", torch.cat(pieces).numpy()
+        yield "embedding" if number == 0 else f"layer {number}", representations(pieces)

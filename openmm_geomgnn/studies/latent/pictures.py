@@ -10,6 +10,7 @@ import numpy as np
 from openmm_geomgnn.analysis.canvas import colour_bar, finish, new_figure, value_map
 from openmm_geomgnn.analysis.plots import GREY, WALKER_COLOURS
 from openmm_geomgnn.cv.score_rows import RANDOM
+from openmm_geomgnn.studies.latent.layers import layer_means, probed
 from openmm_geomgnn.studies.latent.networks import REPRESENTATIONS
 from openmm_geomgnn.studies.latent.observables import CONTACTS, RADIUS_OF_GYRATION, RMSD, Observable
 from openmm_geomgnn.studies.latent.study import LatentSpace, Similarity
@@ -43,6 +44,27 @@ def probe_figure(space: LatentSpace) -> Figure:
         axis.set_xlabel("R2 in frames held out")
         axis.set_title(representation, fontsize=11)
     axes[0].set_yticks(places, [f"{name} ({len(numbers)})" for name, numbers in kinds(space).items()])
+    axes[-1].legend(frameon=False, fontsize=10, loc="best")
+    return finish(figure)
+
+
+def layer_figure(space: LatentSpace) -> Figure:
+    """Plot R2 after each layer, means over all observables; trained networks with standard errors over folds."""
+    figure, axes = new_figure(1, len(REPRESENTATIONS), (10.4, 3.6), sharey=True)
+    for axis, representation in zip(axes, REPRESENTATIONS, strict=True):
+        for number, network in enumerate(probed(space, space.untrained)):
+            means = layer_means(space, network.name, representation).mean(axis=1)
+            axis.plot(
+                range(len(means)), means.clip(_LOWEST), "o-", ms=4, lw=1, color=GREY, label=RANDOM if not number else None
+            )
+        for number, network in enumerate(probed(space, space.trained)):
+            found = layer_means(space, network.name, representation)
+            means, errors = found.mean(axis=1).clip(_LOWEST), standard_error(found)
+            colour = WALKER_COLOURS[number % len(WALKER_COLOURS)]
+            axis.errorbar(range(len(means)), means, errors, fmt="o-", ms=5, color=colour, capsize=3, label=network.name)
+        axis.set_xlabel("layer (0: the embedding)")
+        axis.set_title(representation, fontsize=11)
+    axes[0].set_ylabel("R2 in frames held out")
     axes[-1].legend(frameon=False, fontsize=10, loc="best")
     return finish(figure)
 
@@ -102,6 +124,14 @@ def standard_figures(space: LatentSpace) -> Iterator[tuple[str, str, str, Figure
         "circles networks with random weights: only what lies beyond all of them is due to training.",
         probe_figure(space),
     )
+    if space.layer_r2:
+        yield (
+            "probes-layers.png",
+            "Linear probes by layer",
+            "The same after each layer, means over all observables; the last layer is the output, the first the embedding, "
+            "which in some networks sees neighbours already. Grey: networks with random weights.",
+            layer_figure(space),
+        )
     for name, found in space.cka.items():
         yield (
             f"cka-{name}.png",

@@ -65,6 +65,20 @@ def make_folds(lengths: Sequence[int], folds: int, gap: int, shortest: int = 1) 
     return found
 
 
+def of_frames(folds: Sequence[Fold], rows: np.ndarray) -> list[Fold]:
+    """The same folds of some of the frames, (K,) numbers.
+
+    Raises
+    ------
+    GeomGNNError
+        If these frames are too few.
+    """
+    found = [Fold(fold.training[rows], fold.held_out[rows]) for fold in folds]
+    if not all(fold.held_out.any() and (a.training & fold.training).sum() > 1 for fold in found for a in found):
+        raise GeomGNNError(f"{len(rows)} frames are too few for {len(folds)} folds. Use more frames, or fewer folds.")
+    return found
+
+
 def probe(
     features: npt.ArrayLike,
     targets: Sequence[npt.ArrayLike],

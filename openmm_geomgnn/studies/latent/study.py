@@ -10,9 +10,9 @@ import torch
 
 from openmm_geomgnn.cv.fit_data import embed_positions, even_frames
 from openmm_geomgnn.representation.featurization import Featurization
-from openmm_geomgnn.studies.latent.networks import REPRESENTATIONS, Network, layer_features, representations
+from openmm_geomgnn.studies.latent.networks import POOLED, REPRESENTATIONS, Network, layer_features, representations
 from openmm_geomgnn.studies.latent.observables import Observable
-from openmm_geomgnn.studies.latent.probes import Fold, make_folds, probe
+from openmm_geomgnn.studies.latent.probes import Fold, make_folds, of_frames, probe
 from openmm_geomgnn.studies.latent.projections import Projection, principal_components, umap_projection
 from openmm_geomgnn.studies.latent.similarity import cka_matrix
 from openmm_geomgnn.unfinished import Unfinished
@@ -38,10 +38,14 @@ class LatentSettings:
         "pca", "umap".
     neighbours, min_distance
         As of `projections.umap_projection`.
+    umap_frames : int
+        At most so many frames, evenly spread, are projected by UMAP.
     cka_frames : int
         At most so many frames are compared, evenly spread.
     layers : bool
-        Whether layers are compared as well.
+        Whether layers are compared and probed as well.
+    layer_frames : int
+        On at most so many frames, evenly spread.
     seed : int
     """
 
@@ -51,8 +55,10 @@ class LatentSettings:
     projections: tuple[str, ...] = (PCA, UMAP)
     neighbours: int = 15
     min_distance: float = 0.1
+    umap_frames: int = 10000
     cka_frames: int = 500
     layers: bool = True
+    layer_frames: int = 1000
     seed: int = 1
 
     @property
@@ -85,6 +91,8 @@ class LatentSpace:
         `Similarity` of the networks, by representation.
     layer_cka : Similarity or None
         Of the pooled features of all layers of all encoders and of the first network with random weights.
+    layer_r2 : dict
+        By (name of a network, representation, layer): R2 as in `r2`, for the networks whose layers are known.
     projections : dict
         By (name of a network, representation, "pca" or "umap").
     """
@@ -95,6 +103,7 @@ class LatentSpace:
     r2: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     cka: dict[str, Similarity] = field(default_factory=dict)
     layer_cka: Similarity | None = None
+    layer_r2: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
     projections: dict[tuple[str, str, str], Projection] = field(default_factory=dict)
 
     @property
@@ -148,8 +157,8 @@ def study_latent_space(
     lengths = [len(part) for part in positions]
     folds = make_folds(lengths, settings.folds, settings.gap_frames)
     space = LatentSpace(list(networks), list(observables), lengths)
-    compared = even_frames(lengths, settings.cka_frames)
-    rows = np.concatenate([part.numpy() + start for part, start in zip(compared, np.cumsum([0, *lengths]), strict=False)])
+    rows = _rows(lengths, settings.cka_frames)
+    looked_at = of_frames(folds, _rows(lengths, settings.layer_frames)) if settings.layers else []
     kept: dict[str, list[np.ndarray]] = {name: [] for name in REPRESENTATIONS}
     for number, network in enumerate(networks):
         part = Unfinished() if unfinished is None else unfinished(number)
@@ -160,8 +169,14 @@ def study_latent_space(
     names = tuple(network.name for network in networks)
     space.cka = {name: Similarity(names, cka_matrix(parts)) for name, parts in kept.items()}
     if settings.layers:
-        space.layer_cka = _compare_layers(space, featurization, positions, compared, progress)
+        space.layer_cka = _compare_layers(space, featurization, positions, settings, looked_at, progress)
     return space
+
+
+def _rows(lengths: Sequence[int], number: int) -> np.ndarray:
+    """Numbers among the frames of all parts together of at most `number`, evenly spread."""
+    starts = np.cumsum([0, *lengths])
+    return np.concatenate([part.numpy() + start for part, start in zip(even_frames(lengths, number), starts, strict=False)])
 
 
 def _features(
@@ -191,7 +206,8 @@ def _project(
         if way == PCA:
             found = principal_components(features)
         else:
-            found = umap_projection(features, settings.neighbours, settings.min_distance, settings.seed)
+            options = settings.neighbours, settings.min_distance, settings.seed, settings.umap_frames
+            found = umap_projection(features, *options)
         space.projections[network.name, name, way] = found
         progress(what, done, len(settings.projections))
 
@@ -200,16 +216,28 @@ def _compare_layers(
     space: LatentSpace,
     featurization: Featurization,
     positions: Sequence[torch.Tensor],
-    frames: Sequence[torch.Tensor],
+    settings: LatentSettings,
+    folds: Sequence[Fold],
     progress: Progress,
 ) -> Similarity | None:
-    """CKA of all layers; without those that are the same in all frames, and None where no layers are known."""
+    """Probe all layers of all networks, and compare those of the shown ones by CKA.
+
+    Of the CKA layers that are the same in all frames are left out; it is None where no layers are known.
+    """
+    frames, rows = even_frames(space.lengths, settings.layer_frames), _rows(space.lengths, settings.layer_frames)
+    compared = _rows([len(rows)], settings.cka_frames)
+    targets = [one.target[rows] for one in space.observables]
     names, features = [], []
-    for done, network in enumerate(space.shown, start=1):
-        for name, found in layer_features(network, featurization, positions, frames):
-            names.append(f"{network.name}, {name}")
-            features.append(found)
-        progress("Layers", done, len(space.shown))
+    for done, network in enumerate(space.networks, start=1):
+        layers = list(layer_features(network, featurization, positions, frames))
+        for layer, found in layers:
+            if network in space.shown:
+                names.append(f"{network.name}, {layer}")
+                features.append(found[POOLED][compared])
+            if len(layers) > 1:  # otherwise it is the output alone
+                r2 = {(network.name, name, layer): probe(values, targets, folds) for name, values in found.items()}
+                space.layer_r2.update(r2)
+        progress("Layers", done, len(space.networks))
     values = cka_matrix(features)
     varying = np.isfinite(np.diag(values))
     if varying.sum() <= len(space.shown):  # outputs alone

@@ -8,7 +8,8 @@ import numpy as np
 from openmm_geomgnn.cv.score_rows import RANDOM
 from openmm_geomgnn.formatting import count_of
 from openmm_geomgnn.studies.latent.networks import REPRESENTATIONS
-from openmm_geomgnn.studies.latent.study import LatentSpace, Similarity
+from openmm_geomgnn.studies.latent.projections import FOR_UMAP
+from openmm_geomgnn.studies.latent.study import UMAP, LatentSpace, Similarity
 
 FORMAT, VERSION = "openmm-geomgnn latent space", 1
 
@@ -93,6 +94,15 @@ def kind_means(space: LatentSpace, network: str, representation: str) -> np.ndar
     """R2 of each kind of observable in each fold, (kinds, folds), means over the observables of the kind."""
     r2 = space.r2[network, representation]
     return np.array([np.nanmean(r2[numbers], axis=0) for numbers in kinds(space).values()])
+
+
+def frame_notes(space: LatentSpace) -> Iterator[str]:
+    """How UMAP found its coordinates, where there are some."""
+    umap = [found.coordinates for (_, _, way), found in space.projections.items() if way == UMAP]
+    if umap:
+        frames, all_of_them = int(np.isfinite(umap[0][:, 0]).sum()), len(umap[0])
+        which = f"all {frames} frames" if frames == all_of_them else f"{frames} of {all_of_them} frames, evenly spread"
+        yield f"UMAP: of {which}, from up to {FOR_UMAP} principal components of the features; exact nearest neighbours."
 
 
 def probe_tables(space: LatentSpace) -> Iterator[tuple[str, list[list[str]]]]:
