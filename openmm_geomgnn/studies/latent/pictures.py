@@ -10,7 +10,7 @@ import numpy as np
 from openmm_geomgnn.analysis.canvas import colour_bar, finish, new_figure, value_map
 from openmm_geomgnn.analysis.plots import GREY, WALKER_COLOURS
 from openmm_geomgnn.cv.score_rows import RANDOM
-from openmm_geomgnn.studies.latent.layers import layer_means, probed
+from openmm_geomgnn.studies.latent.layers import layer_means, layers_of, probed
 from openmm_geomgnn.studies.latent.networks import REPRESENTATIONS
 from openmm_geomgnn.studies.latent.observables import CONTACTS, RADIUS_OF_GYRATION, RMSD, Observable
 from openmm_geomgnn.studies.latent.study import LatentSpace, Similarity
@@ -62,6 +62,7 @@ def layer_figure(space: LatentSpace) -> Figure:
             means, errors = found.mean(axis=1).clip(_LOWEST), standard_error(found)
             colour = WALKER_COLOURS[number % len(WALKER_COLOURS)]
             axis.errorbar(range(len(means)), means, errors, fmt="o-", ms=5, color=colour, capsize=3, label=network.name)
+        axis.set_xticks(range(max(len(layers_of(space, one.name)) for one in space.networks)))
         axis.set_xlabel("layer (0: the embedding)")
         axis.set_title(representation, fontsize=11)
     axes[0].set_ylabel("R2 in frames held out")
@@ -129,7 +130,7 @@ def standard_figures(space: LatentSpace) -> Iterator[tuple[str, str, str, Figure
             "probes-layers.png",
             "Linear probes by layer",
             "The same after each layer, means over all observables; the last layer is the output, the first the embedding, "
-            "which in some networks sees neighbours already. Grey: networks with random weights.",
+            "of which nothing can be read where it holds the elements alone. Grey: networks with random weights.",
             layer_figure(space),
         )
     for name, found in space.cka.items():
