@@ -7,7 +7,7 @@
 `ours` is `geomgnn run` of a protocol; `yardstick` openmm-opes on phi and psi, on omega, or on phi of all residues, as long
 as all walkers of ours together, with the same barrier, pace, time step and masses. Crossings are counted between the same
 cores of the same torsions in frames 1 ps apart. Free energies are compared with those of benchmarks/references.py where they
-are in the folder --references. Stopped or killed, the same command goes on. What is printed is also in JSON files.
+are in the folder --references, by default those kept with the documentation. Stopped or killed, the same command goes on. What is printed is also in JSON files.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from known.sampling import sample
 
 from openmm_geomgnn.files import atomic_write
 
-PROTOCOLS = Path(__file__).resolve().parents[1] / "protocols"
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROTOCOLS = REPOSITORY / "protocols"
 DISCARD = 0.2  # share of the yardstick that is not averaged over, as in protocols
 HIGHEST = 15.0  # kJ/mol, up to which free energies are compared
 
@@ -132,7 +133,7 @@ def main():
     parser.add_argument("--length", type=float, help="ns of the yardstick, by default as long as ours")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in geomgnn run")
     parser.add_argument("--output", type=Path, default=Path("runs/drives"), help="folder")
-    parser.add_argument("--references", type=Path, default=Path("runs/references"), help="folder")
+    parser.add_argument("--references", type=Path, default=REPOSITORY / "docs/studies/references", help="folder")
     arguments = parser.parse_args()
     for name in arguments.only:
         if not (PROTOCOLS / CASES[name].protocol).is_file():
