@@ -7,7 +7,8 @@
 `ours` is `geomgnn run` of a protocol; `yardstick` openmm-opes on phi and psi, on omega, or on phi of all residues, as long
 as all walkers of ours together, with the same barrier, pace, time step and masses. Crossings are counted between the same
 cores of the same torsions in frames 1 ps apart. Free energies are compared with those of benchmarks/references.py where they
-are in the folder --references, by default those kept with the documentation. Stopped or killed, the same command goes on. What is printed is also in JSON files.
+are in the folder --references, by default those kept with the documentation. Stopped or killed, the same command goes on.
+What is printed is also in JSON files.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openmm_geomgnn.analysis.found_states import core_arrivals
+from openmm_geomgnn.analysis.free_energy import FreeEnergyDifference, delta_F
 from openmm_geomgnn.analysis.verdict import FEWEST_CROSSINGS
 from openmm_geomgnn.analysis.wells import check_runs, lag_steps, wells_of
 from openmm_geomgnn.errors import GeomGNNError
@@ -129,10 +130,48 @@ def well_crossings(slow: Sequence[SlowTorsion], torsions: Sequence[np.ndarray]) 
         reach = CORE_REACH * 2 * np.arcsin(np.where(apart > 0, apart, 2.0).min() / 2)
         cores = []
         for run in torsions:
-            away = np.abs(np.angle(np.exp(1j * (run[:, one.column, None] - one.centres))))
+            away = _away(one, run)
             cores.append(np.where(away.min(axis=1) < reach, away.argmin(axis=1), -1))
         counts.append(_fewest_between(core_arrivals(cores, len(one.centres))))
     return counts
+
+
+def well_differences(
+    slow: SlowTorsion, torsions: Sequence[np.ndarray], logw: Sequence[np.ndarray], kT: float
+) -> list[tuple[float, float, FreeEnergyDifference]]:
+    """Compare the wells of a slow torsion with the one that has the most weight; a frame is in the nearest.
+
+    Parameters
+    ----------
+    slow : SlowTorsion
+    torsions : list of (F, T) array
+        Radians, of every run.
+    logw : list of (F,) array
+        Log-weights of the frames.
+    kT : float
+        kJ/mol.
+
+    Returns
+    -------
+    list of (float, float, FreeEnergyDifference)
+        For each other well: the centres of the first and of the other one in radians, and F(other) - F(first).
+    """
+    nearest = [_away(slow, run).argmin(axis=1) for run in torsions]
+    wells, weight = np.arange(len(slow.centres)), np.exp(np.concatenate(list(logw)) - max(map(np.max, logw)))
+    first = np.bincount(np.concatenate(nearest), weight, len(wells)).argmax()
+
+    def inside(well: int) -> list[np.ndarray]:
+        return [run == well for run in nearest]
+
+    return [
+        (float(slow.centres[first]), float(slow.centres[other]), delta_F(inside(first), inside(other), logw, kT))
+        for other in wells[wells != first]
+    ]
+
+
+def _away(slow: SlowTorsion, run: np.ndarray) -> np.ndarray:
+    """Distances (F, n) of a torsion from its n wells in every frame of a run (F, T), radians."""
+    return np.abs(np.angle(np.exp(1j * (run[:, slow.column, None] - slow.centres))))
 
 
 def progress_targets(slow: Sequence[SlowTorsion], torsions: Sequence[np.ndarray]) -> tuple[list[str], list[np.ndarray]]:

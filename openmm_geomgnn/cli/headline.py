@@ -1,4 +1,4 @@
-"""What a run amounts to, in a few lines for the terminal."""
+"""What a run amounts to, in a few lines for the terminal; what it says of slow torsions, as tables too."""
 
 import math
 from collections.abc import Mapping
@@ -30,6 +30,8 @@ def headline(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     rates = summary.get("slow_torsion_crossings_per_ns")
     if rates:
         lines.append(f"slow torsions  {', '.join(f'{name} {rate:.3g}' for name, rate in rates.items())} crossings per ns")
+    for one in summary.get("slow_torsion_delta_F", []):
+        lines.append(f"{'':14} {_wells(one)} = {_with_error(one)} kJ/mol")
     if known("mean_temperature_K"):
         hot = f", {100 * summary['hot_frame_share']:.2g} % of the frames hot" if known("hot_frame_share") else ""
         lines.append(f"temperature    {number('mean_temperature_K', 4)} K{hot}")
@@ -42,3 +44,28 @@ def headline(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     if "verdict" in summary:
         lines.append(f"verdict        {summary['verdict']}")
     return [*lines, f"report         {folder / 'report.html'}"]
+
+
+def _wells(one: Mapping[str, Any]) -> str:
+    return f"{one['torsion']}: F({one['to_deg']:.0f} deg) - F({one['from_deg']:.0f} deg)"
+
+
+def _with_error(one: Mapping[str, Any]) -> str:
+    """A difference with its error, or why there is none."""
+    if not math.isfinite(one["value"]):
+        return "not known"
+    return (
+        f"{one['value']:.3g} +- {one['error']:.2g}"
+        if math.isfinite(one["error"])
+        else f"{one['value']:.3g}, error not known"
+    )
+
+
+def slow_tables(summary: Mapping[str, Any]) -> list[tuple[str, list]]:
+    """A table for the report: how often slow torsions crossed, and the free energies of their wells."""
+    rates = summary.get("slow_torsion_crossings_per_ns") or {}
+    tables = [("Slow torsions", [["torsion", "crossings per ns"], *([name, f"{rate:.3g}"] for name, rate in rates.items())])]
+    rows = [[_wells(one), _with_error(one), one["reason"]] for one in summary.get("slow_torsion_delta_F", [])]
+    if rows:
+        tables.append(("Free energies of the wells of slow torsions", [["difference", "kJ/mol", ""], *rows]))
+    return tables if rates else []

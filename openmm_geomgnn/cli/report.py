@@ -1,5 +1,6 @@
 """The report of a run: checks of its analysis, and the way from the results to summary.json and report.html."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,13 +8,15 @@ import numpy as np
 
 from openmm_geomgnn.analysis.crossings import PHI_CORE_A, PHI_CORE_B, PHI_DIVIDING
 from openmm_geomgnn.analysis.figures import standard_figures, standard_tables
+from openmm_geomgnn.analysis.free_energy import log_weights
 from openmm_geomgnn.analysis.intervals import TURN
-from openmm_geomgnn.analysis.pipeline import analyse_biased_run
-from openmm_geomgnn.analysis.progress import SlowTorsion, well_crossings
+from openmm_geomgnn.analysis.pipeline import Analysis, analyse_biased_run
+from openmm_geomgnn.analysis.progress import SlowTorsion, well_crossings, well_differences
 from openmm_geomgnn.analysis.report import report_page, write_summary
 from openmm_geomgnn.analysis.torsions import compute_torsion
 from openmm_geomgnn.analysis.variables import BiasedRun, Variable
 from openmm_geomgnn.analysis.verdict import judge_run, sentences
+from openmm_geomgnn.cli.headline import slow_tables
 from openmm_geomgnn.cli.molecule import check_torsions, kinetic_degrees
 from openmm_geomgnn.cli.results import Results, read_results
 from openmm_geomgnn.cli.round_notes import read_rounds, round_figures, round_tables, seed_tables
@@ -23,6 +26,7 @@ from openmm_geomgnn.cv.verdict import GRADES, in_words, turning_errors
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.files import atomic_write
 from openmm_geomgnn.representation.rotatable import rotatable_torsions
+from openmm_geomgnn.units import BOLTZMANN
 
 _FEWEST_FRAMES = 2  # of each walker, for torsions
 _RAMACHANDRAN = ("phi", "psi")
@@ -58,7 +62,13 @@ def report(protocol: Protocol, seconds: float = float("nan")) -> dict[str, Any]:
     rounds = read_rounds(folder)
     if rounds:
         summary["rounds"] = rounds
-    tables = [*standard_tables(analysis), *round_tables(rounds), *seed_tables(folder), _cv_table(results.cv)]
+    tables = [
+        *standard_tables(analysis),
+        *slow_tables(summary),
+        *round_tables(rounds),
+        *seed_tables(folder),
+        _cv_table(results.cv),
+    ]
     page = report_page(title, summary, [*standard_figures(analysis), *round_figures(rounds)], notes, tables)
     write_examples(folder, analysis.found, results.biased)
     write_summary(folder / "summary.json", summary)
@@ -113,7 +123,7 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
             f"{protocol.bias.ramp:g} ps (bias.ramp)."
         )
     analysis.notes = [*notes, *analysis.notes, *_cv_notes(results.cv)]
-    analysis.summary |= _slow_crossings(results)
+    analysis.summary |= _slow_torsions(results, analysis, run.frame_times if torsions or every_torsion else None)
     cv_verdict = results.cv.training_information.get("verdict")
     verdict = judge_run(analysis.summary, results.missing, cv_verdict, results.cv.dimension)
     analysis.notes = [*sentences(verdict), *analysis.notes]
@@ -135,16 +145,33 @@ def _all_torsions(protocol: Protocol, results: Results) -> tuple[Sequence[str], 
     return torsions.names, [torsions.compute(walker) for walker in results.biased]
 
 
-def _slow_crossings(results: Results) -> dict[str, Any]:
-    """How often each torsion that the CV was learned for crossed between its wells, per ns; {} where it was not."""
+def _slow_torsions(results: Results, analysis: Analysis, frame_times: Sequence[np.ndarray] | None) -> dict[str, Any]:
+    """How often torsions that the CV was learned for crossed between their wells per ns, and F between these; {} without.
+
+    frame_times: of the frames, if their weights are known.
+    """
     slow = [SlowTorsion.from_json(one) for one in results.cv.training_information.get("slow_torsions", [])]
     if not slow:
         return {}
     torsions = rotatable_torsions(results.biased[0].topology)
-    counts = well_crossings(slow, [torsions.compute(walker) for walker in results.biased])
+    values = [torsions.compute(walker) for walker in results.biased]
     time = 1e-3 * results.done * len(results.biased)
-    rates = {one.name: count / time for one, count in zip(slow, counts, strict=True)}
-    return {"slow_torsion_crossings_per_ns": rates}
+    rates = {one.name: count / time for one, count in zip(slow, well_crossings(slow, values), strict=True)}
+    found: dict[str, Any] = {"slow_torsion_crossings_per_ns": rates}
+    if frame_times is None:
+        return found
+    run = analysis.run
+    used, kT = run.after(analysis.discarded, frame_times), BOLTZMANN * run.temperature
+    if not any(chosen.any() for chosen in used):
+        return found
+    later, bias = ([one[u] for one, u in zip(each, used, strict=True)] for each in (values, run.at_frames(run.bias)))
+    logw = log_weights(bias, kT)
+    found["slow_torsion_delta_F"] = [
+        {"torsion": one.name, "from_deg": math.degrees(first), "to_deg": math.degrees(other), **difference._asdict()}
+        for one in slow
+        for first, other, difference in well_differences(one, later, logw, kT)
+    ]
+    return found
 
 
 def _training_range(cv: Any) -> tuple[float, float] | None:

@@ -11,6 +11,7 @@ from openmm_geomgnn.analysis.progress import (
     side_targets,
     slow_torsions,
     well_crossings,
+    well_differences,
 )
 from openmm_geomgnn.errors import GeomGNNError
 
@@ -75,6 +76,24 @@ def test_a_bias_that_flattens_hides_no_wells():
     (phi,) = slow_torsions([*free, flat], 1.0, ["phi"], unbiased=[True, True, False], **options)
     assert phi.centres == pytest.approx([-1.4, 1.0], abs=0.1) and phi.crossings == 0
     assert slow_torsions([*free, flat], 1.0, ["phi"], unbiased=[False] * 3, **options) == []
+
+
+def test_free_energies_of_wells_follow_the_weights():
+    rng = np.random.default_rng(2)
+    kT, centres = 2.5, [np.pi, 0.0, 1.5]
+    runs = [run_of(rng, rng.choice(3, 3000, p=p), centres, 0.1)[:, None] for p in ([0.5, 0.3, 0.2], [0.2, 0.4, 0.4])]
+    slow = SlowTorsion("omega", 0, np.array(centres), 0)
+    # weights undo the shares, so that the true ones are 60, 10 and 30 %
+    share = {0: (0.5, 0.2), 1: (0.3, 0.4), 2: (0.2, 0.4)}
+    true = np.array([0.6, 0.1, 0.3])
+    nearest = [np.abs(np.angle(np.exp(1j * (run - centres)))).argmin(axis=1) for run in runs]
+    logw = [np.log([true[k] / share[k][number] for k in run]) for number, run in enumerate(nearest)]
+    found = well_differences(slow, runs, logw, kT)
+    assert [(first, other) for first, other, _ in found] == [(np.pi, 0.0), (np.pi, 1.5)]
+    for (_, _, difference), expected in zip(found, -kT * np.log(true[1:] / true[0]), strict=True):
+        assert difference.error < 0.2 and abs(difference.value - expected) < 3 * difference.error
+    never = well_differences(SlowTorsion("omega", 0, np.array([np.pi, 0.0]), 0), [np.full((50, 1), 3.1)], [np.zeros(50)], kT)
+    assert np.isnan(never[0][2].value) and "never visited" in never[0][2].reason
 
 
 def test_of_three_wells_the_rarest_division_counts():
