@@ -158,14 +158,14 @@ def well_differences(
     """
     nearest = [_away(slow, run).argmin(axis=1) for run in torsions]
     wells, weight = np.arange(len(slow.centres)), np.exp(np.concatenate(list(logw)) - max(map(np.max, logw)))
-    first = np.bincount(np.concatenate(nearest), weight, len(wells)).argmax()
+    first = int(np.bincount(np.concatenate(nearest), weight, len(wells)).argmax())
 
     def inside(well: int) -> list[np.ndarray]:
         return [run == well for run in nearest]
 
     return [
         (float(slow.centres[first]), float(slow.centres[other]), delta_F(inside(first), inside(other), logw, kT))
-        for other in wells[wells != first]
+        for other in wells[wells != first].tolist()
     ]
 
 
