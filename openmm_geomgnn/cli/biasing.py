@@ -11,7 +11,7 @@ from openmm_geomgnn.cli.progress import bar, echo
 from openmm_geomgnn.cli.run_folder import as_begun, evaluated_every, settle
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cli.settings.protocol_checks import LONGEST_BIAS_STEP, is_resonant
-from openmm_geomgnn.cv.kernel_widths import is_too_stiff, kernel_widths, narrowest_width
+from openmm_geomgnn.cv.kernel_widths import basin_widths, is_too_stiff, kernel_widths, narrowest_width
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.verdict import GRADES, in_words
 from openmm_geomgnn.errors import GeomGNNError
@@ -36,16 +36,6 @@ def check_verdict(cv: Any, protocol: Protocol) -> None:
         )
 
 
-def basin_width(cv: Any) -> np.ndarray:
-    """How wide kernels are that are as wide as a basin, (d,): as the CV fluctuates there, but no less than its fit says.
-
-    Files of before do not say that several components take wider ones, and runs with them go on as they were begun.
-    """
-    facts = cv.training_information
-    spread = np.multiply(facts["in_basin_spread"], facts.get("kernel_widening", 1.0))
-    return np.maximum(spread, facts.get("least_kernel_width", 0.0))
-
-
 def kernel_width(cv: Any, protocol: Protocol) -> dict[str, Any]:
     """Widths of the bias's kernels, where the protocol leaves them open: {"sigma": ..., "sigma_min": ...}.
 
@@ -55,7 +45,7 @@ def kernel_width(cv: Any, protocol: Protocol) -> dict[str, Any]:
         If the narrowest stable kernel is much wider than a basin: the bias could not build up.
     """
     facts, bias, step = cv.training_information, protocol.bias, protocol.schedule.bias_step
-    spread = basin_width(cv)
+    spread = basin_widths(facts)
     narrowest = narrowest_width(facts["rate_300K_per_ps"], step, protocol.system.temperature)
     if bias.sigma is None and bias.sigma_min is None and is_too_stiff(narrowest, spread).any():
         more_often = "Evaluate the bias more often (run.every: 1), fit" if protocol.every > 1 else "Fit"
@@ -87,7 +77,7 @@ def largest_every(cv: Any, protocol: Protocol) -> int:
         return 1
     narrowest = narrowest_width(facts["rate_300K_per_ps"], system.timestep, system.temperature)
     given = bias.sigma if bias.sigma_min is None else bias.sigma_min
-    widths = basin_width(cv) if given is None else np.asarray(given)
+    widths = basin_widths(facts) if given is None else np.asarray(given)
     longest = min(LONGEST_BIAS_STEP, bias.pace, protocol.run.colvar_interval)
     return max(1, int(min(MOST_EVERY, longest / system.timestep, (widths / narrowest).min()) + 1e-6))
 

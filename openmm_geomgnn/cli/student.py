@@ -10,7 +10,8 @@ from openmm_geomgnn.cli.names import NETWORK_FILE
 from openmm_geomgnn.cli.progress import echo, progress_bars
 from openmm_geomgnn.cli.settings.protocol import Protocol
 from openmm_geomgnn.cv.distillation import DistillSettings, distill
-from openmm_geomgnn.cv.verdict import FINE_ERROR, GOOD_R2, finest_widths, missed, turning_errors
+from openmm_geomgnn.cv.kernel_widths import basin_widths
+from openmm_geomgnn.cv.verdict import FINE_ERROR, GOOD_R2, missed, turning_errors
 from openmm_geomgnn.formatting import format_values
 from openmm_geomgnn.unfinished import Unfinished
 
@@ -44,7 +45,7 @@ def student_or_network(protocol: Protocol, network: Any, trajectories: Sequence[
 def why_not(student: Any) -> str:
     """Why a student is not to be biased in place of its network; "" if it is."""
     facts = student.training_information
-    found, widths = facts["distillation"], finest_widths(facts)
+    found, widths = facts["distillation"], basin_widths(facts)
     for name, least in LEAST_R2.items():
         if name in found and missed(found[name], least, widths):
             return (

@@ -1,6 +1,6 @@
 """How wide the kernels of a bias on a CV are: as a basin, but no narrower than the integrator can follow."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def narrowest_width(rate: npt.ArrayLike, step: float, temperature: float = 300.0
 
 
 def is_too_stiff(width: npt.ArrayLike, spread: npt.ArrayLike) -> Any:
-    """Whether the narrowest kernel is too wide for a basin, per component; `spread` is `in_basin_spread` of `stiffness`."""
+    """Whether the narrowest kernel is too wide for a basin, per component; `spread` is as of `basin_widths`."""
     return ~np.isfinite(width) | (np.asarray(width) > WIDEST_KERNEL * np.asarray(spread))
 
 
@@ -43,6 +43,16 @@ def kernel_widening(dimension: int) -> float:
     four dimensions as in one; the exponent is fitted to that.
     """
     return float(dimension**0.75)
+
+
+def basin_widths(facts: Mapping[str, Any]) -> np.ndarray:
+    """How wide kernels are that are as wide as a basin, (d,), in units of the CV, by its `training_information`.
+
+    As wide as the CV fluctuates there, times `kernel_widening`, but no less than its fit says; (0,) where nothing is known of
+    that. Files of before do not say that several components take wider ones, and runs with them go on as they were begun.
+    """
+    spread = np.multiply(facts.get("in_basin_spread", ()), facts.get("kernel_widening", 1.0))
+    return np.maximum(spread, facts.get("least_kernel_width", 0.0))
 
 
 def kernel_widths(

@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from openmm_geomgnn.cv.kernel_widths import is_too_stiff, narrowest_width
+import numpy as np
+import numpy.typing as npt
+
+from openmm_geomgnn.cv.kernel_widths import basin_widths, is_too_stiff, narrowest_width
 from openmm_geomgnn.formatting import count_of
 
 # a grade and why
@@ -74,7 +77,7 @@ def judge_student(facts: Mapping[str, Any], found: Mapping[str, Any]) -> Verdict
     teacher = facts.get("verdict")
     reasons = [(teacher["grade"], _of_the_teacher(reason)) for reason in teacher["reasons"]] if teacher else []
     r2 = found["held_out"]["r2"]
-    if missed(found["held_out"], GOOD_R2, finest_widths(facts)):
+    if missed(found["held_out"], GOOD_R2, basin_widths(facts)):
         grade = "not usable" if min(r2) < LEAST_R2 else "weak"
         reasons.append((grade, f"it reproduces its teacher with an R2 of {min(r2):.3f} on held-out frames only"))
     turning = max(turning_errors(found))
@@ -97,26 +100,21 @@ def turning_errors(found: Mapping[str, Any]) -> list[float]:
     return found.get("turned", {}).get("turning_error", [0.0])
 
 
-def finest_widths(facts: Mapping[str, Any]) -> list[float]:
-    """The narrowest kernels (d,) of a bias on a CV, by its `training_information`; [] where nothing is known of them."""
-    return [max(spread, facts.get("least_kernel_width", 0.0)) for spread in facts.get("in_basin_spread", ())]
-
-
-def missed(found: Mapping[str, Sequence[float]], least: float, widths: Sequence[float]) -> list[int]:
+def missed(found: Mapping[str, Sequence[float]], least: float, widths: npt.ArrayLike) -> list[int]:
     """The components, from 0, that a student does not reproduce.
 
-    Their R2 is below `least`, and their error is more than FINE_ERROR of the narrowest kernels of a bias.
+    Their R2 is below `least`, and their error is more than FINE_ERROR of a bias's kernels.
 
     Parameters
     ----------
     found : dict
         `r2` and `rmse` of each component on some frames.
     least : float
-    widths : list of float
-        As of `finest_widths`.
+    widths : (d,) array
+        As of `kernel_widths.basin_widths`.
     """
     r2 = found["r2"]
-    fine = [FINE_ERROR * width for width in widths] or [0.0] * len(r2)
+    fine = [FINE_ERROR * width for width in np.asarray(widths)] or [0.0] * len(r2)
     return [k for k, one in enumerate(r2) if not (one >= least or found["rmse"][k] <= fine[k])]
 
 

@@ -7,11 +7,11 @@ from molecules import ala2, random_cv
 
 from openmm_geomgnn.cli import run as workflow
 from openmm_geomgnn.cli.settings.yaml_files import load_protocol
+from openmm_geomgnn.cv.kernel_widths import basin_widths
 from openmm_geomgnn.cv.network import CollectiveVariable
 from openmm_geomgnn.cv.verdict import (
     SEPARATES,
     estimate_note,
-    finest_widths,
     in_words,
     judge,
     judge_student,
@@ -152,7 +152,7 @@ class TestVerdict:
     def test_an_error_that_no_kernel_resolves_is_none(self):
         """An R2 of frames in basins is of their fluctuation, which may be all that a component shows there."""
         facts = {"in_basin_spread": [0.18, 0.04], "least_kernel_width": 0.1}
-        assert finest_widths(facts) == [0.18, 0.1] and finest_widths({}) == []
+        assert basin_widths(facts).tolist() == [0.18, 0.1] and not len(basin_widths({}))
         assert judge_student(facts, reproduces([0.96, 0.999], rmse=0.04)) == {"grade": "usable", "reasons": []}
         assert judge_student(facts, reproduces([0.96, 0.999], rmse=0.05))["grade"] == "weak"
         assert judge_student({}, reproduces([0.96, 0.999], rmse=0.04))["grade"] == "weak"
