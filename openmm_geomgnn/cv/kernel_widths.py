@@ -48,8 +48,8 @@ def kernel_widening(dimension: int) -> float:
 def basin_widths(facts: Mapping[str, Any]) -> np.ndarray:
     """How wide kernels are that are as wide as a basin, (d,), in units of the CV, by its `training_information`.
 
-    As wide as the CV fluctuates there, times `kernel_widening`, but no less than its fit says; (0,) where nothing is known of
-    that. Files of before do not say that several components take wider ones, and runs with them go on as they were begun.
+    As wide as the CV fluctuates there, times `kernel_widening`, but no less than its fit says; (0,) where that is not known.
+    Files of before do not say that several components take wider ones, and runs with them go on as they were begun.
     """
     spread = np.multiply(facts.get("in_basin_spread", ()), facts.get("kernel_widening", 1.0))
     return np.maximum(spread, facts.get("least_kernel_width", 0.0))

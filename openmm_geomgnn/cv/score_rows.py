@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from openmm_geomgnn.cv.estimators import rates_within
-from openmm_geomgnn.cv.kernel_widths import is_too_stiff, narrowest_width
+from openmm_geomgnn.cv.kernel_widths import basin_widths, is_too_stiff, kernel_widening, narrowest_width
 from openmm_geomgnn.koopman import KoopmanModel, Segment, basin_gap, covariances, linear_basis
 from openmm_geomgnn.koopman.covariance import PairsLike
 from openmm_geomgnn.koopman.vamp import project, subspace_score
@@ -113,14 +113,20 @@ class ScoreRow:
 
     @property
     def stiffness(self) -> float:
-        """Rate over spread of its stiffest component, 1/ps: the frequency that kernels as wide as a basin drive."""
-        pairs = zip(self.rate_300K_per_ps, self.in_basin_spread, strict=True)
-        return max((rate / spread if spread else math.inf for rate, spread in pairs), default=math.inf)
+        """Rate over width of its stiffest component, 1/ps: the frequency that kernels as wide as a basin drive."""
+        pairs = zip(self.rate_300K_per_ps, self.kernel_widths, strict=True)
+        return max((rate / width if width else math.inf for rate, width in pairs), default=math.inf)
+
+    @property
+    def kernel_widths(self) -> tuple[float, ...]:
+        """How wide the kernels of a bias on it are, as of `kernel_widths.basin_widths`."""
+        facts = {"in_basin_spread": self.in_basin_spread, "kernel_widening": kernel_widening(self.components)}
+        return tuple(basin_widths(facts).tolist())
 
     def can_be_biased(self, step: float, temperature: float = 300.0) -> bool:
         """Whether a bias that is evaluated every `step` ps can have kernels that fit into a basin (`kernel_widths`)."""
         widths = narrowest_width(self.rate_300K_per_ps, step, temperature)
-        return not is_too_stiff(widths, self.in_basin_spread).any()
+        return not is_too_stiff(widths, self.kernel_widths).any()
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON can hold of it, and `ScoreRow(**that)` takes."""

@@ -1,5 +1,7 @@
 """Which of many CVs is chosen, and scores of many CVs against those of one at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,15 @@ def test_what_is_too_stiff_for_the_bias_is_left_out_if_others_are_not():
     assert choose([stiff, soft]).row is stiff
     assert choose([stiff, soft], step=0.006).row is soft
     assert choose([stiff], step=0.006).row is stiff
+
+
+def test_kernels_of_several_components_are_wider_as_in_a_run():
+    """At 6 fs and a rate of 20/ps the narrowest kernel is 0.24 wide; twice a spread of 0.1 is 0.2, times 2^(3/4) 0.336."""
+    one = row(50, 1.9, rate=20.0)
+    two = replace(one, components=2, rate_300K_per_ps=(20.0, 5.0), in_basin_spread=(0.1, 0.1))
+    assert one.stiffness == pytest.approx(200) and two.stiffness == pytest.approx(200 / 2**0.75)
+    assert not one.can_be_biased(0.006) and two.can_be_biased(0.006)
+    assert not replace(two, rate_300K_per_ps=(30.0, 5.0)).can_be_biased(0.006)
 
 
 def test_references_are_never_chosen_but_spoken_of():

@@ -153,6 +153,7 @@ class TestVerdict:
         """An R2 of frames in basins is of their fluctuation, which may be all that a component shows there."""
         facts = {"in_basin_spread": [0.18, 0.04], "least_kernel_width": 0.1}
         assert basin_widths(facts).tolist() == [0.18, 0.1] and not len(basin_widths({}))
+        assert judge_student({**facts, "kernel_widening": 2}, reproduces([0.96, 0.999], rmse=0.05))["grade"] == "usable"
         assert judge_student(facts, reproduces([0.96, 0.999], rmse=0.04)) == {"grade": "usable", "reasons": []}
         assert judge_student(facts, reproduces([0.96, 0.999], rmse=0.05))["grade"] == "weak"
         assert judge_student({}, reproduces([0.96, 0.999], rmse=0.04))["grade"] == "weak"
