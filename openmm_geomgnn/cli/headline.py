@@ -10,7 +10,7 @@ def headline(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     """Lines with the numbers of a run that are known, its verdict, and where its report is."""
 
     def known(*keys: str) -> bool:
-        return all(isinstance(summary.get(key), (int, float)) and math.isfinite(summary[key]) for key in keys)
+        return all(_is_number(summary.get(key)) for key in keys)
 
     def number(key: str, digits: int = 3) -> str:
         return f"{summary[key]:.{digits}g}"
@@ -46,19 +46,21 @@ def headline(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     return [*lines, f"report         {folder / 'report.html'}"]
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a number is known: in memory it is nan where it is not, in JSON null."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def _wells(one: Mapping[str, Any]) -> str:
     return f"{one['torsion']}: F({one['to_deg']:.0f} deg) - F({one['from_deg']:.0f} deg)"
 
 
 def _with_error(one: Mapping[str, Any]) -> str:
     """A difference with its error, or why there is none."""
-    if not math.isfinite(one["value"]):
+    if not _is_number(one["value"]):
         return "not known"
-    return (
-        f"{one['value']:.3g} +- {one['error']:.2g}"
-        if math.isfinite(one["error"])
-        else f"{one['value']:.3g}, error not known"
-    )
+    error = f" +- {one['error']:.2g}" if _is_number(one["error"]) else ", error not known"
+    return f"{one['value']:.3g}{error}"
 
 
 def slow_tables(summary: Mapping[str, Any]) -> list[tuple[str, list]]:

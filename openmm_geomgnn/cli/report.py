@@ -123,7 +123,8 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
             f"{protocol.bias.ramp:g} ps (bias.ramp)."
         )
     analysis.notes = [*notes, *analysis.notes, *_cv_notes(results.cv)]
-    analysis.summary |= _slow_torsions(results, analysis, run.frame_times if torsions or every_torsion else None)
+    values = None if every_torsion is None else every_torsion[1]
+    analysis.summary |= _slow_torsions(results, analysis, values, run.frame_times if torsions or every_torsion else None)
     cv_verdict = results.cv.training_information.get("verdict")
     verdict = judge_run(analysis.summary, results.missing, cv_verdict, results.cv.dimension)
     analysis.notes = [*sentences(verdict), *analysis.notes]
@@ -145,16 +146,19 @@ def _all_torsions(protocol: Protocol, results: Results) -> tuple[Sequence[str], 
     return torsions.names, [torsions.compute(walker) for walker in results.biased]
 
 
-def _slow_torsions(results: Results, analysis: Analysis, frame_times: Sequence[np.ndarray] | None) -> dict[str, Any]:
+def _slow_torsions(
+    results: Results, analysis: Analysis, values: list[np.ndarray] | None, frame_times: Sequence[np.ndarray] | None
+) -> dict[str, Any]:
     """How often torsions that the CV was learned for crossed between their wells per ns, and F between these; {} without.
 
-    frame_times: of the frames, if their weights are known.
+    values: of all torsions in every frame, where they were computed before. frame_times: if weights of frames are known.
     """
     slow = [SlowTorsion.from_json(one) for one in results.cv.training_information.get("slow_torsions", [])]
     if not slow:
         return {}
-    torsions = rotatable_torsions(results.biased[0].topology)
-    values = [torsions.compute(walker) for walker in results.biased]
+    if values is None:
+        torsions = rotatable_torsions(results.biased[0].topology)
+        values = [torsions.compute(walker) for walker in results.biased]
     time = 1e-3 * results.done * len(results.biased)
     rates = {one.name: count / time for one, count in zip(slow, well_crossings(slow, values), strict=True)}
     found: dict[str, Any] = {"slow_torsion_crossings_per_ns": rates}

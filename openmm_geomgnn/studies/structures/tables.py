@@ -66,7 +66,7 @@ class Accuracy:
     @property
     def error(self) -> float | None:
         """Standard error of the mean."""
-        return float(np.std(self.values, ddof=1) / len(self.values) ** 0.5) if len(self.values) > 1 else None
+        return _standard_error(self.values)
 
 
 def summarise(rows: Sequence[AccuracyRow]) -> list[Accuracy]:
@@ -82,8 +82,13 @@ def mean_and_error(values: Sequence[float]) -> str:
     """Percent, with the standard error of the mean over seeds where there are two or more."""
     if not len(values):
         return ""
-    mean = f"{100 * np.mean(values):.1f}"
-    return f"{mean} +- {100 * np.std(values, ddof=1) / len(values) ** 0.5:.1f}" if len(values) > 1 else mean
+    mean, error = f"{100 * np.mean(values):.1f}", _standard_error(values)
+    return mean if error is None else f"{mean} +- {100 * error:.1f}"
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """That of the mean; None of a single value."""
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
 
 
 def accuracy_table(rows: Sequence[AccuracyRow], chances: Mapping[str, float]) -> list[list[str]]:

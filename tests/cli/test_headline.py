@@ -1,0 +1,28 @@
+"""The lines of a run for the terminal."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from openmm_geomgnn.cli.headline import headline, slow_tables
+
+
+@pytest.mark.parametrize("unknown", [math.nan, None])  # in memory, and read from JSON
+def test_free_energies_of_wells_that_are_known_or_not(unknown):
+    wells = [(3.296, 0.437), (1.5, unknown), (unknown, unknown)]
+    summary = {
+        "slow_torsion_crossings_per_ns": {"omega": 4.75},
+        "slow_torsion_delta_F": [
+            {"torsion": "omega", "from_deg": -178.2, "to_deg": -1.4, "value": value, "error": error, "reason": "why"}
+            for value, error in wells
+        ],
+    }
+    said = ["3.3 +- 0.44", "1.5, error not known", "not known"]
+    lines = [line.strip() for line in headline(Path("run"), summary)]
+    assert lines[:-1] == [
+        "slow torsions  omega 4.75 crossings per ns",
+        *(f"omega: F(-1 deg) - F(-178 deg) = {one} kJ/mol" for one in said),
+    ]
+    (_, crossed), (_, differences) = slow_tables(summary)
+    assert crossed[1:] == [["omega", "4.75"]] and [row[1] for row in differences[1:]] == said
