@@ -51,6 +51,8 @@ class Analysis:
         The states A and B along it.
     found : FoundStates or None
         The states that were found, where no variable has cores.
+    frames : Sample or None
+        The frames of all walkers with their weights; None if no variable, nor states, needed them.
     running_delta_F : (20, 3) array or None
         Rows of time, F(B) - F(A) of the data up to then, and its error.
     """
@@ -65,6 +67,7 @@ class Analysis:
     crossing: Any = None
     states: Any = None
     found: Any = None
+    frames: Any = None
     running_delta_F: np.ndarray | None = None
 
 
@@ -121,7 +124,7 @@ def analyse_biased_run(
     result.crossing = _crossing(named)
     rows = _rows(result, kT)
     inefficiency = in_frames = _add_profiles(result, rows, 0.0, kT, bins, bootstrap)
-    frames = _frames(result, kT, torsions is not None)
+    frames = result.frames = _frames(result, kT, torsions is not None)
     if frames is not None:
         in_frames = _add_profiles(result, frames, run.in_frames(inefficiency), kT, bins, bootstrap)
     for pair in maps:
@@ -148,7 +151,7 @@ def analyse_biased_run(
     return result
 
 
-class _Sample(NamedTuple):
+class Sample(NamedTuple):
     """The rows, or the frames, at which variables are known.
 
     Lists over walkers of (T,): times in ps, whether free energies use them, and log-weights, -inf for those they do not use.
@@ -167,20 +170,20 @@ class _Sample(NamedTuple):
 
 def _sample(
     times: Sequence[np.ndarray], bias: Sequence[np.ndarray], used: Sequence[np.ndarray], kT: float, biased: bool
-) -> _Sample:
+) -> Sample:
     logw = log_weights([v[u] for v, u in zip(bias, used, strict=True)], kT)
-    return _Sample(times, used, spread(logw, used), biased)
+    return Sample(times, used, spread(logw, used), biased)
 
 
-def _rows(result: Analysis, kT: float) -> _Sample:
+def _rows(result: Analysis, kT: float) -> Sample:
     run = result.run
     for variable in result.variables.values():
         run.check_belongs(variable)
     return _sample(run.row_times, run.bias, run.after(result.discarded, run.row_times), kT, True)
 
 
-def _frames(result: Analysis, kT: float, for_states: bool) -> _Sample | None:
-    """Make a _Sample of the frames; None if no variable needs them, nor states that are to be found.
+def _frames(result: Analysis, kT: float, for_states: bool) -> Sample | None:
+    """Make a `Sample` of the frames; None if no variable needs them, nor states that are to be found.
 
     Raises GeomGNNError if a frame has no row, or none is left for a variable after the transient.
     """
@@ -199,7 +202,7 @@ def _frames(result: Analysis, kT: float, for_states: bool) -> _Sample | None:
     return _sample(run.frame_times, bias, used, kT, False)
 
 
-def _add_profiles(result: Analysis, sample: _Sample, least: float, kT: float, bins: int, bootstrap: dict[str, Any]) -> float:
+def _add_profiles(result: Analysis, sample: Sample, least: float, kT: float, bins: int, bootstrap: dict[str, Any]) -> float:
     """Add F along the variables of a sample.
 
     Returns the statistical inefficiency behind their error bars: the largest of the variables', at least `least`.
@@ -244,7 +247,7 @@ def _map(
     return free_energy_2d(first, second, logw, kT, edges, periodic, inefficiency=inefficiency, **bootstrap)
 
 
-def _values(result: Analysis, variable: Variable, sample: _Sample) -> Sequence[np.ndarray]:
+def _values(result: Analysis, variable: Variable, sample: Sample) -> Sequence[np.ndarray]:
     """A variable at the rows or frames of a sample."""
     return variable.values if variable.biased == sample.biased else result.run.at_frames(variable.values)
 
@@ -267,7 +270,7 @@ def _crossing(variables: dict[str, Variable]) -> Variable | None:
     return along[0] if along else None
 
 
-def _divide(result: Analysis, rows: _Sample, frames: Any, torsions: Any, seed: int) -> tuple[Division | None, Any]:
+def _divide(result: Analysis, rows: Sample, frames: Any, torsions: Any, seed: int) -> tuple[Division | None, Any]:
     """The states A and B, around the cores of a variable or found in torsions, and the sample that they divide."""
     variable: Any = result.crossing
     if variable is not None:

@@ -28,6 +28,7 @@ from openmm_geomgnn.studies.forces.plan import Network, Parts, Study, make_netwo
 from openmm_geomgnn.studies.forces.table import KINDS, UNITS, Row, Summary, summarise
 from openmm_geomgnn.studies.training import trainer
 from openmm_geomgnn.studies.training.folder import Result
+from openmm_geomgnn.studies.training.parallel import check_parallel
 from torchmdnet_ext.datasets.extended_xyz import ExtendedXYZ
 
 LABELS, FRAMES, TABLE, ERRORS, NUMBERS, REPORT, FIGURE = (
@@ -49,6 +50,7 @@ def run_forces(settings: Forces) -> dict[str, Any]:
 
     Raises GeomGNNError if settings or data do not suffice, or the folder holds frames or networks of other settings.
     """
+    check_parallel(settings.workers, settings.scheduler)
     with locked(settings.output):
         path = Path(settings.output).absolute() / FRAMES
         networks = {network.name: network for network in _planned(settings, path)}

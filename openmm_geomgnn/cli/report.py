@@ -8,7 +8,6 @@ import numpy as np
 
 from openmm_geomgnn.analysis.crossings import PHI_CORE_A, PHI_CORE_B, PHI_DIVIDING
 from openmm_geomgnn.analysis.figures import standard_figures, standard_tables
-from openmm_geomgnn.analysis.free_energy import log_weights
 from openmm_geomgnn.analysis.intervals import TURN
 from openmm_geomgnn.analysis.pipeline import Analysis, analyse_biased_run
 from openmm_geomgnn.analysis.progress import SlowTorsion, well_crossings, well_differences
@@ -124,7 +123,7 @@ def analyse(protocol: Protocol, results: Results, seconds: float = float("nan"))
         )
     analysis.notes = [*notes, *analysis.notes, *_cv_notes(results.cv)]
     values = None if every_torsion is None else every_torsion[1]
-    analysis.summary |= _slow_torsions(results, analysis, values, run.frame_times if torsions or every_torsion else None)
+    analysis.summary |= _slow_torsions(results, analysis, values)
     cv_verdict = results.cv.training_information.get("verdict")
     verdict = judge_run(analysis.summary, results.missing, cv_verdict, results.cv.dimension)
     analysis.notes = [*sentences(verdict), *analysis.notes]
@@ -146,12 +145,10 @@ def _all_torsions(protocol: Protocol, results: Results) -> tuple[Sequence[str], 
     return torsions.names, [torsions.compute(walker) for walker in results.biased]
 
 
-def _slow_torsions(
-    results: Results, analysis: Analysis, values: list[np.ndarray] | None, frame_times: Sequence[np.ndarray] | None
-) -> dict[str, Any]:
+def _slow_torsions(results: Results, analysis: Analysis, values: list[np.ndarray] | None) -> dict[str, Any]:
     """How often torsions that the CV was learned for crossed between their wells per ns, and F between these; {} without.
 
-    values: of all torsions in every frame, where they were computed before. frame_times: if weights of frames are known.
+    values: of all torsions in every frame, where they were computed before.
     """
     slow = [SlowTorsion.from_json(one) for one in results.cv.training_information.get("slow_torsions", [])]
     if not slow:
@@ -162,18 +159,14 @@ def _slow_torsions(
     time = 1e-3 * results.done * len(results.biased)
     rates = {one.name: count / time for one, count in zip(slow, well_crossings(slow, values), strict=True)}
     found: dict[str, Any] = {"slow_torsion_crossings_per_ns": rates}
-    if frame_times is None:
+    frames = analysis.frames
+    if frames is None:
         return found
-    run = analysis.run
-    used, kT = run.after(analysis.discarded, frame_times), BOLTZMANN * run.temperature
-    if not any(chosen.any() for chosen in used):
-        return found
-    later, bias = ([one[u] for one, u in zip(each, used, strict=True)] for each in (values, run.at_frames(run.bias)))
-    logw = log_weights(bias, kT)
+    kept, logw, kT = frames.select(values), frames.select(frames.logw), BOLTZMANN * analysis.run.temperature
     found["slow_torsion_delta_F"] = [
         {"torsion": one.name, "from_deg": math.degrees(first), "to_deg": math.degrees(other), **difference._asdict()}
         for one in slow
-        for first, other, difference in well_differences(one, later, logw, kT)
+        for first, other, difference in well_differences(one, kept, logw, kT)
     ]
     return found
 

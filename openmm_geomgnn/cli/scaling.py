@@ -28,6 +28,7 @@ from openmm_geomgnn.studies.scaling.sweep import Aspect, Axes, Sweep, plan
 from openmm_geomgnn.studies.scaling.table import LOSSES, AxisLaw, Row, fit_axes, write_table
 from openmm_geomgnn.studies.training import trainer
 from openmm_geomgnn.studies.training.folder import Result
+from openmm_geomgnn.studies.training.parallel import check_parallel
 
 TABLE, NUMBERS, REPORT = "networks.csv", "scaling.json", "report.html"
 FORMAT, VERSION = "openmm-geomgnn scaling", 1
@@ -43,6 +44,7 @@ def run_scaling(settings: Scaling) -> dict[str, Any]:
 
     Raises GeomGNNError if the settings or the data do not suffice, or the folder holds networks of other settings.
     """
+    check_parallel(settings.workers, settings.scheduler)
     echo("Reading the data and building the networks ...")
     sweep = planned(settings)
     with locked(settings.output):

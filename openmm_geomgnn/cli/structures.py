@@ -36,6 +36,7 @@ from openmm_geomgnn.studies.structures.study import (
 from openmm_geomgnn.studies.structures.tables import AccuracyRow, accuracy_table, notes
 from openmm_geomgnn.studies.training import trainer
 from openmm_geomgnn.studies.training.folder import Result
+from openmm_geomgnn.studies.training.parallel import check_parallel
 from torchmdnet_ext.datasets.structures import Structures, read_structures
 
 NUMBERS, REPORT, TOKENS = "structures.json", "report.html", "tokens"
@@ -50,6 +51,7 @@ def run_structures(settings: Settings) -> list[AccuracyRow]:
     Raises GeomGNNError if an optional package is missing, the structures do not suffice, or the folder holds others.
     """
     new_figure(1, 1, (1, 1))  # raises an error without matplotlib
+    check_parallel(settings.workers, settings.scheduler)
     encoder = Encoder.load(settings.tokens.encoder)
     with locked(settings.output):
         files = _files(settings, encoder)

@@ -25,6 +25,7 @@ from openmm_geomgnn.studies.supervised.splits import fingerprint, seen_in_pretra
 from openmm_geomgnn.studies.supervised.table import Row, Summary, summarise
 from openmm_geomgnn.studies.training import trainer
 from openmm_geomgnn.studies.training.folder import Result
+from openmm_geomgnn.studies.training.parallel import check_parallel
 from torchmdnet_ext.datasets.labelled import LabelledMolecules, LabelledStore, read_labelled
 
 STORE, TABLE, ERRORS, NUMBERS, REPORT, FIGURE = (
@@ -45,6 +46,7 @@ def run_supervised(settings: Supervised) -> dict[str, Any]:
 
     Raises GeomGNNError if settings or data do not suffice, or the folder holds networks of other settings.
     """
+    check_parallel(settings.workers, settings.scheduler)
     with locked(settings.output):
         root = _root(settings)
         if not root.exists():

@@ -244,14 +244,15 @@ def _between(facts: Mapping[str, Any]) -> Iterator[Reason]:
 
 def _stiffness(facts: Mapping[str, Any]) -> Iterator[Reason]:
     """(grade, reason) pairs by how hard it pulls."""
-    for number, (rate, spread) in enumerate(zip(facts["rate_300K_per_ps"], facts["in_basin_spread"], strict=True), start=1):
+    widths = basin_widths(facts)
+    for number, (rate, basin) in enumerate(zip(facts["rate_300K_per_ps"], widths, strict=True), start=1):
         width = narrowest_width(rate, STIFF_STEP)
-        if is_too_stiff(width, spread):
-            name = f"cv.{number}" if len(facts["in_basin_spread"]) > 1 else "it"
+        if is_too_stiff(width, basin):
+            name = f"cv.{number}" if len(widths) > 1 else "it"
             yield (
                 "weak",
                 (
                     f"{name} is stiff: even evaluated at every step of 2 fs it needs kernels {width:.3g} wide, and "
-                    f"fluctuates by {spread:.3g} within a basin. Use a longer softening, or a gradient_penalty"
+                    f"kernels as wide as a basin have {basin:.3g}. Use a longer softening, or a gradient_penalty"
                 ),
             )

@@ -122,7 +122,7 @@ class TestVerdict:
             ({"frames_between": [0]}, "weak", "no frame lies between the basins, so .* fit it again"),
             ({"frames_between": [3]}, "weak", "3 frames lie between the basins"),
             ({"timescale_notes": [estimate_note(23.0)]}, "usable", "rescaled time, so its timescale is an estimate"),
-            ({"in_basin_spread": [0.01]}, "weak", "stiff: .* 0.032 wide"),
+            ({"in_basin_spread": [0.01]}, "weak", "stiff: .* 0.032 wide, and kernels as wide as a basin have 0.01"),
         ],
     )
     def test_reasons(self, changes, grade, reason):
@@ -130,6 +130,10 @@ class TestVerdict:
         assert verdict["grade"] == grade and len(verdict["reasons"]) == 1
         with pytest.raises(GeomGNNError, match=reason):
             raise GeomGNNError(in_words(verdict))
+
+    def test_stiffness_is_of_the_kernels_that_a_bias_has(self):
+        """Several components have wider ones."""
+        assert judge({**self.GOOD, "in_basin_spread": [0.01], "kernel_widening": 2.28})["reasons"] == []
 
     def test_the_worst_comes_first_and_components_are_named(self):
         two = {name: value * 2 for name, value in self.GOOD.items() if isinstance(value, list)}

@@ -29,7 +29,7 @@ from openmm_geomgnn.studies.training.folder import (
     stop_all,
     train_network,
 )
-from openmm_geomgnn.studies.training.parallel import train_networks
+from openmm_geomgnn.studies.training.parallel import check_parallel, train_networks
 
 pytestmark = pytest.mark.slow
 SWEEP = """
@@ -158,6 +158,18 @@ def test_side_by_side(killed, tmp_path, workers):
 def test_no_scheduler_answers(tmp_path):
     with pytest.raises(GeomGNNError, match="No Dask scheduler answers at 'nowhere'"):
         list(train_networks([tmp_path], 1, 1, "nowhere"))
+
+
+def test_what_training_side_by_side_needs_is_asked_for_before_any_work(killed, tmp_path, monkeypatch):
+    """The study is complete: nothing but this check would fail."""
+    monkeypatch.chdir(killed[0].parent)
+    with pytest.raises(GeomGNNError, match="No Dask scheduler answers at 'nowhere'"):
+        run_scaling(load_scaling("s.yaml", {"scheduler": "nowhere", "output": str(tmp_path / "new")}))
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    check_parallel(1)
+    with pytest.raises(GeomGNNError, match=r"takes Dask, which is not installed: pip install .*workers: 1"):
+        run_scaling(load_scaling("s.yaml", {"workers": 2, "output": str(tmp_path / "new")}))
+    assert not (tmp_path / "new").exists()
 
 
 def test_networks_of_other_settings_are_refused(killed, monkeypatch):

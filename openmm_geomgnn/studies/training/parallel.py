@@ -13,6 +13,33 @@ from openmm_geomgnn.processes import dask_client
 from openmm_geomgnn.studies.training.folder import Result, may_run_again, stop_all, train_network
 
 
+def check_parallel(workers: int, scheduler: str | None = None) -> None:
+    """Check that networks can be trained side by side, before any work is done for that.
+
+    Parameters
+    ----------
+    workers, scheduler
+        As of `train_networks`.
+
+    Raises
+    ------
+    GeomGNNError
+        If Dask is needed and not installed, or no scheduler answers.
+    """
+    if scheduler is None and workers <= 1:
+        return
+    try:
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise GeomGNNError(
+            'Training side by side takes Dask, which is not installed: pip install "openmm-geomgnn[embed]", or train one '
+            "network after the other with workers: 1 and no scheduler."
+        ) from error
+    if scheduler is not None:
+        with ExitStack() as stack:
+            dask_client(stack, scheduler)
+
+
 def train_networks(
     folders: Sequence[Path], workers: int, threads: int, scheduler: str | None = None
 ) -> Iterator[tuple[Path, Result]]:
@@ -38,9 +65,12 @@ def train_networks(
         for folder in folders:
             yield folder, Result(**train_network(str(folder), threads))
         return
+    check_parallel(workers, scheduler)
     try:
         with ExitStack() as stack:
-            client = _client(stack, min(workers, len(folders)), scheduler)
+            # threads of this process: the work is done by processes of the trainer
+            n_workers = min(workers, len(folders))
+            client = dask_client(stack, scheduler, n_workers=1, threads_per_worker=n_workers, processes=False)
             try:
                 yield from _in_dask(client, folders, threads)
             finally:
@@ -63,15 +93,3 @@ def _in_dask(client: Any, folders: Sequence[Path], threads: int) -> Iterator[tup
             yield futures[future], Result(**answer)
     finally:
         client.cancel(list(futures))
-
-
-def _client(stack: ExitStack, workers: int, scheduler: str | None) -> Any:
-    try:
-        import distributed  # noqa: F401
-    except ImportError as error:
-        raise GeomGNNError(
-            'Training side by side takes Dask, which is not installed: pip install "openmm-geomgnn[embed]", or train one '
-            "network after the other with workers: 1."
-        ) from error
-    # threads of this process: the work is done by processes of the trainer
-    return dask_client(stack, scheduler, n_workers=1, threads_per_worker=workers, processes=False)
