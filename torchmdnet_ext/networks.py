@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from torchmdnet_ext import registration
 from torchmdnet_ext.files import PathLike
-from torchmdnet_ext.quiet import start_warp
 
 if TYPE_CHECKING:
     from torchmdnet_ext.heads.noise import EquivariantNoise
@@ -138,7 +137,6 @@ def _check_sizes(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], ori
 
 def new_head(channels: int, activation: str = "silu") -> EquivariantNoise:
     """Make a noise head for H `channels` with random weights."""
-    start_warp()
     from torchmdnet_ext.heads.noise import EquivariantNoise
 
     return EquivariantNoise(channels, activation=activation)

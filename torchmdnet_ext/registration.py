@@ -132,22 +132,20 @@ def representation_model(args: dict[str, Any]) -> nn.Module:
     """
     import torch
 
-    from torchmdnet_ext.quiet import start_warp
-
-    start_warp()
-    from torchmdnet.models.utils import act_class_mapping, dtype_mapping, rbf_class_mapping
+    # not torchmdnet.models.utils, which takes seconds to import
+    from torchmdnet_ext.models.building_blocks import ACTIVATIONS, PRECISIONS, RADIAL_BASES
 
     # settings that checkpoints of older versions lack
     args = {**OWN_DEFAULTS, "vector_cutoff": False, "equivariance_invariance_group": "O(3)", **args}
     for name in FLAGS:
         if args.get(name, False) not in (True, False):
             raise ValueError(f"{name} is {args[name]!r}, but it must be true or false.")
-    for name, known in (("activation", act_class_mapping), ("rbf_type", rbf_class_mapping)):
+    for name, known in (("activation", ACTIVATIONS), ("rbf_type", RADIAL_BASES)):
         check_choice(name, args[name], known)
     module, network, own = NETWORKS[args["model"]]
     if "attn_activation" in own:
-        check_choice("attn_activation", args["attn_activation"], act_class_mapping)
-    dtype = dtype_mapping[args["precision"]]
+        check_choice("attn_activation", args["attn_activation"], ACTIVATIONS)
+    dtype = PRECISIONS[args["precision"]]
     box = args.get("box_vecs")
     settings = {ours: args[theirs] for theirs, ours in _COMMON}
     settings.update(dtype=dtype, box_vecs=None if box is None else torch.tensor(box, dtype=dtype))

@@ -64,7 +64,7 @@ def test_imports_nothing_but_the_standard_library(repository):
 def test_import_torch_brings_one_package_and_one_module(repository):
     """No other module is imported, installed or not: nothing that costs an `import torch` more than a moment."""
     code = f"""
-        import __future__, importlib.abc, importlib.machinery, json, sys, typing, warnings  # torch has imported these already
+        import __future__, importlib.abc, importlib.machinery, json, sys, typing, warnings  # as torch does
         sys.path.insert(0, {str(repository)!r})
         before = set(sys.modules)
         from torchmdnet_ext._autoload import register

@@ -9,10 +9,11 @@ from torchmdnet.models.torchmd_et import TorchMD_ET
 from openmm_geomgnn.testing.encoders import CUTOFF, ORTHORHOMBIC, TRICLINIC
 from openmm_geomgnn.testing.numerics import JUMP, as_if_trained, molecule, randn, relative
 from torchmdnet_ext.models import neighbours
+from torchmdnet_ext.models.building_blocks import vectors
 from torchmdnet_ext.models.envelopes import C2Envelope
 from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
 from torchmdnet_ext.models.neighbours import Neighbours
-from torchmdnet_ext.models.visnet import ViSNet, vectors
+from torchmdnet_ext.models.visnet import ViSNet
 
 SMALL = {"hidden_channels": 16, "num_layers": 2, "num_rbf": 8, "num_heads": 4, "cutoff_upper": CUTOFF, "max_z": 40}
 

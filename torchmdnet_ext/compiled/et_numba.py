@@ -68,8 +68,6 @@ class NumbaET(CompiledNetwork):
             return f"attn_activation must be silu, but is {network.attn_activation}"
         if network.activation not in SMOOTH_ACTIVATIONS:
             return f"activation must be smooth ({', '.join(SMOOTH_ACTIVATIONS)}), but is {network.activation}"
-        if network.cutoff_lower != 0:
-            return f"cutoff_lower must be 0, but is {network.cutoff_lower}"
         if len(network.attention_layers) == 0:
             return "it has no layers"
         return None

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.autograd import forward_ad
 
 # share of the nodes even in exp(-alpha r), as the exponential radial basis is; the others are even in r
 EXPONENTIAL_SHARE = 0.6
@@ -78,11 +77,17 @@ def radial_filters(network, distance: torch.Tensor) -> torch.Tensor:
 
 def radial_filters_and_slopes(network, distance: np.ndarray, filters=radial_filters):
     """`filters` (L, n, F, H) of a network and their derivatives in 1/angstrom, as float64 arrays."""
-    r = torch.as_tensor(distance, dtype=torch.float64)
-    with torch.no_grad(), forward_ad.dual_level():
-        value, slope = forward_ad.unpack_dual(filters(network, forward_ad.make_dual(r, torch.ones_like(r))))
-        slope = torch.zeros_like(value) if slope is None else slope
-        return value.numpy().copy(), slope.numpy().copy()
+    r = torch.as_tensor(distance, dtype=torch.float64).requires_grad_()
+    with torch.enable_grad():
+        value = filters(network, r)
+        if not value.requires_grad:
+            return value.numpy().copy(), np.zeros(value.shape)
+        # each filter depends on its own distance only, so the gradient of a weighted sum by the weights is every slope;
+        # forward differentiation would import a compiler that takes seconds
+        weight = torch.zeros_like(value, requires_grad=True)
+        (gradient,) = torch.autograd.grad(value, r, weight, create_graph=True)
+        (slope,) = torch.autograd.grad(gradient, weight, torch.ones_like(gradient))
+    return value.detach().numpy().copy(), slope.numpy().copy()
 
 
 def hermite_coefficients(grid: Grid, value: np.ndarray, slope: np.ndarray) -> np.ndarray:

@@ -4,20 +4,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmdnet.models.output_modules import OutputModel
-from torchmdnet.models.utils import GatedEquivariantBlock
 
-from torchmdnet_ext.models.visnet import vectors
+from torchmdnet_ext.models.building_blocks import ACTIVATIONS, vectors, xavier
 
 
-class _GatedBlock(GatedEquivariantBlock):
-    """TorchMD-Net's block with the lengths of vectors in a few whole-array operations; values and gradients are the same."""
+class _GatedBlock(nn.Module):
+    """A gated equivariant block (Schütt et al., PaiNN, arXiv 2102.03150), with the parameters of TorchMD-Net's.
+
+    Of scalars (N, H) and vectors (N, 3, H) it makes (N, out) and (N, 3, out). activated: whether the scalars go through the
+    activation at last.
+    """
+
+    def __init__(self, channels: int, out_channels: int, activation: str, activated: bool = False) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.vec1_proj = nn.Linear(channels, channels, bias=False)
+        self.vec2_proj = nn.Linear(channels, out_channels, bias=False)
+        make = ACTIVATIONS[activation]
+        layers = nn.Sequential(nn.Linear(2 * channels, channels), make(), nn.Linear(channels, 2 * out_channels))
+        self.update_net = nn.ModuleDict({"layers": layers})
+        self.act = make() if activated else None
+
+    def reset_parameters(self) -> None:
+        """Draw new initial parameters."""
+        xavier(*(module for module in self.modules() if isinstance(module, nn.Linear)))
 
     def forward(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         squared = self.vec1_proj(v).square().sum(dim=1)
         some = squared > 0  # the length of a vector of 0 has no gradient
         length = torch.where(some, squared, 1.0).sqrt() * some
-        x, gate = self.update_net(torch.cat([x, length], dim=-1)).split(self.out_channels, dim=-1)
+        mixed = self.update_net["layers"](torch.cat([x, length], dim=-1))
+        x, gate = mixed.split(self.out_channels, dim=-1)
         return (x if self.act is None else self.act(x)), gate.unsqueeze(1) * self.vec2_proj(v)
 
 
@@ -32,11 +49,12 @@ _OF_OTHER_HEADS = {
 }
 
 
-class EquivariantNoise(OutputModel):
+class EquivariantNoise(nn.Module):
     """One vector per atom from scalars (N, H) and vectors (N, 3 or 8, H): the predicted noise, (N, 3).
 
     In a configuration of `torchmd-train` it is `output_model: Noise`. Rows stay per atom (`reduce` does nothing), so with
-    the noise as `batch.y` the trainer's own mean squared error per coordinate is the denoising loss.
+    the noise as `batch.y` the trainer's own mean squared error per coordinate is the denoising loss. It has all that
+    TorchMD-Net's `OutputModel` has, which is not imported (see `models.building_blocks`).
 
     Raises ValueError if num_hidden_layers (`output_mlp_num_layers`) is not 0, since there are none, and TypeError for
     settings that no head has.
@@ -60,15 +78,14 @@ class EquivariantNoise(OutputModel):
             raise ValueError(
                 f"output_mlp_num_layers is {num_hidden_layers}, but the head Noise has no such layers: leave it out, or 0."
             )
-        super().__init__(allow_prior_model=allow_prior_model, reduce_op=reduce_op, static_shapes=static_shapes)
+        super().__init__()
+        self.allow_prior_model, self.reduce_op, self.static_shapes = allow_prior_model, reduce_op, static_shapes
         half = hidden_channels // 2
         self.output_network: Any = nn.ModuleList(
-            [
-                _GatedBlock(hidden_channels, half, activation=activation, scalar_activation=True, dtype=dtype),
-                _GatedBlock(half, 1, activation=activation, dtype=dtype),
-            ]
+            [_GatedBlock(hidden_channels, half, activation, activated=True), _GatedBlock(half, 1, activation)]
         )
         self.reset_parameters()
+        self.to(dtype)
 
     def reset_parameters(self) -> None:
         """Draw new initial parameters."""
@@ -84,4 +101,8 @@ class EquivariantNoise(OutputModel):
 
     def reduce(self, x: Tensor, batch: Tensor, num_systems: int | None = None) -> Tensor:
         """Return `x` (N, 3) as it is: the noise is predicted for each atom."""
+        return x
+
+    def post_reduce(self, x: Tensor) -> Tensor:
+        """Return `x` (N, 3) as it is."""
         return x

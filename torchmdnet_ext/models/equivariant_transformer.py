@@ -1,8 +1,8 @@
 """The equivariant transformer of TorchMD-Net (Thölke & De Fabritiis, ICLR 2022, arXiv 2202.02541), made smooth.
 
-Parameters, their names and, with `smooth_cutoff=False`, the values are those of `torchmdnet.models.torchmd_et`. The
-differences are a C2 envelope on every message, a neighbour search without a cap, and radial filters that are computed once
-for both directions of a pair.
+Parameters, their names and, with `smooth_cutoff=False`, the values are those of `torchmdnet.models.torchmd_et`, which is not
+imported (see `building_blocks`). The differences are a C2 envelope on every message, a neighbour search without a cap, and
+radial filters that are computed once for both directions of a pair.
 """
 
 from collections.abc import Callable
@@ -10,17 +10,63 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmdnet.models.torchmd_et import EquivariantMultiHeadAttention, TorchMD_ET
-from torchmdnet.models.utils import act_class_mapping
 
+from torchmdnet_ext.models.building_blocks import ACTIVATIONS, RADIAL_BASES, CosineCutoff, NeighbourEmbedding, xavier
 from torchmdnet_ext.models.envelopes import DEFAULT_WIDTH, enveloped_neighbour_embedding, make_envelope
 from torchmdnet_ext.models.fused_attention import FusedMessages, reason_against
 from torchmdnet_ext.models.neighbours import Graph, Neighbours
 from torchmdnet_ext.models.radial_grid import RadialGrid
 
+INFLUENCES = ("keys", "values", "both", "none")
 
-class SmoothAttention(EquivariantMultiHeadAttention):
-    """One interaction layer with the parameters of its parent and messages that are multiplied by an envelope."""
+
+class SmoothAttention(nn.Module):
+    """One interaction layer, whose messages are multiplied by an envelope.
+
+    Parameters
+    ----------
+    hidden_channels, num_rbf, num_heads, distance_influence, activation, attn_activation
+        As of `SmoothEquivariantTransformer`.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many channels for each head.
+    """
+
+    def __init__(
+        self,
+        hidden_channels: int,
+        num_rbf: int,
+        num_heads: int,
+        distance_influence: str,
+        activation: str,
+        attn_activation: str,
+    ) -> None:
+        super().__init__()
+        if hidden_channels % num_heads:
+            raise ValueError(
+                f"{hidden_channels} hidden channels cannot be divided among {num_heads} heads: set embedding_dimension to a "
+                "multiple of num_heads."
+            )
+        self.hidden_channels, self.num_heads, self.head_dim = hidden_channels, num_heads, hidden_channels // num_heads
+        self.act, self.attn_activation = ACTIVATIONS[activation](), ACTIVATIONS[attn_activation]()
+        self.layernorm = nn.LayerNorm(hidden_channels)
+        self.q_proj = nn.Linear(hidden_channels, hidden_channels)
+        self.k_proj = nn.Linear(hidden_channels, hidden_channels)
+        self.v_proj = nn.Linear(hidden_channels, 3 * hidden_channels)
+        self.o_proj = nn.Linear(hidden_channels, 3 * hidden_channels)
+        self.vec_proj = nn.Linear(hidden_channels, 3 * hidden_channels, bias=False)
+        filtered = {"keys": (True, False), "values": (False, True), "both": (True, True), "none": (False, False)}
+        keys, values = filtered[distance_influence]
+        self.dk_proj = nn.Linear(num_rbf, hidden_channels) if keys else None
+        self.dv_proj = nn.Linear(num_rbf, 3 * hidden_channels) if values else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new initial parameters."""
+        self.layernorm.reset_parameters()
+        xavier(*(module for module in self.children() if isinstance(module, nn.Linear)))
 
     def forward(
         self, x: Tensor, vec: Tensor | None, messages: Callable[..., tuple[Tensor, Tensor]]
@@ -86,66 +132,109 @@ class PlainMessages:
         return total_x, total_v
 
 
-class SmoothEquivariantTransformer(TorchMD_ET):
+class SmoothEquivariantTransformer(nn.Module):
     """Equivariant transformer whose output has two continuous derivatives when pairs cross the cutoff.
-
-    Takes the arguments of `TorchMD_ET` and:
 
     Parameters
     ----------
+    hidden_channels, num_layers, num_rbf, num_heads : int
+        Channels of each atom, layers, functions of the radial basis, and heads of the attention.
+    rbf_type : {"expnorm", "gauss"}
+    trainable_rbf : bool
+    activation, attn_activation : str
+        Names of `building_blocks.ACTIVATIONS`: in the layers, and of the attention.
+    neighbor_embedding : bool
+        Embed the neighbours of atoms before the first layer.
+    distance_influence : {"keys", "values", "both", "none"}
+        What is multiplied by filters of the distance.
+    cutoff_lower, cutoff_upper : float
+        angstrom; the lower one must be 0.
+    max_z : int
+        Atomic numbers are below.
+    vector_cutoff : bool
+        Apply the cosine cutoff to values, and not to the attention.
     smooth_cutoff : bool
         Multiply every message by a C2 envelope. Without it the network is the published one, and its output jumps when a
         pair crosses the cutoff.
     envelope_width : float
         Length in angstrom over which the envelope falls from 1 to 0 before `cutoff_upper`.
+    box_vecs : (3, 3) tensor, optional
+        A periodic box, in angstrom.
+    dtype : torch.dtype
+    max_num_neighbors : int, optional
+        As of TorchMD-Net; it has no meaning, as no neighbour is ever dropped.
 
     Attributes
     ----------
     compiled : bool
         Whether training on a CPU may use the compiled messages of `fused_attention` (the default); they are used where
         numba is installed and the positions need no gradient, and have no second derivatives.
+
+    Raises
+    ------
+    ValueError
+        If `cutoff_lower` is not 0, `distance_influence` is unknown, or channels cannot be divided among the heads.
     """
 
     def __init__(
         self,
-        *,
+        hidden_channels: int = 128,
+        num_layers: int = 6,
+        num_rbf: int = 50,
+        rbf_type: str = "expnorm",
+        trainable_rbf: bool = True,
+        activation: str = "silu",
+        attn_activation: str = "silu",
+        neighbor_embedding: bool = True,
+        num_heads: int = 8,
+        distance_influence: str = "both",
+        cutoff_lower: float = 0.0,
+        cutoff_upper: float = 5.0,
+        max_z: int = 100,
+        vector_cutoff: bool = False,
         smooth_cutoff: bool = True,
         envelope_width: float = DEFAULT_WIDTH,
         box_vecs: Tensor | None = None,
-        **settings: Any,
+        dtype: torch.dtype = torch.float32,
+        max_num_neighbors: int | None = None,
     ) -> None:
-        settings.pop("max_num_neighbors", None)  # no neighbour is ever dropped
-        super().__init__(**settings)
-        if self.cutoff_lower != 0:
-            raise ValueError(f"cutoff_lower must be 0 for this network, but was {self.cutoff_lower}.")
+        super().__init__()
+        if cutoff_lower != 0:
+            raise ValueError(f"cutoff_lower must be 0 for this network, but was {cutoff_lower}.")
+        if distance_influence not in INFLUENCES:
+            raise ValueError(f"distance_influence is {distance_influence!r}, but it must be one of {', '.join(INFLUENCES)}.")
+        self.hidden_channels, self.num_layers, self.num_heads = hidden_channels, num_layers, num_heads
+        self.activation, self.attn_activation = activation, attn_activation
+        self.cutoff_upper, self.max_z = cutoff_upper, max_z
         self.smooth_cutoff = bool(smooth_cutoff)
         self.envelope_width = float(envelope_width)
-        self.vector_cutoff = bool(settings.get("vector_cutoff", False))
-        self.compiled = True
-        self.radial_grid = RadialGrid(self.distance_expansion, self.cutoff_upper)
-        self.distance = Neighbours(self.cutoff_upper, box_vecs)
-        self.envelope = make_envelope(smooth_cutoff, self.cutoff_upper, self.envelope_width)
-        self.attention_layers = nn.ModuleList(
-            SmoothAttention(
-                self.hidden_channels,
-                self.num_rbf,
-                self.distance_influence,
-                self.num_heads,
-                act_class_mapping[self.activation],
-                self.attn_activation,
-                self.cutoff_lower,
-                self.cutoff_upper,
-                self.vector_cutoff,
-                self.dtype,
-            )
-            for _ in range(self.num_layers)
+        self.vector_cutoff = bool(vector_cutoff)
+        self.embedding = nn.Embedding(max_z, hidden_channels)
+        self.distance_expansion: Any = RADIAL_BASES[rbf_type](cutoff_upper, num_rbf, trainable_rbf)
+        self.neighbor_embedding = (
+            NeighbourEmbedding(hidden_channels, num_rbf, max_z, cutoff_upper) if neighbor_embedding else None
         )
-        self.reset_parameters()
+        self.compiled = True
+        self.radial_grid = RadialGrid(self.distance_expansion, cutoff_upper)
+        self.distance = Neighbours(cutoff_upper, box_vecs)
+        self.cutoff = CosineCutoff(cutoff_upper)
+        self.envelope = make_envelope(smooth_cutoff, cutoff_upper, self.envelope_width)
+        self.attention_layers = nn.ModuleList(
+            SmoothAttention(hidden_channels, num_rbf, num_heads, distance_influence, activation, attn_activation)
+            for _ in range(num_layers)
+        )
+        self.out_norm = nn.LayerNorm(hidden_channels)
+        self.to(dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw new initial parameters of all layers."""
+        layers: list[Any] = [self.embedding, self.distance_expansion, *self.attention_layers, self.out_norm]
+        for module in layers if self.neighbor_embedding is None else [*layers, self.neighbor_embedding]:
+            module.reset_parameters()
 
     def message_weights(self, distance: Tensor) -> Tensor:
         """(P, 2) factors of the attention and of the whole message at distances (P,) in angstrom."""
-        layer: Any = self.attention_layers[0]
-        cutoff = layer.cutoff(distance)
+        cutoff = self.cutoff(distance)
         envelope = self.envelope(distance)
         if self.vector_cutoff:
             return torch.stack([torch.ones_like(cutoff), cutoff * envelope], 1)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmdnet.models.utils import CosineCutoff, act_class_mapping, rbf_class_mapping
 
+from torchmdnet_ext.models.building_blocks import ACTIVATIONS, RADIAL_BASES, CosineCutoff
 from torchmdnet_ext.models.envelopes import DEFAULT_WIDTH, make_envelope
 from torchmdnet_ext.models.fused_tensors import fused_tensors, reason_against
 from torchmdnet_ext.models.neighbours import Graph, Neighbours
@@ -225,12 +225,12 @@ class SmoothTensorNet(nn.Module):
         self.cutoff_upper = float(cutoff_upper)
         self.smooth_cutoff = bool(smooth_cutoff)
         self.envelope_width = float(envelope_width)
-        act_class = act_class_mapping[activation]
+        act_class = ACTIVATIONS[activation]
         self.distance = Neighbours(cutoff_upper, box_vecs)
-        self.distance_expansion = rbf_class_mapping[rbf_type](0.0, cutoff_upper, num_rbf, trainable_rbf)
+        self.distance_expansion = RADIAL_BASES[rbf_type](cutoff_upper, num_rbf, trainable_rbf)
         self.compiled = True
         self.radial_grid = RadialGrid(self.distance_expansion, self.cutoff_upper)
-        self.cutoff = CosineCutoff(0.0, cutoff_upper)
+        self.cutoff = CosineCutoff(cutoff_upper)
         self.envelope = make_envelope(smooth_cutoff, cutoff_upper, self.envelope_width)
         self.tensor_embedding = TensorEmbedding(hidden_channels, num_rbf, act_class, max_z)
         self.layers = nn.ModuleList(Interaction(hidden_channels, num_rbf, act_class) for _ in range(num_layers))

@@ -175,8 +175,3 @@ class ViSNet(ViSNetBlock):
             if dedge_attr is not None:
                 edge_attr = edge_attr + dedge_attr
         return x, vec
-
-
-def vectors(v: Tensor) -> Tensor:
-    """The vector part (N, 3, H) of features (N, 3 or 8, H)."""
-    return v[:, :3]
