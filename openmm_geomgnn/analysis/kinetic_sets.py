@@ -6,8 +6,6 @@ looked at in the same way, so that a slow event does not hide the less slow ones
 """
 
 import numpy as np
-from deeptime.markov import pcca
-from deeptime.markov.tools.estimation import connected_sets
 
 # ratio of successive timescales that makes a gap: diffusion in a harmonic well has 2 and in a box 4, but soft sets
 LEAST_GAP = 3.0
@@ -36,6 +34,9 @@ def metastable_sets(counts: np.ndarray, visits: np.ndarray, fewest: int, most: i
     (k, n) ndarray
         Memberships of each microstate in n sets, which add up to 1; 0 for microstates in no set that has `fewest` frames.
     """
+    # here, as it takes as long to import as torch: not every command that could need it does
+    from deeptime.markov.tools.estimation import connected_sets
+
     parts = [np.sort(part) for part in connected_sets(counts, directed=False)]
     memberships = np.zeros((len(counts), 0))
     for part in parts:
@@ -86,6 +87,8 @@ def _timescales(symmetric: np.ndarray) -> np.ndarray:
 
 
 def _pcca(transition: np.ndarray, n: int, stationary: np.ndarray) -> np.ndarray | None:
+    from deeptime.markov import pcca
+
     try:
         return np.asarray(pcca(transition, n, stationary).memberships)
     except (AssertionError, RuntimeError, ValueError, np.linalg.LinAlgError):  # deeptime finds no n sets
