@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import nn
 
 from openmm_geomgnn.errors import GeomGNNError
@@ -316,6 +315,8 @@ def _polynomials(first: np.ndarray, last: np.ndarray, slopes: np.ndarray) -> np.
     d, knots = slopes.shape
     if knots == 0:
         return np.zeros((d, 0, 6))
+    from scipy.interpolate import PchipInterpolator  # here, since a walker needs it never and would wait for its import
+
     rows = []
     for start, end, given in zip(first, last, slopes, strict=True):
         step = (end - start) / (knots - 1)

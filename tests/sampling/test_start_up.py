@@ -7,8 +7,11 @@ import textwrap
 
 import pytest
 
-# each takes about as long to import as torch itself; a walker that evaluates a network needs none of them
-SLOW = ("torchmdnet", "warp", "torch._dynamo", "torch_geometric", "pandas", "sklearn", "deeptime", "matplotlib")
+# none of them is needed by a walker that evaluates a network, and some take longer to import than torch
+SLOW = (
+    *("torchmdnet", "warp", "torch._dynamo", "torch_geometric", "pandas", "sklearn", "deeptime", "matplotlib"),
+    "scipy.interpolate",
+)
 
 
 @pytest.mark.slow
