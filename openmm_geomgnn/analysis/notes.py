@@ -8,6 +8,8 @@ import numpy as np
 HOT_SHARE = 0.02
 # effective frames below which free energies rest on few
 FEW_FRAMES = 100
+# excess of the mean temperature, by the target, from which weights are in doubt, in runs that are long enough to know it, ns
+WARM, LONG_ENOUGH = 0.0075, 2.0
 
 
 def reading_notes(summary: dict[str, Any], delta_F_reason: str = "") -> list[str]:
@@ -22,6 +24,14 @@ def reading_notes(summary: dict[str, Any], delta_F_reason: str = "") -> list[str
         notes.append(
             f"Warning: {100 * summary['hot_frame_share']:.1f} % of the frames are hotter than "
             f"{summary['hot_threshold_K']:.0f} K; less than 1 % are expected from the fluctuation of the temperature."
+        )
+    excess = summary["mean_temperature_K"] - summary["target_temperature_K"]
+    if excess > WARM * summary["target_temperature_K"] and summary["biased_ns"] >= LONG_ENOUGH:
+        notes.append(
+            f"Warning: on average it was {excess:.1f} K warmer than its target. That heat is work of the bias, most of it "
+            "along the CV, while weights assume the target, so free energies may be further off than their errors: one run "
+            "that was 3 K too warm was off by 2.7 kJ/mol at an error of 0.5. Wider kernels (bias.sigma) or a longer "
+            "bias.pace heat less."
         )
     if summary["n_kernels"] <= 2:
         notes.append(

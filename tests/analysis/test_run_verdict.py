@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from openmm_geomgnn.analysis.notes import reading_notes
 from openmm_geomgnn.analysis.verdict import judge_run, sentences
 
 GOOD = {
@@ -24,6 +25,17 @@ def test_a_bias_on_several_components_heats_while_it_fills():
     hot = GOOD | {"mean_temperature_K": 309.0}
     assert "on 3 components does while it fills" in judge_run(hot, components=3).in_words()
     assert "fills" not in judge_run(hot).in_words() and "fills" not in judge_run(GOOD, components=3).in_words()
+
+
+@pytest.mark.parametrize(
+    ("change", "warned"), [({"mean_temperature_K": 303.2}, True), ({}, False), ({"biased_ns": 0.5}, False)]
+)
+def test_heat_that_no_verdict_minds_is_a_doubt(change, warned):
+    """A run that was 3 K too warm said that it had converged, and was several of its errors off."""
+    others = {"hot_frame_share": 0.005, "n_kernels": 90, "effective_sample_size": 900, "hot_threshold_K": 390.0}
+    summary = GOOD | others | ({"mean_temperature_K": 303.2} if "biased_ns" in change else {}) | change
+    assert judge_run(summary).converged is True
+    assert any("3.2 K warmer than its target" in note for note in reading_notes(summary)) == warned
 
 
 def test_a_run_that_crossed_often_and_agrees_with_itself_has_converged():
