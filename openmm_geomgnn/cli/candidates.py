@@ -56,10 +56,16 @@ class Candidate(NamedTuple):
         """How it was fitted."""
         return self.cv.training_information["estimator"]
 
+    @property
+    def name(self) -> str:
+        """How it was fitted, and to what, if not to windows of the whole molecule."""
+        window = self.cv.spec.window
+        return self.estimator if window == "all" else f"{self.estimator}, window {window}"
+
     def in_words(self) -> str:
         """One line."""
         margin = "not known" if math.isnan(self.margin) else f"{self.margin:.2g}"
-        return f"{self.estimator}: drive margin {margin}" + (f", but {self.fault}" if self.fault else "")
+        return f"{self.name}: drive margin {margin}" + (f", but {self.fault}" if self.fault else "")
 
 
 def learned_cv(
@@ -68,7 +74,7 @@ def learned_cv(
     """Fit the CV of a protocol to data, in the protocol's folder; returns a CollectiveVariable.
 
     With `cv: auto` a linear CV and the progress of slow torsions are fitted, and the one with the larger drive margin is
-    taken.
+    taken. Where both leave a doubt, the progress is fitted to windows along the sequence as well.
 
     time_to_come: ps of the biased run that it is for, of all walkers; what crosses by itself in that is not slow.
     chosen_before: the settings of the linear CV that an earlier round chose by score, which are not chosen anew.
@@ -80,26 +86,24 @@ def learned_cv(
     """
     names, torsions = data.torsions()
     slow = slow_torsions(torsions, data.frame_intervals, names, unbiased=data.unbiased, time_to_come=time_to_come)
-    target_names, targets = progress_targets(slow, torsions)
-    side_names, sides = side_targets(slow, torsions)
+    targets = _Targets.of(slow, torsions)
     if slow:
         echo(f"Torsions that are slow: {', '.join(one.name for one in slow)}")
     unfinished = Unfinished(protocol.output / CV_FILE)
-    candidates = []
-    sections = _sections(protocol, data, slow, (len(target_names), len(side_names)), chosen_before)
-    for section in sections:
-        settings = fit_settings(section, protocol.unbiased.frame_interval, protocol.seed)
-        given = data.fit_arguments()
-        if section.estimator == "progress":
-            both = [np.hstack(pair) for pair in zip(targets, sides, strict=True)]
-            given |= {"targets": both, "target_names": [*target_names, *side_names]}
-        cv = fit_with_progress(data.trajectories, data.topology, settings, unfinished, **given)
-        if section.estimator == "progress" and len(slow) == 1:  # its components are a line, around a circle
-            cv.training_information["kernel_widening"] = kernel_widening(1)
-        candidates.append(_candidate(protocol, cv, data, slow, torsions))
+
+    def fitted(section: CVSection) -> Candidate:
+        cv = _fit(protocol, section, data, targets, unfinished)
+        candidate = _candidate(protocol, cv, data, slow, torsions)
+        if slow:
+            echo(candidate.in_words())
+        return candidate
+
+    sections = _sections(protocol, data, slow, targets, chosen_before)
+    candidates = [fitted(section) for section in sections]
+    doubtful = all(one.margin < DRIVEN for one in candidates)
+    if protocol.cv.auto and slow and doubtful and sections[-1].window == "all":
+        candidates.append(fitted(sections[-1].model_copy(update={"window": "sequence"})))
     unfinished.remove()
-    for one in candidates if slow else ():
-        echo(one.in_words())
     chosen = choose_candidate(candidates)
     if chosen.margin < DRIVEN:
         echo(f"A drive margin below {DRIVEN:g} is a doubt: what looks like crossing may cost a bias less than crossing.")
@@ -111,6 +115,37 @@ def learned_cv(
     if protocol.cv.auto:
         chosen.cv.training_information[CHOSEN] = {name: getattr(sections[0], name) for name in _SCORED}
     return chosen.cv
+
+
+class _Targets(NamedTuple):
+    """What a CV of progress is to follow: names, values (F, m) in every frame of each trajectory, and of how many torsions.
+
+    progress: how many of the names are of progress; the others are sides.
+    """
+
+    names: list[str]
+    values: list[np.ndarray]
+    progress: int
+    torsions: int
+
+    @classmethod
+    def of(cls, slow: Sequence[SlowTorsion], torsions: Sequence[np.ndarray]) -> "_Targets":
+        """Those of slow torsions."""
+        names, progress = progress_targets(slow, torsions)
+        side_names, sides = side_targets(slow, torsions)
+        values = [np.hstack(pair) for pair in zip(progress, sides, strict=True)]
+        return cls([*names, *side_names], values, len(names), len(slow))
+
+
+def _fit(protocol: Protocol, section: CVSection, data: LearningData, targets: _Targets, unfinished: Unfinished) -> Any:
+    settings = fit_settings(section, protocol.unbiased.frame_interval, protocol.seed)
+    given = data.fit_arguments()
+    if section.estimator == "progress":
+        given |= {"targets": targets.values, "target_names": targets.names}
+    cv = fit_with_progress(data.trajectories, data.topology, settings, unfinished, **given)
+    if section.estimator == "progress" and targets.torsions == 1:  # its components are a line, around a circle
+        cv.training_information["kernel_widening"] = kernel_widening(1)
+    return cv
 
 
 def cv_to_bias(protocol: Protocol, cv: Any, data: LearningData) -> Any:
@@ -126,12 +161,12 @@ def _sections(
     protocol: Protocol,
     data: LearningData,
     slow: Sequence[SlowTorsion],
-    n_targets: tuple[int, int],
+    targets: _Targets,
     chosen_before: Mapping[str, Any] | None,
 ) -> list[CVSection]:
-    """The settings of the CVs that are fitted. n_targets: of progress, and of sides."""
+    """The settings of the CVs that are fitted."""
     section = protocol.cv
-    progress = section.model_copy(update={"auto": False, "estimator": "progress", "components": sum(n_targets)})
+    progress = section.model_copy(update={"auto": False, "estimator": "progress", "components": len(targets.names)})
     if section.estimator == "progress":
         if not slow:
             raise NotBiasable(
@@ -141,7 +176,7 @@ def _sections(
         return [progress]
     if not section.auto:
         return [section]
-    several = section.model_copy(update={"components": max(section.components, n_targets[0])})
+    several = section.model_copy(update={"components": max(section.components, targets.progress)})
     if chosen_before is None:
         given = data.fit_arguments()
         wanted = protocol.model_copy(update={"cv": several})

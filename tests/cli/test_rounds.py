@@ -10,11 +10,15 @@ import pytest
 from finished_run import COMMAND, contents
 from soak import differences, killed_run
 
+from openmm_geomgnn.cli import candidates
 from openmm_geomgnn.cli import run as workflow
-from openmm_geomgnn.cli.candidates import Candidate, choose_candidate
+from openmm_geomgnn.cli.candidates import Candidate, choose_candidate, learned_cv
+from openmm_geomgnn.cli.learning_data import LearningData
 from openmm_geomgnn.cli.rounds import best_round
 from openmm_geomgnn.cli.settings.exploration import ExploreSection, RoundsSection
 from openmm_geomgnn.cli.settings.yaml_files import dump, load_protocol
+from openmm_geomgnn.cli.starts import explore_molecule, seed_structures
+from openmm_geomgnn.cli.unbiased_runs import runs_from_seeds
 from openmm_geomgnn.errors import GeomGNNError
 
 ONE = """
@@ -158,6 +162,22 @@ class TestRun:
         seconds = 4 + json.loads((folder / "wall_time.json").read_text())["seconds"] / 4
         assert killed_run(folder.parents[1] / "one.yaml", tmp_path / "killed", random.Random(7), seconds, 3) >= 1
         assert not differences(folder, tmp_path / "killed")
+
+    def test_where_cvs_leave_a_doubt_windows_along_the_sequence_are_tried(self, whole, tmp_path, monkeypatch, no_simulation):
+        section = {"auto": True, "lag": "2 ps", "student": False}
+        done = load_protocol(whole[1].parents[1] / "one.yaml", {"output": str(whole[1]), "cv": section})
+        explored = explore_molecule(done)
+        runs = [*workflow._unbiased(done), *runs_from_seeds(done, seed_structures(done, explored))]
+        data = LearningData.of_runs(runs, done.unbiased.frame_interval, done.cv.lag).with_explored(explored)
+        protocol = done.model_copy(update={"output": tmp_path})
+        linear = {"window": "all", "mixer": "none", "estimator": "linear", "pca": 20, "softening": 0.02}
+        names = {}
+        for limit in (0.0, 1e6):
+            monkeypatch.setattr(candidates, "DRIVEN", limit)
+            chosen = learned_cv(protocol, data, 30.0, linear)
+            names[limit] = [one.split(":")[0] for one in chosen.training_information["candidates"]]
+            assert (chosen.spec.window == "sequence") <= (limit > 0)
+        assert names == {0.0: ["linear", "progress"], 1e6: ["linear", "progress", "progress, window sequence"]}
 
     def test_no_cv_that_can_be_biased(self, protocol_of):
         """A verdict and a report, no error."""

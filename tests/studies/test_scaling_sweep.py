@@ -121,7 +121,7 @@ def test_equal_parameters():
 
 def test_a_network_that_cannot_be_built_has_its_reason():
     bad, good = plan(BASE, Axes(width=(10, 12)), (1,)).networks
-    assert bad.parameters is None and "evenly divisible by the number of attention heads" in bad.reason
+    assert bad.parameters is None and "cannot be divided among 4 heads" in bad.reason
     assert good.parameters and not good.reason
 
 
