@@ -7,7 +7,7 @@ Independent double wells, one for each component of the CV: minima at -1 and 1, 
 8.6 kJ/mol at 300 K, fluctuations of 0.12 in a basin, Langevin dynamics that loses its velocity within 0.05 ps. OPES deposits
 every ps, and the rows of COLVAR, 0.2 ps apart, are analysed as `geomgnn report` does. Printed are dF of every run with the
 error it says of itself, and over all runs how far off they are in units of that error: 1 is honest, more is too sure of
-itself. One minute of a core for each run.
+itself. Half a minute of a core for each run.
 """
 
 import argparse
