@@ -157,8 +157,9 @@ def create_model(args: dict[str, Any], prior_model: Any = None, mean: Any = None
     """`torchmdnet.models.model.create_model` for our networks, with any equivariant head."""
     from torchmdnet.models import model as upstream
     from torchmdnet.models import output_modules
-    from torchmdnet.models.utils import dtype_mapping
     from torchmdnet.models.wrappers import AtomFilter
+
+    from torchmdnet_ext.models.building_blocks import PRECISIONS
 
     check_choice("output_model", args["output_model"], output_modules.__all__)
     if args["output_model"] == "DipoleMoment" and args.get("lmax", 1) > 1 and args["model"] == "visnet":
@@ -170,7 +171,7 @@ def create_model(args: dict[str, Any], prior_model: Any = None, mean: Any = None
         network = AtomFilter(network, args["atom_filter"])
     if args["prior_model"] and prior_model is None:
         prior_model = upstream.create_prior_models(args)
-    dtype = dtype_mapping[args["precision"]]
+    dtype = PRECISIONS[args["precision"]]
     head = getattr(output_modules, "Equivariant" + args["output_model"])(
         args["embedding_dimension"],
         activation=args["activation"],

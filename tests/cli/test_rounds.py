@@ -160,7 +160,7 @@ class TestRun:
     def test_killed_at_any_moment(self, whole, tmp_path):
         _, folder = whole
         seconds = 4 + json.loads((folder / "wall_time.json").read_text())["seconds"] / 4
-        assert killed_run(folder.parents[1] / "one.yaml", tmp_path / "killed", random.Random(7), seconds, 2) >= 1
+        assert killed_run(folder.parents[1] / "one.yaml", tmp_path / "killed", random.Random(7), seconds, 3) >= 1
         assert not differences(folder, tmp_path / "killed")
 
     def test_where_cvs_leave_a_doubt_windows_along_the_sequence_are_tried(self, whole, tmp_path, monkeypatch, no_simulation):

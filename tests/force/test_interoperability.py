@@ -268,7 +268,7 @@ class TestOpenMMTools:
             1 * unit.femtosecond, 20 / unit.picosecond, n_steps=100, context_cache=contexts
         )
         sampler = tools.mcmc.MCMCSampler(state, tools.states.SamplerState(POSITIONS * NM), move)
-        sampler.run(6)
+        sampler.run(3)
         end = watched.compute(sampler.sampler_state.positions.value_in_unit(NM))[0, 0]
         assert end - start > 0.3
 

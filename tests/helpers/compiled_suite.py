@@ -247,7 +247,7 @@ class CompiledSuite:
         assert isinstance(parts, self.engine)
         for _ in range(2):
             for found, expected in zip(parts.forward(pos.numpy())[:2], whole.forward(pos.numpy())[:2], strict=True):
-                np.testing.assert_allclose(found, expected, rtol=3e-6, atol=2e-6)
+                np.testing.assert_allclose(found, expected, atol=2e-6)
             pos = pos * 1.01
         for k, end in enumerate(ends):
             expected = eager(network, molecules[k][0], all_pairs(sizes[k]))(pos[end - sizes[k] : end])

@@ -15,14 +15,14 @@ class _GatedBlock(nn.Module):
     activation at last.
     """
 
-    def __init__(self, channels: int, out_channels: int, activation: str, activated: bool = False) -> None:
+    def __init__(self, channels: int, out_channels: int, activation: str, activated: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.out_channels = out_channels
-        self.vec1_proj = nn.Linear(channels, channels, bias=False)
-        self.vec2_proj = nn.Linear(channels, out_channels, bias=False)
+        self.vec1_proj = nn.Linear(channels, channels, bias=False, dtype=dtype)
+        self.vec2_proj = nn.Linear(channels, out_channels, bias=False, dtype=dtype)
         make = ACTIVATIONS[activation]
-        layers = nn.Sequential(nn.Linear(2 * channels, channels), make(), nn.Linear(channels, 2 * out_channels))
-        self.update_net = nn.ModuleDict({"layers": layers})
+        first, last = nn.Linear(2 * channels, channels, dtype=dtype), nn.Linear(channels, 2 * out_channels, dtype=dtype)
+        self.update_net = nn.ModuleDict({"layers": nn.Sequential(first, make(), last)})
         self.act = make() if activated else None
 
     def reset_parameters(self) -> None:
@@ -82,10 +82,9 @@ class EquivariantNoise(nn.Module):
         self.allow_prior_model, self.reduce_op, self.static_shapes = allow_prior_model, reduce_op, static_shapes
         half = hidden_channels // 2
         self.output_network: Any = nn.ModuleList(
-            [_GatedBlock(hidden_channels, half, activation, activated=True), _GatedBlock(half, 1, activation)]
+            [_GatedBlock(hidden_channels, half, activation, True, dtype), _GatedBlock(half, 1, activation, False, dtype)]
         )
         self.reset_parameters()
-        self.to(dtype)
 
     def reset_parameters(self) -> None:
         """Draw new initial parameters."""

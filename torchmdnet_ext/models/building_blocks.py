@@ -29,11 +29,11 @@ class NeighbourEmbedding(nn.Module):
     `envelopes.enveloped_neighbour_embedding` evaluates it.
     """
 
-    def __init__(self, hidden_channels: int, num_rbf: int, max_z: int, cutoff: float) -> None:
+    def __init__(self, hidden_channels: int, num_rbf: int, max_z: int, cutoff: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(max_z, hidden_channels)
-        self.distance_proj = nn.Linear(num_rbf, hidden_channels)
-        self.combine = nn.Linear(2 * hidden_channels, hidden_channels)
+        self.embedding = nn.Embedding(max_z, hidden_channels, dtype=dtype)
+        self.distance_proj = nn.Linear(num_rbf, hidden_channels, dtype=dtype)
+        self.combine = nn.Linear(2 * hidden_channels, hidden_channels, dtype=dtype)
         self.cutoff = CosineCutoff(cutoff)
         self.reset_parameters()
 
@@ -121,7 +121,7 @@ class GaussianBasis(_RadialBasis):
 
     def _initial(self) -> dict[str, Tensor]:
         offset = torch.linspace(0.0, self.cutoff, self.size)
-        return {"offset": offset, "coeff": -0.5 / (offset[1] - offset[0]) ** 2}
+        return {"coeff": -0.5 / (offset[1] - offset[0]) ** 2, "offset": offset}
 
     def forward(self, distance: Tensor) -> Tensor:
         """Functions (P, K) of distances (P,) in angstrom."""

@@ -17,7 +17,8 @@ from torchmdnet_ext.models.fused_attention import FusedMessages, reason_against
 from torchmdnet_ext.models.neighbours import Graph, Neighbours
 from torchmdnet_ext.models.radial_grid import RadialGrid
 
-INFLUENCES = ("keys", "values", "both", "none")
+# whether filters of the distance multiply the keys, and the values
+INFLUENCES = {"keys": (True, False), "values": (False, True), "both": (True, True), "none": (False, False)}
 
 
 class SmoothAttention(nn.Module):
@@ -25,7 +26,7 @@ class SmoothAttention(nn.Module):
 
     Parameters
     ----------
-    hidden_channels, num_rbf, num_heads, distance_influence, activation, attn_activation
+    hidden_channels, num_rbf, num_heads, distance_influence, activation, attn_activation, dtype
         As of `SmoothEquivariantTransformer`.
 
     Raises
@@ -42,6 +43,7 @@ class SmoothAttention(nn.Module):
         distance_influence: str,
         activation: str,
         attn_activation: str,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         if hidden_channels % num_heads:
@@ -51,16 +53,15 @@ class SmoothAttention(nn.Module):
             )
         self.hidden_channels, self.num_heads, self.head_dim = hidden_channels, num_heads, hidden_channels // num_heads
         self.act, self.attn_activation = ACTIVATIONS[activation](), ACTIVATIONS[attn_activation]()
-        self.layernorm = nn.LayerNorm(hidden_channels)
-        self.q_proj = nn.Linear(hidden_channels, hidden_channels)
-        self.k_proj = nn.Linear(hidden_channels, hidden_channels)
-        self.v_proj = nn.Linear(hidden_channels, 3 * hidden_channels)
-        self.o_proj = nn.Linear(hidden_channels, 3 * hidden_channels)
-        self.vec_proj = nn.Linear(hidden_channels, 3 * hidden_channels, bias=False)
-        filtered = {"keys": (True, False), "values": (False, True), "both": (True, True), "none": (False, False)}
-        keys, values = filtered[distance_influence]
-        self.dk_proj = nn.Linear(num_rbf, hidden_channels) if keys else None
-        self.dv_proj = nn.Linear(num_rbf, 3 * hidden_channels) if values else None
+        self.layernorm = nn.LayerNorm(hidden_channels, dtype=dtype)
+        self.q_proj = nn.Linear(hidden_channels, hidden_channels, dtype=dtype)
+        self.k_proj = nn.Linear(hidden_channels, hidden_channels, dtype=dtype)
+        self.v_proj = nn.Linear(hidden_channels, 3 * hidden_channels, dtype=dtype)
+        self.o_proj = nn.Linear(hidden_channels, 3 * hidden_channels, dtype=dtype)
+        self.vec_proj = nn.Linear(hidden_channels, 3 * hidden_channels, bias=False, dtype=dtype)
+        keys, values = INFLUENCES[distance_influence]
+        self.dk_proj = nn.Linear(num_rbf, hidden_channels, dtype=dtype) if keys else None
+        self.dv_proj = nn.Linear(num_rbf, 3 * hidden_channels, dtype=dtype) if values else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -209,27 +210,31 @@ class SmoothEquivariantTransformer(nn.Module):
         self.smooth_cutoff = bool(smooth_cutoff)
         self.envelope_width = float(envelope_width)
         self.vector_cutoff = bool(vector_cutoff)
-        self.embedding = nn.Embedding(max_z, hidden_channels)
+        # in the order of the published network, in which optimisers of earlier trainings number the parameters
+        self.embedding = nn.Embedding(max_z, hidden_channels, dtype=dtype)
+        self.distance = Neighbours(cutoff_upper, box_vecs)
         self.distance_expansion: Any = RADIAL_BASES[rbf_type](cutoff_upper, num_rbf, trainable_rbf)
         self.neighbor_embedding = (
-            NeighbourEmbedding(hidden_channels, num_rbf, max_z, cutoff_upper) if neighbor_embedding else None
+            NeighbourEmbedding(hidden_channels, num_rbf, max_z, cutoff_upper, dtype) if neighbor_embedding else None
         )
+        self.attention_layers = nn.ModuleList()
+        self.out_norm = nn.LayerNorm(hidden_channels)
         self.compiled = True
         self.radial_grid = RadialGrid(self.distance_expansion, cutoff_upper)
-        self.distance = Neighbours(cutoff_upper, box_vecs)
         self.cutoff = CosineCutoff(cutoff_upper)
         self.envelope = make_envelope(smooth_cutoff, cutoff_upper, self.envelope_width)
-        self.attention_layers = nn.ModuleList(
-            SmoothAttention(hidden_channels, num_rbf, num_heads, distance_influence, activation, attn_activation)
-            for _ in range(num_layers)
-        )
-        self.out_norm = nn.LayerNorm(hidden_channels)
+        layer = hidden_channels, num_rbf, num_heads, distance_influence, activation, attn_activation, dtype
+        for _ in range(2):  # so that a seed gives the weights that it gave when layers of a parent were replaced
+            self.attention_layers = nn.ModuleList(SmoothAttention(*layer) for _ in range(num_layers))
+            self.reset_parameters()
         self.to(dtype)
 
     def reset_parameters(self) -> None:
         """Draw new initial parameters of all layers."""
-        layers: list[Any] = [self.embedding, self.distance_expansion, *self.attention_layers, self.out_norm]
-        for module in layers if self.neighbor_embedding is None else [*layers, self.neighbor_embedding]:
+        first = [self.embedding, self.distance_expansion]
+        first += [] if self.neighbor_embedding is None else [self.neighbor_embedding]
+        modules: list[Any] = [*first, *self.attention_layers, self.out_norm]
+        for module in modules:
             module.reset_parameters()
 
     def message_weights(self, distance: Tensor) -> Tensor:

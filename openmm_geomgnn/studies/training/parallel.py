@@ -28,6 +28,13 @@ def check_parallel(workers: int, scheduler: str | None = None) -> None:
     """
     if scheduler is None and workers <= 1:
         return
+    _check_dask()
+    if scheduler is not None:
+        with ExitStack() as stack:
+            dask_client(stack, scheduler)
+
+
+def _check_dask() -> None:
     try:
         import distributed  # noqa: F401
     except ImportError as error:
@@ -35,9 +42,6 @@ def check_parallel(workers: int, scheduler: str | None = None) -> None:
             'Training side by side takes Dask, which is not installed: pip install "openmm-geomgnn[embed]", or train one '
             "network after the other with workers: 1 and no scheduler."
         ) from error
-    if scheduler is not None:
-        with ExitStack() as stack:
-            dask_client(stack, scheduler)
 
 
 def train_networks(
@@ -65,7 +69,7 @@ def train_networks(
         for folder in folders:
             yield folder, Result(**train_network(str(folder), threads))
         return
-    check_parallel(workers, scheduler)
+    _check_dask()
     try:
         with ExitStack() as stack:
             # threads of this process: the work is done by processes of the trainer
