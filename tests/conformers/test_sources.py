@@ -225,6 +225,8 @@ def test_relative_paths_are_taken_from_a_folder(tmp_path):
         ("qm9pack", {"source": "qm9"}),
         ("Bio", {"source": "peptides"}),
         ("h5py", {"source": "hdf5", "file": "x.h5"}),
+        ("rdkit", {"source": "nucleotides"}),
+        ("biotite", {"source": "ccd"}),
     ],
 )
 def test_missing_packages_are_named(monkeypatch, module, settings):

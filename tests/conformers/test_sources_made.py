@@ -1,8 +1,9 @@
-"""Conformers that are made: of SMILES with RDKit, of peptides with OpenMM."""
+"""Conformers that are made: of SMILES with RDKit, of peptides and nucleotides with OpenMM."""
 
 import gzip
 import importlib.util
 import zipfile
+from collections import Counter
 from dataclasses import replace
 
 import mdtraj
@@ -11,8 +12,9 @@ import pytest
 from scipy.spatial.distance import pdist
 from source_runs import assert_same, run
 
-from openmm_geomgnn.conformers.sources import SOURCES, peptide_geometry
+from openmm_geomgnn.conformers.sources import SOURCES, chain_geometry
 from openmm_geomgnn.conformers.sources import smiles as smiles_module
+from openmm_geomgnn.conformers.sources.ccd import components
 from openmm_geomgnn.errors import GeomGNNError
 
 ALANINE = "C[C@H](N)C(=O)O"
@@ -189,6 +191,44 @@ def test_plan_adds_up(number):
         assert {len(s) for s, _ in replace(source, shares=[0, 0, 1]).plan(1)} == {3}
 
 
+def test_some_residues_are_mirrored():
+    pytest.importorskip("PeptideBuilder")
+    plain, source = (SOURCES["peptides"](number=4000, d_share=share) for share in (0.0, 0.3))
+    sequences, mixed = ([sequence for sequence, _ in one.plan(2)] for one in (plain, source))
+    assert [sequence.upper() for sequence in mixed[:50]] == sequences[:50]  # all of one and two residues are drawn alike
+    assert all(sequence.isupper() for sequence in sequences + [one for one in mixed if len(one) == 1])
+    longer = "".join(one for one in mixed if len(one) > 1)
+    assert 0.2 < np.mean([letter.islower() for letter in longer]) < 0.4
+    for wrong in (-0.1, 1.5, "all", True):
+        with pytest.raises(GeomGNNError, match="d_share of the conformer source `peptides` is .* from 0 to 1"):
+            replace(source, d_share=wrong).check()
+
+
+def handedness(z, pos, centre):
+    """The sign of the volume that the first three heavy neighbours of an atom span, and its number of hydrogens."""
+    near = np.flatnonzero(np.linalg.norm(pos - pos[centre], axis=1) < 1.7)
+    heavy = [k for k in near if k != centre and z[k] > 1]
+    return np.sign(np.linalg.det(pos[heavy[:3]] - pos[centre])), len(near) - 1 - len(heavy)
+
+
+@pytest.mark.slow
+def test_d_residues_are_mirror_images():
+    pytest.importorskip("PeptideBuilder")
+    source = SOURCES["peptides"](temperatures=[400.0])
+    # threonine has a second stereocentre, in its side chain; of proline the ring is mirrored
+    for sequences, atoms in ((("TA", "tA", "TA"), ("CA", "CB")), (("PA", "pA", "PA"), ("CA",))):
+        signs = []
+        for sequence in sequences:
+            names = [atom.name for atom in source.build(sequence)[0].atoms() if atom.residue.index == 1]
+            centres = [6 + names.index(name) for name in atoms]  # behind the six atoms of ACE
+            frames = list(source.conformers([sequence, 0, 0, 4], 1))
+            assert len(frames) == 4
+            found = {tuple(handedness(z, pos, k) for k in centres) for z, pos in frames}
+            assert len(found) == 1  # none turns over
+            signs.append([sign for sign, _ in found.pop()])
+        assert signs[0] == signs[2] == [-sign for sign in signs[1]]
+
+
 @pytest.mark.slow
 def test_peptides_are_whole_and_repeatable():
     pytest.importorskip("PeptideBuilder")
@@ -214,7 +254,7 @@ def test_rotation_turns_a_torsion():
     residue = topology.add_residue("X", topology.add_chain())
     for _ in pos:
         topology.add_atom("C", mdtraj.element.carbon, residue)
-    turned = peptide_geometry.rotate(pos, 1, 2, np.array([2, 3, 4]), 0.7)
+    turned = chain_geometry.rotate(pos, 1, 2, np.array([2, 3, 4]), 0.7)
     angles = mdtraj.compute_dihedrals(mdtraj.Trajectory([pos, turned], topology), [[0, 1, 2, 3]])[:, 0]
     assert angles[1] - angles[0] == pytest.approx(0.7, abs=1e-5)
     np.testing.assert_allclose(turned[:3], pos[:3], atol=1e-12)
@@ -234,3 +274,112 @@ def test_wrong_settings_of_peptides():
     ):
         with pytest.raises(GeomGNNError, match=message):
             replace(source, **wrong).check()
+
+
+# --- nucleotides ------------------------------------------------------------------------------------------------------
+
+
+def test_plan_of_nucleotides():
+    source = SOURCES["nucleotides"](number=1000)
+    plan = source.plan(1)
+    assert sum(number for _, number in plan) == 1000
+    singles = [sequence for sequence, _ in plan if len(sequence.split()[1]) == 1]
+    assert singles == [f"{kind} {letter}" for kind, letters in (("RNA", "ACGU"), ("DNA", "ACGT")) for letter in letters]
+    kinds = [sequence.split()[0] for sequence, _ in plan[len(singles) :]]
+    assert {"RNA", "DNA"} == set(kinds)
+    for sequence, _ in plan:
+        kind, letters = sequence.split()
+        assert set(letters) <= set("ACGU" if kind == "RNA" else "ACGT")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sequence", "atoms", "phosphates"), [("RNA GU", 63, 1), ("DNA TCA", 93, 2), ("DNA A", 31, 0)])
+def test_strands_are_whole_and_repeatable(sequence, atoms, phosphates):
+    pytest.importorskip("rdkit")
+    source = SOURCES["nucleotides"](temperatures=[400.0])
+    first, second = (list(source.conformers([sequence, 0, 0, 3], 1)) for _ in range(2))
+    assert_same(second, first, atol=0)
+    for z, pos in first:
+        assert len(z) == atoms and (z == 15).sum() == phosphates
+        gaps = np.linalg.norm(pos[:, None] - pos, axis=2) + 9 * np.eye(len(z))
+        assert gaps.min() > 0.9 and gaps.min(axis=1).max() < 1.8
+        for k in np.flatnonzero(z == 15):
+            bound = z[(gaps[k] < 1.9)]
+            assert bound.tolist() == [8, 8, 8, 8]  # and no hydrogen at any of them:
+            assert all(np.sum((gaps[j] < 1.2) & (z == 1)) == 0 for j in np.flatnonzero(gaps[k] < 1.9))
+
+
+# --- the Chemical Component Dictionary --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+class TestCCD:
+    @pytest.fixture(autouse=True)
+    def packages(self):
+        pytest.importorskip("biotite")
+        pytest.importorskip("rdkit")
+
+    @staticmethod
+    def names(source, seed=1):
+        return [name for task in source.tasks(seed) for name, _ in task]
+
+    def test_ideal_coordinates_are_those_of_the_dictionary(self):
+        from biotite.structure import info
+
+        source = SOURCES["ccd"](number=12, coordinates="ideal", having=["P", "Fe"])
+        found, skipped = run(source)
+        assert len(found) == 12 and not skipped
+        for name, (z, pos) in zip(self.names(source), found, strict=True):
+            residue = info.residue(name)
+            np.testing.assert_allclose(pos, residue.coord, atol=1e-3)
+            assert {15, 26} & set(z.tolist()) and len(z) == len(residue) <= 100
+        assert_same(run(source)[0], found, atol=0)
+
+    def test_made_conformers_have_the_stereocentres_of_the_dictionary(self):
+        from biotite.structure import info
+
+        # L- and D-alanine, adenosine triphosphate, a porphyrin that RDKit has no force field for
+        source, numbers = SOURCES["ccd"](), {"ALA": 0, "DAL": 1, "ATP": 2, "HEM": 3}
+        signs, skipped = {}, Counter()
+        for name, number in numbers.items():
+            made = list(source.conformers([[name, number]], 1, skipped))
+            assert len(made) == (name != "HEM")
+            for z, pos in made:
+                gaps = np.linalg.norm(pos[:, None] - pos, axis=2) + 9 * np.eye(len(z))
+                assert 0.9 < gaps.min() < 1.2
+                atom = dict(zip(info.residue(name).atom_name.tolist(), pos, strict=True))
+                if "CB" in atom:
+                    signs[name] = np.sign(np.linalg.det([atom[there] - atom["CA"] for there in ("N", "C", "CB")]))
+        assert signs["ALA"] == -signs["DAL"]
+        assert sum(skipped.values()) == 1
+
+    def test_what_is_asked_for_is_what_is_drawn(self):
+        source = SOURCES["ccd"](elements=["H", "C", "O", "P"], having=["P"], max_atoms=40)
+        table = components()
+        place = {name: k for k, name in enumerate(table.names)}
+        names = self.names(source)
+        assert len(names) > 100 and len(set(names)) == len(names)
+        for name in names:
+            k = place[name]
+            elements = {symbol for symbol, there in zip(table.symbols, table.has[k], strict=True) if there}
+            assert "P" in elements <= {"H", "C", "O", "P"} and table.sizes[k] <= 40
+        held_out = self.names(replace(source, number=50, skip=100))
+        drawn = self.names(replace(source, number=100))
+        assert len(drawn) == 100 and len(held_out) == 50 and not set(drawn) & set(held_out)
+        every = SOURCES["ccd"]()
+        assert max(len(task) for task in every.tasks(1)) == 100
+        assert len(self.names(every)) > len(self.names(replace(every, coordinates="ideal"))) > 40_000
+
+    def test_wrong_settings(self):
+        source = SOURCES["ccd"]()
+        source.check()
+        for wrong, message in (
+            ({"elements": ["C", "Xx"]}, "elements of the conformer source `ccd` names 'Xx'"),
+            ({"having": [1]}, "having of the conformer source `ccd` names 1"),
+            ({"coordinates": "model"}, "coordinates .* is 'model'"),
+            ({"coordinates": "ideal", "per_molecule": 2}, "per_molecule .* is 2, but a component has one ideal"),
+            ({"optimise": "gaff"}, "optimise .* is 'gaff'"),
+            ({"max_atoms": 0}, "max_atoms .* is 0"),
+        ):
+            with pytest.raises(GeomGNNError, match=message):
+                replace(source, **wrong).check()

@@ -5,8 +5,10 @@ from dataclasses import fields
 from pydantic import TypeAdapter, ValidationError
 
 from openmm_geomgnn.conformers.sources.base import Source
+from openmm_geomgnn.conformers.sources.ccd import CCD
 from openmm_geomgnn.conformers.sources.denali import Denali
 from openmm_geomgnn.conformers.sources.hdf5 import HDF5
+from openmm_geomgnn.conformers.sources.nucleotides import Nucleotides
 from openmm_geomgnn.conformers.sources.pcqm4mv2 import PCQM4Mv2
 from openmm_geomgnn.conformers.sources.peptides import Peptides
 from openmm_geomgnn.conformers.sources.qm9 import QM9
@@ -19,7 +21,8 @@ from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.units import did_you_mean
 
 SOURCES: dict[str, type[Source]] = {
-    source.name: source for source in (Smiles, QM9, SDF, XYZ, HDF5, Trajectory, Peptides, PCQM4Mv2, Denali, TorchMDNet)
+    source.name: source
+    for source in (Smiles, QM9, SDF, XYZ, HDF5, Trajectory, Peptides, Nucleotides, CCD, PCQM4Mv2, Denali, TorchMDNet)
 }
 
 

@@ -20,6 +20,7 @@ MODULES = {  # package as pip knows it -> the modules that it provides
     "qm9pack": ("qm9pack",),
     "PeptideBuilder": ("PeptideBuilder", "Bio"),
     "h5py": ("h5py",),
+    "biotite": ("biotite",),
 }
 Conformer: TypeAlias = tuple[np.ndarray, np.ndarray]  # z (N,) and pos (N, 3) in angstrom
 GLOB = frozenset("*?[")

@@ -1,4 +1,4 @@
-"""Construction of capped peptides, and rotation of their torsions."""
+"""Torsions of chain molecules, and rotations about them."""
 
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -8,30 +8,6 @@ if TYPE_CHECKING:
     from openmm import app
 
 Torsion: TypeAlias = tuple[int, int, np.ndarray]  # atoms b and c, and the atoms that turn with c
-# the atoms of an alanine that become those of a cap, at the start and at the end of the chain
-ACE = {"CA": "CH3", "C": "C", "O": "O"}
-NME = {"N": "N", "CA": "C"}
-
-
-def capped_pdb(sequence: str) -> str:
-    """Write the heavy atoms of extended ACE-`sequence`-NME in PDB format; sequence in one-letter codes, all L."""
-    import PeptideBuilder
-
-    chain = PeptideBuilder.make_extended_structure(f"A{sequence}A")
-    residues = list(chain.get_residues())
-    lines: list[str] = []
-    for i, residue in enumerate(residues, start=1):
-        cap, names = {1: ("ACE", ACE), len(residues): ("NME", NME)}.get(i, ("", {}))
-        for atom in residue:
-            if cap and atom.name not in names:
-                continue
-            name = names[atom.name] if cap else atom.name
-            x, y, z = atom.coord
-            lines.append(
-                f"ATOM  {len(lines) + 1:5d}  {name:<3s} {cap or residue.resname:3s} A{i:4d}    "
-                f"{x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00          {name[0]:>2s}\n"
-            )
-    return "".join(lines) + "END\n"
 
 
 def bond_distances(n_atoms: int, bonds: np.ndarray) -> np.ndarray:
