@@ -179,7 +179,8 @@ def read_trainer_checkpoint(path: PathLike) -> Pretrained:
         return {name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)}
 
     head = those(TRAINER_HEAD) if settings.get("output_model") == TRAINER_SETTINGS["output_model"] else None
-    return Pretrained(settings, those(NETWORK), head, {})
+    elements = checkpoint.get("datamodule_hyper_parameters", {}).get("elements")
+    return Pretrained(settings, those(NETWORK), head, {} if elements is None else {"elements": elements})
 
 
 READERS = {

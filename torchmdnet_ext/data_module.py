@@ -22,6 +22,7 @@ OURS = {
     "LabelledMolecules": LabelledMolecules,
     "ExtendedXYZ": ExtendedXYZ,
 }
+LEARNED = 100  # conformers with an element from which on a network is said to have been trained on it
 KEYS = tuple(f"idx_{name}" for name in NAMES)
 
 
@@ -49,6 +50,8 @@ def prepared(module: Any) -> Iterator[None]:
     known = isinstance(conformers, Conformers | LabelledMolecules)
     if known:
         _check_elements(conformers, settings.get("max_z"))
+    if isinstance(module.dataset, Denoising) and isinstance(conformers, Conformers):
+        settings["elements"] = _learned_elements(conformers)
     if given is not None:
         _check_splits(given, len(conformers))
     if given is not None or not known:
@@ -90,6 +93,13 @@ def _check_elements(conformers: Any, max_z: int | None) -> None:
             f"max_z is {max_z}, so the network knows atomic numbers up to {max_z - 1}, but the conformers hold "
             f"{chemical_symbols[heaviest]} ({heaviest}): set max_z to {heaviest + 1} or more, 100 for all that ship."
         )
+
+
+def _learned_elements(conformers: Conformers) -> list[str]:
+    """Symbols of the elements that enough conformers have; a checkpoint keeps them with the other settings of its data."""
+    from ase.data import chemical_symbols
+
+    return [chemical_symbols[number] for number in conformers.elements(LEARNED)]
 
 
 def _check_splits(path: PathLike, total: int) -> None:

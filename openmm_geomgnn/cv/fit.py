@@ -130,6 +130,9 @@ def fit_cv(
     }
     if wanted is not None:
         information["targets"] = list(target_names or (f"target {k + 1}" for k in range(settings.n_components)))
+    untrained = featurization.encoder.untrained_elements(featurization.windows.z)
+    if untrained:
+        information["untrained_elements"] = untrained
     if weights.any_biased:
         information |= {"reweighting": settings.reweighting, "biased": weights.biased}
         if settings.reweighting != "none":

@@ -66,7 +66,7 @@ def estimate_note(timescale: float | None) -> str:
 
 def judge(facts: Mapping[str, Any]) -> Verdict:
     """The verdict on a fitted CV: {"grade": one of GRADES, "reasons": sentences}, by its `training_information`."""
-    return _verdict([*_scores(facts), *_weights(facts), *_timescales(facts), *_between(facts), *_stiffness(facts)])
+    return _verdict([*_scores(facts), *_weights(facts), *_timescales(facts), *_between(facts), *_stiffness(facts), *_elements(facts)])
 
 
 def judge_student(facts: Mapping[str, Any], found: Mapping[str, Any]) -> Verdict:
@@ -158,6 +158,18 @@ def _scores(facts: Mapping[str, Any]) -> Iterator[Reason]:
         yield "weak", f"{score}, within two errors of a constant's 1: the data are too few, or show a slow event once"
     elif held_out - 1 < OVERFITTED * (training - 1):
         yield "weak", f"{score} and {training:.3f} in training: it is over-fitted. Use more data or a smaller pca"
+
+
+def _elements(facts: Mapping[str, Any]) -> Iterator[Reason]:
+    """(grade, reason) pairs by what the encoder was trained on."""
+    if facts.get("untrained_elements"):
+        yield (
+            "weak",
+            (
+                f"its encoder was not trained on {', '.join(facts['untrained_elements'])}, so that it sees these atoms no "
+                "better than random weights do"
+            ),
+        )
 
 
 def _followed(facts: Mapping[str, Any]) -> Iterator[Reason]:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from mdtraj.core.element import Element
 from torch import nn
 
 from openmm_geomgnn.aliases import PathLike
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import PluginError, find, plugin_names
-from openmm_geomgnn.representation.shipped import DATA, shipped_encoders, unknown_encoder
+from openmm_geomgnn.representation.shipped import DATA, shipped_elements, shipped_encoders, unknown_encoder
 from torchmdnet_ext import checkpoints, registration
 
 # pairs of atoms embedded in one pass: larger passes were slower on a CPU, whose time goes into mapping fresh memory
@@ -93,6 +94,18 @@ def _warn_not_smooth(path: Path, cutoff: float) -> None:
         f"atoms crosses {cutoff:g} angstrom. To bias a simulation, load it with Encoder.load(..., smooth_cutoff=True) "
         "and .save() it so under another name: geom2vec's weights predict noise as well with the envelope as without.",
         stacklevel=3,
+    )
+
+
+@functools.cache
+def _warn_of_untrained(name: str, symbols: tuple[str, ...]) -> None:
+    """Warn, once for each encoder, of elements that it was not trained on."""
+    others = [other for other in shipped_encoders() if set(symbols) <= set(shipped_elements(other))]
+    remedy = f"Take {' or '.join(others)}, which was" if others else "Train one on conformers that have them"
+    warnings.warn(
+        f"The encoder {name} was not trained on {', '.join(symbols)}: of these atoms, and in part of those near them, its "
+        f"features are no better than those of random weights. {remedy}, or leave these atoms out of the selection.",
+        stacklevel=4,
     )
 
 
@@ -247,6 +260,24 @@ class Encoder(nn.Module):
         """Precision of the network."""
         return next(self.network.parameters()).dtype
 
+    def untrained_elements(self, z: npt.ArrayLike) -> list[str]:
+        """Symbols of the elements among the atomic numbers `z` that it was not trained on; none where that is not known.
+
+        Files of ours know it (`training_information["elements"]`), and so do checkpoints of the denoising task, but for older ones.
+        """
+        known = self.training_information.get("elements")
+        if not known:
+            return []
+        here = [Element.getByAtomicNumber(number).symbol for number in np.unique(np.asarray(z)).tolist()]
+        return [symbol for symbol in here if symbol not in known]
+
+    def check_elements(self, z: npt.ArrayLike) -> None:
+        """Raise a GeomGNNError if it has no embedding for one of the atomic numbers `z`; warn if it was not trained on one."""
+        check_elements(torch.as_tensor(np.asarray(z)), self.network.max_z)
+        untrained = self.untrained_elements(z)
+        if untrained:
+            _warn_of_untrained(self.name, tuple(untrained))
+
     def content_hash(self) -> str:
         """Hash of all parameters in float32: the same for the same network, whatever file it came from.
 
@@ -315,7 +346,7 @@ class Encoder(nn.Module):
                 f"z has shape {tuple(z.shape)} and pos {tuple(pos.shape)}; they must be (N,) and (N, 3) or (F, N, 3), "
                 "with pos in angstrom."
             )
-        check_elements(z, self.network.max_z)
+        self.check_elements(z)
         if not bool(torch.isfinite(frames).all()):
             raise GeomGNNError("Some positions are not finite numbers. Remove those frames before embedding.")
         n, compiled = z.numel(), None

@@ -1,6 +1,10 @@
 """The files that the package ships, and which names of encoders are known; nothing heavy is imported to tell."""
 
+import functools
+import json
 from pathlib import Path
+
+from safetensors import safe_open
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import known_names
@@ -25,6 +29,13 @@ def shipped_encoders() -> list[str]:
     """Names of the encoders that come with the package."""
     names = [Path(file).stem for file in shipped_files((".safetensors",))]
     return [name for name in names if name not in _NO_ENCODERS]
+
+
+@functools.cache
+def shipped_elements(name: str) -> tuple[str, ...]:
+    """Symbols of the elements that an encoder of the package was trained on."""
+    with safe_open(DATA / f"{name}.safetensors", "np") as file:
+        return tuple(json.loads(file.metadata()["encoder"])["training"]["elements"])
 
 
 def known_encoders() -> list[str]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.representation import encoder as encoders
-from openmm_geomgnn.representation.encoder import Encoder, check_elements, frames_per_pass, worth_compiling
+from openmm_geomgnn.representation.encoder import Encoder, frames_per_pass, worth_compiling
 from openmm_geomgnn.representation.windows import Windows
 
 POOLING = ("sum", "mean")
@@ -56,7 +56,7 @@ class Tokenizer(nn.Module):
         self._compiled: Any = None
         rows = torch.as_tensor(windows.rows)
         z = torch.as_tensor(windows.z)
-        check_elements(z, encoder.network.max_z)
+        encoder.check_elements(windows.z)
         token = torch.as_tensor(windows.token)
         own = (token >= 0).nonzero().squeeze(1)
         self.register_buffer("rows", rows, persistent=False)

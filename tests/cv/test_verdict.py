@@ -122,6 +122,7 @@ class TestVerdict:
             ({"frames_between": [0]}, "weak", "no frame lies between the basins, so .* fit it again"),
             ({"frames_between": [3]}, "weak", "3 frames lie between the basins"),
             ({"timescale_notes": [estimate_note(23.0)]}, "usable", "rescaled time, so its timescale is an estimate"),
+            ({"untrained_elements": ["P"]}, "weak", "its encoder was not trained on P, so .* no better than random weights"),
             ({"in_basin_spread": [0.01]}, "weak", "stiff: .* 0.032 wide, and kernels as wide as a basin have 0.01"),
         ],
     )

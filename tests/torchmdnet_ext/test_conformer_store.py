@@ -188,6 +188,8 @@ def test_molecules_and_elements(folder, store):
         numbers = dataset.molecules().tolist()
         assert len(set(zip(named, numbers, strict=True))) == len(set(named)) == len(set(numbers)) > 1
         assert dataset.elements().tolist() == sorted(set().union(*named))
+        some = [z for z in set().union(*named) if sum(z in one for one in named) >= 100]
+        assert dataset.elements(100).tolist() == sorted(some)
 
 
 def test_folders_that_are_no_stores(folder, tmp_path):

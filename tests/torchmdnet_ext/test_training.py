@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ase.data import chemical_symbols
 from torchmdnet.models.model import create_model, load_model
 from torchmdnet.scripts import train as trainer
 from torchmdnet.scripts.train import get_argparse
 
 from openmm_geomgnn import Encoder
-from torchmdnet_ext import checkpoints, registration
+from torchmdnet_ext import checkpoints, data_module, registration
 from torchmdnet_ext.datasets.conformers import Conformers, write_conformers
 from torchmdnet_ext.denoising import Denoising
 from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
@@ -102,7 +103,9 @@ def train(tmp_path_factory, store):
             **changes,
         }
         (folder / "conf.yaml").write_text(yaml.safe_dump(configuration))
-        by("--conf", folder / "conf.yaml", *arguments)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data_module, "LEARNED", 20)  # there are 38 conformers
+            by("--conf", folder / "conf.yaml", *arguments)
         return Run(folder / "log")
 
     return train
@@ -158,8 +161,11 @@ def test_a_checkpoint_is_an_encoder(run, store, tmp_path):
     expected_x, expected_v, *_ = network(data.z, data.pos, torch.zeros_like(data.z))
     np.testing.assert_allclose(x, expected_x.detach().numpy(), atol=1e-6)
     np.testing.assert_allclose(v, expected_v.detach().numpy(), atol=1e-6)
-    checkpoints.write_encoder(tmp_path / "encoder.safetensors", encoder.settings, encoder.network, {"epochs": 2})
+    encoder.save(tmp_path / "encoder.safetensors")
     again = Encoder.load(tmp_path / "encoder.safetensors")
+    numbers = Conformers(file=store).elements(20)
+    assert again.training_information == {"elements": [chemical_symbols[number] for number in numbers]}
+    assert again.untrained_elements([1, 6, 15]) == ["P"]
     assert again.content_hash() == encoder.content_hash() and again.settings == encoder.settings
 
 

@@ -176,10 +176,14 @@ class Conformers(torch.utils.data.Dataset):
         parts = [splits.molecules(z, ptr) for z, ptr in self._compositions()]
         return np.concatenate([np.zeros(0, np.uint64), *parts])
 
-    def elements(self) -> np.ndarray:
-        """The atomic numbers that occur, ascending."""
-        found = [np.unique(z) for z, _ in self._compositions()]
-        return np.unique(np.concatenate([np.zeros(0, np.uint8), *found]))
+    def elements(self, least: int = 1) -> np.ndarray:
+        """The atomic numbers that `least` conformers or more have, ascending."""
+        numbers = np.zeros(256, dtype=np.int64)
+        for z, ptr in self._compositions():
+            has = np.zeros((len(ptr) - 1, 256), dtype=bool)
+            has[np.repeat(np.arange(len(has)), np.diff(ptr)), z] = True
+            numbers += has.sum(axis=0)
+        return np.flatnonzero(numbers >= least)
 
     def __len__(self) -> int:
         return self._starts[-1]
