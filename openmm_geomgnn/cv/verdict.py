@@ -66,7 +66,9 @@ def estimate_note(timescale: float | None) -> str:
 
 def judge(facts: Mapping[str, Any]) -> Verdict:
     """The verdict on a fitted CV: {"grade": one of GRADES, "reasons": sentences}, by its `training_information`."""
-    return _verdict([*_scores(facts), *_weights(facts), *_timescales(facts), *_between(facts), *_stiffness(facts), *_elements(facts)])
+    return _verdict(
+        [*_scores(facts), *_weights(facts), *_timescales(facts), *_between(facts), *_stiffness(facts), *_elements(facts)]
+    )
 
 
 def judge_student(facts: Mapping[str, Any], found: Mapping[str, Any]) -> Verdict:

@@ -4,7 +4,7 @@ import functools
 import random
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -203,6 +203,6 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def spelled(letters: str, indices: Sequence[Sequence[int]]) -> list[str]:
-    """Sequences of letters from their indices."""
-    return ["".join(letters[k] for k in row) for row in indices]
+def spelled(letters: str, indices: np.ndarray) -> list[str]:
+    """Sequences of letters from their indices (number, length)."""
+    return ["".join(letters[k] for k in row) for row in indices.tolist()]
