@@ -263,7 +263,7 @@ class Encoder(nn.Module):
     def untrained_elements(self, z: npt.ArrayLike) -> list[str]:
         """Symbols of the elements among the atomic numbers `z` that it was not trained on; none where that is not known.
 
-        Files of ours know it (`training_information["elements"]`), and so do checkpoints of the denoising task, but for older ones.
+        Files of ours know it (`training_information["elements"]`), and so do checkpoints of our denoising task.
         """
         known = self.training_information.get("elements")
         if not known:
@@ -272,7 +272,7 @@ class Encoder(nn.Module):
         return [symbol for symbol in here if symbol not in known]
 
     def check_elements(self, z: npt.ArrayLike) -> None:
-        """Raise a GeomGNNError if it has no embedding for one of the atomic numbers `z`; warn if it was not trained on one."""
+        """Raise a GeomGNNError if it has no embedding for one of the atomic numbers `z`; warn of those it was not trained on."""
         check_elements(torch.as_tensor(np.asarray(z)), self.network.max_z)
         untrained = self.untrained_elements(z)
         if untrained:

@@ -16,7 +16,7 @@ from torchmdnet.scripts import train as trainer
 from torchmdnet.scripts.train import get_argparse
 
 from openmm_geomgnn import Encoder
-from torchmdnet_ext import checkpoints, data_module, registration
+from torchmdnet_ext import data_module, registration
 from torchmdnet_ext.datasets.conformers import Conformers, write_conformers
 from torchmdnet_ext.denoising import Denoising
 from torchmdnet_ext.models.equivariant_transformer import SmoothEquivariantTransformer
