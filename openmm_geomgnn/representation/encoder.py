@@ -272,7 +272,7 @@ class Encoder(nn.Module):
         return [symbol for symbol in here if symbol not in known]
 
     def check_elements(self, z: npt.ArrayLike) -> None:
-        """Raise a GeomGNNError if it has no embedding for one of the atomic numbers `z`; warn of those it was not trained on."""
+        """Raise a GeomGNNError if it has no embedding for one of the atomic numbers `z`; warn of untrained ones."""
         check_elements(torch.as_tensor(np.asarray(z)), self.network.max_z)
         untrained = self.untrained_elements(z)
         if untrained:
