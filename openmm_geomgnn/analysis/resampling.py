@@ -89,12 +89,18 @@ class Blocks:
     """A division of all walkers' frames into consecutive blocks.
 
     labels: (N,) block of each frame, walkers concatenated. length: smallest number of frames in a block (a shorter walker is
-    one block of its own).
+    one block of its own). per_walker: the number of blocks of each walker.
     """
 
     labels: np.ndarray
     n_blocks: int
     length: int
+    per_walker: tuple[int, ...]
+
+    def of_walkers(self) -> list[slice]:
+        """The blocks of each walker."""
+        ends = np.cumsum(self.per_walker).tolist()
+        return [slice(end - number, end) for end, number in zip(ends, self.per_walker, strict=True)]
 
     def sums(self, values: np.ndarray, bins: np.ndarray | None = None, n_bins: int = 1) -> np.ndarray:
         """Sums of values (N,) per block and bin, (n_blocks, n_bins); frames with a negative bin are left out."""
@@ -106,14 +112,23 @@ class Blocks:
 
     def bootstrap(self, n_bootstrap: int, rng: int | np.random.Generator = 0) -> np.ndarray:
         """Draw how often each replica has each block, (n_bootstrap, n_blocks). rng: a Generator or a seed."""
-        rng = np.random.default_rng(rng)
-        counts = rng.multinomial(self.n_blocks, np.full(self.n_blocks, 1.0 / self.n_blocks), size=n_bootstrap)
-        return counts.astype(np.float64)
+        return bootstrap_counts(self.n_blocks, n_bootstrap, rng)
 
     @property
     def small_sample_factor(self) -> float:
-        """sqrt(n/(n - 1)): a bootstrap over n blocks has (n - 1)/n of the variance it estimates."""
-        return float(np.sqrt(self.n_blocks / (self.n_blocks - 1))) if self.n_blocks > 1 else float("nan")
+        """That of all blocks."""
+        return small_sample_factor(self.n_blocks)
+
+
+def bootstrap_counts(n_blocks: int, n_bootstrap: int, rng: int | np.random.Generator = 0) -> np.ndarray:
+    """Draw how often each replica has each block, (n_bootstrap, n_blocks). rng: a Generator or a seed."""
+    counts = np.random.default_rng(rng).multinomial(n_blocks, np.full(n_blocks, 1.0 / n_blocks), size=n_bootstrap)
+    return counts.astype(np.float64)
+
+
+def small_sample_factor(n_blocks: int) -> float:
+    """sqrt(n/(n - 1)): a bootstrap over n blocks has (n - 1)/n of the variance it estimates."""
+    return float(np.sqrt(n_blocks / (n_blocks - 1))) if n_blocks > 1 else float("nan")
 
 
 def make_blocks(lengths: Iterable[int], inefficiency: float) -> Blocks:
@@ -131,14 +146,12 @@ def make_blocks(lengths: Iterable[int], inefficiency: float) -> Blocks:
         )
     preferred = min(int(np.ceil(5 * inefficiency)), total // 20)
     length = max(int(np.ceil(inefficiency)), preferred, -(-total // _MOST_BLOCKS))
-    labels, n_blocks = [], 0
+    labels, per_walker = [], []
     for frames in lengths:
-        if frames == 0:
-            continue
-        n = max(1, frames // length)
-        labels.append(n_blocks + np.arange(frames) * n // frames)
-        n_blocks += n
-    return Blocks(np.concatenate(labels), n_blocks, length)
+        n = max(1, frames // length) if frames else 0
+        labels.append(sum(per_walker) + np.arange(frames) * n // max(1, frames))
+        per_walker.append(n)
+    return Blocks(np.concatenate(labels), sum(per_walker), length, tuple(per_walker))
 
 
 def check_same_lengths(first: Sequence[np.ndarray], second: Sequence[np.ndarray], name_first: str, name_second: str) -> None:

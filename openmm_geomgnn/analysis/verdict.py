@@ -21,6 +21,7 @@ _REFIT = (
     "fit it again with the frames of this run (trajectories: [..., {run: ...}] of `geomgnn fit`), which show it what it "
     "must not follow"
 )
+_LONGER = "Run longer (run.length)"
 SHORTEST = 0.1  # ns of all walkers, for a judgement of the temperature
 
 
@@ -63,9 +64,10 @@ def judge_run(
     """Judge a biased run by the summary of `pipeline.analyse_biased_run`.
 
     A run has converged if it crossed between its states at least FEWEST_CROSSINGS times after the start that is left out,
-    its free-energy difference has an error of at most LARGEST_ERROR kT, the two halves of the data agree within
-    LARGEST_DRIFT errors, and the bias did not heat it. The states are those of the variable with cores, or those that were
-    found. They should not be along the CV: its crossings alone may be of something that the CV was fooled by.
+    its free-energy difference has an error of at most LARGEST_ERROR kT, as have those along the torsions that the CV was
+    learned for, the two halves of the data agree within LARGEST_DRIFT errors, and the bias did not heat it. The states are
+    those of the variable with cores, or those that were found. They should not be along the CV: its crossings alone may be
+    of something that the CV was fooled by.
 
     Parameters
     ----------
@@ -88,7 +90,7 @@ def judge_run(
             )
         )
         return RunVerdict(None if len(reasons) == 1 else False, tuple(reasons))
-    reasons += [*_crossings(summary), *_fooled(summary), *_difference(summary)]
+    reasons += [*_crossings(summary), *_fooled(summary), *_difference(summary), *_slow_torsions(summary)]
     return RunVerdict(not reasons, tuple(reasons))
 
 
@@ -137,7 +139,7 @@ def _crossings(summary: Mapping[str, Any]) -> Iterator[Reason]:
         yield Reason(
             f"it crossed {count_of(used, 'time')} {where} after the start that is left out, and {FEWEST_CROSSINGS} are the "
             "least that populations can be judged by",
-            "Run longer (run.length)",
+            _LONGER,
         )
 
 
@@ -157,20 +159,32 @@ def _difference(summary: Mapping[str, Any]) -> Iterator[Reason]:
     if summary["crossings"] == 0:
         return
     if not (math.isfinite(value) and math.isfinite(error)):
-        yield Reason("its free-energy difference has no error bar", "Run longer (run.length)")
+        yield Reason("its free-energy difference has no error bar", _LONGER)
         return
     if error > LARGEST_ERROR * kT:
         yield Reason(
             f"the error of its free-energy difference is {error:.1f} kJ/mol, more than {LARGEST_ERROR:g} kT",
-            "Run longer (run.length)",
+            _LONGER,
         )
     first, second = summary["delta_F_first_half"], summary["delta_F_second_half"]
     if not (math.isfinite(first) and math.isfinite(second)):
-        yield Reason("one half of the data does not have both of its states", "Run longer (run.length)")
+        yield Reason("one half of the data does not have both of its states", _LONGER)
     elif not abs(first - second) <= LARGEST_DRIFT * error:
         yield Reason(
             f"its free-energy difference is {first:.1f} kJ/mol in the first half of the data and {second:.1f} in the second",
             "Run longer (run.length), or discard more of the start (analysis.discard)",
+        )
+
+
+def _slow_torsions(summary: Mapping[str, Any]) -> Iterator[Reason]:
+    """The torsions that the CV was learned for: their free energies may be worse known than that between the states."""
+    limit = LARGEST_ERROR * BOLTZMANN * summary["target_temperature_K"]
+    poor = [one for one in summary.get("slow_torsion_delta_F", []) if one["error"] > limit]
+    if poor:
+        several = "errors of the free energies" if len(poor) > 1 else "error of the free energy"
+        named = ", ".join(f"{one['torsion']} ({one['error']:.1f} kJ/mol)" for one in poor)
+        yield Reason(
+            f"the {several} along {named} {'are' if len(poor) > 1 else 'is'} more than {LARGEST_ERROR:g} kT", _LONGER
         )
 
 

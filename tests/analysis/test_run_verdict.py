@@ -64,6 +64,16 @@ def test_what_speaks_against_a_run(change, words, advice):
     assert len(verdict.reasons) == 1
 
 
+def test_a_torsion_that_the_cv_was_learned_for_may_be_worse_known():
+    slow = [
+        {"torsion": name, "error": error} for name, error in (("phi ALA2", 0.7), ("phi ALA3", 2.8), ("chi1 VAL2", math.nan))
+    ]
+    verdict = judge_run(GOOD | {"slow_torsion_delta_F": slow})
+    assert verdict.converged is False and len(verdict.reasons) == 1
+    assert "the error of the free energy along phi ALA3 (2.8 kJ/mol) is more than 1 kT" in verdict.in_words()
+    assert judge_run(GOOD | {"slow_torsion_delta_F": slow[:1]}).converged is True
+
+
 FOUND = {"crossing_variable": "found states", "states": [{"name": "omega 0 deg"}, {"name": "omega 180 deg"}]}
 
 
