@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openmm_geomgnn.analysis.resampling import make_blocks, relative_weights, statistical_inefficiency
+from openmm_geomgnn.analysis.resampling import make_blocks, relative_weights, statistical_inefficiency, walkers_apart
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def core_arrivals(cores: Sequence[np.ndarray], n: int) -> np.ndarray:
 
 
 def populations(membership: Sequence[np.ndarray], logw: Sequence[np.ndarray], n: int, seed: int = 0) -> np.ndarray:
-    """Populations of n states and their standard errors, (n, 2), by a block bootstrap.
+    """Populations of n states and their standard errors, (n, 2), by a block bootstrap and by how far walkers are apart.
 
     membership, logw: lists of (F,), the state and the log-weight of every frame, -inf for frames that do not count.
     """
@@ -136,5 +136,7 @@ def populations(membership: Sequence[np.ndarray], logw: Sequence[np.ndarray], n:
     if blocks.n_blocks > 1:
         replicas = blocks.bootstrap(500, seed) @ sums
         errors = (replicas / replicas.sum(1, keepdims=True)).std(0) * blocks.small_sample_factor
+        rest = sums.sum(axis=1, keepdims=True) - sums
+        errors = np.maximum(errors, shares * (1 - shares) * walkers_apart(blocks, sums, rest, 500, seed)[0])
         errors[np.count_nonzero(sums, axis=0) < 2] = np.nan
     return np.stack([shares, errors], axis=1)

@@ -5,25 +5,22 @@ Energies are in kJ/mol. A frame recorded under the bias V has the log-weight bet
 2020). Frames are given per walker, as lists of (T_w,) arrays, or as one array for a single walker.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import chdtrc
 
 from openmm_geomgnn.analysis.resampling import (
     Blocks,
     Series,
     as_walkers,
-    bootstrap_counts,
     check_same_lengths,
     make_blocks,
     relative_weights,
-    small_sample_factor,
     statistical_inefficiency,
+    walkers_apart,
 )
 from openmm_geomgnn.errors import GeomGNNError
 
@@ -100,7 +97,7 @@ def free_energy_1d(
 
     An error bar is the standard deviation over bootstrap replicas of -kT*ln of the normalised density, so it is the
     uncertainty relative to the whole ensemble, and does not depend on a single bin such as the minimum. It is nan in
-    bins that only one block visited. Returns a FreeEnergy.
+    bins that only one block visited, and wider where walkers differ, as that of `delta_F`. Returns a FreeEnergy.
     """
     s = as_walkers(s, "s")
     if inefficiency is None:
@@ -151,9 +148,8 @@ def delta_F(
     mask_A, mask_B: boolean (T,) arrays or lists of (T_w,); no frame may be in both. The correlation time is that of
     the quantity's own fluctuation, w*(1_B/p_B - 1_A/p_A), unless `inefficiency` (frames) is given.
 
-    Blocks do not see what is slower than they are long; walkers that stay apart do. Where these differ by more than the
-    errors of each by itself, the error is at least that of their weighted mean times sqrt(chi^2/(walkers - 1)), as the
-    Particle Data Group scales errors of measurements that disagree (Phys. Rev. D 110, 030001 (2024), introduction, 5.2.2).
+    Where walkers differ by more than the errors of each by itself, the error is as much wider, see
+    `resampling.walkers_apart`.
 
     Returns a FreeEnergyDifference (value, error, reason). The value is nan if a state was never visited; the error is nan
     if the data hold fewer than two independent blocks, or a single block holds all visits to a state.
@@ -189,7 +185,7 @@ def delta_F(
     if len(replicas) < 2:
         return FreeEnergyDifference(float(value), np.nan, f"{n_bootstrap} bootstrap replicas are too few for an error.")
     error = kT * np.std(np.log(replicas[:, 1] / replicas[:, 0])) * blocks.small_sample_factor
-    apart, chance = _disagreement(blocks, sums, n_bootstrap, rng)
+    (apart,), (chance,) = walkers_apart(blocks, sums[:, 1:], sums[:, :1], n_bootstrap, rng)
     error = max(error, kT * apart)
     reason = ""
     if chance < CHANCE:
@@ -203,30 +199,6 @@ def delta_F(
             "itself a guess. Simulate longer."
         )
     return FreeEnergyDifference(float(value), float(error), reason)
-
-
-def _disagreement(blocks: Blocks, sums: np.ndarray, n_bootstrap: int, rng: int | np.random.Generator) -> tuple[float, float]:
-    """The error of ln(sum_B w / sum_A w) by how far walkers are apart, 0 if they agree, and how likely that is by chance.
-
-    sums: (n_blocks, 2), of the weights in A and in B. Walkers that were in a state in less than two blocks are left out.
-    """
-    values, errors = [], []
-    for walker in blocks.of_walkers():
-        own = sums[walker]
-        if (np.count_nonzero(own, axis=0) < 2).any():
-            continue
-        replicas = bootstrap_counts(len(own), n_bootstrap, rng) @ own
-        replicas = replicas[(replicas > 0).all(axis=1)]
-        if len(replicas) >= 2:
-            values.append(np.log(own[:, 1].sum() / own[:, 0].sum()))
-            errors.append(np.std(np.log(replicas[:, 1] / replicas[:, 0])) * small_sample_factor(len(own)))
-    freedom = len(values) - 1
-    if freedom < 1 or not min(errors) > 0:
-        return 0.0, 1.0
-    precision = 1 / np.square(errors)
-    chi2 = float(np.sum(precision * np.square(values - np.average(values, weights=precision))))
-    scale = math.sqrt(chi2 / freedom)
-    return scale / math.sqrt(precision.sum()) if scale > 1 else 0.0, float(chdtrc(freedom, chi2))
 
 
 def slowest_inefficiency(variables: Sequence[Series], logw: Series, periodic: Any = None) -> float:
@@ -286,6 +258,11 @@ def _histogram(
     values = _minus_log_density(sums.sum(axis=0)[None], kT)[0] + kT * np.log(size.ravel())
     values -= np.nanmin(values)
     error = _bin_errors(blocks, sums, kT, n_bootstrap, rng)
+    if len(variables) == 1:  # of the bins of a map most are visited too rarely to compare walkers in them
+        rest = sums.sum(axis=1, keepdims=True) - sums
+        error = np.fmax(
+            error, np.where(np.isnan(error), np.nan, kT * walkers_apart(blocks, sums, rest, n_bootstrap, rng)[0])
+        )
     return FreeEnergy(tuple(used_edges), values.reshape(shape), error.reshape(shape), blocks.n_blocks, blocks.length)
 
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import chdtrc
 
 from openmm_geomgnn.errors import GeomGNNError
 
@@ -131,6 +132,39 @@ def small_sample_factor(n_blocks: int) -> float:
     return float(np.sqrt(n_blocks / (n_blocks - 1))) if n_blocks > 1 else float("nan")
 
 
+def walkers_apart(
+    blocks: Blocks, sums: np.ndarray, rest: np.ndarray, n_bootstrap: int, rng: int | np.random.Generator = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The errors (n,) of ln(sum/rest) by how far walkers are apart, and the chance (n,) that they are as far apart.
+
+    Blocks do not see what is slower than they are long; walkers that stay apart do. Where these differ by more than the
+    errors of each by itself, the error is that of their weighted mean times sqrt(chi^2/(walkers - 1)), as the Particle Data
+    Group scales errors of measurements that disagree (Phys. Rev. D 110, 030001 (2024), introduction, 5.2.2); else it is 0.
+
+    sums, rest: (n_blocks, n), of weights in n sets of frames and in those that these are compared with. A walker that was in
+    either in less than two blocks says nothing.
+    """
+    values, errors = np.full((2, len(blocks.per_walker), sums.shape[1]), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for k, own in enumerate(blocks.of_walkers()):
+            known = (np.count_nonzero(sums[own], axis=0) >= 2) & (np.count_nonzero(rest[own], axis=0) >= 2)
+            counts = bootstrap_counts(blocks.per_walker[k], n_bootstrap, rng) if known.any() else np.zeros((0, 0))
+            if not len(counts):
+                continue
+            inside, outside = sums[own][:, known], rest[own][:, known]
+            replicas = np.log(counts @ inside) - np.log(counts @ outside)
+            replicas[~np.isfinite(replicas)] = np.nan
+            values[k, known] = np.log(inside.sum(axis=0) / outside.sum(axis=0))
+            errors[k, known] = np.nanstd(replicas, axis=0) * small_sample_factor(blocks.per_walker[k])
+        precision = np.where(errors > 0, 1 / np.square(errors), 0.0)
+        freedom = np.count_nonzero(precision, axis=0) - 1
+        total = precision.sum(axis=0)
+        values = np.where(precision > 0, values, 0.0)
+        chi2 = (precision * np.square(values - (precision * values).sum(axis=0) / total)).sum(axis=0)
+        apart = (freedom > 0) & (chi2 > freedom)
+        return np.where(apart, np.sqrt(chi2 / freedom / total), 0.0), np.where(apart, chdtrc(freedom, chi2), 1.0)
+
+
 def make_blocks(lengths: Iterable[int], inefficiency: float) -> Blocks:
     """Cut walkers of `lengths` frames into blocks not shorter than `inefficiency` frames.
 
@@ -146,7 +180,8 @@ def make_blocks(lengths: Iterable[int], inefficiency: float) -> Blocks:
         )
     preferred = min(int(np.ceil(5 * inefficiency)), total // 20)
     length = max(int(np.ceil(inefficiency)), preferred, -(-total // _MOST_BLOCKS))
-    labels, per_walker = [], []
+    labels: list[np.ndarray] = []
+    per_walker: list[int] = []
     for frames in lengths:
         n = max(1, frames // length) if frames else 0
         labels.append(sum(per_walker) + np.arange(frames) * n // max(1, frames))
