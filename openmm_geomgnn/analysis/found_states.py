@@ -136,7 +136,6 @@ def populations(membership: Sequence[np.ndarray], logw: Sequence[np.ndarray], n:
     if blocks.n_blocks > 1:
         replicas = blocks.bootstrap(500, seed) @ sums
         errors = (replicas / replicas.sum(1, keepdims=True)).std(0) * blocks.small_sample_factor
-        rest = sums.sum(axis=1, keepdims=True) - sums
-        errors = np.maximum(errors, shares * (1 - shares) * walkers_apart(blocks, sums, rest, 500, seed)[0])
+        errors = np.maximum(errors, shares * (1 - shares) * walkers_apart(blocks, sums, 500, seed)[0])
         errors[np.count_nonzero(sums, axis=0) < 2] = np.nan
     return np.stack([shares, errors], axis=1)

@@ -185,7 +185,7 @@ def delta_F(
     if len(replicas) < 2:
         return FreeEnergyDifference(float(value), np.nan, f"{n_bootstrap} bootstrap replicas are too few for an error.")
     error = kT * np.std(np.log(replicas[:, 1] / replicas[:, 0])) * blocks.small_sample_factor
-    (apart,), (chance,) = walkers_apart(blocks, sums[:, 1:], sums[:, :1], n_bootstrap, rng)
+    (_, apart), (_, chance) = walkers_apart(blocks, sums, n_bootstrap, rng)
     error = max(error, kT * apart)
     reason = ""
     if chance < CHANCE:
@@ -257,16 +257,19 @@ def _histogram(
         size = np.multiply.outer(size, np.diff(edge))
     values = _minus_log_density(sums.sum(axis=0)[None], kT)[0] + kT * np.log(size.ravel())
     values -= np.nanmin(values)
-    error = _bin_errors(blocks, sums, kT, n_bootstrap, rng)
-    if len(variables) == 1:  # of the bins of a map most are visited too rarely to compare walkers in them
-        rest = sums.sum(axis=1, keepdims=True) - sums
-        error = np.fmax(
-            error, np.where(np.isnan(error), np.nan, kT * walkers_apart(blocks, sums, rest, n_bootstrap, rng)[0])
-        )
+    # of the bins of a map most are visited too rarely to compare walkers in them
+    error = _bin_errors(blocks, sums, kT, n_bootstrap, rng, compare_walkers=len(variables) == 1)
     return FreeEnergy(tuple(used_edges), values.reshape(shape), error.reshape(shape), blocks.n_blocks, blocks.length)
 
 
-def _bin_errors(blocks: Blocks, sums: np.ndarray, kT: float, n_bootstrap: int, rng: int | np.random.Generator) -> np.ndarray:
+def _bin_errors(
+    blocks: Blocks,
+    sums: np.ndarray,
+    kT: float,
+    n_bootstrap: int,
+    rng: int | np.random.Generator,
+    compare_walkers: bool,
+) -> np.ndarray:
     """Standard deviation of -kT*ln p per bin over the bootstrap; nan for bins that fewer than two blocks visited."""
     error = np.full(sums.shape[1], np.nan)
     # bins that were not visited need no replicas: most of a two-dimensional map is empty
@@ -282,7 +285,7 @@ def _bin_errors(blocks: Blocks, sums: np.ndarray, kT: float, n_bootstrap: int, r
     mean = energies.sum(axis=0) / np.maximum(n_visited, 1)
     variance = np.sum(np.where(visited, energies - mean, 0.0) ** 2, axis=0) / np.maximum(n_visited, 1)
     error[known] = np.where(n_visited >= 2, np.sqrt(variance) * blocks.small_sample_factor, np.nan)
-    return error
+    return np.maximum(error, kT * walkers_apart(blocks, sums, n_bootstrap, rng)[0]) if compare_walkers else error
 
 
 def _minus_log_density(sums: np.ndarray, kT: float) -> np.ndarray:

@@ -133,24 +133,25 @@ def small_sample_factor(n_blocks: int) -> float:
 
 
 def walkers_apart(
-    blocks: Blocks, sums: np.ndarray, rest: np.ndarray, n_bootstrap: int, rng: int | np.random.Generator = 0
+    blocks: Blocks, sums: np.ndarray, n_bootstrap: int, rng: int | np.random.Generator = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The errors (n,) of ln(sum/rest) by how far walkers are apart, and the chance (n,) that they are as far apart.
+    """The errors (n,) of ln(p/(1 - p)) by how far walkers are apart, and the chance (n,) that they are as far apart.
 
     Blocks do not see what is slower than they are long; walkers that stay apart do. Where these differ by more than the
     errors of each by itself, the error is that of their weighted mean times sqrt(chi^2/(walkers - 1)), as the Particle Data
     Group scales errors of measurements that disagree (Phys. Rev. D 110, 030001 (2024), introduction, 5.2.2); else it is 0.
 
-    sums, rest: (n_blocks, n), of weights in n sets of frames and in those that these are compared with. A walker that was in
-    either in less than two blocks says nothing.
+    sums: (n_blocks, n), of weights in n sets of frames, of which each has the share p. A walker that was in a set, or not in
+    it, in less than two blocks says nothing of it.
     """
+    rest = sums.sum(axis=1, keepdims=True) - sums
     values, errors = np.full((2, len(blocks.per_walker), sums.shape[1]), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         for k, own in enumerate(blocks.of_walkers()):
             known = (np.count_nonzero(sums[own], axis=0) >= 2) & (np.count_nonzero(rest[own], axis=0) >= 2)
-            counts = bootstrap_counts(blocks.per_walker[k], n_bootstrap, rng) if known.any() else np.zeros((0, 0))
-            if not len(counts):
+            if not known.any():
                 continue
+            counts = bootstrap_counts(blocks.per_walker[k], n_bootstrap, rng)
             inside, outside = sums[own][:, known], rest[own][:, known]
             replicas = np.log(counts @ inside) - np.log(counts @ outside)
             replicas[~np.isfinite(replicas)] = np.nan
