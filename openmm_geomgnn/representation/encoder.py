@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from mdtraj.core.element import Element
 from torch import nn
 
 from openmm_geomgnn.aliases import PathLike
@@ -268,12 +267,19 @@ class Encoder(nn.Module):
         known = self.training_information.get("elements")
         if not known:
             return []
-        here = [Element.getByAtomicNumber(number).symbol for number in np.unique(np.asarray(z)).tolist()]
+        from ase.data import chemical_symbols
+
+        here = [chemical_symbols[number] for number in np.unique(np.asarray(z))]
         return [symbol for symbol in here if symbol not in known]
 
     def check_elements(self, z: npt.ArrayLike) -> None:
         """Raise a GeomGNNError if it has no embedding for one of the atomic numbers `z`; warn of untrained ones."""
-        check_elements(torch.as_tensor(np.asarray(z)), self.network.max_z)
+        z, max_z = np.asarray(z), self.network.max_z
+        if z.size and not (0 < z.min() and z.max() < max_z):
+            raise GeomGNNError(
+                f"Atomic numbers must lie between 1 and {max_z - 1} for this encoder, but {z.min()} to {z.max()} were "
+                "given. Leave virtual sites and unknown elements out of the selection."
+            )
         untrained = self.untrained_elements(z)
         if untrained:
             _warn_of_untrained(self.name, tuple(untrained))
@@ -368,12 +374,3 @@ class Encoder(nn.Module):
                 xs.append(x.view(count, n, -1))
                 vs.append(v.view(count, n, 3, -1))
         return torch.cat(xs).numpy(), torch.cat(vs).numpy()
-
-
-def check_elements(z: torch.Tensor, max_z: int) -> None:
-    """Raise a GeomGNNError if an atomic number is not one the network has an embedding for."""
-    if z.numel() and not (0 < int(z.min()) and int(z.max()) < max_z):
-        raise GeomGNNError(
-            f"Atomic numbers must lie between 1 and {max_z - 1} for this encoder, but {int(z.min())} to {int(z.max())} "
-            "were given. Leave virtual sites and unknown elements out of the selection."
-        )

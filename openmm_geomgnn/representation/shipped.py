@@ -4,8 +4,6 @@ import functools
 import json
 from pathlib import Path
 
-from safetensors import safe_open
-
 from openmm_geomgnn.errors import GeomGNNError
 from openmm_geomgnn.plugins import known_names
 from openmm_geomgnn.units import did_you_mean
@@ -34,6 +32,8 @@ def shipped_encoders() -> list[str]:
 @functools.cache
 def shipped_elements(name: str) -> tuple[str, ...]:
     """Symbols of the elements that an encoder of the package was trained on."""
+    from safetensors import safe_open
+
     with safe_open(DATA / f"{name}.safetensors", "np") as file:
         return tuple(json.loads(file.metadata()["encoder"])["training"]["elements"])
 

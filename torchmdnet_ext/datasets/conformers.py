@@ -1,6 +1,7 @@
 """The dataset that TorchMD-Net's trainer reads from stores of conformers."""
 
 import bisect
+import functools
 import importlib.util
 import itertools
 import operator
@@ -178,12 +179,17 @@ class Conformers(torch.utils.data.Dataset):
 
     def elements(self, least: int = 1) -> np.ndarray:
         """The atomic numbers that `least` conformers or more have, ascending."""
+        return np.flatnonzero(self._with_element >= least)
+
+    @functools.cached_property
+    def _with_element(self) -> np.ndarray:
+        """How many conformers have each element, (256,)."""
         numbers = np.zeros(256, dtype=np.int64)
         for z, ptr in self._compositions():
             has = np.zeros((len(ptr) - 1, 256), dtype=bool)
             has[np.repeat(np.arange(len(has)), np.diff(ptr)), z] = True
             numbers += has.sum(axis=0)
-        return np.flatnonzero(numbers >= least)
+        return numbers
 
     def __len__(self) -> int:
         return self._starts[-1]
