@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from openmm_geomgnn.conformers.sources.base import require
-from openmm_geomgnn.conformers.sources.simulated import SimulatedChains, Structure, spelled, with_hydrogens
+from openmm_geomgnn.conformers.sources.simulated import SimulatedChains, Structure, with_hydrogens
 from openmm_geomgnn.errors import GeomGNNError
 
 LETTERS = {"RNA": "ACGU", "DNA": "ACGT"}
@@ -51,7 +51,7 @@ class Nucleotides(SimulatedChains):
         """Draw sequences such as `RNA AC`."""
         kinds = [list(LETTERS)[k] for k in rng.integers(len(LETTERS), size=number)]
         indices = rng.integers(4, size=(number, length))
-        return [f"{kind} {spelled(LETTERS[kind], row[None])[0]}" for kind, row in zip(kinds, indices, strict=True)]
+        return [f"{kind} {''.join(LETTERS[kind][k] for k in row)}" for kind, row in zip(kinds, indices, strict=True)]
 
     def build(self, sequence: str) -> Structure:
         """A structure with hydrogens, not minimised."""

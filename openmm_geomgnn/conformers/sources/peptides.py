@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from openmm_geomgnn.conformers.sources.base import require
-from openmm_geomgnn.conformers.sources.simulated import SimulatedChains, Structure, is_number, spelled, with_hydrogens
+from openmm_geomgnn.conformers.sources.simulated import SimulatedChains, Structure, is_number, with_hydrogens
 from openmm_geomgnn.errors import GeomGNNError
 
 RESIDUES = "ARNDCQEGHILKMFPSTWYV"
@@ -60,7 +60,7 @@ class Peptides(SimulatedChains):
 
     def random_sequences(self, rng: np.random.Generator, number: int, length: int) -> list[str]:
         """Draw sequences of one-letter codes; a small letter is the D residue."""
-        sequences = spelled(RESIDUES, rng.integers(len(RESIDUES), size=(number, length)))
+        sequences = ["".join(RESIDUES[k] for k in row) for row in rng.integers(len(RESIDUES), size=(number, length))]
         if not self.d_share:
             return sequences
         mirrored = rng.random((number, length)) < self.d_share

@@ -201,8 +201,3 @@ class Chain:
 def is_number(value: object) -> bool:
     """Whether a value is a number, which True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def spelled(letters: str, indices: np.ndarray) -> list[str]:
-    """Sequences of letters from their indices (number, length)."""
-    return ["".join(letters[k] for k in row) for row in indices.tolist()]
