@@ -13,7 +13,7 @@ from openmm_geomgnn.cv.students.coordinates import (
     rotatable_bonds,
 )
 from openmm_geomgnn.cv.students.network import StudentNetwork
-from openmm_geomgnn.cv.students.training import TeacherLabels, change_along, errors, train, values_and_gradients
+from openmm_geomgnn.cv.students.training import TeacherLabels, change_along, errors, train, turning, values_and_gradients
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ class TestTraining:
     def test_change_along_turns(self, cv):
         """That of turning a part of the molecule by a small angle."""
         turns, pos, step = rotatable_bonds(BONDS, len(HEAVY)), self.pos[:3].double(), 1e-5
-        found = change_along(turns, pos, values_and_gradients(cv.network, cv.coordinates, pos)[1])
+        found = change_along(turning(turns, pos), values_and_gradients(cv.network, cv.coordinates, pos)[1])
         assert found.shape == (3, 2, len(turns)) and len(turns) > 1
         for number, (a, b, rows) in enumerate(turns):
             moved = pos.clone()
@@ -73,7 +73,7 @@ class TestTraining:
             moved[:, rows] += step * torch.linalg.cross(axis[:, None], pos[:, rows] - pos[:, b, None])
             change = (cv.network(cv.coordinates(moved)) - cv.network(cv.coordinates(pos))) / step
             torch.testing.assert_close(found[:, :, number], change, rtol=1e-3, atol=1e-4)
-        assert change_along([], pos, torch.ones(3, 2, len(HEAVY), 3)).shape == (3, 2, 0)
+        assert change_along(turning([], pos), torch.ones(3, 2, len(HEAVY), 3).double()).shape == (3, 2, 0)
 
     def test_turns_are_learned_where_they_are_asked_for(self, cv, monkeypatch):
         """And what is kept of the frames is what would be computed."""

@@ -5,7 +5,7 @@ W. M. Czarnecki et al., Sobolev training for neural networks, NeurIPS 2017, arXi
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -110,11 +110,11 @@ def train(
         network.mean.copy_(found.mean(0))
         network.scale.copy_(found.std(0).clamp(min=SMALLEST_SCALE))
         network.last.bias.copy_(labels.values.mean(0))
-    size, along = labels.gradients.square().sum((2, 3)).mean(0), change_along(turns, labels.pos, labels.gradients)
+    size, along = _mean_squares(labels, turns)
     weights = [1.0 / labels.values.var(0), gradient_weight / size]
-    weights += [(gradient_weight / along.square().sum(2).mean(0)).nan_to_num(0.0, 0.0)]  # nothing where nothing turns
+    weights += [(gradient_weight / along).nan_to_num(0.0, 0.0)]  # nothing where nothing turns
     parts = _Parts(coordinates, labels.pos)
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * math.ceil(len(labels.pos) / batch_size))
     generator = torch.Generator().manual_seed(seed)
     run: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "best_state": copy.deepcopy(network.state_dict())}
@@ -134,7 +134,7 @@ def train(
         for batch in torch.randperm(len(labels.pos), generator=generator).split(batch_size):
             chosen = TeacherLabels(*(part[batch] for part in labels))
             values, gradients = _of_parts(network, coordinates, parts.of(batch), labels.pos.shape[1])
-            loss = _loss(_squared_errors(chosen, values, gradients, turns), weights)
+            loss = _loss(_squared_errors(chosen, turning(turns, chosen.pos), values, gradients), weights)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -164,8 +164,7 @@ def errors(
         there are `turns`, `turning_error`, the same of the change along these.
     """
     by_value, by_gradient, by_turns = _mean_errors(network, coordinates, labels, turns)
-    variance, size = labels.values.var(0, correction=0), labels.gradients.square().sum((2, 3)).mean(0)
-    along = change_along(turns, labels.pos, labels.gradients).square().sum(2).mean(0)
+    variance, (size, along) = labels.values.var(0, correction=0), _mean_squares(labels, turns)
     found = {
         "r2": (1.0 - by_value / variance).tolist(),
         "rmse": by_value.sqrt().tolist(),
@@ -174,8 +173,8 @@ def errors(
     return found | ({"turning_error": (by_turns / along).sqrt().tolist()} if len(turns) else {})
 
 
-def change_along(turns: Sequence[Turn], pos: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    """The change of a CV as a molecule turns about bonds, (F, d, T) per radian; differentiable in the gradients.
+def turning(turns: Sequence[Turn], pos: torch.Tensor) -> torch.Tensor:
+    """How atoms move as a molecule turns about bonds, (F, T, n, 3) in angstrom per radian.
 
     Parameters
     ----------
@@ -183,22 +182,19 @@ def change_along(turns: Sequence[Turn], pos: torch.Tensor, gradients: torch.Tens
         T bonds.
     pos : (F, n, 3) tensor
         Angstrom.
-    gradients : (F, d, n, 3) tensor
-        Per angstrom.
     """
-    if not len(turns):
-        return gradients.new_zeros(*gradients.shape[:2], 0)
-    pos = pos.to(gradients.dtype)
-    first, second = (torch.tensor([turn[side] for turn in turns]) for side in (0, 1))
-    moved = torch.zeros(len(turns), pos.shape[1], dtype=pos.dtype)
-    for row, (_, _, rows) in zip(moved, turns, strict=True):
-        row[torch.as_tensor(rows)] = 1.0
+    moved = pos.new_zeros(len(turns), pos.shape[1], 1)
+    for number, (_, _, rows) in enumerate(turns):
+        moved[number, torch.as_tensor(rows)] = 1.0
+    first, second = (torch.tensor([turn[side] for turn in turns], dtype=torch.int64) for side in (0, 1))
     axes = torch.nn.functional.normalize(pos[:, second] - pos[:, first], dim=2)
-    # what moves by axis x (r - b) changes the CV by axis . ((r - b) x gradient)
-    moments = moved @ torch.linalg.cross(pos.unsqueeze(1).expand_as(gradients), gradients)
-    pulls = moved @ gradients
-    arms = pos[:, second].unsqueeze(1).expand_as(pulls)
-    return (axes.unsqueeze(1) * (moments - torch.linalg.cross(arms, pulls))).sum(3)
+    arms = pos.unsqueeze(1) - pos[:, second].unsqueeze(2)
+    return moved * torch.linalg.cross(axes.unsqueeze(2).expand_as(arms), arms)
+
+
+def change_along(motions: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """The change (F, d, T) of a CV of gradients (F, d, n, 3) along motions (F, T, n, 3), see `turning`; differentiable."""
+    return gradients.flatten(2) @ motions.flatten(2).transpose(1, 2)
 
 
 def values_and_gradients(
@@ -234,12 +230,25 @@ class _Parts:
         return [part[batch] for part in self._kept] or self._coordinates.with_gradients(self._pos[batch])
 
 
+def _mean_squares(labels: TeacherLabels, turns: Sequence[Turn]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squares (d,) of the teacher's gradients, and of its change along turns."""
+    size, along = torch.zeros(2, labels.values.shape[1])
+    for pos, _, gradients in _chunks(labels):
+        size += gradients.square().sum((0, 2, 3))
+        along += change_along(turning(turns, pos), gradients).square().sum((0, 2))
+    return size / len(labels.pos), along / len(labels.pos)
+
+
+def _chunks(labels: TeacherLabels) -> Iterator[TeacherLabels]:
+    return map(TeacherLabels._make, zip(*(part.split(_EVALUATED) for part in labels), strict=True))
+
+
 def _squared_errors(
-    labels: TeacherLabels, values: torch.Tensor, gradients: torch.Tensor, turns: Sequence[Turn]
+    labels: TeacherLabels, motions: torch.Tensor, values: torch.Tensor, gradients: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Mean squared errors (d,) of values, of gradients, and of the change along turns."""
+    """Mean squared errors (d,) of values, of gradients, and of the change along motions."""
     wrong = gradients - labels.gradients
-    along = change_along(turns, labels.pos, wrong).square().sum(2)
+    along = change_along(motions, wrong).square().sum(2)
     return [part.mean(0) for part in ((values - labels.values).square(), wrong.square().sum((2, 3)), along)]
 
 
@@ -248,9 +257,9 @@ def _mean_errors(
 ) -> list[torch.Tensor]:
     """As `_squared_errors`, over many frames."""
     total: list[Any] = [0.0, 0.0, 0.0]
-    for chunk in zip(*(part.split(_EVALUATED) for part in labels), strict=True):
-        chosen = TeacherLabels(*chunk)
-        found = _squared_errors(chosen, *values_and_gradients(network, coordinates, chosen.pos), turns)
+    for chosen in _chunks(labels):
+        motions = turning(turns, chosen.pos.to(network.mean.dtype))
+        found = _squared_errors(chosen, motions, *values_and_gradients(network, coordinates, chosen.pos))
         total = [sum_ + len(chosen.pos) * part for sum_, part in zip(total, found, strict=True)]
     return [part / len(labels.pos) for part in total]
 
