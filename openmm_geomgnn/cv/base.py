@@ -68,9 +68,10 @@ class Bound(nn.Module):
 
     def _mapped(self, psi: np.ndarray, vjp: Callable[[np.ndarray], Any]) -> ValueAndVJP:
         """The CV (d,) and its vector-Jacobian product, from those of psi."""
-        if self.output.is_identity:
+        output = self.output
+        if output.is_identity:
             return psi, vjp
-        values, slope = self.output.value_and_slope(psi)
+        values, slope = output.value_and_slope(psi)
         return values, lambda weights: vjp(weights * slope)
 
     def _select(self, cv: Any, topology: TopologyLike | SelectedMolecule) -> SelectedAtoms:

@@ -80,6 +80,10 @@ class OutputMap(nn.Module):
         self._limits = list(zip(*(arrays[name].tolist() for name in ("low", "high", "width")), strict=True))
         self._ends = list(zip(arrays["first"].tolist(), arrays["last"].tolist(), strict=True))
         self._rows: list[list[list[float]]] = polynomials.tolist()
+        # once, since a simulation asks at every step
+        self._even_map = intervals > 0
+        self._bounds = any(math.isfinite(low) for low, _, _ in self._limits)
+        self._identity = not (self._even_map or self._bounds)
 
     @classmethod
     def identity(cls, dimension: int) -> "OutputMap":
@@ -127,17 +131,17 @@ class OutputMap(nn.Module):
     @property
     def is_even(self) -> bool:
         """Whether there is an even map."""
-        return self.slopes.shape[1] > 0
+        return self._even_map
 
     @property
     def is_bounded(self) -> bool:
         """Whether any component is bounded."""
-        return any(math.isfinite(low) for low, _, _ in self._limits)
+        return self._bounds
 
     @property
     def is_identity(self) -> bool:
         """Whether it changes nothing."""
-        return not (self.is_even or self.is_bounded)
+        return self._identity
 
     @property
     def limits(self) -> np.ndarray:

@@ -282,7 +282,9 @@ def kernels() -> ModuleType:
 
 def _compiled(coordinates: InternalCoordinates, network: StudentNetwork) -> Callable[[np.ndarray], ValueAndVJP]:
     """A function from positions (n, 3), float64 in angstrom, to psi and its vector-Jacobian product, compiled."""
-    forward, backward = kernels().forward, kernels().backward
+    from torchmdnet_ext.kernels.cache import FixedTypes  # Numba is there where it is wanted only
+
+    forward, backward, call = kernels().forward, kernels().backward, FixedTypes()
 
     def array(tensor: Any) -> np.ndarray:
         return np.ascontiguousarray(tensor.detach().numpy())
@@ -294,10 +296,11 @@ def _compiled(coordinates: InternalCoordinates, network: StudentNetwork) -> Call
     w0 = array(network.skip.weight)
 
     def value_and_vjp(pos: np.ndarray) -> ValueAndVJP:
-        psi, x, h1, h2 = forward(pos, torsions, distances, mean, inverse_scale, w1, b1, w2, b2, w3, b3, w0)
+        psi, x, h1, h2 = call(forward, pos, torsions, distances, mean, inverse_scale, w1, b1, w2, b2, w3, b3, w0)
 
         def vjp(weights: np.ndarray) -> np.ndarray:
-            return backward(pos, weights, x, h1, h2, torsions, distances, inverse_scale, w1, w2, w3, w0)
+            weights = np.ascontiguousarray(weights, dtype=np.float64)
+            return call(backward, pos, weights, x, h1, h2, torsions, distances, inverse_scale, w1, w2, w3, w0)
 
         return psi, vjp
 

@@ -16,10 +16,23 @@ class Callback:
 
     def __call__(self, state: openmm.State) -> tuple[float, np.ndarray]:
         """Compute the energy in kJ/mol and forces (n, 3) in kJ/mol/nm at a State."""
-        # bare numbers: going through units takes twice as long
-        pos = state.getPositions(asNumpy=True)._value
+        pos = _positions(state)
         box = state.getPeriodicBoxVectors(asNumpy=True)._value if self.evaluation.periodic else None
         return self.evaluation(pos, box, state.getStepCount())
+
+
+def _positions(state: openmm.State) -> np.ndarray:
+    """Positions (n, 3) of a State, nm.
+
+    `State.getPositions` looks for an earlier answer by `dir`, and makes a Quantity: in a step of a small molecule that takes
+    longer than the CV. Where OpenMM lacks what it calls, it is called itself.
+    """
+    fill = getattr(state, "_getVectorAsNumpy", None)
+    if fill is None:
+        return state.getPositions(asNumpy=True)._value
+    pos = np.empty((state._getNumParticles(), 3))
+    fill(openmm.State.Positions, pos)
+    return pos
 
 
 def why_not() -> str | None:
