@@ -3,7 +3,8 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -14,6 +15,9 @@ from openmm_geomgnn.errors import GeomGNNError
 # one thread per process: more threads than free cores slow everything down, and results may depend on their number
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENMM_CPU_THREADS")
 
+# OpenMM, and mdtraj which brings it, are not among them: on import it may start the driver of a GPU, which cannot be copied
+_PRELOADED = ("torch", "numba", "scipy.spatial")
+
 
 def cores() -> int:
     """The number of cores that this process may use."""
@@ -23,7 +27,7 @@ def cores() -> int:
 def start_process(serve: Callable[..., object], *arguments: Any) -> tuple[BaseProcess, Connection]:
     """Start serve(connection, *arguments) in a process of its own, with one thread in every numerical library.
 
-    It starts as a new program, so `serve` must be something that can be imported. Ctrl-C does not reach it.
+    `serve` must be something that can be imported, as in a new program. Ctrl-C does not reach it.
 
     Returns
     -------
@@ -32,14 +36,26 @@ def start_process(serve: Callable[..., object], *arguments: Any) -> tuple[BasePr
     connection : multiprocessing.connection.Connection
         The other end of that of `serve`. It raises EOFError or OSError once the process is dead.
     """
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     mine, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(serve, theirs, *arguments), daemon=True)
+    process = context.Process(target=_serve, args=(serve, theirs, dict(os.environ), *arguments), daemon=True)
     with _single_threaded():
         process.start()
     # the other end must be open in the new process alone, or its death would not show here
     theirs.close()
     return process, mine
+
+
+def _context() -> Any:
+    """What starts processes: new programs, or, where forking is safe, copies of one that has imported the large packages.
+
+    Those take seconds to import, for every process of every stage of a run.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOADED))
+    return context
 
 
 def how_it_ended(process: BaseProcess, fault: str, script: str) -> str:
@@ -80,7 +96,11 @@ def _single_threaded() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(serve: Callable[..., object], connection: Connection, *arguments: Any) -> None:
+def _serve(
+    serve: Callable[..., object], connection: Connection, environment: Mapping[str, str], *arguments: Any
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)  # that of a copied process is from when the first of them was started
     # Ctrl-C reaches every process of the terminal: the parent decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(connection, *arguments)

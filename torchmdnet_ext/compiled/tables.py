@@ -83,10 +83,11 @@ def radial_filters_and_slopes(network, distance: np.ndarray, filters=radial_filt
         if not value.requires_grad:
             return value.numpy().copy(), np.zeros(value.shape)
         # each filter depends on its own distance only, so the gradient of a weighted sum by the weights is every slope;
-        # forward differentiation would import a compiler that takes seconds
+        # forward differentiation would import a compiler that takes seconds, and so, at first use, does a gradient of what
+        # is not a scalar
         weight = torch.zeros_like(value, requires_grad=True)
-        (gradient,) = torch.autograd.grad(value, r, weight, create_graph=True)
-        (slope,) = torch.autograd.grad(gradient, weight, torch.ones_like(gradient))
+        (gradient,) = torch.autograd.grad((value * weight).sum(), r, create_graph=True)
+        (slope,) = torch.autograd.grad(gradient.sum(), weight)
     return value.detach().numpy().copy(), slope.numpy().copy()
 
 
