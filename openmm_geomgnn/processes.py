@@ -38,8 +38,8 @@ def start_process(serve: Callable[..., object], *arguments: Any) -> tuple[BasePr
     """
     context = _context()
     mine, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(serve, theirs, dict(os.environ), *arguments), daemon=True)
     with _single_threaded():
+        process = context.Process(target=_serve, args=(serve, theirs, dict(os.environ), *arguments), daemon=True)
         process.start()
     # the other end must be open in the new process alone, or its death would not show here
     theirs.close()
@@ -96,9 +96,7 @@ def _single_threaded() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(
-    serve: Callable[..., object], connection: Connection, environment: Mapping[str, str], *arguments: Any
-) -> None:
+def _serve(serve: Callable[..., object], connection: Connection, environment: Mapping[str, str], *arguments: Any) -> None:
     os.environ.clear()
     os.environ.update(environment)  # that of a copied process is from when the first of them was started
     # Ctrl-C reaches every process of the terminal: the parent decides what it means
