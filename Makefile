@@ -52,22 +52,23 @@ pretrain: $(VENV)/.installed
 
 # torch comes first: it alone decides which build of it the others are content with. What is published as source only
 # (torchmd-net, openmmml, pdbfixer) is built with what its own pyproject.toml asks for, so pip's build isolation stays on.
+# --no-compile: to compile 20,000 modules takes minutes, and most are never imported; Python compiles those that are.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt torch
-	$(BIN)/python -m pip install -c constraints.txt -e ".[all,test,interoperability,lint,docs]"
+	$(BIN)/python -m pip install --no-compile -c constraints.txt torch
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e ".[all,test,interoperability,lint,docs]"
 	touch $@
 
 $(TORCH_VENV)/.installed: setup.cfg pyproject.toml constraints-openmm-torch.txt
 	test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
-	$(TORCH_VENV)/bin/python -m pip install -c constraints-openmm-torch.txt torch openmmtorch openmm-cuda-12
-	$(TORCH_VENV)/bin/python -m pip install -c constraints-openmm-torch.txt -e ".[fast,test]"
+	$(TORCH_VENV)/bin/python -m pip install --no-compile -c constraints-openmm-torch.txt torch openmmtorch openmm-cuda-12
+	$(TORCH_VENV)/bin/python -m pip install --no-compile -c constraints-openmm-torch.txt -e ".[fast,test]"
 	touch $@
 
 $(LOWEST_VENV)/.installed: setup.cfg pyproject.toml constraints-lowest.txt
 	test -x $(LOWEST_VENV)/bin/python || $(PYTHON) -m venv $(LOWEST_VENV)
-	$(LOWEST_VENV)/bin/python -m pip install -c constraints-lowest.txt torch
-	$(LOWEST_VENV)/bin/python -m pip install -c constraints-lowest.txt -e ".[all,test]"
+	$(LOWEST_VENV)/bin/python -m pip install --no-compile -c constraints-lowest.txt torch
+	$(LOWEST_VENV)/bin/python -m pip install --no-compile -c constraints-lowest.txt -e ".[all,test]"
 	touch $@
 
 clean:

@@ -1,5 +1,6 @@
 """Notes about the numbers of a run that its reader should know besides the verdict of `verdict.judge_run`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,14 @@ HOT_SHARE = 0.02
 FEW_FRAMES = 100
 # excess of the mean temperature, by the target, from which weights are in doubt, in runs that are long enough to know it, ns
 WARM, LONG_ENOUGH = 0.0075, 2.0
+
+
+def is_warm(summary: Mapping[str, Any]) -> bool:
+    """Whether a run was long enough to know that it was so much warmer than its target that its weights are in doubt."""
+    mean, target, length = (
+        summary.get(key) or np.nan for key in ("mean_temperature_K", "target_temperature_K", "biased_ns")
+    )
+    return bool(length >= LONG_ENOUGH and mean - target > WARM * target)
 
 
 def reading_notes(summary: dict[str, Any], delta_F_reason: str = "") -> list[str]:
@@ -25,8 +34,8 @@ def reading_notes(summary: dict[str, Any], delta_F_reason: str = "") -> list[str
             f"Warning: {100 * summary['hot_frame_share']:.1f} % of the frames are hotter than "
             f"{summary['hot_threshold_K']:.0f} K; less than 1 % are expected from the fluctuation of the temperature."
         )
-    excess = summary["mean_temperature_K"] - summary["target_temperature_K"]
-    if excess > WARM * summary["target_temperature_K"] and summary["biased_ns"] >= LONG_ENOUGH:
+    if is_warm(summary):
+        excess = summary["mean_temperature_K"] - summary["target_temperature_K"]
         notes.append(
             f"Warning: on average it was {excess:.1f} K warmer than its target. That heat is work of the bias, most of it "
             "along the CV, while weights assume the target, so free energies may be further off than their errors: one run "

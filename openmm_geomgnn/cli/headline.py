@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openmm_geomgnn.analysis.notes import is_warm
+
 
 def headline(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     """Lines with the numbers of a run that are known, its verdict, and where its report is."""
@@ -35,6 +37,8 @@ def headline(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     if known("mean_temperature_K"):
         hot = f", {100 * summary['hot_frame_share']:.2g} % of the frames hot" if known("hot_frame_share") else ""
         lines.append(f"temperature    {number('mean_temperature_K', 4)} K{hot}")
+        if is_warm(summary):
+            lines.append(f"{'':14} above the target that frames are weighed by: free energies may be off by more than said")
     if known("delta_F_kJ_per_mol"):
         error = f" +- {number('delta_F_error', 2)}" if known("delta_F_error") else ""
         definition = f" = {summary['delta_F_definition']}" if "delta_F_definition" in summary else ""

@@ -26,3 +26,11 @@ def test_free_energies_of_wells_that_are_known_or_not(unknown):
     ]
     (_, crossed), (_, differences) = slow_tables(summary)
     assert crossed[1:] == [["omega", "4.75"]] and [row[1] for row in differences[1:]] == said
+
+
+@pytest.mark.parametrize(
+    ("mean", "length", "warm"), [(302.0, 4.0, False), (303.0, 4.0, True), (303.0, 1.0, False), (math.nan, 4.0, False)]
+)
+def test_a_run_that_was_warm_says_so_where_its_temperature_is(mean, length, warm):
+    lines = headline(Path("run"), {"mean_temperature_K": mean, "target_temperature_K": 300.0, "biased_ns": length})
+    assert any("above the target" in line for line in lines) == warm
