@@ -15,7 +15,8 @@ from openmm_geomgnn.cv.verdict import FINE_ERROR, GOOD_R2, missed, turning_error
 from openmm_geomgnn.formatting import format_values
 from openmm_geomgnn.unfinished import Unfinished
 
-LABELS, EPOCHS = 8000, 80
+LABELS = 8000, 16000  # conformations that the network is asked about: first, and where that makes no student to be biased
+EPOCHS = 80
 # sets of held-out conformations, and the R2 that a student needs there to be biased in place of its network
 LEAST_R2 = {"held_out": GOOD_R2, "displaced": 0.9, "turned": 0.9}
 LARGEST_TURNING_ERROR = 0.5  # of the change along turns about bonds, by which a bias crosses
@@ -24,17 +25,24 @@ LARGEST_TURNING_ERROR = 0.5  # of the change along turns about bonds, by which a
 def student_or_network(protocol: Protocol, network: Any, trajectories: Sequence[mdtraj.Trajectory]) -> Any:
     """Distil a fitted CV, which is kept in its own file; returns the student, or the network where that is no good.
 
-    Why it is no good is said, and stands in the training information as `student_refused`. A distillation that was stopped
-    goes on where it was.
+    Where it is no good it is distilled once more, from more conformations. Why it is no good is said, and stands in the
+    training information as `student_refused`. A distillation that was stopped goes on where it was.
     """
     path = protocol.output / NETWORK_FILE
     network.save(path)
-    settings = DistillSettings(labels=LABELS, epochs=EPOCHS, seed=protocol.seed)
-    unfinished = Unfinished(path)
-    with progress_bars(STAGES) as progress:
-        student = distill(network, trajectories[0].topology, trajectories, settings, progress, unfinished)
-    unfinished.remove()
-    refused = why_not(student)
+    attempts = [(labels, Unfinished(f"{path}.{labels}")) for labels in LABELS]
+    refused = ""
+    for labels, unfinished in attempts:
+        if refused:
+            echo(f"The student is not used: {refused}. It is made once more, from {labels} conformations.")
+        settings = DistillSettings(labels=labels, epochs=EPOCHS, seed=protocol.seed)
+        with progress_bars(STAGES) as progress:
+            student = distill(network, trajectories[0].topology, trajectories, settings, progress, unfinished)
+        refused = why_not(student)
+        if not refused:
+            break
+    for _, unfinished in attempts:
+        unfinished.remove()
     if refused:
         echo(f"The student is not used: {refused}. The network itself is biased.")
         network.training_information["student_refused"] = refused

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture
 def protocol(tmp_path, monkeypatch):
-    monkeypatch.setattr(students, "LABELS", 1500)
+    monkeypatch.setattr(students, "LABELS", (1500, 1600))
     monkeypatch.setattr(students, "EPOCHS", 10)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY.replace("pca: 20", "pca: 20, student: true"))
@@ -59,7 +59,9 @@ def test_network_is_biased_where_the_student_is_no_good(protocol, monkeypatch, c
     run_protocol(protocol)
     cv = CollectiveVariable.load(protocol.output / CV_FILE)
     assert not isinstance(cv, StudentCV) and "along turns" in cv.training_information["student_refused"]
-    assert "The network itself is biased." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "It is made once more, from 1600 conformations." in said and "The network itself is biased." in said
+    assert not list(protocol.output.glob("*.partial"))
 
 
 def test_a_poor_student_is_refused_and_says_why():
