@@ -30,7 +30,7 @@ def student_or_network(protocol: Protocol, network: Any, trajectories: Sequence[
     """
     path = protocol.output / NETWORK_FILE
     network.save(path)
-    attempts = [(labels, Unfinished(f"{path}.{labels}")) for labels in LABELS]
+    attempts = list(zip(LABELS, (Unfinished(path), Unfinished(f"{path}.again")), strict=True))
     refused = ""
     for labels, unfinished in attempts:
         if refused:

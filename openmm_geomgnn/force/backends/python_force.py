@@ -24,8 +24,8 @@ class Callback:
 def _positions(state: openmm.State) -> np.ndarray:
     """Positions (n, 3) of a State, nm.
 
-    `State.getPositions` looks for an earlier answer by `dir`, and makes a Quantity: in a step of a small molecule that takes
-    longer than the CV. Where OpenMM lacks what it calls, it is called itself.
+    `State.getPositions` looks for an earlier answer by `dir`, and makes a Quantity, which takes as long as a student's CV of
+    a small molecule. Where OpenMM lacks what it calls, it is called itself.
     """
     fill = getattr(state, "_getVectorAsNumpy", None)
     if fill is None:
