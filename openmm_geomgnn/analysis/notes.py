@@ -15,10 +15,15 @@ WARM, LONG_ENOUGH = 0.0075, 2.0
 
 def is_warm(summary: Mapping[str, Any]) -> bool:
     """Whether a run was long enough to know that it was so much warmer than its target that its weights are in doubt."""
+    return heating(summary, LONG_ENOUGH) > WARM
+
+
+def heating(summary: Mapping[str, Any], shortest: float) -> float:
+    """How far the mean temperature is above the target, by the target; nan if unknown, or of less than `shortest` ns."""
     mean, target, length = (
         summary.get(key) or np.nan for key in ("mean_temperature_K", "target_temperature_K", "biased_ns")
     )
-    return bool(length >= LONG_ENOUGH and mean - target > WARM * target)
+    return mean / target - 1 if length >= shortest else np.nan
 
 
 def reading_notes(summary: dict[str, Any], delta_F_reason: str = "") -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from openmm_geomgnn.analysis.division import FOUND
+from openmm_geomgnn.analysis.notes import heating
 from openmm_geomgnn.formatting import count_of
 from openmm_geomgnn.units import BOLTZMANN
 
@@ -190,10 +191,7 @@ def _slow_torsions(summary: Mapping[str, Any]) -> Iterator[Reason]:
 
 def is_hot(summary: Mapping[str, Any]) -> bool:
     """Whether the mean temperature is further from the target than the bias may heat, and known well enough."""
-    mean, target, length = (summary.get(key) for key in ("mean_temperature_K", "target_temperature_K", "biased_ns"))
-    if not (mean and target and length) or length < SHORTEST:  # else it is the chance of a few fluctuations
-        return False
-    return math.isfinite(mean) and abs(mean / target - 1) > LARGEST_HEATING
+    return abs(heating(summary, SHORTEST)) > LARGEST_HEATING  # of less it is the chance of a few fluctuations
 
 
 def sentences(verdict: RunVerdict) -> Sequence[str]:

@@ -80,10 +80,7 @@ class OutputMap(nn.Module):
         self._limits = list(zip(*(arrays[name].tolist() for name in ("low", "high", "width")), strict=True))
         self._ends = list(zip(arrays["first"].tolist(), arrays["last"].tolist(), strict=True))
         self._rows: list[list[list[float]]] = polynomials.tolist()
-        # once, since a simulation asks at every step
-        self._even_map = intervals > 0
-        self._bounds = any(math.isfinite(low) for low, _, _ in self._limits)
-        self._identity = not (self._even_map or self._bounds)
+        self._identity = not (self.is_even or self.is_bounded)  # once, since a simulation asks at every step
 
     @classmethod
     def identity(cls, dimension: int) -> "OutputMap":
@@ -131,12 +128,12 @@ class OutputMap(nn.Module):
     @property
     def is_even(self) -> bool:
         """Whether there is an even map."""
-        return self._even_map
+        return self.slopes.shape[1] > 0
 
     @property
     def is_bounded(self) -> bool:
         """Whether any component is bounded."""
-        return self._bounds
+        return any(math.isfinite(low) for low, _, _ in self._limits)
 
     @property
     def is_identity(self) -> bool:
